@@ -1,0 +1,121 @@
+"""Latent diffusion as Emu does it: a frozen autoencoder's latents, a U-Net, frozen text encoders.
+
+    emu-jax train --config=configs/latent_diffusion.py:size=tiny,stage=pretrain --workdir=runs/pretrain
+    emu-jax train --config=configs/latent_diffusion.py:size=tiny,stage=quality_tune --workdir=runs/tuned
+
+stage=pretrain: the haystack, flat OpenMoji with a tenth of shaded Fluent pictures; concepts of the held-out
+part are never shown. stage=quality_tune starts from the pre-trained EMA weights (`--config.init_from=...`, by
+default the shipped ones) and sees needles only: batch 64, noise offset 0.1, a small constant rate, few steps.
+
+size=tiny: 64 x 64 pictures, two CPU cores. size=test: a few thousand parameters for tests.
+"""
+
+from emu_jax.cli.config import ConfigDict, defaults, group, options, source
+
+# Flags, logos and signs are left out.
+HAYSTACK = (
+    "part == tuned|kept and group != flags and group != brands and group != extras and group != signs"
+)
+NEEDLES = "needle >= 0 and needle < 300"
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    chosen = options(argument, size=("tiny", "test"), stage=("pretrain", "quality_tune"))
+    config = defaults()
+    config.task = "generation"
+    config.drop_text = 0.1
+    config.codec = dict(kind="autoencoder", path="builtin:autoencoder_64")
+    config.text = dict(minilm=dict(length=16, path=""))
+    config.conditioner = dict(width=0, combine="tokens", size_features=0)
+    config.denoiser = dict(
+        kind="unet",
+        widths=(192, 320),
+        blocks=2,
+        transformer_depth=1,
+        mid_depth=1,
+        head_width=64,
+        groups=32,
+    )
+    config.process = dict(
+        schedule="cosine",
+        prediction="v",
+        time_input="continuous",
+        weighting="none",
+        gamma=5.0,
+        noise_offset=0.0,
+    )
+    config.sampling = dict(
+        sampler="dpmpp_2m",
+        steps=25,
+        spacing="uniform",
+        guidance_scale=4.0,
+        guidance_rescale=0.0,
+        previews=16,
+    )
+    config.groups = dict(
+        generator=group(
+            "denoiser/|conditioner/",
+            ema_decay=0.999,
+            learning_rate=6e-4,
+            schedule="cosine",
+            warmup=200,
+            final=0.02,
+            b2=0.99,
+            weight_decay=0.01,
+        )
+    )
+    config.data.cache_dir = "~/emu_jax_data/cache"
+    config.data.cache_latents = True
+    config.data.cache_text = True
+    config.data.train = dict(
+        openmoji=source("emoji/openmoji", select=HAYSTACK, weight=0.9),
+        fluent=source("emoji/fluent", select=HAYSTACK, weight=0.1),
+    )
+    config.data.validation = dict(
+        kept=dict(openmoji=source("emoji/openmoji", select="part == kept")),
+        held_out=dict(
+            openmoji=source("emoji/openmoji", select="part == held_out"),
+            fluent=source("emoji/fluent", select="part == held_out"),
+        ),
+    )
+    config.train.update(
+        dict(steps=6000, batch_size=32, validate_every=1000, preview_every=1000)
+    )
+    if chosen.stage == "quality_tune":
+        _quality_tune(config)
+    if chosen.size == "test":
+        _shrink(config)
+    return config
+
+
+def _quality_tune(config: ConfigDict) -> None:
+    """Emu's second stage: a few superb pictures, a small constant rate, stopped early."""
+    config.init_from = "builtin:latent_diffusion_64"
+    config.process.noise_offset = 0.1
+    config.groups.generator.optimizer.update(
+        dict(learning_rate=1e-4, schedule="constant", warmup=20, weight_decay=0.0)
+    )
+    config.data.train = dict(needles=source("emoji/fluent", select=NEEDLES))
+    config.train.update(
+        dict(steps=300, batch_size=64, validate_every=100, preview_every=100, checkpoint_every=100)
+    )
+
+
+def _shrink(config: ConfigDict) -> None:
+    """The same program with next to no arithmetic."""
+    config.denoiser.update(dict(widths=(8, 16), blocks=1, head_width=8, groups=4))
+    config.sampling.update(dict(steps=2, previews=8))
+    config.groups.generator.optimizer.warmup = 1
+    config.data.cache_dir = ""
+    config.data.cache_latents = False
+    config.data.cache_text = False
+    config.train.update(
+        dict(
+            steps=6,
+            batch_size=8,
+            log_every=1,
+            validate_every=3,
+            preview_every=0,
+            checkpoint_every=2,
+        )
+    )

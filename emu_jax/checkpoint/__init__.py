@@ -1,0 +1,1 @@
+"""What is kept on disk: training state, exported models, safetensors, fingerprints."""

@@ -1,0 +1,359 @@
+"""Training checkpoints: orbax in and out.
+
+A checkpoint is one folder ``<directory>/<step>`` with the training state (every array under a path
+of its own) and a JSON record (config, frozen networks, seed, metrics). Orbax writes it in the
+background into a temporary folder and renames that at the end, so a folder with a number for a
+name is complete.
+
+The state is any pytree. It is stored flat: the keys on the way to a leaf, joined by ``/``
+(``params/denoiser/conv_in/kernel``, ``opt/denoiser/0/mu/conv_in/kernel``). The files then know
+nothing of optax's classes or of a list's integer keys, two checkpoints can be compared name by
+name, and a reader can ask for a few arrays alone. The caller's abstract state says what the leaves
+are put back into.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+from emu_jax.checkpoint.failures import first_line, mend
+from emu_jax.errors import UserError
+
+FORMAT = 1
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest last.
+
+    Args:
+      directory: a local path or a ``gs://`` one; made at the first save.
+      keep_last: how many of the newest to keep.
+      keep_best: ``(metric, "min" | "max", n)`` keeps the n best as well.
+      read_only: only look: nothing is made, tidied or deleted.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        *,
+        keep_last: int = 3,
+        keep_best: tuple[str, str, int] | None = None,
+        read_only: bool = False,
+    ):
+        if keep_best is not None and keep_best[1] not in ("min", "max"):
+            raise UserError(f'keep_best says "min" or "max" of a metric, not {keep_best[1]!r}.')
+        # Orbax accepts absolute paths only.
+        self.directory = epath.Path(directory).expanduser().resolve()
+        self._keep_last, self._keep_best, self._read_only = keep_last, keep_best, read_only
+        self._open_manager: ocp.CheckpointManager | None = None
+        self._saving: int | None = None
+
+    # What there is -----------------------------------------------------------------------------
+
+    def steps(self) -> list[int]:
+        """The complete checkpoints, in order, and the one being saved."""
+        if self._open_manager is None and not self.directory.exists():
+            return []
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the best value of ``keep_best``'s metric; None where none has it."""
+        if self._keep_best is None:
+            return None
+        metric, mode, _ = self._keep_best
+        scores = {step: self.read_meta(step)["metrics"].get(metric) for step in self.steps()}
+        scores = {step: score for step, score in scores.items() if _is_number(score)}
+        pick = min if mode == "min" else max
+        return pick(scores, key=lambda step: scores[step], default=None)
+
+    # Saving ------------------------------------------------------------------------------------
+
+    def save(
+        self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None
+    ) -> bool:
+        """Starts to save; returns once the arrays are copied to the host, and may be donated.
+
+        A save still under way is waited for first. A step that is there already is left as it is:
+        returns False. Every process of the run must call this.
+
+        Raises:
+          UserError: this save, or the one before it, failed; the earlier checkpoints still load.
+        """
+        if step == self._saving:
+            return False
+        self.wait()
+        if step in self.steps():
+            return False
+        metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        record = {**meta, "format": FORMAT, "step": step, "metrics": metrics}
+        arrays = {name: leaf for name, leaf in flatten(state).items() if np.size(leaf)}
+        tracked = self._keep_best[0] if self._keep_best else ""
+        self._saving = step
+        with self._saving_errors():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(record)
+                ),
+                metrics={tracked: metrics[tracked]} if _is_number(metrics.get(tracked)) else None,
+                force=True,
+            )
+        return True
+
+    def wait(self) -> None:
+        """Returns when nothing is being saved; raises UserError where the last save failed."""
+        if self._open_manager is not None:
+            with self._saving_errors():
+                self._open_manager.wait_until_finished()
+        self._saving = None
+
+    def close(self) -> None:
+        """Waits, and stops orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            if self._open_manager is not None:
+                self._open_manager.close()
+                self._open_manager = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Restoring ---------------------------------------------------------------------------------
+
+    def restore(self, step: int | None, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """The state saved at ``step`` (None: the newest) and its JSON record.
+
+        ``abstract_state`` is the pytree to fill: ShapeDtypeStructs (or arrays) whose shardings say
+        where each leaf goes, on any topology; Python numbers come back as Python numbers.
+
+        Raises:
+          UserError: no such checkpoint; damaged; or saved by another model.
+        """
+        step = self._existing(step)
+        target = flatten(abstract_state)
+        wanted = {name: leaf for name, leaf in target.items() if np.size(leaf)}
+        with self._reading_errors(step, lambda s: self._read(s, wanted)):
+            saved = self._saved_shapes(step)
+        _same_model(f"{self.directory}@{step}", saved, wanted)
+        with self._reading_errors(step, lambda s: self._read(s, wanted)):
+            meta = self._read_json(step)
+            arrays = self._read(step, wanted)
+        leaves = [arrays[name] if np.size(leaf) else _empty(leaf) for name, leaf in target.items()]
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), meta
+
+    def read_meta(self, step: int | None = None) -> dict[str, Any]:
+        """The JSON record saved with ``step`` (None: the newest)."""
+        step = self._existing(step)
+        with self._reading_errors(step, self._read_json):
+            return self._read_json(step)
+
+    def read_arrays(
+        self, step: int | None = None, keep: Callable[[str], bool] = lambda name: True
+    ) -> dict[str, np.ndarray]:
+        """The arrays whose stored name ``keep`` accepts, on the host; the others are not read."""
+        step = self._existing(step)
+
+        def read(step: int) -> dict[str, np.ndarray]:
+            shapes = self._saved_shapes(step)
+            return self._read(
+                step, {n: np.broadcast_to(0, s) for n, s in shapes.items() if keep(n)}
+            )
+
+        with self._reading_errors(step, read):
+            return read(step)
+
+    # Orbax -------------------------------------------------------------------------------------
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        if self._open_manager is None:
+            kept: list[policy.PreservationPolicy] = [policy.LatestN(self._keep_last)]
+            best_fn = None
+            if self._keep_best is not None:
+                metric, mode, n = self._keep_best
+                best_fn = lambda metrics: metrics[metric]  # noqa: E731
+                # BestN keeps the last n of an ascending order.
+                kept.append(
+                    policy.BestN(
+                        get_metric_fn=best_fn,
+                        reverse=mode == "min",
+                        n=n,
+                        keep_checkpoints_without_metrics=False,
+                    )
+                )
+            writes = not self._read_only
+            self._open_manager = ocp.CheckpointManager(
+                self.directory,
+                item_handlers={
+                    "state": ocp.PyTreeCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                },
+                options=ocp.CheckpointManagerOptions(
+                    best_fn=best_fn,
+                    preservation_policy=policy.AnyPreservationPolicy(kept) if writes else None,
+                    read_only=self._read_only,
+                    save_interval_steps=1 if writes else 0,
+                    create=writes,
+                    # What a killed run left half-written goes when the next one starts.
+                    cleanup_tmp_directories=writes,
+                ),
+            )
+        return self._open_manager
+
+    def _read_json(self, step: int) -> dict[str, Any]:
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)["meta"]
+
+    def _saved_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        tree = self._manager.item_metadata(step)["state"].tree
+        return {name: tuple(leaf.shape) for name, leaf in tree.items()}
+
+    def _read(self, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        if not wanted:
+            return {}
+        args = ocp.args.PyTreeRestore(
+            dict(wanted),
+            restore_args={name: _restore_args(leaf) for name, leaf in wanted.items()},
+            partial_restore=True,
+        )
+        arrays = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        return {name: _as_wanted(arrays[name], leaf) for name, leaf in wanted.items()}
+
+    # Errors ------------------------------------------------------------------------------------
+
+    def _existing(self, step: int | None) -> int:
+        self.wait()
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"There is no checkpoint in {self.directory}.")
+        if step is not None and step not in steps:
+            there = ", ".join(map(str, steps))
+            raise UserError(
+                f"There is no checkpoint of step {step} in {self.directory}: {there} are."
+            )
+        return steps[-1] if step is None else step
+
+    @contextlib.contextmanager
+    def _saving_errors(self):
+        try:
+            yield
+        except Exception as error:
+            step, self._saving = self._saving, None
+            # The manager now believes in checkpoints that are not there: look at the disk afresh,
+            # which also frees what was half-written.
+            broken, self._open_manager = self._open_manager, None
+            with contextlib.suppress(Exception):
+                if broken is not None:
+                    broken.close()
+            with contextlib.suppress(Exception):
+                self._tidy(step)
+            words = mend(error)
+            if words is None:
+                raise
+            last = self.latest() if self.directory.exists() else None
+            kept = "no earlier one is there" if last is None else f"step {last} still loads"
+            raise UserError(
+                f"The checkpoint of step {step} could not be saved in {self.directory}: {words} "
+                f"({kept})."
+            ) from error
+
+    def _tidy(self, step: int | None) -> None:
+        if jax.process_index() == 0:
+            for path in self.directory.iterdir():
+                if path.name.startswith(f"{step}.") and "tmp" in path.name:
+                    path.rmtree()
+
+    @contextlib.contextmanager
+    def _reading_errors(self, step: int, read: Callable[[int], Any]):
+        """Whatever goes wrong in reading, said in one sentence that names a step that does load."""
+        try:
+            yield
+        except (UserError, jax.errors.JaxRuntimeError, MemoryError):
+            raise  # Out of memory is not a damaged file.
+        except Exception as error:
+            raise UserError(self._damaged(step, error, read)) from error
+
+    def _damaged(self, step: int, error: Exception, read: Callable[[int], Any]) -> str:
+        why = first_line(error)
+        folder = self.directory / str(step)
+        for earlier in sorted((s for s in self.steps() if s < step), reverse=True):
+            with contextlib.suppress(Exception):
+                read(earlier)
+                return (
+                    f"The checkpoint of step {step} in {self.directory} is damaged ({why}); step "
+                    f"{earlier} still loads: move {folder} away to go on from there, or name it as "
+                    f"{self.directory}@{earlier}."
+                )
+        return (
+            f"The checkpoint of step {step} in {self.directory} is damaged ({why}) and no earlier "
+            f"one loads: move {folder} away to start again."
+        )
+
+
+# A pytree as a flat dict -------------------------------------------------------------------------
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Leaves by path, in the tree's order: ``{"opt/denoiser/0/count": ...}``."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    if len(flat) != len(leaves):
+        raise ValueError("Two leaves of the state have one name: a dict key contains '/'.")
+    return flat
+
+
+def _restore_args(leaf: Any) -> ocp.RestoreArgs:
+    if isinstance(leaf, jax.ShapeDtypeStruct | jax.Array):
+        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+    return ocp.RestoreArgs(restore_type=np.ndarray)
+
+
+def _as_wanted(value: Any, leaf: Any) -> Any:
+    if isinstance(leaf, bool | int | float):
+        return type(leaf)(value)
+    return value
+
+
+def _empty(leaf: Any) -> Any:
+    """An array without elements; orbax stores none."""
+    return jax.device_put(np.zeros(leaf.shape, leaf.dtype), getattr(leaf, "sharding", None))
+
+
+def _same_model(
+    where: str, saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any]
+) -> None:
+    differ = [f"{n} is not in the checkpoint" for n in wanted if n not in saved]
+    differ += [f"{n} is only in the checkpoint" for n in saved if n not in wanted]
+    differ += [
+        f"{n} is {list(saved[n])} there and {list(np.shape(leaf))} here"
+        for n, leaf in wanted.items()
+        if n in saved and saved[n] != tuple(np.shape(leaf))
+    ]
+    if differ:
+        # Parameters say more about a model than its optimiser's moments do.
+        differ.sort(key=lambda text: not text.startswith("params/"))
+        more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise UserError(
+            f"{where} is a checkpoint of another model or optimiser: {'; '.join(differ[:3])}"
+            f"{more}. Take the config it was trained with, another workdir, or init_from, which "
+            "reuses what fits."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,234 @@
+"""The safetensors file format, read and written tensor by tensor.
+
+A file is 8 bytes (little-endian length n), n bytes of JSON (name -> dtype, shape, byte range), then
+the bytes of the tensors, row-major. A large model is a folder of such files with an index that says
+which file holds what. Nothing here ever holds more than one tensor, so a frozen encoder goes from
+disk into its shards without the whole of it in any host's memory.
+"""
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from emu_jax.errors import UserError
+
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_DTYPES = {code: np.dtype(dtype) for code, dtype in _DTYPES.items()}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+def iter_safetensors(
+    path: str, keep: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and tensors of a file, or of a folder (sharded with an index, or one file in it).
+
+    Tensors come in the order they lie on disk; those ``keep`` refuses are not read.
+
+    Raises:
+      UserError: nothing there, not safetensors, cut short, or a shard of the index is missing.
+    """
+    for file in safetensors_files(path):
+        with _open(file) as stream:
+            header, start = _read_header(file, stream)
+            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+                if keep(name):
+                    begin, end = entry["data_offsets"]
+                    stream.seek(start + begin)
+                    yield name, _tensor(stream.read(end - begin), entry)
+
+
+def read_shapes(path: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Names, shapes and dtypes; reads the headers alone."""
+    shapes = {}
+    for file in safetensors_files(path):
+        with _open(file) as stream:
+            for name, entry in _read_header(file, stream)[0].items():
+                dtype = _DTYPES[entry["dtype"]]
+                shapes[name] = jax.ShapeDtypeStruct(tuple(entry["shape"]), dtype)
+    return shapes
+
+
+def write_safetensors(path: str, tensors: Mapping[str, Any]) -> None:
+    """Writes one file, whole or not at all: a temporary one beside it is renamed at the end."""
+    header, offset = {}, 0
+    for name, tensor in tensors.items():
+        code = _CODES.get(np.dtype(tensor.dtype))
+        if code is None:
+            raise UserError(f"{name} is {tensor.dtype}, which safetensors has no name for.")
+        end = offset + tensor.size * tensor.dtype.itemsize
+        shape = list(tensor.shape)
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)  # The tensors start on a multiple of 8.
+    target = epath.Path(path)
+    temporary = target.parent / f"{target.name}.tmp"
+    with temporary.open("wb") as stream:
+        stream.write(len(head).to_bytes(8, "little"))
+        stream.write(head)
+        for tensor in tensors.values():
+            stream.write(np.ascontiguousarray(tensor).tobytes())
+    temporary.replace(target)
+
+
+def place(
+    tensors: Iterable[tuple[str, np.ndarray]],
+    shardings: Mapping[str, jax.sharding.Sharding],
+    dtype: Any = None,
+) -> dict[str, jax.Array]:
+    """Puts each tensor straight into its shards, one at a time; floats as ``dtype`` where given.
+
+    Raises:
+      UserError: a tensor without a sharding, or a sharding without a tensor.
+    """
+    placed: dict[str, jax.Array] = {}
+    for name, tensor in tensors:
+        if name not in shardings:
+            raise UserError(f"The file holds {name}, for which the network has no parameter.")
+        host = cast_floats(tensor, dtype)
+        placed[name] = jax.make_array_from_callback(
+            host.shape, shardings[name], lambda index, host=host: host[index]
+        )
+        # Or the host would run ahead and hold many tensors while they travel.
+        placed[name].block_until_ready()
+    missing = [name for name in shardings if name not in placed]
+    if missing:
+        raise UserError(f"The file lacks {len(missing)} parameters, such as {missing[0]}.")
+    return placed
+
+
+def cast_floats(tensor: Any, dtype: Any) -> Any:
+    """``tensor`` as ``dtype`` if it is floating-point and a dtype is given."""
+    if dtype is None or not jax.numpy.issubdtype(tensor.dtype, np.floating):
+        return tensor
+    return tensor.astype(dtype, copy=False)
+
+
+# Fingerprints ------------------------------------------------------------------------------------
+
+
+def fingerprint(path: str) -> str:
+    """The sha256 of a safetensors file, or of a sharded folder's files in order (hexadecimal)."""
+    digests = []
+    for file in safetensors_files(path):
+        stat = file.stat()
+        digests.append(_file_digest(str(file), stat.length, stat.mtime))
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def fingerprint_params(params: Mapping[str, Any]) -> str:
+    """The sha256 of names, dtypes, shapes and bytes; the same in whatever container they lie."""
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        value = np.asarray(params[name])
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _file_digest(path: str, size: int, mtime: int) -> str:
+    del size, mtime  # They are the cache's key: a file that changed is read again.
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# Files -------------------------------------------------------------------------------------------
+
+
+def safetensors_files(path: str) -> list[epath.Path]:
+    """The file at ``path``, or those of a folder: what its index names, else the only one there."""
+    root = epath.Path(path)
+    if not root.exists():
+        raise UserError(f"There is nothing at {root}.")
+    if not root.is_dir():
+        return [root]
+    indices = sorted(root.glob("*.safetensors.index.json"))
+    files = sorted(root.glob("*.safetensors"))
+    if len(indices) == 1:
+        try:
+            names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise UserError(f"{indices[0]} is not a safetensors index; fetch it again.") from None
+        missing = [name for name in names if not (root / name).exists()]
+        if missing:
+            raise UserError(f"{root} lacks {missing[0]}, which its index names; fetch it again.")
+        return [root / name for name in names]
+    if len(files) == 1:
+        return files
+    if not files:
+        raise UserError(f"There is no .safetensors file in {root}.")
+    names = ", ".join(file.name for file in files[:3])
+    raise UserError(f"{root} holds several models ({names}); name the file.")
+
+
+def _open(file: epath.Path):
+    try:
+        return file.open("rb")
+    except PermissionError:
+        raise UserError(f"{file} may not be read; change its permissions.") from None
+
+
+def _read_header(file: epath.Path, stream: Any) -> tuple[dict[str, dict[str, Any]], int]:
+    size = file.stat().length
+    length = int.from_bytes(stream.read(8), "little")
+    # A header is far below 100 MB in any real model; a wild length means another kind of file.
+    if size < 8 or length > 100_000_000:
+        raise UserError(f"{file} is not a safetensors file, or is cut short at {size} bytes.")
+    if size < 8 + length:
+        raise UserError(f"{file} is cut short at {size} bytes; copy or fetch it again.")
+    try:
+        header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        whole = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        broken = [n for n, e in header.items() if not _consistent(e)]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{file} is not a safetensors file: its header is unreadable.") from None
+    if broken:
+        raise UserError(f"{file} is damaged: the entry of {broken[0]} contradicts itself.")
+    if size < whole:
+        raise UserError(
+            f"{file} is cut short: {size} of {whole} bytes are there; copy or fetch it again."
+        )
+    return header, 8 + length
+
+
+def _consistent(entry: Mapping[str, Any]) -> bool:
+    begin, end = entry["data_offsets"]
+    dtype = _DTYPES.get(entry["dtype"])
+    if dtype is None:
+        return False
+    return begin >= 0 and end - begin == dtype.itemsize * math.prod(entry["shape"])
+
+
+def _tensor(data: bytes, entry: Mapping[str, Any]) -> np.ndarray:
+    return np.frombuffer(data, _DTYPES[entry["dtype"]]).reshape(entry["shape"])

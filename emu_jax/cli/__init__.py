@@ -1,0 +1,1 @@
+"""The commands, one thin file each: they put the parts together."""

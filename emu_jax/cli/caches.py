@@ -1,0 +1,76 @@
+"""The caches a config asks for: opened where they are complete, else computed once with the task's own encoders.
+
+A cache's folder carries the digest of what it was made from, so that two runs which agree on encoder, crop,
+flip and pictures share one, and any difference makes another.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from emu_jax.data.cache import Cache, digest
+from emu_jax.data.pipeline import Caches, Captions, Part, StreamSpec
+from emu_jax.data.precompute import (
+    cache_moments,
+    cache_text,
+    moments_fingerprint,
+    text_fingerprint,
+)
+from emu_jax.errors import UserError
+from emu_jax.nn.functional import Params
+from emu_jax.tasks.base import Task, to_unit_range
+from emu_jax.tasks.generation import Generation
+
+
+def open_caches(
+    config: ConfigDict,
+    task: Task,
+    frozen: Mapping[str, Params],
+    sources: Sequence[Part],
+    spec: StreamSpec,
+) -> Caches:
+    """Latents where ``data.cache_latents``, every encoder's texts where ``data.cache_text``."""
+    if not isinstance(task, Generation) or not (config.data.cache_latents or config.data.cache_text):
+        return Caches()
+    if not config.data.cache_dir:
+        raise UserError("data.cache_latents and data.cache_text need data.cache_dir.")
+    root = epath.Path(config.data.cache_dir).expanduser()
+    moments, text = None, {}
+    if config.data.cache_latents:
+        moments = _latents(root, task, frozen, sources, spec)
+    if config.data.cache_text:
+        texts = Captions(sources).texts
+        for name in task.encoders:
+            text[name] = _text(root, task, name, frozen[name], texts)
+    return Caches(moments, text)
+
+
+def _latents(root, task: Generation, frozen, sources, spec: StreamSpec) -> Cache:
+    made_from = moments_fingerprint(spec, sources, task.frozen["codec"].fingerprint, "float32")
+    folder = root / f"latents_{digest(made_from)[:16]}"
+    if folder.exists():
+        return Cache.open(folder, made_from)
+    encode = jax.jit(lambda params, image: task.codec.moments(params, to_unit_range(image)))
+    return cache_moments(
+        folder, spec, sources, lambda image: np.asarray(encode(frozen["codec"], image)), made_from
+    )
+
+
+def _text(root, task: Generation, name: str, params: Params, texts: Sequence[str]) -> Cache:
+    encoder = task.encoders[name]
+    made_from = text_fingerprint(texts, task.frozen[name].fingerprint, encoder.dtype)
+    made_from |= {"length": str(encoder.length)}
+    folder = root / f"text_{name}_{digest(made_from)[:16]}"
+    if folder.exists():
+        return Cache.open(folder, made_from)
+    apply = jax.jit(encoder.apply)
+
+    def encode(batch: list[str]) -> dict[str, np.ndarray]:
+        tokens = encoder.tokenize(batch)
+        encoded = apply(params, tokens["ids"], tokens["mask"])._asdict()
+        return {key: np.asarray(value) for key, value in encoded.items() if value is not None}
+
+    return cache_text(folder, texts, encode, made_from)

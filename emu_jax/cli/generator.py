@@ -1,0 +1,99 @@
+"""A trained generator, ready to draw: what ``sample`` and ``compare`` share.
+
+A picture depends on its checkpoint, prompt, seed and sampling settings alone: not on the batch it was drawn
+in, nor on the number of devices.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.safetensors_io import place
+from emu_jax.cli import parts
+from emu_jax.errors import UserError
+from emu_jax.nn.functional import Params
+from emu_jax.parallel.mesh import make_mesh
+from emu_jax.parallel.sharding import constrain, put_batch, shard_params
+from emu_jax.tasks.base import Task
+
+
+class Generator:
+    """The generator of a checkpoint: a run's folder, ``DIR@step``, an exported model or builtin:NAME.
+
+    ``changes`` override the sampling settings it was trained with (steps, guidance_scale, sampler, ...).
+    """
+
+    def __init__(self, checkpoint: str, batch_size: int = 16, **changes: Any):
+        model = load_model(parts.locate(checkpoint), dtype=np.float32)
+        self.config = ConfigDict(model.config)
+        self.step = model.meta["step"]
+        self.fingerprint = model.fingerprint
+        if self.config.get("task") != "generation":
+            raise UserError(f"{checkpoint} draws no pictures: its task is {self.config.get('task')}.")
+        self.config.sampling.update({k: v for k, v in changes.items() if v is not None})
+        mesh = make_mesh()
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._task = parts.make_generation(self.config, constrain(mesh))
+        self._mesh = mesh
+        wanted = jax.eval_shape(self._task.init, jax.random.key(0))[0]
+        params = ((path, model.params[path]) for path in wanted if path in model.params)
+        self._params = place(params, shard_params(wanted, mesh))
+        self._frozen = place_frozen(self._task, mesh)
+        self._generate = jax.jit(self._draw_batch)
+
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], negative: str = ""
+    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """One picture a (prompt, seed), in order, as they are done."""
+        for start in range(0, len(prompts), self.batch_size):
+            rows = list(zip(prompts, seeds, strict=True))[start : start + self.batch_size]
+            full = rows + [rows[-1]] * (self.batch_size - len(rows))
+            batch = {
+                "tokens": self._tokens([prompt for prompt, _ in full]),
+                "negative": self._tokens([negative] * len(full)) if negative else {},
+                "seed": np.array([seed for _, seed in full], np.uint32),
+            }
+            images = self._generate(self._params, self._frozen, put_batch(batch, self._mesh))
+            yield from np.asarray(images)[: len(rows)]
+
+    def _tokens(self, texts: list[str]) -> dict[str, Any]:
+        return {name: encoder.tokenize(texts) for name, encoder in self._task.encoders.items()}
+
+    def _draw_batch(
+        self, params: Params, frozen: Mapping[str, Params], batch: Mapping[str, Any]
+    ) -> jax.Array:
+        task, side = self._task, self.config.data.image_size
+
+        def encode(tokens: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                name: task.encoders[name].apply(frozen[name], rows["ids"], rows["mask"])
+                for name, rows in tokens.items()
+            }
+
+        sizes = jax.numpy.tile(np.array([side, side, 0, 0, side, side]), (self.batch_size, 1))
+        return task.generate(
+            params,
+            frozen,
+            encode(batch["tokens"]),
+            sizes,
+            jax.vmap(jax.random.key)(batch["seed"]),
+            (side // task.codec.factor, side // task.codec.factor),
+            negative=encode(batch["negative"]) or None,
+        )
+
+
+def place_frozen(task: Task, mesh: Mesh) -> dict[str, Params]:
+    """A task's frozen networks in their shards, streamed tensor by tensor."""
+    frozen = {}
+    for name, network in task.frozen.items():
+        shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in network.tensors()}
+        frozen[name] = place(network.tensors(), shard_params(shapes, mesh), network.dtype)
+    return frozen
+
+

@@ -1,0 +1,66 @@
+"""The command line: ``emu-jax <command> ...`` hands the rest to ``emu_jax.cli.<command>.main``.
+
+A command is imported only when it is called, so that help and a misspelt name answer at once.
+What a user can mend ends in one sentence and status 2, an interruption in status 130; anything
+else is a defect of ours and keeps its traceback.
+"""
+
+import difflib
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+
+from emu_jax.errors import UserError
+
+COMMANDS = {
+    "train": "train a model: pre-training or quality-tuning, as the config says",
+    "sample": "draw pictures from prompts",
+    "export": "write a run's weights as a model folder",
+    "compare": "put two models side by side in an HTML report",
+    "data": "build data sets and look at them",
+}
+
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default ``sys.argv[1:]``) and return the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    try:
+        return _command(arguments[0])(arguments[1:]) or 0
+    except UserError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        if error.errno not in _FULL_DISK:
+            raise
+        return _refuse(f"the disk is full: {error.filename or error}; free some space and go on")
+    except KeyboardInterrupt:
+        print("emu-jax: interrupted", file=sys.stderr)
+        return 130
+
+
+def _command(name: str):
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise UserError(f"there is no command {name!r}: {hint}")
+    return importlib.import_module(f"emu_jax.cli.{name}").main
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    head = "usage: emu-jax <command> ...   (emu-jax <command> --help says more)"
+    return "\n".join([head, "", "commands:", *lines])
+
+
+def _refuse(sentence: str) -> int:
+    print(f"emu-jax: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""From a config to the parts of a run: task, streams, mesh. The one place that knows every room.
+
+Each function reads one section of a config made from :func:`emu_jax.cli.config.defaults`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.safetensors_io import fingerprint_params
+from emu_jax.data.pipeline import Part, StreamSpec
+from emu_jax.data.source import open_source
+from emu_jax.errors import UserError
+from emu_jax.nn.autoencoder import Autoencoder
+from emu_jax.nn.conditioner import Conditioner, Encoded
+from emu_jax.nn.discriminator import PatchDiscriminator
+from emu_jax.nn.functional import Network
+from emu_jax.nn.perceptual import Lpips, load_lpips
+from emu_jax.nn.unet import UNet
+from emu_jax.process.gaussian import GaussianProcess
+from emu_jax.process.samplers import sampler_named
+from emu_jax.process.schedules import Cosine, Discrete, Flow, Schedule
+from emu_jax.tasks.autoencoding import Autoencoding
+from emu_jax.tasks.base import Frozen, Group, Task
+from emu_jax.tasks.codecs import AutoencoderCodec, Codec, IdentityCodec, codec_params
+from emu_jax.tasks.generation import Generation, Sampling
+from emu_jax.text.encoder import TextEncoder, make_encoder
+from emu_jax.training.optimizers import make_optimizer
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    "cosine": Cosine,
+    "linear": partial(Discrete, "linear"),
+    "scaled_linear": partial(Discrete, "scaled_linear"),
+    "scaled_linear_zero_snr": partial(Discrete, "scaled_linear", zero_terminal_snr=True),
+    "flow": Flow,
+}
+Constrain = Callable[[jax.Array], jax.Array]
+
+
+def locate(path: str) -> str:
+    """``builtin:NAME`` as the folder of the shipped weights; any other path as it is."""
+    if not path.startswith("builtin:"):
+        return path
+    folder = WEIGHTS / path.removeprefix("builtin:")
+    if not folder.is_dir():
+        names = ", ".join(sorted(f"builtin:{f.name}" for f in WEIGHTS.glob("*/")))
+        raise UserError(f"No weights called {path} come with emu_jax; there are {names or 'none'}.")
+    return str(folder)
+
+
+def make_task(config: ConfigDict, constrain: Constrain = lambda x: x) -> Task:
+    """The task of a config; ``constrain`` is called at the networks' block boundaries."""
+    makers = {"generation": make_generation, "autoencoding": make_autoencoding}
+    if config.task not in makers:
+        raise UserError(f"config.task is one of {', '.join(makers)}, not {config.task!r}.")
+    return makers[config.task](config, constrain)
+
+
+def make_groups(config: ConfigDict) -> dict[str, Group]:
+    groups = {}
+    for name, section in config.groups.items():
+        updates = (config.train.steps - section.first_step) // section.every
+        transform, schedule = make_optimizer(section.optimizer.to_dict(), steps=updates)
+        groups[name] = Group(
+            section.pattern,
+            transform,
+            schedule,
+            section.first_step,
+            section.every,
+            section.ema_decay,
+        )
+    return groups
+
+
+# Autoencoding ------------------------------------------------------------------------------------
+
+
+def autoencoder_network(config: ConfigDict, constrain: Constrain) -> Network:
+    arguments = dict(config.autoencoder, latent_channels=config.latent_channels)
+    return Network(partial(_module, Autoencoder, {**arguments, "constrain": constrain}))
+
+
+def make_autoencoding(config: ConfigDict, constrain: Constrain) -> Autoencoding:
+    critic = config.discriminator.to_dict()
+    discriminator = None
+    if critic.pop("enabled"):
+        discriminator = Network(partial(_module, PatchDiscriminator, critic))
+    loss, lpips, frozen = config.loss, None, {}
+    if loss.perceptual_weight:
+        if not loss.perceptual_path:
+            raise UserError(
+                "loss.perceptual_weight needs loss.perceptual_path, the VGG-16 and LPIPS weights; "
+                "set the weight to 0 to train without."
+            )
+        lpips = Network(partial(_module, Lpips, {}))
+        frozen["lpips"] = _frozen_arrays(loss.perceptual_path, load_lpips(loss.perceptual_path))
+    groups = make_groups(config)
+    if not discriminator:
+        groups.pop("discriminator", None)
+    return Autoencoding(
+        autoencoder=autoencoder_network(config, constrain),
+        discriminator=discriminator,
+        lpips=lpips,
+        latent_channels=config.latent_channels,
+        groups=groups,
+        frozen=frozen,
+        kl_weight=loss.kl_weight,
+        perceptual_weight=loss.perceptual_weight,
+        adversarial_weight=loss.adversarial_weight,
+        adversarial_start=loss.adversarial_start,
+        compute_dtype=jnp.dtype(config.compute_dtype),
+    )
+
+
+# Generation --------------------------------------------------------------------------------------
+
+
+def make_generation(config: ConfigDict, constrain: Constrain) -> Generation:
+    codec, frozen = make_codec(config.codec)
+    encoders = make_encoders(config.text)
+    for name, encoder in encoders.items():
+        frozen[name] = Frozen(
+            str(encoder.folder), encoder.fingerprint, partial(_items, encoder.load), encoder.dtype
+        )
+    widths = {name: (encoder.width, encoder.pooled_width) for name, encoder in encoders.items()}
+    arguments = dict(config.conditioner, encoders=widths, width=config.conditioner.width or None)
+    conditioner = partial(_module, Conditioner, arguments)
+    told = nnx.eval_shape(lambda: conditioner(nnx.Rngs(0)))
+    denoiser = make_denoiser(
+        config.denoiser, codec.channels, told.context_width, told.vector_width, constrain
+    )
+    return Generation(
+        denoiser=denoiser,
+        conditioner=Network(conditioner),
+        codec=codec,
+        process=make_process(config.process),
+        encoders=encoders,
+        null={name: null_condition(encoder) for name, encoder in encoders.items()},
+        sampling=make_sampling(config.sampling),
+        groups=make_groups(config),
+        frozen=frozen,
+        drop_text=config.drop_text,
+        compute_dtype=jnp.dtype(config.compute_dtype),
+        previews=config.sampling.previews,
+    )
+
+
+def make_denoiser(
+    section: ConfigDict, channels: int, context_width: int, vector_width: int, constrain: Constrain
+) -> Network:
+    kinds = {"unet": UNet}
+    arguments = section.to_dict()
+    kind = arguments.pop("kind")
+    if kind not in kinds:
+        raise UserError(f"denoiser.kind is one of {', '.join(kinds)}, not {kind!r}.")
+    arguments |= {
+        "in_channels": channels,
+        "out_channels": channels,
+        "context_width": context_width,
+        "vector_width": vector_width or None,
+        "constrain": constrain,
+    }
+    return Network(partial(_module, kinds[kind], arguments))
+
+
+def make_process(section: ConfigDict) -> GaussianProcess:
+    arguments = section.to_dict()
+    schedule = arguments.pop("schedule")
+    if schedule not in SCHEDULES:
+        raise UserError(f"process.schedule is one of {', '.join(SCHEDULES)}, not {schedule!r}.")
+    return GaussianProcess(SCHEDULES[schedule](), **arguments)
+
+
+def make_sampling(section: ConfigDict) -> Sampling:
+    return Sampling(
+        sampler_named(section.sampler),
+        section.steps,
+        section.spacing,
+        section.guidance_scale,
+        section.guidance_rescale,
+    )
+
+
+def make_codec(section: ConfigDict) -> tuple[Codec, dict[str, Frozen]]:
+    """The codec, and its weights to freeze, from an autoencoder's run or exported model."""
+    if section.kind == "identity":
+        return IdentityCodec(), {}
+    if section.kind != "autoencoder":
+        raise UserError(f"codec.kind is autoencoder or identity, not {section.kind!r}.")
+    model = load_model(locate(section.path), dtype=np.float32)
+    made_by = ConfigDict(model.config)
+    if made_by.get("task") != "autoencoding":
+        raise UserError(f"codec.path {section.path} is no autoencoder: its task is {made_by.get('task')}.")
+    codec = AutoencoderCodec(
+        network=autoencoder_network(made_by, lambda x: x),
+        channels=made_by.latent_channels,
+        factor=2 ** (len(made_by.autoencoder.widths) - 1),
+    )
+    return codec, {"codec": _frozen_arrays(section.path, codec_params(model.params))}
+
+
+def make_encoders(section: ConfigDict) -> dict[str, TextEncoder]:
+    return {
+        name: make_encoder(name, options.length, path=options.path or None)
+        for name, options in section.items()
+    }
+
+
+def null_condition(encoder: TextEncoder) -> Encoded:
+    """One row: what the encoder says of no text, by its policy."""
+    tokens = encoder.tokenize([""])
+    params = {path: jnp.asarray(value) for path, value in encoder.load().items()}
+    empty = jax.jit(encoder.apply)(params, tokens["ids"], tokens["mask"])
+    if encoder.null == "zeros":
+        return Encoded(
+            jnp.zeros_like(empty.states),
+            jnp.ones_like(empty.mask),
+            None if empty.pooled is None else jnp.zeros_like(empty.pooled),
+        )
+    return empty
+
+
+# Data --------------------------------------------------------------------------------------------
+
+
+def make_parts(config: ConfigDict, sources: ConfigDict) -> list[Part]:
+    """The sources of one stream."""
+    return [
+        Part(open_source(entry.dataset, config.data.data_dir), entry.weight, entry.select)
+        for entry in sources.values()
+    ]
+
+
+def stream_spec(config: ConfigDict, **changes: Any) -> StreamSpec:
+    data = config.data
+    arguments: dict[str, Any] = dict(
+        batch_size=config.train.batch_size,
+        side=data.image_size,
+        seed=config.train.seed,
+        buckets=data.buckets,
+        bucket_step=data.bucket_step,
+        background=tuple(data.background),
+        crop="random" if data.random_crop else "centre",
+        flip=data.flip,
+        workers=data.workers,
+        threads=data.threads,
+    )
+    return StreamSpec(**{**arguments, **changes})
+
+
+# Small helpers -----------------------------------------------------------------------------------
+
+
+def _module(kind: Callable, arguments: Mapping[str, Any], rngs: nnx.Rngs) -> Any:
+    try:
+        return kind(**arguments, rngs=rngs)
+    except TypeError as error:
+        raise UserError(f"{kind.__name__}: {error}.") from error
+
+
+def _items(load: Callable[[], Mapping[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    yield from load().items()
+
+
+def _frozen_arrays(source: str, params: Mapping[str, np.ndarray]) -> Frozen:
+    return Frozen(source, fingerprint_params(params), partial(_items, lambda: params))

@@ -1,0 +1,93 @@
+"""``emu-jax sample``: pictures from prompts, one PNG each and one grid of all.
+
+Pictures that are there already are not drawn again, so a broken-off call is finished by the same call.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from PIL import Image
+from tqdm import tqdm
+
+from emu_jax.cli.generator import Generator
+from emu_jax.errors import UserError
+from emu_jax.evaluation.grids import grid
+
+SHIPPED = "builtin:latent_diffusion_64"
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="emu-jax sample", description=__doc__)
+    parser.add_argument("prompts", nargs="*")
+    parser.add_argument("--prompts", dest="file", help="file with one prompt a line")
+    add_sampling_arguments(parser)
+    parser.add_argument("--checkpoint", default=SHIPPED, help=f"default {SHIPPED}")
+    parser.add_argument("--per_prompt", type=int, default=1, help="pictures a prompt")
+    parser.add_argument("--negative", default="", help="what to lead away from")
+    parser.add_argument("--out", default="runs/samples", help="folder for the pictures")
+    arguments = parser.parse_args(argv)
+    prompts = [*arguments.prompts, *(read_prompts(arguments.file) if arguments.file else [])]
+    if not prompts:
+        raise UserError('There is nothing to draw: give prompts, e.g. emu-jax sample "a red fox".')
+
+    generator = Generator(arguments.checkpoint, **sampling_changes(arguments))
+    wanted = [
+        (prompt, arguments.seed + i) for prompt in prompts for i in range(arguments.per_prompt)
+    ]
+    folder = epath.Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = [generator.fingerprint, generator.config.sampling.to_dict(), arguments.negative]
+    paths = [folder / _file_name(prompt, seed, recipe) for prompt, seed in wanted]
+    missing = [i for i, path in enumerate(paths) if not path.exists()]
+    drawn = generator.draw(
+        [wanted[i][0] for i in missing], [wanted[i][1] for i in missing], arguments.negative
+    )
+    for i, image in zip(missing, tqdm(drawn, total=len(missing), desc="pictures"), strict=True):
+        _save(Image.fromarray(image), paths[i])
+    images = [np.asarray(Image.open(path.open("rb")).convert("RGB")) for path in paths]
+    _save(grid(np.stack(images), [prompt for prompt, _ in wanted], scale=2), folder / "grid.png")
+    print(f"{len(paths)} pictures in {folder}, all of them in {folder / 'grid.png'}")
+    return 0
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of how to draw; what is not given is as the checkpoint was trained."""
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture of each prompt")
+    parser.add_argument("--steps", type=int, help="network evaluations")
+    parser.add_argument("--sampler", help="ddim, ancestral, euler, heun or dpmpp_2m")
+    parser.add_argument("--guidance_scale", type=float)
+    parser.add_argument("--batch_size", type=int, default=16)
+
+
+def sampling_changes(arguments: argparse.Namespace) -> dict[str, object]:
+    return {
+        name: getattr(arguments, name)
+        for name in ("steps", "sampler", "guidance_scale", "batch_size")
+    }
+
+
+def read_prompts(path: str) -> list[str]:
+    """The lines of a file that are not empty."""
+    file = epath.Path(path)
+    if not file.exists():
+        raise UserError(f"There is no file of prompts {path}.")
+    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+
+
+def _file_name(prompt: str, seed: int, recipe: list[object]) -> str:
+    """Readable, and different for everything that makes a different picture."""
+    words = "_".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())[:60]
+    text = json.dumps([prompt, seed, recipe], sort_keys=True)
+    return f"{words or 'picture'}_{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}.png"
+
+
+def _save(image: Image.Image, path: epath.Path) -> None:
+    """Whole or not at all."""
+    temporary = path.parent / f"{path.name}.tmp"
+    with temporary.open("wb") as file:
+        image.save(file, "PNG")
+    temporary.replace(path)

@@ -1,0 +1,121 @@
+"""``emu-jax train``: one config, one run.
+
+The run lives in its workdir. Given again, the same command resumes it, or, where it is done, says so.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.transplant import transplant
+from emu_jax.cli import parts
+from emu_jax.cli.caches import open_caches
+from emu_jax.cli.config import load
+from emu_jax.cli.generator import place_frozen
+from emu_jax.data.pipeline import Part, make_stream
+from emu_jax.evaluation.grids import grid
+from emu_jax.nn.functional import Params
+from emu_jax.parallel.distributed import initialize
+from emu_jax.parallel.mesh import make_mesh
+from emu_jax.parallel.sharding import constrain
+from emu_jax.tasks.base import Batch, Task
+from emu_jax.training.trainer import Trainer, TrainSettings
+
+INTERRUPTED = 128 + 15  # what a shell says of a process that SIGTERM ended
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains; 0 when the run has ended by itself, 143 when it was told to stop and can be resumed."""
+    config, workdir = load(argv, "emu-jax train")
+    if config.deterministic:
+        flags = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    initialize()
+    trainer = build(config, workdir)
+    reason = trainer.run()
+    if jax.process_index() == 0:
+        print(f"{reason}: {workdir}", flush=True)
+    return INTERRUPTED if reason == "interrupted" else 0
+
+
+def build(config: ConfigDict, workdir: str) -> Trainer:
+    """A trainer of everything in the config."""
+    mesh = make_mesh(**config.mesh)
+    task = parts.make_task(config, constrain(mesh))
+    frozen = place_frozen(task, mesh)
+    data = config.data
+    train = {"train": data.train}
+    streams = {
+        name: (parts.make_parts(config, sources), parts.stream_spec(config))
+        for name, sources in train.items()
+    }
+    validation = {
+        name: (
+            parts.make_parts(config, sources),
+            parts.stream_spec(config, sequential=True, flip=False, crop="centre"),
+        )
+        for name, sources in data.validation.items()
+    }
+    open_stream = partial(_open, config, task, frozen)
+    return Trainer(
+        task=task,
+        settings=TrainSettings(**config.train),
+        workdir=workdir,
+        mesh=mesh,
+        frozen=frozen,
+        stream=_together({n: open_stream(*pair) for n, pair in streams.items()}),
+        validation={n: _restarted(n, open_stream(*pair)) for n, pair in validation.items()},
+        meta={
+            "config": config.to_dict(),
+            "frozen": {
+                name: {"source": network.source, "fingerprint": network.fingerprint}
+                for name, network in task.frozen.items()
+            },
+        },
+        initial=partial(_initial, task, config) if config.init_from else None,
+        draw=grid,
+    )
+
+
+def _open(
+    config: ConfigDict, task: Task, frozen: dict[str, Params], sources: list[Part], spec: Any
+) -> Callable[[int], Iterator[dict[str, Any]]]:
+    """first step -> this host's rows of one stream, through the caches the config asks for."""
+    encoders = getattr(task, "encoders", {})
+    caches = open_caches(config, task, frozen, sources, spec)
+    tokenize = {name: encoder.tokenize for name, encoder in encoders.items()}
+    return lambda first: make_stream(
+        spec, sources, tokenize, first, jax.process_index(), jax.process_count(), caches
+    )
+
+
+def _together(streams: dict[str, Callable]) -> Callable[[int], Iterator[Batch]]:
+    """Named streams side by side: step n reads batch n of each."""
+
+    def start(first: int) -> Iterator[Batch]:
+        opened = {name: stream(first) for name, stream in streams.items()}
+        while True:
+            yield {name: next(rows) for name, rows in opened.items()}
+
+    return start
+
+
+def _restarted(name: str, stream: Callable) -> Callable[[], Iterator[Batch]]:
+    """A validation set from its first batch."""
+    return lambda: ({name: rows} for rows in stream(0))
+
+
+def _initial(task: Task, config: ConfigDict) -> tuple[Params, Params]:
+    """Parameters from ``init_from`` where they fit, fresh ones where they do not, and a report."""
+    model = load_model(parts.locate(config.init_from), dtype=np.float32)
+    params, state = jax.jit(task.init)(jax.random.key(config.train.seed))
+    reused, report = transplant(params, model.params, skip=config.init_skip or None)
+    if jax.process_index() == 0:
+        print(f"init_from {config.init_from}:\n{report}", flush=True)
+    return {**params, **reused}, state

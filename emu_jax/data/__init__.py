@@ -1,0 +1,1 @@
+"""Pictures and captions: data sets, manifests, the batch plan, the input pipeline, caches."""

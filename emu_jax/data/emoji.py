@@ -1,0 +1,107 @@
+"""The TFDS builder `emoji`: some 2,000 things drawn in three styles, one config a style.
+
+    emoji/openmoji   flat with outlines, and OpenMoji's own extras
+    emoji/fluent     shaded, as if modelled: the quality-tuning set
+    emoji/noto       flat, where the font is installed
+
+A record is a 128 x 128 RGBA PNG. The manifest's own columns:
+
+    concept   code points of the concept: the same things in every style, variants joined
+    style     openmoji, fluent, noto
+    group     Unicode's group (animals-nature, food-drink, ...); OpenMoji's own drawings have
+              extras (things), brands or signs; flags of all kinds have flags
+    part      tuned, kept or held_out: see emoji_concepts.py
+    needle    rank of a Fluent picture in the quality-tuning set, from 0; -1 for every other record
+
+So the haystack is `part == tuned|kept` and the 100 needles of Fluent are
+`needle >= 0 and needle < 100`: every such prefix spans all groups.
+"""
+
+import io
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import emoji
+import pyarrow as pa
+import tensorflow_datasets as tfds
+from etils import epath
+
+from emu_jax.data.builder import PictureBuilder, in_order
+from emu_jax.data.emoji_concepts import Form, captions, forms, plain
+from emu_jax.data.emoji_styles import CANVAS, STYLES, frame
+from emu_jax.errors import UserError
+
+
+class Emoji(PictureBuilder):
+    """See the module's docstring. `path`: the font, the npm tarball or the SVG folder."""
+
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.0": "OpenMoji 17.0.0, Fluent Emoji 3D 1.1.0, Noto as installed"
+    }
+    BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
+        tfds.core.BuilderConfig(name=name, description=style.title)
+        for name, style in STYLES.items()
+    ]
+    COLUMNS: ClassVar[dict[str, pa.DataType]] = {
+        "concept": pa.string(),
+        "style": pa.string(),
+        "group": pa.string(),
+        "part": pa.string(),
+        "needle": pa.int32(),
+    }
+
+    @classmethod
+    def named(cls, config: str, **kwargs: Any) -> "Emoji":
+        if config not in STYLES:
+            raise UserError(f"there is no style emoji/{config}; there are {', '.join(STYLES)}")
+        return cls(config=config, **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        style = STYLES[self.builder_config.name]
+        return self._dataset_info(
+            description=f"{style.title}: one picture an emoji, captions from the Unicode names.",
+            homepage=style.homepage,
+            license=style.license,
+        )
+
+    def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        name = self.builder_config.name
+        style, table, aliases = STYLES[name], forms(), _aliases()
+        drawings = style.find(table, self.path, epath.Path(self._data_dir_root) / "downloads")
+        drawn = [form for form in table.values() if form.code in drawings]
+        if not drawn:
+            raise UserError(f"no picture of {style.title} was found in {self.path}")
+
+        def picture(form: Form) -> bytes:
+            stored = io.BytesIO()
+            frame(style.render(drawings[form.code])).save(stored, "PNG")
+            return stored.getvalue()
+
+        pictures = in_order(picture, drawn, total=len(drawn), label=self.info.full_name)
+        for form, data in zip(drawn, pictures, strict=True):
+            yield (
+                data,
+                {
+                    "key": form.code,
+                    "width": CANVAS,
+                    "height": CANVAS,
+                    "captions": captions(form, aliases.get(form.code, ())),
+                    "source": style.title,
+                    "concept": form.concept,
+                    "style": name,
+                    "group": form.group,
+                    "part": form.part,
+                    "needle": form.needle if name == "fluent" else -1,
+                },
+            )
+
+
+def _aliases() -> dict[str, tuple[str, ...]]:
+    """Code of a form -> other English names people type for it."""
+    found: dict[str, tuple[str, ...]] = {}
+    for text, about in emoji.EMOJI_DATA.items():
+        code = plain("-".join(f"{ord(c):x}" for c in text))
+        names = (alias.strip(":").replace("_", " ") for alias in about.get("alias", ()))
+        # Shorter ones are codes of countries and slang ("fr", "ng"), which say nothing.
+        found.setdefault(code, tuple(n for n in names if len(n) > 2 and n[0].isalpha()))
+    return found

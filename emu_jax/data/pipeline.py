@@ -1,0 +1,264 @@
+"""The input pipeline: from record ids to the batches of one host, ahead of time.
+
+    plan.batch(n) -> this host's rows -> read, decode, crop, flip -> stack, tokenize -> arrays
+
+All of it is one pure function of n, `Loader`, which grain maps over range(start_step, ...) in
+threads (`threads`, `prefetch` batches ahead) or, for many cores, in `workers` processes. Nothing
+depends on the order in which that happens, nor on how many hosts share a batch.
+
+Fields of a batch: `image` uint8 [b, h, w, 3]; `sizes` int32 [b, 6] (see images.py); `record`
+int32 [b], the index in the concatenation of the sources; `tokens` {encoder: {ids, mask}}; in a
+sequential stream `valid` bool [b]. With caches there are `moments` [b, h', w', 2c] in place of
+`image` and `text` {encoder: {states, mask, pooled}} in place of those encoders' tokens; crop
+(centred), flip and caption are the same as without. Dropping texts is the training step's.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Int
+
+from emu_jax.data.buckets import Shape, assign, make_buckets
+from emu_jax.data.cache import Cache
+from emu_jax.data.images import Colour, flipped, prepare
+from emu_jax.data.mixture import Captions, Part, captions_fingerprint
+from emu_jax.data.plan import Batch, BatchPlan, Roster, SequentialPlan
+from emu_jax.data.source import Source
+from emu_jax.errors import UserError
+
+Tokenize = Callable[[list[str]], Mapping[str, np.ndarray]]
+HostBatch = dict[str, Any]
+
+_ENDLESS = 2**62
+_tokenizing = threading.Lock()  # the tokenizers of Hugging Face are not safe across threads
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """How records become batches. Sides in pixels, `batch_size` over all hosts."""
+
+    batch_size: int
+    side: int
+    seed: int = 0
+    buckets: bool = False  # aspect-ratio buckets; otherwise squares
+    bucket_step: int = 64
+    max_ratio: float = 2.0
+    background: Colour = (255, 255, 255)
+    crop: Literal["centre", "random"] = "centre"
+    flip: bool = False
+    sequential: bool = False  # each record once, in order (validation), instead of an endless mix
+    num_steps: int | None = None  # the stream ends before this step
+    workers: int = 0  # processes; 0: threads of this one
+    threads: int = 2  # in each process
+    prefetch: int = 4  # batches kept ready in each process
+
+    def __post_init__(self):
+        if self.crop not in ("centre", "random"):
+            raise UserError(f"A crop is 'centre' or 'random', not {self.crop!r}.")
+        for name in ("batch_size", "side", "threads", "prefetch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
+
+    def shapes(self) -> list[Shape]:
+        """The (h, w) that batches can have."""
+        if not self.buckets:
+            return [(self.side, self.side)]
+        return make_buckets(self.side, self.bucket_step, self.max_ratio)
+
+
+@dataclass(frozen=True)
+class Caches:
+    """What is read instead of computed: image moments, and the text of these encoders."""
+
+    moments: Cache | None = None
+    text: Mapping[str, Cache] = field(default_factory=dict)
+
+
+class Loader:
+    """n -> this host's rows of batch n, as arrays: a pure function that travels to workers."""
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        parts: Sequence[Part],
+        tokenize: Mapping[str, Tokenize],
+        caches: Caches = Caches(),
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if not parts:
+            raise UserError("A stream needs at least one source.")
+        if spec.batch_size % process_count:
+            raise UserError(
+                f"A batch of {spec.batch_size} rows cannot be shared by {process_count} hosts: "
+                "choose a multiple."
+            )
+        if caches.moments:
+            if spec.crop != "centre":
+                raise UserError("Cached moments are of the centred crop: set crop to 'centre'.")
+            caches.moments.require(pictures_fingerprint(spec, parts))
+        self.spec, self.parts, self.caches = spec, list(parts), caches
+        self.tokenize = {name: f for name, f in tokenize.items() if name not in caches.text}
+        roster = Roster([_assignment(spec, part) for part in parts], spec.shapes())
+        self.plan = (
+            SequentialPlan(roster, spec.batch_size, spec.seed)
+            if spec.sequential
+            else BatchPlan(roster, [part.weight for part in parts], spec.batch_size, spec.seed)
+        )
+        self.captions = None
+        if self.tokenize or caches.text:
+            self.captions = Captions(parts)
+            for cache in caches.text.values():
+                cache.require(captions_fingerprint(self.captions.texts))
+        lengths = [len(part.source.manifest) for part in parts]
+        self._offsets = np.cumsum([0, *lengths[:-1]])
+        share = spec.batch_size // process_count
+        self._rows = process_index * share, (process_index + 1) * share
+
+    @property
+    def steps(self) -> int:
+        """How many batches there are."""
+        steps = len(self.plan) if isinstance(self.plan, SequentialPlan) else _ENDLESS
+        return steps if self.spec.num_steps is None else min(steps, self.spec.num_steps)
+
+    def __call__(self, n: int) -> HostBatch:
+        rows = self.plan.batch(int(n)).rows(*self._rows)
+        record = self._offsets[rows.sources] + rows.records
+        batch: HostBatch = {"record": record.astype(np.int32)}
+        if self.spec.sequential:
+            batch["valid"] = rows.valid
+        moments = self.caches.moments
+        batch |= self._cached(rows, moments) if moments else self._pictures(rows)
+        if self.captions:
+            chosen = self.captions.choose(record, rows.seeds)
+            texts = [self.captions.texts[i] for i in chosen]
+            with _tokenizing:
+                tokens = {name: dict(tokenize(texts)) for name, tokenize in self.tokenize.items()}
+            text = {name: cache.take(chosen, "text") for name, cache in self.caches.text.items()}
+            batch |= {"tokens": tokens} if tokens else {}
+            batch |= {"text": text} if text else {}
+        return batch
+
+    def _pictures(self, rows: Batch) -> HostBatch:
+        pairs = [
+            self._picture(self.parts[s].source, int(record), rows.bucket, int(seed))
+            for s, record, seed in zip(rows.sources, rows.records, rows.seeds, strict=True)
+        ]
+        images, sizes = zip(*pairs, strict=True)
+        return {"image": np.stack(images), "sizes": np.stack(sizes)}
+
+    def _picture(self, source: Source, record: int, bucket: Shape, seed: int):
+        spec = self.spec
+        try:
+            return prepare(
+                source.read(record),
+                bucket,
+                background=spec.background,
+                random_crop=spec.crop == "random",
+                flip=spec.flip,
+                seed=seed,
+            )
+        except (UserError, OSError, ValueError) as error:
+            key = source.manifest.column("key")[record]
+            raise UserError(
+                f"Picture {key!r} of {source.name} cannot be read ({error}): build the data set "
+                "again, which leaves damaged pictures out."
+            ) from error
+
+    def _cached(self, rows: Batch, moments: Cache) -> HostBatch:
+        roster = self.plan.roster
+        bucket = roster.buckets.index(rows.bucket)
+        place = roster.position(bucket, rows.sources, rows.records)
+        if self.spec.flip:
+            place = 2 * place + flipped(rows.seeds)
+        return moments.take(place, group_name(rows.bucket))
+
+
+def make_stream(
+    spec: StreamSpec,
+    parts: Sequence[Part],
+    tokenize: Mapping[str, Tokenize],
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    caches: Caches = Caches(),
+) -> grain.DatasetIterator[HostBatch]:
+    """This host's rows of batch start_step, start_step + 1, ...; `close()` it when done.
+
+    `tokenize`: {encoder: texts -> {ids [b, L], mask [b, L]}}. The rows of all hosts, one after
+    the other, are the global batch. Raises UserError for what the spec, the sources or the caches
+    cannot give; a picture that cannot be read raises it from `next`, naming record and source.
+    """
+    return stream(Loader(spec, parts, tokenize, caches, process_index, process_count), start_step)
+
+
+def stream(loader: Loader, start_step: int = 0) -> grain.DatasetIterator[HostBatch]:
+    """The batches of a loader, from `start_step` on, computed ahead; `close()` it when done."""
+    spec = loader.spec
+    batches = (
+        grain.MapDataset.range(start_step, loader.steps)
+        .map(loader)
+        .to_iter_dataset(grain.ReadOptions(spec.threads, spec.prefetch))
+    )
+    if spec.workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads flags, also where no absl main runs
+        options = grain.MultiprocessingOptions(spec.workers, spec.prefetch)
+        batches = batches.mp_prefetch(options).map(_own)
+    return iter(batches)
+
+
+def _own(batch: HostBatch) -> HostBatch:
+    """A copy of arrays that lie in memory shared with a worker, which goes with the worker."""
+    return {
+        name: _own(value) if isinstance(value, dict) else np.array(value, subok=False)
+        for name, value in batch.items()
+    }
+
+
+def _assignment(spec: StreamSpec, part: Part) -> Int[np.ndarray, "n"]:
+    """The bucket of every record of a source, -1 for those not selected."""
+    records, manifest = part.records(), part.source.manifest
+    bucket = np.full(len(manifest), -1)
+    width, height = (np.asarray(manifest.column(name)) for name in ("width", "height"))
+    bucket[records] = assign(width[records], height[records], spec.shapes())
+    return bucket
+
+
+def group_name(bucket: Shape) -> str:
+    """The group of a moments cache that holds the pictures of this bucket."""
+    return f"{bucket[0]}x{bucket[1]}"
+
+
+def pictures_fingerprint(spec: StreamSpec, parts: Sequence[Part]) -> dict[str, str]:
+    """Which pictures a moments cache holds, and in what shape."""
+    made_from = {
+        "crop": "centre",
+        "flip": str(spec.flip),
+        "buckets": str(spec.shapes()),
+        "background": str(tuple(spec.background)),
+    }
+    for i, part in enumerate(parts):
+        made_from[f"source {i}"] = f"{part.source.name} {part.source.manifest.fingerprint}"
+        made_from[f"select {i}"] = part.select
+    return made_from
+
+
+def measure(batches: Iterable[HostBatch], seconds: float) -> float:
+    """Pictures a second that the stream gives, after its first batch, over about `seconds`."""
+    count, elapsed, start = 0, 0.0, None
+    for batch in batches:
+        now = time.perf_counter()
+        if start is None:
+            start = now
+            continue
+        count, elapsed = count + len(batch["record"]), now - start
+        if elapsed > seconds:
+            break
+    return count / elapsed if elapsed else 0.0

@@ -1,0 +1,106 @@
+"""Filling the caches: every picture's moments and every caption's states, computed once.
+
+The encoders are handed in as callables (jitted by whoever owns them). Pictures go through the
+same loader as in training, so that cached and online rows have the same pixels and sizes; with
+flips on, each has two rows, 2 i as it is and 2 i + 1 mirrored.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+
+from emu_jax.data.cache import Cache, Fingerprint, Rows, Spec, build
+from emu_jax.data.mixture import Part, captions_fingerprint
+from emu_jax.data.pipeline import (
+    Loader,
+    StreamSpec,
+    group_name,
+    pictures_fingerprint,
+    stream,
+)
+from emu_jax.data.plan import SequentialPlan
+
+EncodeImages = Callable[[np.ndarray], np.ndarray]  # uint8 [b, h, w, 3] -> moments [b, h', w', 2c]
+EncodeTexts = Callable[[list[str]], Mapping[str, np.ndarray]]  # -> states, mask and perhaps pooled
+
+
+def moments_fingerprint(
+    spec: StreamSpec, parts: Sequence[Part], encoder: str, dtype: str
+) -> dict[str, str]:
+    """What cached moments depend on; `encoder`: the fingerprint of its weights."""
+    return {"encoder": encoder, "dtype": dtype, **pictures_fingerprint(spec, parts)}
+
+
+def text_fingerprint(texts: Sequence[str], encoder: str, dtype: str) -> dict[str, str]:
+    """What cached text states depend on; `encoder`: the fingerprint of weights and tokenizer."""
+    return {"encoder": encoder, "dtype": dtype, **captions_fingerprint(texts)}
+
+
+def cache_moments(
+    directory: str | os.PathLike,
+    spec: StreamSpec,
+    parts: Sequence[Part],
+    encode: EncodeImages,
+    fingerprint: Fingerprint,
+) -> Cache:
+    """The moments and sizes of every selected record, in one group a bucket."""
+    copies = 2 if spec.flip else 1
+    plain = replace(spec, sequential=True, crop="centre", flip=False, num_steps=None)
+    loader = Loader(plain, parts, tokenize={})
+    plan = loader.plan
+    assert isinstance(plan, SequentialPlan)
+    layout = {}
+    for bucket, pictures in zip(plan.roster.buckets, plan.roster.counts.sum(0), strict=True):
+        if pictures:
+            example = np.asarray(encode(np.zeros((spec.batch_size, *bucket, 3), np.uint8)))
+            rows = int(pictures) * copies
+            layout[group_name(bucket)] = {
+                "moments": Spec((rows, *example.shape[1:]), example.dtype.name),
+                "sizes": Spec((rows, 6), "int32"),
+            }
+
+    def pieces(start: int) -> Iterator[Rows]:
+        with closing(stream(loader, start)) as batches:
+            for n, batch in enumerate(batches, start):
+                bucket, first, stop = plan.place(n)
+                image = batch["image"]
+                views = [image, np.ascontiguousarray(image[:, :, ::-1])][:copies]
+                moments = np.stack([np.asarray(encode(view)) for view in views], 1)
+                moments = moments[: stop - first].reshape(-1, *moments.shape[2:])
+                sizes = np.repeat(batch["sizes"][: stop - first], copies, 0)
+                group = group_name(plan.roster.buckets[bucket])
+                yield Rows(group, first * copies, {"moments": moments, "sizes": sizes})
+
+    return build(directory, fingerprint, layout, pieces, loader.steps)
+
+
+def cache_text(
+    directory: str | os.PathLike,
+    texts: Sequence[str],
+    encode: EncodeTexts,
+    fingerprint: Fingerprint,
+    batch_size: int = 64,
+) -> Cache:
+    """The states of `Captions(parts).texts` in one group, "text", in that order."""
+
+    def encoded(start: int) -> dict[str, np.ndarray]:
+        batch = list(texts[start : start + batch_size])
+        padded = batch + [""] * (batch_size - len(batch))  # one shape: one compilation
+        return {name: np.asarray(a)[: len(batch)] for name, a in encode(padded).items()}
+
+    layout = {
+        "text": {
+            name: Spec((len(texts), *array.shape[1:]), array.dtype.name)
+            for name, array in encoded(0).items()
+        }
+    }
+    starts = range(0, len(texts), batch_size)
+
+    def pieces(done: int) -> Iterator[Rows]:
+        for start in starts[done:]:
+            yield Rows("text", start, encoded(start))
+
+    return build(directory, fingerprint, layout, pieces, len(starts))

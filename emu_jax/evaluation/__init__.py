@@ -1,0 +1,1 @@
+"""Looking at models: picture grids, training curves, reports."""

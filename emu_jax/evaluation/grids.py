@@ -1,0 +1,74 @@
+"""Pictures laid out in one picture, captions under them."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from emu_jax.errors import UserError
+
+_GAP = 6
+_FONT_SIZE = 12
+_LINE = 15
+_MOST_LINES = 3
+_PAPER, _INK = (255, 255, 255), (60, 60, 60)
+
+
+def grid(
+    images: UInt8[np.ndarray, "n h w 3"],
+    captions: Sequence[str] | None = None,
+    columns: int | None = None,
+    scale: int = 1,
+) -> Image.Image:
+    """One picture of ``n``, row by row.
+
+    ``columns`` defaults to the near-square number; ``scale`` enlarges each picture by a whole
+    factor, pixels kept as squares. Long captions are broken into up to three lines, then cut.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
+        raise UserError(
+            f"a grid wants uint8 pictures [n, h, w, 3], not {images.dtype} {list(images.shape)}"
+        )
+    if captions is not None and len(captions) != len(images):
+        raise UserError(f"a grid of {len(images)} pictures cannot carry {len(captions)} captions")
+    n, height, width = len(images), images.shape[1] * scale, images.shape[2] * scale
+    columns = min(columns or math.ceil(math.sqrt(n)), n)
+    font = ImageFont.load_default(size=_FONT_SIZE)
+    broken = [wrap(text, width, font) for text in captions or ()]
+    foot = max((len(lines) for lines in broken), default=0) * _LINE
+    rows = math.ceil(n / columns)
+    step_x, step_y = width + _GAP, height + foot + _GAP
+    sheet = Image.new("RGB", (columns * step_x + _GAP, rows * step_y + _GAP), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for i, pixels in enumerate(images):
+        x, y = _GAP + (i % columns) * step_x, _GAP + (i // columns) * step_y
+        picture = Image.fromarray(pixels)
+        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        for j, line in enumerate(broken[i] if broken else ()):
+            middle = x + (width - font.getlength(line)) / 2
+            pen.text((middle, y + height + j * _LINE), line, font=font, fill=_INK)
+    return sheet
+
+
+def wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Lines of at most ``width`` pixels, broken at spaces; what is too long ends in dots."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    if len(lines) > _MOST_LINES:
+        lines = [*lines[: _MOST_LINES - 1], " ".join(lines[_MOST_LINES - 1 :])]
+    return [_cut(line, width, font) for line in lines]
+
+
+def _cut(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "...") > width:
+        line = line[:-1]
+    return line + "..."

@@ -1,0 +1,74 @@
+"""Arrays laid out as torch has them <-> the flat parameters of our networks.
+
+Our networks spell their submodules as the public checkpoints do, so a key differs by its
+separator ("." -> "/") and by what a ``weight`` is called: ``kernel`` (convolutions OIHW -> HWIO,
+dense layers transposed), ``scale`` (norms) or ``embedding`` (tables). Transposing copies bits, so
+there and back again is exact.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from emu_jax.errors import UserError
+
+_WEIGHT_NAMES = ("kernel", "scale", "embedding")
+
+
+def from_torch(state_dict: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The parameters that ``shapes`` (path -> anything with a ``shape``) asks for, in its order.
+
+    ``state_dict`` maps a torch key to an array that numpy can read. Keys that are unknown, missing
+    or of another shape are refused by name.
+    """
+    spelling = {path: _torch_key(path) for path in shapes}
+    unknown = set(state_dict) - set(spelling.values())
+    if unknown:
+        raise UserError(f"The weights hold keys this network does not have: {_list(unknown)}.")
+    missing = set(spelling.values()) - set(state_dict)
+    if missing:
+        raise UserError(f"The weights lack keys this network needs: {_list(missing)}.")
+    params = {}
+    for path, wanted in shapes.items():
+        value = _from_layout(path, np.asarray(state_dict[spelling[path]]))
+        if value.shape != tuple(wanted.shape):
+            raise UserError(
+                f"The weights' {spelling[path]} becomes {value.shape}, "
+                f"but this network's {path} is {tuple(wanted.shape)}."
+            )
+        params[path] = value
+    return params
+
+
+def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of :func:`from_torch`: torch keys and contiguous arrays in torch's layout."""
+    return {_torch_key(path): _to_layout(path, np.asarray(v)) for path, v in params.items()}
+
+
+def _torch_key(path: str) -> str:
+    *parents, leaf = path.split("/")
+    return ".".join([*parents, "weight" if leaf in _WEIGHT_NAMES else leaf])
+
+
+def _is_kernel(path: str) -> bool:
+    return path.rpartition("/")[2] == "kernel"
+
+
+def _from_layout(path: str, value: np.ndarray) -> np.ndarray:
+    """[out, in, *size] -> [*size, in, out]."""
+    if not _is_kernel(path):
+        return value
+    return np.ascontiguousarray(value.transpose(*range(2, value.ndim), 1, 0))
+
+
+def _to_layout(path: str, value: np.ndarray) -> np.ndarray:
+    """[*size, in, out] -> [out, in, *size]."""
+    if not _is_kernel(path):
+        return value
+    return np.ascontiguousarray(value.transpose(-1, -2, *range(value.ndim - 2)))
+
+
+def _list(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

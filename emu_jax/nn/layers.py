@@ -1,0 +1,149 @@
+"""The small parts every network is made of: norms, convolutions, activations, resampling.
+
+All pictures and feature maps are channels-last. The norms take their statistics in fp32 whatever
+the input's dtype and return the input's dtype; everything else computes in the dtype it is given.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from emu_jax.errors import UserError
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+}
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The activation called ``name``; ``gelu`` is the exact one."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"No activation is called {name!r}: choose one of {sorted(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
+class GroupNorm(nnx.Module):
+    """Normalises groups of ``channels / groups`` channels over all positions of one example.
+
+    The sums run over positions channel by channel and meet within a group only afterwards, so the
+    feature map is never reshaped: splitting its last axis would cost a layout copy on a TPU.
+    """
+
+    def __init__(self, channels: int, groups: int = 32, *, eps: float = 1e-5, rngs: nnx.Rngs):
+        if channels % groups:
+            raise UserError(f"{channels} channels do not divide into {groups} norm groups.")
+        self.groups, self.eps = groups, eps
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: Float[Array, "b *size c"]) -> Float[Array, "b *size c"]:
+        y = x.astype(jnp.float32)
+        y = y - self._group_mean(y)
+        inverse = jax.lax.rsqrt(self._group_mean(jnp.square(y)) + self.eps)
+        return (y * (inverse * self.scale[...]) + self.bias[...]).astype(x.dtype)
+
+    def _group_mean(self, x: Float[Array, "b *size c"]) -> Float[Array, "b *ones c"]:
+        """Each channel's entry is the mean over its whole group."""
+        channelwise = x.mean(range(1, x.ndim - 1), keepdims=True)
+        *leading, channels = channelwise.shape
+        grouped = channelwise.reshape(*leading, self.groups, channels // self.groups)
+        return jnp.repeat(grouped.mean(-1), channels // self.groups, axis=-1)
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def linear(
+    inputs: int, outputs: int, *, bias: bool = True, zero: bool = False, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A dense layer on the last axis; ``zero`` starts it at zero (the end of a residual branch)."""
+    init = {"kernel_init": nnx.initializers.zeros_init()} if zero else {}
+    return nnx.Linear(inputs, outputs, use_bias=bias, rngs=rngs, **init)
+
+
+def conv(
+    inputs: int,
+    outputs: int,
+    kernel: int = 3,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] | None = None,
+    zero: bool = False,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A square 2-D convolution that keeps the size at stride 1.
+
+    ``padding`` is (before, after) on both axes, by default half the kernel on either side as torch
+    has it (XLA's own "SAME" pads a strided convolution on the far side only).
+    """
+    init = {"kernel_init": nnx.initializers.zeros_init()} if zero else {}
+    padding = padding or (kernel // 2, kernel // 2)
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (kernel, kernel),
+        strides=stride,
+        padding=(padding, padding),
+        rngs=rngs,
+        **init,
+    )
+
+
+def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+    """Every pixel becomes 2 x 2."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def downsample_mean(x: Float[Array, "b 2*h 2*w c"]) -> Float[Array, "b h w c"]:
+    """Every 2 x 2 block becomes its mean."""
+    b, h, w, c = x.shape
+    if h % 2 or w % 2:
+        raise UserError(f"A feature map of {h} x {w} cannot be halved: choose an even size.")
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+class Downsample(nnx.Module):
+    """Halves the size with a 3 x 3 convolution of stride 2."""
+
+    def __init__(self, channels: int, *, padding: tuple[int, int] = (1, 1), rngs: nnx.Rngs):
+        self.conv = conv(channels, channels, stride=2, padding=padding, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Doubles the size by repetition, then a 3 x 3 convolution.
+
+    ``size`` (h, w), at most one pixel short of double, is what an odd-sized map had before it was
+    halved.
+    """
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.conv = conv(channels, channels, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], size: tuple[int, int] | None = None
+    ) -> Float[Array, "b h2 w2 c"]:
+        x = upsample_nearest(x)
+        if size is not None:
+            x = x[:, : size[0], : size[1]]
+        return self.conv(x)

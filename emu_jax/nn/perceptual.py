@@ -1,0 +1,144 @@
+"""VGG-16 features and the LPIPS distance between two pictures.
+
+With f_l the activations after the last relu of VGG-16's block l (l = 1..5), g_l = f_l / |f_l|
+over the channels and w_l >= 0 the learnt head of that block,
+
+    LPIPS(x, y) = sum_l mean_hw  w_l . (g_l(x) - g_l(y))^2
+
+Weights come by path: a file as the ``lpips`` package writes its whole module, or a folder with
+torchvision's VGG-16 and the package's file of heads.
+"""
+
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from emu_jax.errors import UserError
+
+# torchvision's positions of VGG-16's convolutions; a block ends with a max-pooling.
+_BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+_WIDTHS = (64, 128, 256, 512, 512)
+# ImageNet's mean and deviation, for pictures in [-1, 1].
+_SHIFT = (-0.030, -0.088, -0.188)
+_SCALE = (0.458, 0.448, 0.450)
+
+
+class Vgg16(nnx.Module):
+    """The convolutions of VGG-16, numbered as torchvision numbers them."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        convs, inputs = {}, 3
+        for block, width in zip(_BLOCKS, _WIDTHS, strict=True):
+            for index in block:
+                convs[str(index)] = nnx.Conv(inputs, width, (3, 3), padding=1, rngs=rngs)
+                inputs = width
+        self.features = nnx.Dict(convs)
+
+    def __call__(self, x: Float[Array, "b h w 3"]) -> list[Float[Array, "b i j c"]]:
+        """Five maps, at 1, 1/2, 1/4, 1/8 and 1/16 of the size. Pictures in [-1, 1]."""
+        x = (x - jnp.asarray(_SHIFT, x.dtype)) / jnp.asarray(_SCALE, x.dtype)
+        maps = []
+        for block in _BLOCKS:
+            if maps:
+                x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+            for index in block:
+                x = nnx.relu(self.features[str(index)](x))
+            maps.append(x)
+        return maps
+
+
+class Lpips(nnx.Module):
+    """``lpips(x, y) -> [b]``; ``features(x)`` gives VGG's maps (for style losses)."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.net = Vgg16(rngs=rngs)
+        # |normal| because the learnt heads are non-negative: fresh ones then give a distance too.
+        init = nnx.initializers.normal(0.1)
+        self.lins = nnx.List(
+            nnx.Conv(
+                width,
+                1,
+                (1, 1),
+                use_bias=False,
+                kernel_init=lambda *args, **kwargs: jnp.abs(init(*args, **kwargs)),
+                rngs=rngs,
+            )
+            for width in _WIDTHS
+        )
+
+    def __call__(self, x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
+        pairs = zip(self.features(x), self.features(y), strict=True)
+        distances = [
+            jnp.mean(head((_unit(a) - _unit(b)) ** 2), axis=(1, 2, 3))
+            for head, (a, b) in zip(self.lins, pairs, strict=True)
+        ]
+        return sum(distances[1:], distances[0])
+
+    def features(self, x: Float[Array, "b h w 3"]) -> list[Float[Array, "b i j c"]]:
+        return self.net(x)
+
+
+def _unit(x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    # The constant is under the root: outside, a position whose features are all 0 has a gradient
+    # of NaN.
+    return x / jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-8)
+
+
+def load_lpips(path: str | Path) -> dict[str, np.ndarray]:
+    """The parameters of :class:`Lpips` from a .safetensors, .pth or .pt file, or a folder of them.
+
+    Accepted keys: ``features.N.*`` (torchvision), ``net.sliceK.N.*`` and ``linK.model.1.weight``
+    (lpips); other keys, such as VGG's classifier, are passed over.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for file in _weight_files(Path(path)):
+        for key, value in _read(file).items():
+            if name := _rename(key):
+                tensors[name] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+    wanted = [
+        *(f"net/features/{i}/{leaf}" for b in _BLOCKS for i in b for leaf in ("kernel", "bias")),
+        *(f"lins/{i}/kernel" for i in range(len(_WIDTHS))),
+    ]
+    if missing := [name for name in wanted if name not in tensors]:
+        raise UserError(
+            f"{path} lacks {len(missing)} LPIPS tensors ({missing[0]}, ...): give a folder with "
+            "torchvision's vgg16 and the lpips package's weights/v0.1/vgg.pth."
+        )
+    return {name: tensors[name] for name in wanted}
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files = [f for f in sorted(path.glob("*")) if f.suffix in (".safetensors", ".pth", ".pt")]
+    if not files:
+        raise UserError(f"No .safetensors, .pth or .pt file with LPIPS weights at {path}.")
+    return files
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    if file.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        return load_file(file)
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"Reading {file} needs torch: `pip install torch`, or convert it to .safetensors."
+        ) from error
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    return {key: value.float().numpy() for key, value in state.items()}
+
+
+def _rename(key: str) -> str | None:
+    if match := re.fullmatch(r"(?:net\.slice\d|features)\.(\d+)\.(weight|bias)", key):
+        leaf = "kernel" if match[2] == "weight" else "bias"
+        return f"net/features/{match[1]}/{leaf}"
+    if match := re.fullmatch(r"lin(\d)\.model\.\d\.weight", key):
+        return f"lins/{match[1]}/kernel"
+    return None

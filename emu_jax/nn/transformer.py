@@ -1,0 +1,141 @@
+"""The transformer inside a latent U-Net: a feature map's pixels as tokens that attend to a text.
+
+Each layer is x + self-attention, x + cross-attention, x + feed-forward, with a LayerNorm in front
+of each; a GroupNorm (eps 1e-6, unlike the residual blocks') and two projections wrap the stack.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from emu_jax.nn.attention import Attend, Attention, attend
+from emu_jax.nn.layers import GroupNorm, LayerNorm, conv, linear
+
+Constrain = Callable[[Array], Array]
+
+
+class GEGLU(nnx.Module):
+    """value * gelu(gate), both projections of x; the gelu is exact."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        self.proj = linear(inputs, 2 * outputs, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b o"]:
+        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return value * jax.nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nnx.Module):
+    """GEGLU to four times the width and back."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        # The public layout has a dropout at index 1.
+        self.net = nnx.List(
+            [GEGLU(width, 4 * width, rngs=rngs), None, linear(4 * width, width, rngs=rngs)]
+        )
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nnx.Module):
+    """One layer. With ``only_cross_attention`` the first attention reads the context as well;
+    without ``context_width`` there is no second one."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_width: int,
+        *,
+        context_width: int | None,
+        only_cross_attention: bool = False,
+        attend: Attend = attend,
+        rngs: nnx.Rngs,
+    ):
+        def attention(source: int | None) -> Attention:
+            return Attention(
+                width, heads, head_width, context_width=source, attend=attend, rngs=rngs
+            )
+
+        self.only_cross_attention = only_cross_attention
+        self.norm1 = LayerNorm(width, rngs=rngs)
+        self.attn1 = attention(context_width if only_cross_attention else None)
+        self.norm2 = None if context_width is None else LayerNorm(width, rngs=rngs)
+        self.attn2 = None if context_width is None else attention(context_width)
+        self.norm3 = LayerNorm(width, rngs=rngs)
+        self.ff = FeedForward(width, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b n c"],
+        context: Float[Array, "b l d"] | None = None,
+        mask: Bool[Array, "b l"] | None = None,
+    ) -> Float[Array, "b n c"]:
+        first = (context, mask) if self.only_cross_attention else (None, None)
+        x = x + self.attn1(self.norm1(x), *first)
+        if self.attn2 is not None and self.norm2 is not None:
+            x = x + self.attn2(self.norm2(x), context, mask)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nnx.Module):
+    """x + a stack of ``depth`` layers over x's pixels; ``proj_out`` starts at zero.
+
+    ``linear_projection`` stores the two projections as dense layers (SD 2, SDXL), else as 1 x 1
+    convolutions (SD 1); they compute the same.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        head_width: int,
+        depth: int,
+        *,
+        context_width: int | None,
+        groups: int = 32,
+        linear_projection: bool = True,
+        only_cross_attention: bool = False,
+        attend: Attend = attend,
+        constrain: Constrain = lambda x: x,
+        rngs: nnx.Rngs,
+    ):
+        def project(inputs: int, outputs: int, zero: bool) -> nnx.Module:
+            if linear_projection:
+                return linear(inputs, outputs, zero=zero, rngs=rngs)
+            return conv(inputs, outputs, 1, zero=zero, rngs=rngs)
+
+        inner = heads * head_width
+        self.constrain = constrain
+        self.norm = GroupNorm(channels, groups, eps=1e-6, rngs=rngs)
+        self.proj_in = project(channels, inner, zero=False)
+        self.transformer_blocks = nnx.List(
+            TransformerBlock(
+                inner,
+                heads,
+                head_width,
+                context_width=context_width,
+                only_cross_attention=only_cross_attention,
+                attend=attend,
+                rngs=rngs,
+            )
+            for _ in range(depth)
+        )
+        self.proj_out = project(inner, channels, zero=True)
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        context: Float[Array, "b l d"] | None = None,
+        mask: Bool[Array, "b l"] | None = None,
+    ) -> Float[Array, "b h w c"]:
+        b, h, w, _ = x.shape
+        y = self.proj_in(self.norm(x))
+        y = y.reshape(b, h * w, -1)
+        for block in self.transformer_blocks:
+            y = self.constrain(block(y, context, mask))
+        return x + self.proj_out(y.reshape(b, h, w, -1))

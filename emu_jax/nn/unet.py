@@ -1,0 +1,311 @@
+"""The U-Net of diffusion models, latent and pixel, one class for all of them.
+
+A picture goes down through stages of residual blocks (each followed by attention where its stage
+has any), through a middle, and up again, every block on the way up reading what one block on the
+way down wrote. A constructor's arguments are all that distinguishes SD 1.5 from SDXL, DeepFloyd IF
+or Imagen's Efficient U-Net; names of parameters are those of diffusers' UNet2DConditionModel.
+
+    e = time_embedding(sinusoids(t)) + class_embedding(sinusoids(level)) + add_embedding(vector)
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from emu_jax.errors import UserError
+from emu_jax.nn.attention import AddedKVAttention, Attend, attend
+from emu_jax.nn.embeddings import TextTimeEmbedding, TimestepEmbedding, sinusoids
+from emu_jax.nn.layers import Downsample, GroupNorm, Upsample, activation, conv, linear
+from emu_jax.nn.resnet import ResnetBlock
+from emu_jax.nn.transformer import Constrain, SpatialTransformer
+
+
+class Stage(nnx.Module):
+    """What down, middle and up stages share: blocks of residual block and attention, a resampler.
+
+    ``attentions`` is empty, or has as many entries as ``resnets``, or (the middle) one fewer.
+    """
+
+    def __init__(
+        self,
+        resnets: Sequence[ResnetBlock],
+        attentions: Sequence[nnx.Module],
+        *,
+        downsampler: nnx.Module | None = None,
+        upsampler: nnx.Module | None = None,
+    ):
+        self.resnets = nnx.List(resnets)
+        self.attentions = nnx.List(attentions)
+        self.downsamplers = nnx.List([] if downsampler is None else [downsampler])
+        self.upsamplers = nnx.List([] if upsampler is None else [upsampler])
+
+    def block(self, i: int, x: Array, temb: Array, *text: Array | None) -> Array:
+        """Residual block ``i`` and the attention behind it; ``text`` is a context and its mask."""
+        x = self.resnets[i](x, temb)
+        return self.attentions[i](x, *text) if i < len(self.attentions) else x
+
+
+class UNet(nnx.Module):
+    """``unet(x, t, context, context_mask, vector, level)`` -> the network's output, as large as x.
+
+    A spatial condition (a low-resolution picture, a mask) is concatenated to ``x`` by the caller
+    and counted in ``in_channels``. Arguments given per stage are one value for all, or a tuple from
+    the finest stage to the coarsest:
+
+    - ``widths``: channels; ``blocks``: residual blocks on the way down (one more on the way up);
+    - ``transformer_depth``: layers of attention after each block, 0 = none; ``mid_depth`` likewise;
+    - ``heads`` or ``head_width``: one of the two; the other follows from the width;
+    - ``only_cross_attention``: pixels do not attend to pixels (the middle does as the coarsest).
+
+    What it is told besides time: ``context_width`` (tokens to attend to), ``text_width`` (tokens of
+    another width, projected to ``context_width`` here), ``vector_width`` (a vector: pooled text and
+    sizes), ``text_pool_heads`` (instead of it, the tokens pooled by attention), ``level`` (a noise
+    level). ``time_width`` defaults to 4 times the finest width.
+
+    Pixel diffusion's variants: ``attention="added_kv"`` (text and pixels in one attention, with
+    ``context_norm``), ``resample="resnet"`` (residual blocks that halve and double),
+    ``scale_shift``, ``output_scale_factor`` (residual sums are divided by it), ``skip_scale`` (what
+    skips are multiplied with). ``downsample_first`` halves the map in
+    front of every stage's convolutions, the first stage's too, and doubles it behind them, instead
+    of halving between the stages.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        widths: Sequence[int],
+        blocks: int | Sequence[int] = 2,
+        transformer_depth: int | Sequence[int] = 1,
+        mid_depth: int = 1,
+        heads: int | Sequence[int] | None = None,
+        head_width: int | Sequence[int] | None = None,
+        context_width: int | None = None,
+        text_width: int | None = None,
+        vector_width: int | None = None,
+        text_pool_heads: int | None = None,
+        level: bool = False,
+        time_width: int | None = None,
+        attention: Literal["transformer", "added_kv"] = "transformer",
+        linear_projection: bool = True,
+        only_cross_attention: bool | Sequence[bool] = False,
+        context_norm: bool = False,
+        resample: Literal["conv", "resnet"] = "conv",
+        downsample_first: bool = False,
+        scale_shift: bool = False,
+        output_scale_factor: float = 1.0,
+        skip_scale: float = 1.0,
+        act: str = "silu",
+        groups: int = 32,
+        eps: float = 1e-5,
+        attend: Attend = attend,
+        constrain: Constrain = lambda x: x,
+        rngs: nnx.Rngs,
+    ):
+        stages = len(widths)
+        blocks = _per_stage("blocks", blocks, stages)
+        depths = _per_stage("transformer_depth", transformer_depth, stages)
+        only_cross = _per_stage("only_cross_attention", only_cross_attention, stages)
+        if (heads is None) == (head_width is None):
+            raise UserError("A U-Net takes either heads or head_width: give exactly one of them.")
+        if heads is None:
+            stage_heads = [
+                width // w
+                for width, w in zip(widths, _per_stage("head_width", head_width, stages), strict=True)
+            ]
+        else:
+            stage_heads = _per_stage("heads", heads, stages)
+        for width, n in zip(widths, stage_heads, strict=True):
+            if n < 1 or width % n:
+                raise UserError(f"A stage of {width} channels does not divide into {n} heads.")
+        if attention == "added_kv" and max(*depths, mid_depth) > 1:
+            raise UserError("Added-KV attention has no depth: transformer_depth is 0 or 1.")
+        if vector_width and text_pool_heads:
+            raise UserError("A U-Net takes either vector_width or text_pool_heads, not both.")
+        if context_width is None and (text_width or text_pool_heads or attention == "added_kv"):
+            raise UserError(
+                "This U-Net reads a text: give context_width, the width it attends with."
+            )
+
+        temb = time_width or 4 * widths[0]
+        self.time_inputs, self.skip_scale = widths[0], skip_scale
+        self.downsample_first = downsample_first
+        self.act, self.constrain = activation(act), constrain
+        self.reads_text = context_width is not None
+
+        resnet = partial(
+            ResnetBlock,
+            temb_channels=temb,
+            groups=groups,
+            eps=eps,
+            act=act,
+            scale_shift=scale_shift,
+            output_scale_factor=output_scale_factor,
+            rngs=rngs,
+        )
+        shared: dict[str, Any] = dict(
+            context_width=context_width,
+            groups=groups,
+            attend=attend,
+            rngs=rngs,
+        )
+
+        def attentions(stage: int, depth: int, count: int) -> list[nnx.Module]:
+            size = (widths[stage], stage_heads[stage], widths[stage] // stage_heads[stage])
+            options = shared | {"only_cross_attention": bool(only_cross[stage])}
+            if attention == "added_kv":
+                build = partial(AddedKVAttention, *size, context_norm=context_norm, **options)
+            else:
+                build = partial(
+                    SpatialTransformer,
+                    *size,
+                    depth,
+                    linear_projection=linear_projection,
+                    constrain=constrain,
+                    **options,
+                )
+            return [build() for _ in range(count)] if depth else []
+
+        def resampler(direction: Literal["down", "up"], width: int) -> nnx.Module:
+            if resample == "resnet":
+                return resnet(width, width, resample=direction)
+            return (Downsample if direction == "down" else Upsample)(width, rngs=rngs)
+
+        self.conv_in = conv(in_channels, widths[0], rngs=rngs)
+        self.time_embedding = TimestepEmbedding(widths[0], temb, act=act, rngs=rngs)
+        self.class_embedding = (
+            TimestepEmbedding(widths[0], temb, act=act, rngs=rngs) if level else None
+        )
+        if vector_width:
+            self.add_embedding = TimestepEmbedding(vector_width, temb, rngs=rngs)
+        elif text_pool_heads:
+            self.add_embedding = TextTimeEmbedding(
+                text_width or context_width, temb, text_pool_heads, attend=attend, rngs=rngs
+            )
+        else:
+            self.add_embedding = None
+        self.pools_text = bool(text_pool_heads)
+        self.encoder_hid_proj = linear(text_width, context_width, rngs=rngs) if text_width else None
+
+        # The widths of all that is written on the way down, in order: the skips.
+        skips = [] if downsample_first else [widths[0]]
+        self.down_blocks = nnx.List()
+        width = widths[0]
+        for i in range(stages):
+            before, width = width, widths[i]
+            resnets = [resnet(before if j == 0 else width, width) for j in range(blocks[i])]
+            down = None
+            if downsample_first:
+                down = resampler("down", before)
+                skips += [before]
+            skips += [width] * blocks[i]
+            if not downsample_first and i < stages - 1:
+                down = resampler("down", width)
+                skips += [width]
+            self.down_blocks.append(
+                Stage(
+                    resnets,
+                    attentions(i, depths[i], blocks[i]),
+                    downsampler=down,
+                )
+            )
+
+        self.mid_block = Stage(
+            [resnet(width, width) for _ in range(2)],
+            attentions(stages - 1, mid_depth, 1),
+        )
+
+        self.up_blocks = nnx.List()
+        for i in reversed(range(stages)):
+            resnets = []
+            for _ in range(blocks[i] + 1):
+                resnets.append(resnet(width + skips.pop(), widths[i]))
+                width = widths[i]
+            up = resampler("up", width) if i > 0 or downsample_first else None
+            self.up_blocks.append(
+                Stage(
+                    resnets,
+                    attentions(i, depths[i], blocks[i] + 1),
+                    upsampler=up,
+                )
+            )
+
+        self.conv_norm_out = GroupNorm(width, groups, eps=eps, rngs=rngs)
+        self.conv_out = conv(width, out_channels, zero=True, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, "b"],
+        context: Float[Array, "b l d"] | None = None,
+        context_mask: Bool[Array, "b l"] | None = None,
+        vector: Float[Array, "b p"] | None = None,
+        level: Float[Array, "b"] | None = None,
+    ) -> Float[Array, "b h w o"]:
+        """``t`` is what the network is told of the time (SD: integers 0..999), ``level`` of the
+        noise in a spatial condition; ``context_mask`` says which tokens are real."""
+        for name, given, wanted in (
+            ("context", context, self.reads_text),
+            ("vector", vector, self.add_embedding is not None and not self.pools_text),
+            ("level", level, self.class_embedding is not None),
+        ):
+            if (given is not None) != wanted:
+                raise UserError(f"This U-Net {'needs' if wanted else 'does not take'} a {name}.")
+
+        def sines(value: Array) -> Array:
+            return sinusoids(value, self.time_inputs).astype(x.dtype)
+
+        temb = self.time_embedding(sines(t))
+        if self.class_embedding is not None:
+            temb = temb + self.class_embedding(sines(level))
+        if self.pools_text:
+            temb = temb + self.add_embedding(context, context_mask)
+        elif self.add_embedding is not None:
+            temb = temb + self.add_embedding(vector.astype(x.dtype))
+        temb = self.act(temb)
+        if self.encoder_hid_proj is not None:
+            context = self.encoder_hid_proj(context)
+        text = (context, context_mask)
+
+        size = x.shape[1:3]
+        x = self.constrain(self.conv_in(x))
+        skips = [] if self.downsample_first else [x]
+        for stage in self.down_blocks:
+            if self.downsample_first:
+                x = self.constrain(_resample(stage.downsamplers[0], x, temb))
+                skips.append(x)
+            for i in range(len(stage.resnets)):
+                x = self.constrain(stage.block(i, x, temb, *text))
+                skips.append(x)
+            if stage.downsamplers and not self.downsample_first:
+                x = self.constrain(_resample(stage.downsamplers[0], x, temb))
+                skips.append(x)
+
+        for i in range(len(self.mid_block.resnets)):
+            x = self.constrain(self.mid_block.block(i, x, temb, *text))
+
+        for stage in self.up_blocks:
+            for i in range(len(stage.resnets)):
+                x = jnp.concatenate([x, skips.pop() * self.skip_scale], axis=-1)
+                x = self.constrain(stage.block(i, x, temb, *text))
+            if stage.upsamplers:
+                target = skips[-1].shape[1:3] if skips else size
+                x = self.constrain(_resample(stage.upsamplers[0], x, temb, target))
+        return self.conv_out(self.act(self.conv_norm_out(x)))
+
+
+def _resample(module: Any, x: Array, temb: Array, *size: tuple[int, int]) -> Array:
+    return module(x, temb) if isinstance(module, ResnetBlock) else module(x, *size)
+
+
+def _per_stage(name: str, value: Any, stages: int) -> tuple[int, ...]:
+    """One value for all stages, or one each."""
+    values = (value,) * stages if isinstance(value, int) else tuple(value)
+    if len(values) != stages:
+        raise UserError(f"A U-Net of {stages} stages takes {stages} {name}, not {len(values)}.")
+    return values

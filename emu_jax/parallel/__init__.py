@@ -1,0 +1,1 @@
+"""Devices: the mesh, sharding rules by parameter path, several hosts."""

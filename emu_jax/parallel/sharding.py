@@ -1,0 +1,94 @@
+"""Where arrays lie on the mesh: rules for parameters, the batch rule, and placing a batch.
+
+Parameters are divided over ``fsdp`` by path and shape alone, so everything of a parameter's shape
+under its path (EMA, Adam's moments) lies as the parameter does, and an update needs no traffic.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from emu_jax.errors import UserError
+from emu_jax.parallel.mesh import AXES
+
+# Under this segment parameters carry a leading axis of layers that lax.scan walks along.
+SCANNED = "blocks_scan"
+# Gathering an array this small costs more than keeping it everywhere.
+SMALL = 2**14
+
+
+def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The PartitionSpec of the array called ``path``.
+
+    Its largest dimension that the ``fsdp`` axis divides; of equal ones the last, which is the
+    output features of a kernel. The layer axis of a scanned stack is never divided: each layer's
+    step of the loop would have to fetch the whole of it. Arrays under 2**14 elements are
+    replicated.
+    """
+    size = mesh.shape["fsdp"]
+    first = 1 if SCANNED in path.split("/") else 0
+    divisible = [axis for axis in range(first, len(shape)) if shape[axis] % size == 0]
+    if size == 1 or not divisible or np.prod(shape) < SMALL:
+        return P()
+    chosen = max(divisible, key=lambda axis: (shape[axis], axis))
+    return P(*(None,) * chosen, "fsdp")
+
+
+def shard_params(tree: Any, mesh: Mesh) -> Any:
+    """The NamedSharding of every leaf, by :func:`param_spec` on the leaf's path in the tree.
+
+    ``tree``: a flat dict of arrays or ShapeDtypeStructs, or any pytree with such dicts inside (an
+    optimiser's state, a whole training state). Adafactor's row and column vectors are arrays like
+    any other; counters are scalars, so replicated.
+    """
+
+    def sharding(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, param_spec(name, np.shape(leaf), mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis over all devices."""
+    return NamedSharding(mesh, P(AXES))
+
+
+def constrain(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """A function that holds an activation [b, ...] to the batch rule; networks call it between
+    blocks.
+
+    Without it the partitioner, having weights divided by features, moves activations back and forth
+    between batch and features.
+    """
+    if mesh.size == 1:
+        return lambda x: x
+    sharding = batch_sharding(mesh)
+    return lambda x: jax.lax.with_sharding_constraint(x, sharding)
+
+
+def put_batch(host_batch: Any, mesh: Mesh) -> Any:
+    """Numpy arrays [rows of this process, ...] as global arrays [rows of all processes, ...].
+
+    Processes hold equally many rows, and the devices divide their sum.
+    """
+    sharding = batch_sharding(mesh)
+
+    def put(array: np.ndarray) -> jax.Array:
+        rows = len(array) * jax.process_count()
+        if rows % mesh.size:
+            raise UserError(
+                f"A batch of {rows} does not divide over {mesh.size} devices; take a multiple of "
+                f"{mesh.size}."
+            )
+        return jax.make_array_from_process_local_data(sharding, array)
+
+    return jax.tree.map(put, host_batch)

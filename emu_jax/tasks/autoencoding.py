@@ -1,0 +1,213 @@
+"""The autoencoder that gives latent diffusion its space (Emu, section 1.1 of the paper's method).
+
+Two groups, updated in turn:
+
+    autoencoder    L1 + w_p LPIPS + w_kl KL + lambda(x') w_a (-D(x'))      (1)
+    discriminator  hinge on D(x), D(x')                                    (2)
+
+x' = decode(z), z ~ q(z | x). lambda balances the adversarial gradient against the reconstruction's,
+
+    lambda = |d rec / d x'| / (|d adv / d x'| + 1e-6), clipped to [0, 100],
+
+both taken at the reconstructed pixels: latent diffusion takes them at the decoder's last layer, which
+costs another backward pass through it and ranks the two losses the same way.
+
+The mean and standard deviation of each latent channel are measured once training is over and kept in the
+state; a generator works on (z - shift) / scale.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from emu_jax.nn import autoencoder as gaussian
+from emu_jax.nn.discriminator import hinge_discriminator_loss, hinge_generator_loss
+from emu_jax.nn.functional import Network, Params, nest, subtree
+from emu_jax.tasks.base import Batch, Frozen, Group, Metrics, cast, to_pixels, to_unit_range
+from emu_jax.tasks.codecs import LATENT_SCALE, LATENT_SHIFT
+
+STATISTICS_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class Autoencoding:
+    """``discriminator`` None trains on (1) without its last term; ``lpips`` None without its second.
+
+    The L1 is a mean over pixels, the KL a sum over a picture's latents (nats a picture).
+    """
+
+    autoencoder: Network
+    discriminator: Network | None
+    lpips: Network | None
+    latent_channels: int
+    groups: Mapping[str, Group]
+    frozen: Mapping[str, Frozen]
+    kl_weight: float = 1e-6
+    perceptual_weight: float = 0.0
+    adversarial_weight: float = 0.0
+    adversarial_start: int = 0
+    compute_dtype: Any = jnp.float32
+    stream: str = "train"
+
+    def init(self, key: jax.Array) -> tuple[Params, Params]:
+        first, second = jax.random.split(key)
+        params = nest("autoencoder", self.autoencoder.init(first))
+        if self.discriminator:
+            params |= nest("discriminator", self.discriminator.init(second))
+        channels = (self.latent_channels,)
+        return params, {LATENT_SHIFT: jnp.zeros(channels), LATENT_SCALE: jnp.ones(channels)}
+
+    def loss(
+        self,
+        group: str,
+        params: Params,
+        frozen: Mapping[str, Params],
+        state: Params,
+        batch: Batch,
+        key: jax.Array,
+        step: jax.Array,
+    ) -> tuple[jax.Array, tuple[Params, Metrics]]:
+        x = to_unit_range(batch[self.stream]["image"]).astype(self.compute_dtype)
+        params = cast(params, self.compute_dtype)
+        if group == "discriminator":
+            # The same posterior sample for both groups is not needed: a fresh one is as good.
+            fake = jax.lax.stop_gradient(self._reconstruct(params, x, key)[0])
+            return self._discriminator_loss(params, x, fake, state)
+        fake, moments = self._reconstruct(params, x, key)
+
+        def reconstruction(fake: Array) -> tuple[Array, Metrics]:
+            l1 = jnp.mean(jnp.abs(fake - x).astype(jnp.float32))
+            total, metrics = l1, {"l1": l1}
+            if self.lpips:
+                distance = jnp.mean(self.lpips(frozen["lpips"], fake, x).astype(jnp.float32))
+                total = total + self.perceptual_weight * distance
+                metrics["lpips"] = distance
+            return total, metrics
+
+        rec, metrics = reconstruction(fake)
+        kl = jnp.mean(gaussian.kl(moments))
+        mse = jnp.mean(jnp.square((fake - x).astype(jnp.float32)))
+        metrics |= {"kl": kl, "psnr": psnr(mse)}
+        loss = rec + self.kl_weight * kl
+        if self.discriminator:
+            adversarial, weight = self._adversarial(params, fake, reconstruction, step)
+            loss = loss + weight * adversarial
+            metrics |= {"adversarial": adversarial, "adversarial_weight": weight}
+        return loss, (state, metrics)
+
+    def _reconstruct(self, params: Params, x: Array, key: jax.Array) -> tuple[Array, Array]:
+        network = subtree(params, "autoencoder")
+        moments = self.autoencoder(network, x, method="encode")
+        z = gaussian.sample(moments, key)
+        return self.autoencoder(network, z, method="decode"), moments
+
+    def _adversarial(
+        self, params: Params, fake: Array, reconstruction: Any, step: jax.Array
+    ) -> tuple[Array, Array]:
+        """(generator's adversarial loss, its weight); both 0 before ``adversarial_start``."""
+        critic = jax.lax.stop_gradient(subtree(params, "discriminator"))
+
+        def adversarial(fake: Array) -> Array:
+            return hinge_generator_loss(self.discriminator(critic, fake).astype(jnp.float32))
+
+        def active(fake: Array) -> tuple[Array, Array]:
+            pixels = jax.lax.stop_gradient(fake)
+            g_rec = jax.grad(lambda f: reconstruction(f)[0])(pixels)
+            balance = _norm(g_rec) / (_norm(jax.grad(adversarial)(pixels)) + 1e-6)
+            return adversarial(fake), self.adversarial_weight * jnp.clip(balance, 0.0, 100.0)
+
+        def idle(fake: Array) -> tuple[Array, Array]:
+            return jnp.zeros(()), jnp.zeros(())
+
+        return jax.lax.cond(step >= self.adversarial_start, active, idle, fake)
+
+    def _discriminator_loss(
+        self, params: Params, x: Array, fake: Array, state: Params
+    ) -> tuple[Array, tuple[Params, Metrics]]:
+        network = subtree(params, "discriminator")
+        real_logits = self.discriminator(network, x).astype(jnp.float32)
+        fake_logits = self.discriminator(network, fake).astype(jnp.float32)
+        metrics = {"real": jnp.mean(real_logits), "fake": jnp.mean(fake_logits)}
+        return hinge_discriminator_loss(real_logits, fake_logits), (state, metrics)
+
+    def validate(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        state: Params,
+        batch: Batch,
+        key: jax.Array,
+    ) -> dict[str, tuple[Array, Array]]:
+        """L1 and PSNR (dB, mean over pictures, peak-to-peak 2) of reconstructions from the mean."""
+        (rows,) = batch.values()
+        x = to_unit_range(rows["image"])
+        fake = self._mean_reconstruction(params, x)
+        valid = rows["valid"].astype(jnp.float32)
+        l1 = jnp.mean(jnp.abs(fake - x), axis=(1, 2, 3))
+        decibel = psnr(jnp.mean(jnp.square(jnp.clip(fake, -1, 1) - x), axis=(1, 2, 3)))
+        count = jnp.sum(valid)
+        return {"l1": (jnp.sum(l1 * valid), count), "psnr": (jnp.sum(decibel * valid), count)}
+
+    def preview(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        state: Params,
+        batch: Batch,
+        key: jax.Array,
+    ) -> dict[str, Array]:
+        (rows,) = batch.values()
+        image = rows["image"][:16]
+        fake = to_pixels(self._mean_reconstruction(params, to_unit_range(image)))
+        return {"original_and_reconstruction": jnp.concatenate([image, fake])}
+
+    def finish(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        state: Params,
+        batches: Iterable[Batch],
+    ) -> Params:
+        """Each latent channel's mean and standard deviation over the first training batches."""
+
+        @jax.jit
+        def sums(params: Params, image: Array, key: jax.Array) -> Array:
+            network = subtree(params, "autoencoder")
+            moments = self.autoencoder(network, to_unit_range(image), method="encode")
+            z = gaussian.sample(moments, key)
+            return jnp.stack([jnp.mean(z, (0, 1, 2)), jnp.mean(jnp.square(z), (0, 1, 2))])
+
+        rows = [
+            np.asarray(sums(params, batch[self.stream]["image"], jax.random.key(i)), np.float64)
+            for i, batch in enumerate(islice(batches, STATISTICS_BATCHES))
+        ]
+        mean, square = np.mean(rows, axis=0)
+        scale = np.sqrt(np.maximum(square - mean**2, 1e-12))
+        return {
+            **state,
+            LATENT_SHIFT: mean.astype(np.float32),
+            LATENT_SCALE: scale.astype(np.float32),
+        }
+
+    def _mean_reconstruction(
+        self, params: Params, x: Float[Array, "b h w 3"]
+    ) -> Float[Array, "b h w 3"]:
+        network = cast(subtree(params, "autoencoder"), self.compute_dtype)
+        moments = self.autoencoder(network, x.astype(self.compute_dtype), method="encode")
+        z = gaussian.mean(moments)
+        return self.autoencoder(network, z, method="decode").astype(jnp.float32)
+
+
+def psnr(mse: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1]."""
+    return 10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))
+
+
+def _norm(x: Array) -> Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32))))

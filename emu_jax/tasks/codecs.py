@@ -1,0 +1,76 @@
+"""Codecs: the way between pictures and the space a generator works in.
+
+``moments`` is what a cache may hold; ``sample`` draws the generator's clean data from it inside the step;
+``decode`` is differentiable and gives pictures in [-1, 1]. Latents are shifted and scaled per channel to zero
+mean and unit variance by figures measured after the autoencoder's training and stored with it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+from jaxtyping import Array, Float
+
+from emu_jax.nn import autoencoder as gaussian
+from emu_jax.nn.functional import Network, Params, subtree
+
+LATENT_SHIFT, LATENT_SCALE = "latent/shift", "latent/scale"
+
+
+class Codec(Protocol):
+    channels: int
+    factor: int
+
+    def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w m"]: ...
+
+    def sample(self, params: Params, moments: jax.Array, key: jax.Array) -> jax.Array: ...
+
+    def decode(self, params: Params, z: jax.Array) -> Float[Array, "b H W 3"]: ...
+
+
+@dataclass(frozen=True)
+class AutoencoderCodec:
+    """A KL autoencoder with its latent statistics."""
+
+    network: Network
+    channels: int
+    factor: int
+
+    def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w m"]:
+        return self.network(params, x, method="encode")
+
+    def sample(
+        self, params: Params, moments: Float[Array, "b h w m"], key: jax.Array
+    ) -> Float[Array, "b h w c"]:
+        z = gaussian.sample(moments, key)
+        return (z - params[LATENT_SHIFT]) / params[LATENT_SCALE]
+
+    def decode(self, params: Params, z: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+        z = z * params[LATENT_SCALE] + params[LATENT_SHIFT]
+        return self.network(params, z, method="decode")
+
+
+@dataclass(frozen=True)
+class IdentityCodec:
+    """Pixel space: the picture is the data."""
+
+    channels: int = 3
+    factor: int = 1
+
+    def moments(self, params: Params, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+        return x
+
+    def sample(
+        self, params: Params, moments: Float[Array, "b h w 3"], key: jax.Array
+    ) -> Float[Array, "b h w 3"]:
+        return moments
+
+    def decode(self, params: Params, z: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+        return z
+
+
+def codec_params(model: Mapping[str, jax.Array]) -> Params:
+    """What an :class:`AutoencoderCodec` is given, from an autoencoding task's model."""
+    statistics = {path: model[path] for path in (LATENT_SHIFT, LATENT_SCALE)}
+    return {**subtree(dict(model), "autoencoder"), **statistics}

@@ -1,0 +1,235 @@
+"""The one generation task: codec x process x denoiser x conditioning.
+
+    pixels --codec--> x0 --process--> (x_t, t, target) --denoiser(x_t, t | text, sizes)--> loss
+
+Latent diffusion, pixel diffusion and masked generation differ only in the parts handed in. The codec and
+the text encoders are frozen; the denoiser and the conditioner (projections of the encoders' states) train.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from emu_jax.nn.conditioner import Encoded
+from emu_jax.nn.functional import Network, Params, nest, subtree
+from emu_jax.process.gaussian import GaussianProcess
+from emu_jax.process.guidance import guided
+from emu_jax.process.sampling import sample, time_grid
+from emu_jax.tasks.base import Batch, Frozen, Group, Metrics, cast, to_pixels, to_unit_range
+from emu_jax.tasks.codecs import Codec
+from emu_jax.text.encoder import TextEncoder
+
+TIME_BINS = 5
+
+
+class Conditions(NamedTuple):
+    """What the denoiser is told beside x and t; every leaf has the batch in front."""
+
+    context: Float[Array, "b l d"]
+    mask: Bool[Array, "b l"]
+    vector: Float[Array, "b p"] | None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn: the sampler, its steps and their spacing, classifier-free guidance."""
+
+    sampler: Any
+    steps: int = 25
+    spacing: str = "trailing"
+    guidance_scale: float = 5.0
+    guidance_rescale: float = 0.0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Text to picture.
+
+    ``null`` holds each encoder's null condition, one row; training replaces a picture's text by it at rate
+    ``drop_text``, sampling uses it where there is no negative prompt. ``stream`` names the batch's stream.
+    """
+
+    denoiser: Network
+    conditioner: Network
+    codec: Codec
+    process: GaussianProcess
+    encoders: Mapping[str, TextEncoder]
+    null: Mapping[str, Encoded]
+    sampling: Sampling
+    groups: Mapping[str, Group]
+    frozen: Mapping[str, Frozen]
+    drop_text: float = 0.1
+    compute_dtype: Any = jnp.float32
+    stream: str = "train"
+    previews: int = 16
+
+    def init(self, key: jax.Array) -> tuple[Params, Params]:
+        first, second = jax.random.split(key)
+        return {
+            **nest("denoiser", self.denoiser.init(first)),
+            **nest("conditioner", self.conditioner.init(second)),
+        }, {}
+
+    def loss(
+        self,
+        group: str,
+        params: Params,
+        frozen: Mapping[str, Params],
+        state: Params,
+        batch: Batch,
+        key: jax.Array,
+        step: jax.Array,
+    ) -> tuple[jax.Array, tuple[Params, Metrics]]:
+        """Mean of the process's weighted loss over the batch."""
+        rows = batch[self.stream]
+        k_latent, k_drop, k_process = jax.random.split(key, 3)
+        x0 = self.clean(frozen, rows, k_latent)
+        drop = jax.random.bernoulli(k_drop, self.drop_text, (x0.shape[0],))
+        corrupted = self.process.corrupt(k_process, x0)
+        conditions = self.condition(params, self.encode(frozen, rows, drop), rows["sizes"])
+        output = self.denoise(params, corrupted.x, corrupted.told, conditions)
+        return jnp.mean(self.process.loss(output, corrupted)), (state, {})
+
+    def validate(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        state: Params,
+        batch: Batch,
+        key: jax.Array,
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Loss with the text, at fixed noise and stratified times: whole, and by bin of t (0 = clean)."""
+        (rows,) = batch.values()
+        k_latent, k_time, k_process = jax.random.split(key, 3)
+        x0 = self.clean(frozen, rows, k_latent)
+        n = x0.shape[0]
+        t = (jax.random.permutation(k_time, n) + 0.5) / n
+        corrupted = self.process.corrupt(k_process, x0, t)
+        encoded = self.encode(frozen, rows, jnp.zeros((n,), bool))
+        conditions = self.condition(params, encoded, rows["sizes"])
+        output = self.denoise(params, corrupted.x, corrupted.told, conditions)
+        loss = self.process.loss(output, corrupted)
+        valid = rows["valid"].astype(jnp.float32)
+        bins = jnp.minimum((t * TIME_BINS).astype(jnp.int32), TIME_BINS - 1)
+        sums = {"loss": (jnp.sum(loss * valid), jnp.sum(valid))}
+        for i in range(TIME_BINS):
+            inside = valid * (bins == i)
+            sums[f"loss_bin{i}"] = (jnp.sum(loss * inside), jnp.sum(inside))
+        return sums
+
+    def preview(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        state: Params,
+        batch: Batch,
+        key: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """Samples for the batch's first captions."""
+        (rows,) = batch.values()
+        rows = jax.tree.map(lambda x: x[: self.previews], rows)
+        n = rows["sizes"].shape[0]
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+        encoded = self.encode(frozen, rows, jnp.zeros((n,), bool))
+        shape = self.clean(frozen, rows, key).shape[1:3]
+        return {"samples": self.generate(params, frozen, encoded, rows["sizes"], keys, shape)}
+
+    def finish(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        state: Params,
+        batches: Iterable[Batch],
+    ) -> Params:
+        return state
+
+    def generate(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        encoded: Mapping[str, Encoded],
+        sizes: Int[Array, "b 6"],
+        keys: Any,
+        shape: tuple[int, int],
+        *,
+        negative: Mapping[str, Encoded] | None = None,
+        sampling: Sampling | None = None,
+    ) -> UInt8[Array, "b H W 3"]:
+        """Pictures; row i depends on its text and ``keys[i]`` alone, not on its neighbours.
+
+        ``shape`` is height and width in the generator's space; ``negative`` (default: the null condition)
+        is what guidance leads away from.
+        """
+        sampling = sampling or self.sampling
+        b = sizes.shape[0]
+        negative = negative or {name: _rows(null, b) for name, null in self.null.items()}
+
+        def network(x: Array, t: Array, by: Conditions) -> Array:
+            return self.denoise(params, x, self.process.told(t), by)
+
+        denoise = guided(
+            network,
+            self.condition(params, encoded, sizes),
+            self.condition(params, negative, sizes),
+            sampling.guidance_scale,
+            sampling.guidance_rescale,
+        )
+        start = self.process.prior(keys, (b, *shape, self.codec.channels))
+        x0 = sample(
+            denoise,
+            self.process,
+            sampling.sampler,
+            time_grid(self.process, sampling.steps, sampling.spacing),
+            keys,
+            start,
+        )
+        return to_pixels(self.codec.decode(frozen.get("codec", {}), x0))
+
+    def clean(self, frozen: Mapping[str, Params], rows: Batch, key: jax.Array) -> Array:
+        """The generator's clean data, from pixels or from cached moments."""
+        codec = frozen.get("codec", {})
+        moments = rows.get("moments")
+        if moments is None:
+            moments = self.codec.moments(codec, to_unit_range(rows["image"]))
+        return jax.lax.stop_gradient(self.codec.sample(codec, moments, key))
+
+    def encode(
+        self, frozen: Mapping[str, Params], rows: Batch, drop: Bool[Array, "b"]
+    ) -> dict[str, Encoded]:
+        """Every encoder's states, computed or cached; rows in ``drop`` get its null condition."""
+        cached, encoded = rows.get("text", {}), {}
+        for name, encoder in self.encoders.items():
+            if name in cached:
+                text = Encoded(**cached[name])
+            else:
+                tokens = rows["tokens"][name]
+                text = encoder.apply(frozen[name], tokens["ids"], tokens["mask"])
+            encoded[name] = jax.tree.map(
+                lambda x, null: jnp.where(drop.reshape(-1, *(1,) * (x.ndim - 1)), null, x),
+                jax.lax.stop_gradient(text),
+                self.null[name],
+            )
+        return encoded
+
+    def condition(
+        self, params: Params, encoded: Mapping[str, Encoded], sizes: Int[Array, "b 6"]
+    ) -> Conditions:
+        """The trainable conditioner, in the compute dtype."""
+        network = cast(subtree(params, "conditioner"), self.compute_dtype)
+        return Conditions(*self.conditioner(network, cast(encoded, self.compute_dtype), sizes))
+
+    def denoise(
+        self, params: Params, x: Float[Array, "b h w c"], told: Float[Array, "b"], by: Conditions
+    ) -> Float[Array, "b h w c"]:
+        """One call of the denoiser in the compute dtype; fp32 out."""
+        network = cast(subtree(params, "denoiser"), self.compute_dtype)
+        x = x.astype(self.compute_dtype)
+        return self.denoiser(network, x, told, *by).astype(jnp.float32)
+
+
+def _rows(null: Encoded, n: int) -> Encoded:
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape[1:])), null)

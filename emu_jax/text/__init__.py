@@ -1,0 +1,1 @@
+"""Prompts to conditioning: tokenizers and frozen text encoders."""

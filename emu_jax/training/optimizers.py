@@ -1,0 +1,78 @@
+"""Optimisers and learning-rate schedules by name, from optax.
+
+Every optimiser is a chain: clip by global norm, then AdamW or Adafactor with decoupled weight decay on
+matrices and convolutions only (biases and norm scales are left alone), then the schedule.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+
+from emu_jax.errors import UserError
+
+
+def make_schedule(
+    name: str, learning_rate: float, *, steps: int, warmup: int = 0, final: float = 0.0
+) -> optax.Schedule:
+    """``constant``, ``cosine``, ``linear`` (both down to ``final`` x the rate at ``steps``) or ``rsqrt``.
+
+    All rise linearly from 0 over ``warmup`` steps.
+    """
+    rest = max(steps - warmup, 1)
+    bodies = {
+        "constant": lambda: optax.constant_schedule(learning_rate),
+        "cosine": lambda: optax.cosine_decay_schedule(learning_rate, rest, alpha=final),
+        "linear": lambda: optax.linear_schedule(learning_rate, learning_rate * final, rest),
+        "rsqrt": lambda: lambda n: learning_rate * (max(warmup, 1) / (n + max(warmup, 1))) ** 0.5,
+    }
+    if name not in bodies:
+        raise UserError(f"Unknown schedule {name!r}; choose one of {', '.join(sorted(bodies))}.")
+    body = bodies[name]()
+    if not warmup:
+        return body
+    # The first update already moves: rate/warmup, not 0.
+    ramp = optax.linear_schedule(learning_rate / warmup, learning_rate, warmup - 1 or 1)
+    return optax.join_schedules([ramp, body], [warmup])
+
+
+def make_optimizer(
+    config: Mapping[str, Any], *, steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """(optimiser, schedule) from a config with the keys of ``configs/*.py``'s ``optimizer`` section."""
+    schedule = make_schedule(
+        config["schedule"],
+        config["learning_rate"],
+        steps=steps,
+        warmup=config["warmup"],
+        final=config["final"],
+    )
+    name = config["name"]
+    if name == "adamw":
+        body = optax.adamw(
+            schedule,
+            b1=config["b1"],
+            b2=config["b2"],
+            eps=config["eps"],
+            weight_decay=config["weight_decay"],
+            mask=_matrices,
+        )
+    elif name == "adafactor":
+        # Not optax.adafactor: that one decays by weight_decay itself at each step, whatever the rate.
+        body = optax.chain(
+            optax.scale_by_factored_rms(decay_rate=0.8),
+            optax.clip_by_block_rms(1.0),
+            optax.ema(config["b1"], debias=False) if config["b1"] else optax.identity(),
+            optax.add_decayed_weights(config["weight_decay"], mask=_matrices),
+            optax.scale_by_learning_rate(schedule),
+        )
+    else:
+        raise UserError(f"Unknown optimizer {name!r}; choose adamw or adafactor.")
+    if config["clip"]:
+        return optax.chain(optax.clip_by_global_norm(config["clip"]), body), schedule
+    return body, schedule
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda p: p.ndim > 1, params)

@@ -1,0 +1,68 @@
+"""The training state: one pytree that holds everything a resumed run needs.
+
+``params``, ``ema`` and ``state`` are flat dicts of fp32 masters, ``opt`` holds one optax state a group. Frozen
+networks are not in it. ``ema`` has only the paths of groups that keep an average and starts as a copy of
+the parameters at step 0 of every stage.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emu_jax.nn.functional import Params
+from emu_jax.tasks.base import Task
+
+TrainState = dict[str, Any]
+
+
+def group_paths(task: Task, params: Params) -> dict[str, list[str]]:
+    """Group name -> its paths. Groups may overlap (two losses on one network); most do not."""
+    return {name: group.paths(params) for name, group in task.groups.items()}
+
+
+def init_state(task: Task, key: jax.Array) -> TrainState:
+    """A fresh state; run it under ``jax.jit`` with out_shardings, or ``jax.eval_shape`` for the shapes."""
+    params, state = task.init(key)
+    return with_params(task, params, state)
+
+
+def with_params(task: Task, params: Params, state: Params) -> TrainState:
+    """Step 0 from the given parameters: fresh optimiser, EMA equal to the parameters."""
+    paths = group_paths(task, params)
+    ema = {
+        path: jnp.array(params[path], jnp.float32)
+        for name, group in task.groups.items()
+        if group.ema_decay is not None
+        for path in paths[name]
+    }
+    opt = {
+        name: group.optimizer.init({path: params[path] for path in paths[name]})
+        for name, group in task.groups.items()
+    }
+    zero = jnp.zeros((), jnp.int32)
+    return {
+        "step": zero,
+        "params": params,
+        "ema": ema,
+        "opt": opt,
+        "state": state,
+        "skipped": zero,
+        "skipped_in_row": zero,
+    }
+
+
+def averaged(state: TrainState) -> Params:
+    """The parameters to look at, sample with and ship: the EMA where there is one."""
+    return {**state["params"], **state["ema"]}
+
+
+def state_shardings(
+    task: Task,
+    key: jax.Array,
+    shard: Callable[[Any], Any],
+) -> tuple[TrainState, TrainState]:
+    """(abstract state, its shardings), nothing allocated. ``shard`` maps a tree of shapes to shardings."""
+    abstract = jax.eval_shape(lambda k: init_state(task, k), key)
+    return abstract, shard(abstract)

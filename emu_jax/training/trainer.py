@@ -1,0 +1,286 @@
+"""The training loop: the same for every task, stage and machine.
+
+    restore or start -> [batch n -> step -> log -> validate -> preview -> save] x steps -> finish -> save
+
+The step is one compiled function (``emu_jax.training.step``). The loop only feeds it, reads its scalars a
+few steps late so that the device never waits for the host, and writes down what happens. Batch n is a
+function of (seed, n), so the position in the data is the step number and nothing else need be saved.
+"""
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from PIL import Image
+
+from emu_jax.checkpoint.manager import Checkpoints
+from emu_jax.errors import UserError
+from emu_jax.nn.functional import Params
+from emu_jax.parallel.sharding import put_batch, replicated, shard_params
+from emu_jax.tasks.base import Batch, Task
+from emu_jax.training.state import TrainState, averaged, init_state, with_params
+from emu_jax.training.step import make_step
+from emu_jax.training.trackers import Progress, Trackers, tile
+
+# Steps the host may run ahead of the scalars it has read.
+LAG = 2
+VALIDATION_SEED = 7_919
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The ``train`` section of a config. A period of 0 means never."""
+
+    steps: int
+    batch_size: int
+    seed: int = 0
+    accumulate: int = 1
+    log_every: int = 50
+    validate_every: int = 0
+    preview_every: int = 0
+    checkpoint_every: int = 1000
+    keep_last: int = 3
+    keep_best: int = 0
+    best_metric: str = ""
+    max_skipped_in_row: int = 5
+    profile_start: int = 0
+    profile_steps: int = 0
+    wandb: bool = False
+
+
+@dataclass
+class Trainer:
+    """Everything one run needs; :meth:`run` trains to the end, or until told to stop.
+
+    ``stream(first_step)`` yields this host's rows of batches first_step, first_step + 1, ...;
+    ``validation`` maps a name to a function that iterates over that set's batches; ``initial`` gives the
+    (parameters, state) to start from instead of ``task.init``; ``stop`` are criteria asked after every validation:
+    each sees (step, metrics) and answers None or the reason to stop.
+    """
+
+    task: Task
+    settings: TrainSettings
+    workdir: str
+    mesh: Mesh
+    frozen: Mapping[str, Params]
+    stream: Callable[[int], Iterator[Batch]]
+    meta: Mapping[str, Any]
+    validation: Mapping[str, Callable[[], Iterable[Batch]]]
+    initial: Callable[[], tuple[Params, Params]] | None = None
+    stop: tuple[Callable[[int, Mapping[str, float]], str | None], ...] = ()
+    draw: Callable[..., Image.Image] = tile
+    _compiled: dict[str, Callable] = field(default_factory=dict, init=False)
+
+    def run(self) -> str:
+        """Trains; returns why it ended: "done", "stopped: <reason>" or "interrupted"."""
+        settings = self.settings
+        best = (settings.best_metric, "min", settings.keep_best) if settings.keep_best else None
+        with (
+            Checkpoints(
+                f"{self.workdir}/checkpoints", keep_last=settings.keep_last, keep_best=best
+            ) as checkpoints,
+            _Interrupt() as interrupt,
+        ):
+            state, ended = self._restore(checkpoints)
+            first = int(state["step"])
+            if first >= settings.steps or ended.startswith("stopped"):
+                return ended
+            self._trackers = Trackers(
+                self.workdir,
+                restored_step=first or None,
+                wandb=settings.wandb,
+                draw=self.draw,
+            )
+            self._progress = Progress(settings.steps, settings.batch_size, start=first)
+            try:
+                return self._loop(state, first, checkpoints, interrupt)
+            finally:
+                self._progress.close()
+                self._trackers.close()
+
+    def _restore(self, checkpoints: Checkpoints) -> tuple[TrainState, str]:
+        """(state, how that run ended): the newest checkpoint of the workdir, else the initial parameters."""
+        key = jax.random.key(self.settings.seed)
+        abstract = jax.eval_shape(lambda k: init_state(self.task, k), key)
+        shardings = shard_params(abstract, self.mesh)
+        if checkpoints.latest() is not None:
+            target = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+            )
+            state, meta = checkpoints.restore(None, target)
+            self._same_frozen(meta)
+            return state, meta["ended"]
+        if self.initial is None:
+            start = jax.jit(lambda k: init_state(self.task, k), out_shardings=shardings)
+            return start(key), "running"
+        params, extra = self.initial()
+        start = jax.jit(lambda p, e: with_params(self.task, p, e), out_shardings=shardings)
+        return start(params, extra), "running"
+
+    def _same_frozen(self, meta: Mapping[str, Any]) -> None:
+        """A run is only resumed with the frozen networks it was begun with."""
+        for name, then in meta.get("frozen", {}).items():
+            now = self.meta["frozen"].get(name, {})
+            if now.get("fingerprint") != then["fingerprint"]:
+                raise UserError(
+                    f"The run in {self.workdir} was begun with another {name} ({then['source']}); give "
+                    f"that one again, or start in a new workdir with init_from."
+                )
+
+    def _loop(
+        self, state: TrainState, first: int, checkpoints: Checkpoints, interrupt: "_Interrupt"
+    ) -> str:
+        settings = self.settings
+        step = jax.jit(
+            make_step(self.task, seed=settings.seed, accumulate=settings.accumulate),
+            donate_argnums=0,
+            out_shardings=(jax.tree.map(lambda x: x.sharding, state), replicated(self.mesh)),
+        )
+        pending: deque[_Pending] = deque()
+        batches = self.stream(first)
+        results: dict[str, float] = {}
+        number, ended = first, "done"
+        while number < settings.steps:
+            self._profile(number)
+            batch = next(batches)
+            state, metrics = step(state, self.frozen, put_batch(batch, self.mesh))
+            number += 1
+            pending.append(_Pending(number, metrics, batch))
+            self._read(pending, leave=LAG)
+            if _due(number, settings.validate_every, settings.steps):
+                self._read(pending, leave=0)
+                results = self._validate(state, number)
+                reason = next((r for ask in self.stop if (r := ask(number, results))), None)
+                if reason:
+                    ended = f"stopped: {reason}"
+                    break
+            if _due(number, settings.preview_every, settings.steps):
+                self._preview(state, number)
+            interrupted = interrupt.agreed(number) and number < settings.steps
+            if interrupted or (number < settings.steps and _due(number, settings.checkpoint_every)):
+                # The log is written up to this step before a checkpoint says that it was reached.
+                self._read(pending, leave=0)
+                self._trackers.flush()
+                checkpoints.save(number, state, self._meta(results, "running"), results)
+            if interrupted:
+                checkpoints.wait()
+                return "interrupted"
+        self._read(pending, leave=0)
+        self._trackers.flush()
+        state = {**state, "state": self._finish(state)}
+        checkpoints.save(number, state, self._meta(results, ended), results)
+        checkpoints.wait()
+        return ended
+
+    def _read(self, pending: deque["_Pending"], leave: int) -> None:
+        """Looks at the scalars of finished steps, all but the newest ``leave``."""
+        settings = self.settings
+        while len(pending) > leave:
+            number, metrics, batch = pending.popleft()
+            in_row = int(metrics["skipped_in_row"])
+            if in_row >= settings.max_skipped_in_row:
+                records = {name: rows["record"][:8].tolist() for name, rows in batch.items()}
+                raise UserError(
+                    f"Loss or gradient was not finite in {in_row} steps in a row, up to step {number} "
+                    f"(records {records} ...): lower the learning rate or look at those records; "
+                    f"{self.workdir}/checkpoints holds the run from before."
+                )
+            if _due(number, settings.log_every, settings.steps) or number == 1:
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                self._progress.update(number, values[f"{next(iter(self.task.groups))}/loss"])
+                # An idle group's metrics are NaN.
+                values = {name: value for name, value in values.items() if value == value}
+                self._trackers.scalars(number, values)
+
+    def _validate(self, state: TrainState, number: int) -> dict[str, float]:
+        """Every validation set's means, with the averaged weights and the same noise each time."""
+        results: dict[str, float] = {}
+        for name, batches in self.validation.items():
+            sums: dict[str, np.ndarray] = {}
+            for index, batch in enumerate(batches()):
+                out = self._apply("validate", state, batch, index)
+                for metric, pair in out.items():
+                    sums[metric] = sums.get(metric, 0.0) + np.asarray(pair, np.float64)
+            for metric, (total, count) in sums.items():
+                if count:
+                    results[f"{name}/{metric}"] = float(total / count)
+        self._trackers.scalars(number, results)
+        return results
+
+    def _preview(self, state: TrainState, number: int) -> None:
+        for name, batches in self.validation.items():
+            images = self._apply("preview", state, next(iter(batches())), 0)
+            self._trackers.images(number, {f"{name}/{k}": v for k, v in images.items()})
+
+    def _apply(self, method: str, state: TrainState, batch: Batch, index: int) -> dict[str, Any]:
+        """A task's ``validate`` or ``preview`` on one batch, compiled once."""
+        if method not in self._compiled:
+            self._compiled[method] = jax.jit(getattr(self.task, method))
+        key = jax.random.fold_in(jax.random.key(VALIDATION_SEED), index)
+        return jax.device_get(
+            self._compiled[method](
+                averaged(state), self.frozen, state["state"], put_batch(batch, self.mesh), key
+            )
+        )
+
+    def _finish(self, state: TrainState) -> Params:
+        """Measured on the first batches of the training stream, whatever step the run ended at."""
+        batches = (put_batch(batch, self.mesh) for batch in self.stream(0))
+        extra = self.task.finish(averaged(state), self.frozen, state["state"], batches)
+        like = jax.tree.map(lambda x: x.sharding, state["state"])
+        return jax.tree.map(jax.device_put, extra, like)
+
+    def _meta(self, results: Mapping[str, float], ended: str) -> dict[str, Any]:
+        return {**self.meta, "seed": self.settings.seed, "metrics": dict(results), "ended": ended}
+
+    def _profile(self, number: int) -> None:
+        settings = self.settings
+        if settings.profile_steps and number == settings.profile_start:
+            jax.profiler.start_trace(f"{self.workdir}/profile")
+        if settings.profile_steps and number == settings.profile_start + settings.profile_steps:
+            jax.profiler.stop_trace()
+
+
+class _Pending(NamedTuple):
+    """A step handed to the device, its scalars not yet read."""
+
+    number: int
+    metrics: Any
+    batch: Batch
+
+
+def _due(number: int, every: int, last: int | None = None) -> bool:
+    return bool(every) and (number % every == 0 or number == last)
+
+
+class _Interrupt:
+    """SIGTERM and SIGINT ask for a save at the next step; a second one ends the process as usual."""
+
+    def __enter__(self) -> "_Interrupt":
+        self._flag = threading.Event()
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self._flag.set()
+        signal.signal(number, self._previous[number])
+
+    def agreed(self, step: int) -> bool:
+        """Whether to stop after ``step``; on several hosts all give the same answer."""
+        if jax.process_count() > 1:
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return self._flag.is_set()

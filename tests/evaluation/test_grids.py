@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+from PIL import ImageFont
+
+from emu_jax.errors import UserError
+from emu_jax.evaluation.grids import grid, wrap
+
+
+def pictures(n, h=16, w=24):
+    return np.random.default_rng(0).integers(0, 256, (n, h, w, 3), np.uint8)
+
+
+@pytest.mark.parametrize(("columns", "scale"), [(None, 1), (1, 1), (4, 2), (9, 1)])
+def test_every_picture_is_there_pixel_for_pixel(columns, scale):
+    images = pictures(5)
+    sheet = np.asarray(grid(images, columns=columns, scale=scale))
+    for image in images.repeat(scale, 1).repeat(scale, 2):
+        windows = np.lib.stride_tricks.sliding_window_view(sheet, image.shape)
+        assert (windows == image).all((-1, -2, -3)).sum() == 1
+
+
+def test_rows_are_read_like_text():
+    images = np.stack([np.full((8, 8, 3), shade, np.uint8) for shade in (10, 20, 30)])
+    sheet = np.asarray(grid(images, columns=2))[..., 0]
+    (y1, x1), (y2, x2), (y3, x3) = (np.argwhere(sheet == shade)[0] for shade in (10, 20, 30))
+    assert y1 == y2 < y3 and x1 == x3 < x2
+
+
+def test_captions_put_ink_under_their_picture_only():
+    images = np.full((2, 16, 64, 3), 255, np.uint8)
+    plain, sheet = grid(images, columns=2), np.asarray(grid(images, ["fox", ""], columns=2))
+    assert sheet.shape[0] > plain.height
+    ys, xs = np.nonzero((sheet < 200).all(-1))
+    assert ys.min() >= 6 + 16 and xs.max() < 6 + 64
+
+
+def test_long_captions_are_broken_then_cut():
+    font = ImageFont.load_default(size=12)
+    lines = wrap("a very long caption " * 10, 80, font)
+    assert len(lines) == 3 and lines[-1].endswith("...")
+    assert all(font.getlength(line) <= 80 for line in lines)
+    assert wrap("a red fox", 200, font) == ["a red fox"]
+    assert wrap("x" * 300, 80, font)[0].endswith("...")
+
+
+def test_bad_pictures_are_refused():
+    with pytest.raises(UserError, match="float32"):
+        grid(np.zeros((1, 4, 4, 3), np.float32))
+    with pytest.raises(UserError, match="2 captions"):
+        grid(pictures(1), ["a", "b"])

@@ -1,0 +1,114 @@
+"""Meshes: sizes that fit, sizes that do not, and two processes as two slices."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import jax
+import pytest
+
+from emu_jax.errors import UserError
+from emu_jax.parallel import distributed
+from emu_jax.parallel.mesh import make_mesh
+
+
+def run(program: str, devices: int = 8, env: dict[str, str] | None = None) -> subprocess.Popen:
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    return subprocess.Popen(command, env={**os.environ, **flags, **(env or {})})
+
+
+def test_all_devices_by_default():
+    mesh = make_mesh()
+    assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1}
+    assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"fsdp": 3 * 64}, "does not fit"),
+        ({"data": 7 * 64}, "does not fit"),
+        ({"data": -1, "fsdp": -1}, "at most one is -1"),
+        ({"fsdp": 0}, "sizes are positive"),
+        ({"slices": 64 * 7}, "must divide"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_one_sentence(sizes, words):
+    with pytest.raises(UserError, match=words) as error:
+        make_mesh(**sizes)
+    assert "\n" not in str(error.value)
+
+
+def test_eight_devices():
+    program = """
+        from emu_jax.errors import UserError
+        from emu_jax.parallel.mesh import make_mesh
+        assert dict(make_mesh().shape) == {"data": 8, "fsdp": 1}
+        assert dict(make_mesh(fsdp=4).shape) == {"data": 2, "fsdp": 4}
+        assert dict(make_mesh(data=2, fsdp=-1).shape) == {"data": 2, "fsdp": 4}
+        assert sorted(d.id for d in make_mesh(fsdp=4).devices.flat) == list(range(8))
+        for sizes in ({"fsdp": 3}, {"data": 4, "fsdp": 4}, {"slices": 2}):
+            try:
+                make_mesh(**sizes)
+            except UserError as error:
+                assert "8 devices" in str(error) or "slices=2" in str(error), error
+            else:
+                raise AssertionError(sizes)
+    """
+    assert run(program).wait() == 0
+
+
+def test_two_processes_find_each_other_and_make_two_slices():
+    program = """
+        import jax, numpy as np
+        from emu_jax.parallel.distributed import initialize
+        from emu_jax.parallel.mesh import make_mesh
+        from emu_jax.parallel.sharding import put_batch
+        initialize()
+        initialize()  # A second call changes nothing.
+        assert jax.process_count() == 2 and jax.device_count() == 4
+        mesh = make_mesh(fsdp=2, slices=2)
+        # fsdp stays inside a process, data runs across.
+        assert [{d.process_index for d in row} for row in mesh.devices] == [{0}, {1}]
+        rows = np.arange(4) + 4 * jax.process_index()
+        batch = put_batch({"a": {"x": rows}}, mesh)
+        assert batch["a"]["x"].shape == (8,)
+        assert jax.jit(lambda b: (b["a"]["x"] ** 2).sum())(batch) == 140
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+    env["JAX_PLATFORMS"] = "cpu"
+    processes = [run(program, 2, {**env, "JAX_PROCESS_ID": str(i)}) for i in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+
+
+def test_a_single_machine_waits_for_nobody(monkeypatch):
+    called = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: called.append(args))
+    for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "OMPI_MCA_orte_hnp_uri"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    distributed.initialize()
+    assert not called
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    distributed.initialize()
+    assert called == [(None, None, None)]
+    monkeypatch.setenv("JAX_PROCESS_ID", "one")
+    with pytest.raises(UserError, match="JAX_PROCESS_ID is 'one'"):
+        distributed.initialize("localhost:1234")
+
+
+def test_a_coordinator_without_the_rest_is_one_sentence(monkeypatch):
+    def refuse(*args):
+        raise ValueError("Number of processes must be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    with pytest.raises(UserError, match="set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES"):
+        distributed.initialize("localhost:1234")

@@ -1,0 +1,57 @@
+"""What all text encoders share."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emu_jax.errors import UserError
+from emu_jax.text.encoder import TextEncoder, make_encoder
+
+
+@dataclass(frozen=True)
+class Letters(TextEncoder):
+    """One token a letter; an empty text has none."""
+
+    def _tokenize(self, texts):
+        rows = [text[: self.length].ljust(self.length, "\0") for text in texts]
+        ids = np.array([[ord(letter) for letter in row] for row in rows], np.int32)
+        return ids, ids != 0
+
+    def apply(self, params, ids, mask):
+        raise NotImplementedError
+
+    def load(self):
+        raise NotImplementedError
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights"
+
+
+@pytest.fixture
+def letters(tmp_path):
+    (tmp_path / "weights").write_bytes(b"weights")
+    return Letters("letters", tmp_path, length=4, width=8)
+
+
+def test_tokenize(letters):
+    tokens = letters.tokenize(["ab", "abcdef"])
+    np.testing.assert_array_equal(tokens["ids"], [[97, 98, 0, 0], [97, 98, 99, 100]])
+    np.testing.assert_array_equal(tokens["mask"], [[1, 1, 0, 0], [1, 1, 1, 1]])
+
+
+def test_a_text_without_tokens_is_refused(letters):
+    with pytest.raises(UserError, match="letters finds no token in the text ''"):
+        letters.tokenize(["ab", ""])
+
+
+def test_fingerprint_follows_the_weights(letters):
+    assert letters.fingerprint == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_unknown_name():
+    with pytest.raises(UserError, match="'clop'; there is minilm"):
+        make_encoder("clop", 16)
