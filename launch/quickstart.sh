@@ -23,7 +23,7 @@ emu-jax train --config=configs/latent_diffusion.py:size=tiny,stage=quality_tune 
     --config.data.data_dir="$EMU_JAX_DATA" --workdir="$run"
 
 part "before and after"
-emu-jax compare tiny "$run" --out="$report"
+emu-jax compare builtin:latent_diffusion_64 "$run" --out="$report"
 
 parts
 printf '\nThe report: %s\n' "$ROOT/$report/index.html"

@@ -18,3 +18,46 @@ def _numpy_seed():
     import numpy as np
 
     np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """The data_dir of a small ``folder/tiny``, captioned pictures, built by the real command."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    from emu_jax.cli.main import main
+
+    folder = tmp_path_factory.mktemp("pictures")
+    colours = ("red", "green", "blue", "orange", "purple", "black")
+    for i, colour in enumerate(colours * 4):
+        image = Image.new("RGB", (72, 64), "white")
+        corner = np.random.default_rng(i).integers(0, 30, 2).tolist()
+        ImageDraw.Draw(image).ellipse([*corner, corner[0] + 30, corner[1] + 30], fill=colour)
+        image.save(folder / f"{i:02d}.png")
+        (folder / f"{i:02d}.txt").write_text(f"a {colour} disc\n{colour} ball\n")
+    data_dir = tmp_path_factory.mktemp("data")
+    arguments = ["data", "build", "folder/tiny", f"--path={folder}", f"--data_dir={data_dir}"]
+    assert main(arguments) == 0
+    return data_dir
+
+
+@pytest.fixture(scope="session")
+def autoencoder_run(pictures, tmp_path_factory):
+    """The workdir of a minuscule autoencoder, trained by the real command and saved at 2 and 4."""
+    import runs
+
+    workdir = tmp_path_factory.mktemp("runs") / "autoencoder"
+    runs.train("autoencoder", workdir, pictures, "--config.train.steps=4")
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def generator_run(pictures, autoencoder_run, tmp_path_factory):
+    """The workdir of a minuscule generator that works in ``autoencoder_run``'s latents."""
+    import runs
+
+    workdir = tmp_path_factory.mktemp("runs") / "generator"
+    codec = f"--config.codec.path={autoencoder_run}"
+    runs.train("latent_diffusion", workdir, pictures, codec, "--config.train.steps=4")
+    return workdir

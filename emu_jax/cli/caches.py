@@ -1,7 +1,8 @@
-"""The caches a config asks for: opened where they are complete, else computed once with the task's own encoders.
+"""The caches a config asks for: opened where they are complete, else computed once.
 
-A cache's folder carries the digest of what it was made from, so that two runs which agree on encoder, crop,
-flip and pictures share one, and any difference makes another.
+They are computed with the task's own encoders. A cache's folder carries the digest of what it was
+made from, so that two runs which agree on encoder, crop, flip and pictures share one, and any
+difference makes another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,22 +34,29 @@ def open_caches(
     spec: StreamSpec,
 ) -> Caches:
     """Latents where ``data.cache_latents``, every encoder's texts where ``data.cache_text``."""
-    if not isinstance(task, Generation) or not (config.data.cache_latents or config.data.cache_text):
+    data = config.data
+    if not isinstance(task, Generation) or not (data.cache_latents or data.cache_text):
         return Caches()
-    if not config.data.cache_dir:
+    if not data.cache_dir:
         raise UserError("data.cache_latents and data.cache_text need data.cache_dir.")
-    root = epath.Path(config.data.cache_dir).expanduser()
+    root = epath.Path(data.cache_dir).expanduser()
     moments, text = None, {}
-    if config.data.cache_latents:
+    if data.cache_latents:
         moments = _latents(root, task, frozen, sources, spec)
-    if config.data.cache_text:
+    if data.cache_text:
         texts = Captions(sources).texts
         for name in task.encoders:
             text[name] = _text(root, task, name, frozen[name], texts)
     return Caches(moments, text)
 
 
-def _latents(root, task: Generation, frozen, sources, spec: StreamSpec) -> Cache:
+def _latents(
+    root: epath.Path,
+    task: Generation,
+    frozen: Mapping[str, Params],
+    sources: Sequence[Part],
+    spec: StreamSpec,
+) -> Cache:
     made_from = moments_fingerprint(spec, sources, task.frozen["codec"].fingerprint, "float32")
     folder = root / f"latents_{digest(made_from)[:16]}"
     if folder.exists():
@@ -59,7 +67,9 @@ def _latents(root, task: Generation, frozen, sources, spec: StreamSpec) -> Cache
     )
 
 
-def _text(root, task: Generation, name: str, params: Params, texts: Sequence[str]) -> Cache:
+def _text(
+    root: epath.Path, task: Generation, name: str, params: Params, texts: Sequence[str]
+) -> Cache:
     encoder = task.encoders[name]
     made_from = text_fingerprint(texts, task.frozen[name].fingerprint, encoder.dtype)
     made_from |= {"length": str(encoder.length)}

@@ -1,7 +1,7 @@
-"""``emu-jax compare A B``: the same prompts and the same noise drawn by several models, in one HTML report.
+"""``emu-jax compare A B``: the same prompts and the same noise drawn by several models.
 
-Without ``--prompts`` the prompts are kept concepts: seen in pre-training, never in quality-tuning, so that what
-tuning gives to them and takes from them shows.
+The report is one HTML file that needs nothing else. Without ``--prompts`` the prompts are kept
+concepts: seen in pre-training, never in quality-tuning.
 """
 
 import argparse
@@ -16,13 +16,8 @@ from emu_jax.cli.generator import Generator
 from emu_jax.cli.sample import add_sampling_arguments, read_prompts, sampling_changes
 from emu_jax.evaluation import curves
 from emu_jax.evaluation.grids import grid
+from emu_jax.evaluation.prompts import KEPT_CONCEPTS
 from emu_jax.evaluation.report import Charts, Picture, Pictures, Section, Table, write_report
-
-KEPT = (
-    "red apple",
-    "slice of pizza",
-    "lion",
-)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", default="runs/report", help="folder for the report")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
-    prompts = read_prompts(arguments.prompts) if arguments.prompts else list(KEPT)
+    prompts = read_prompts(arguments.prompts) if arguments.prompts else list(KEPT_CONCEPTS)
     seeds = [arguments.seed + i for i in range(len(prompts))]
 
     folder = epath.Path(arguments.out)
@@ -42,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
         generator = Generator(name, **sampling_changes(arguments))
         drawn = generator.draw(prompts, seeds)
         columns.append(list(tqdm(drawn, total=len(prompts), desc=name)))
-        facts.append([name, generator.step, generator.fingerprint[:12], _settings(generator)])
+        facts.append(
+            [name, generator.step, generator.fingerprints["weights"][:12], _settings(generator)]
+        )
     rows = [
         (prompt, [Picture(column[i], f"seed {seeds[i]}") for column in columns])
         for i, prompt in enumerate(prompts)
@@ -55,7 +52,10 @@ def main(argv: Sequence[str]) -> int:
     if charts:
         sections.append(charts)
     index = write_report(
-        folder / "index.html", " against ".join(arguments.models), sections, _subtitle(prompts)
+        folder / "index.html",
+        " against ".join(arguments.models),
+        sections,
+        subtitle=f"{len(prompts)} prompts, one picture each",
     )
     with (folder / "grid.png").open("wb") as file:
         paired = np.stack([column[i] for i in range(len(prompts)) for column in columns])
@@ -69,10 +69,6 @@ def main(argv: Sequence[str]) -> int:
 def _settings(generator: Generator) -> str:
     sampling = generator.config.sampling
     return f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance_scale:g}"
-
-
-def _subtitle(prompts: Sequence[str]) -> str:
-    return f"{len(prompts)} prompts, one picture each"
 
 
 def _curves(models: Sequence[str]) -> Charts | None:

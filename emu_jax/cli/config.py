@@ -1,7 +1,8 @@
-"""Configs: read from a file with a string argument, overridden from the command line, checked by name.
+"""Configs: read from a file with a string argument, overridden from the command line.
 
-A config file's ``get_config("size=tiny,stage=pretrain")`` starts from :func:`defaults` and fills in a family.
-Every key exists in the file: an override of a key that does not is refused with the nearest spelling.
+A config file's ``get_config("size=tiny,stage=pretrain")`` starts from :func:`defaults` and fills in
+a family. Every key exists in the file: an override of one that does not is refused with the nearest
+spelling.
 """
 
 import difflib
@@ -9,17 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-import ml_collections
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
+from emu_jax.data.source import DEFAULT_DATA_DIR
 from emu_jax.errors import UserError
-
-ConfigDict = ml_collections.ConfigDict
 
 
 def options(argument: str | None, **choices: Sequence[str]) -> SimpleNamespace:
-    """``"size=tiny,stage=pretrain"`` as attributes; the first of each option's choices is its default."""
+    """``"size=tiny,stage=pretrain"`` as attributes; an option's first choice is its default."""
     chosen = {name: values[0] for name, values in choices.items()}
     for part in filter(None, (argument or "").split(",")):
         name, _, value = part.partition("=")
@@ -47,14 +46,22 @@ def optimizer(**changes: object) -> ConfigDict:
             clip=1.0,
         )
     )
+    section.lock()  # a key that is not above is misspelt
     section.update(changes)
     return section
 
 
-def group(pattern: str, *, first_step: int = 0, every: int = 1, ema_decay=None, **changes):
+def group(
+    pattern: str,
+    *,
+    first_step: int = 0,
+    every: int = 1,
+    ema_decay: float | None = None,
+    **changes: object,
+) -> ConfigDict:
     """A ``groups`` entry: which parameters, how they are updated."""
     section = ConfigDict(dict(pattern=pattern, first_step=first_step, every=every))
-    section.ema_decay = ml_collections.config_dict.placeholder(float)
+    section.ema_decay = config_dict.placeholder(float)
     section.ema_decay = ema_decay
     section.optimizer = optimizer(**changes)
     return section
@@ -66,8 +73,8 @@ def source(dataset: str, *, select: str = "", weight: float = 1.0) -> ConfigDict
 
 
 def defaults() -> ConfigDict:
-    """The sections every task shares."""
-    return ConfigDict(
+    """The sections every task shares; they take no other keys."""
+    config = ConfigDict(
         dict(
             task="",
             compute_dtype="float32",
@@ -96,7 +103,7 @@ def defaults() -> ConfigDict:
                 wandb=False,
             ),
             data=dict(
-                data_dir="~/emu_jax_data",
+                data_dir=DEFAULT_DATA_DIR,
                 image_size=64,
                 buckets=False,
                 bucket_step=64,
@@ -105,8 +112,8 @@ def defaults() -> ConfigDict:
                 flip=True,
                 workers=0,
                 threads=2,
-                # Where encoded latents and texts are kept; "" encodes inside the step.
-                cache_dir="",
+                # Encoded latents and texts are computed once and kept here, where asked for.
+                cache_dir=f"{DEFAULT_DATA_DIR}/cache",
                 cache_latents=False,
                 cache_text=False,
                 train=dict(),
@@ -114,10 +121,15 @@ def defaults() -> ConfigDict:
             ),
         )
     )
+    for section in (config.mesh, config.train, config.data):
+        section.lock()
+    for streams in (config.data.train, config.data.validation):
+        streams.unlock()
+    return config
 
 
 def load(argv: Sequence[str], program: str) -> tuple[ConfigDict, str]:
-    """(config, workdir) from ``--config=FILE[:ARGUMENT] --workdir=DIR [--config.KEY=VALUE ...]``."""
+    """(config, workdir) from ``--config=FILE[:ARGUMENT] --workdir=DIR [--config.KEY=VALUE]``."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", help_string="Config file.", flag_values=values, sys_argv=[program, *argv]
@@ -125,7 +137,9 @@ def load(argv: Sequence[str], program: str) -> tuple[ConfigDict, str]:
     flags.DEFINE_string("workdir", None, "Where the run is kept.", flag_values=values)
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
     if not path:
-        raise UserError(f"{program} needs --config=FILE[:OPTIONS], e.g. configs/autoencoder.py:size=tiny.")
+        raise UserError(
+            f"{program} needs --config=FILE[:OPTIONS], e.g. configs/autoencoder.py:size=tiny."
+        )
     if not Path(path.split(":", 1)[0]).is_file():
         raise UserError(f"There is no config file {path.split(':', 1)[0]}.")
     try:

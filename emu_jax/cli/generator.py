@@ -1,7 +1,7 @@
 """A trained generator, ready to draw: what ``sample`` and ``compare`` share.
 
-A picture depends on its checkpoint, prompt, seed and sampling settings alone: not on the batch it was drawn
-in, nor on the number of devices.
+A picture depends on its checkpoint, prompt, seed and sampling settings alone: not on the batch it
+was drawn in, nor on the number of devices.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,23 +24,27 @@ from emu_jax.tasks.base import Task
 
 
 class Generator:
-    """The generator of a checkpoint: a run's folder, ``DIR@step``, an exported model or builtin:NAME.
+    """What a run's folder, ``DIR@step``, an exported model or builtin:NAME has learnt to draw.
 
-    ``changes`` override the sampling settings it was trained with (steps, guidance_scale, sampler, ...).
+    ``changes`` override the sampling settings of its config (steps, guidance_scale, sampler, ...).
+    ``fingerprints`` are those of its own weights and of every frozen network's.
     """
 
     def __init__(self, checkpoint: str, batch_size: int = 16, **changes: Any):
         model = load_model(parts.locate(checkpoint), dtype=np.float32)
         self.config = ConfigDict(model.config)
         self.step = model.meta["step"]
-        self.fingerprint = model.fingerprint
         if self.config.get("task") != "generation":
-            raise UserError(f"{checkpoint} draws no pictures: its task is {self.config.get('task')}.")
+            task = self.config.get("task")
+            raise UserError(f"{checkpoint} is no generator of pictures: its task is {task}.")
         self.config.sampling.update({k: v for k, v in changes.items() if v is not None})
         mesh = make_mesh()
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self._task = parts.make_generation(self.config, constrain(mesh))
         self._mesh = mesh
+        self.fingerprints = {"weights": model.fingerprint} | {
+            name: network.fingerprint for name, network in self._task.frozen.items()
+        }
         wanted = jax.eval_shape(self._task.init, jax.random.key(0))[0]
         params = ((path, model.params[path]) for path in wanted if path in model.params)
         self._params = place(params, shard_params(wanted, mesh))
@@ -95,5 +99,3 @@ def place_frozen(task: Task, mesh: Mesh) -> dict[str, Params]:
         shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in network.tensors()}
         frozen[name] = place(network.tensors(), shard_params(shapes, mesh), network.dtype)
     return frozen
-
-

@@ -21,7 +21,7 @@ COMMANDS = {
     "data": "build data sets and look at them",
 }
 
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -128,8 +128,9 @@ def make_generation(config: ConfigDict, constrain: Constrain) -> Generation:
     codec, frozen = make_codec(config.codec)
     encoders = make_encoders(config.text)
     for name, encoder in encoders.items():
+        source = config.text[name].path or f"builtin:{name}"
         frozen[name] = Frozen(
-            str(encoder.folder), encoder.fingerprint, partial(_items, encoder.load), encoder.dtype
+            source, encoder.fingerprint, partial(_items, encoder.load), encoder.dtype
         )
     widths = {name: (encoder.width, encoder.pooled_width) for name, encoder in encoders.items()}
     arguments = dict(config.conditioner, encoders=widths, width=config.conditioner.width or None)
@@ -199,7 +200,8 @@ def make_codec(section: ConfigDict) -> tuple[Codec, dict[str, Frozen]]:
     model = load_model(locate(section.path), dtype=np.float32)
     made_by = ConfigDict(model.config)
     if made_by.get("task") != "autoencoding":
-        raise UserError(f"codec.path {section.path} is no autoencoder: its task is {made_by.get('task')}.")
+        task = made_by.get("task")
+        raise UserError(f"codec.path {section.path} is no autoencoder: its task is {task}.")
     codec = AutoencoderCodec(
         network=autoencoder_network(made_by, lambda x: x),
         channels=made_by.latent_channels,
@@ -233,11 +235,14 @@ def null_condition(encoder: TextEncoder) -> Encoded:
 
 
 def make_parts(config: ConfigDict, sources: ConfigDict) -> list[Part]:
-    """The sources of one stream."""
-    return [
+    """The sources of one stream; one that is not there or selects nothing is refused at once."""
+    chosen = [
         Part(open_source(entry.dataset, config.data.data_dir), entry.weight, entry.select)
         for entry in sources.values()
     ]
+    for part in chosen:
+        part.records()
+    return chosen
 
 
 def stream_spec(config: ConfigDict, **changes: Any) -> StreamSpec:
@@ -271,5 +276,5 @@ def _items(load: Callable[[], Mapping[str, np.ndarray]]) -> Iterator[tuple[str, 
     yield from load().items()
 
 
-def _frozen_arrays(source: str, params: Mapping[str, np.ndarray]) -> Frozen:
+def _frozen_arrays(source: str, params: Mapping[str, Any]) -> Frozen:
     return Frozen(source, fingerprint_params(params), partial(_items, lambda: params))

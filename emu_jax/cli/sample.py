@@ -1,12 +1,14 @@
 """``emu-jax sample``: pictures from prompts, one PNG each and one grid of all.
 
-Pictures that are there already are not drawn again, so a broken-off call is finished by the same call.
+Pictures that are there already are not drawn again: a call that was broken off is finished by
+giving it again.
 """
 
 import argparse
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -26,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--prompts", dest="file", help="file with one prompt a line")
     add_sampling_arguments(parser)
     parser.add_argument("--checkpoint", default=SHIPPED, help=f"default {SHIPPED}")
-    parser.add_argument("--per_prompt", type=int, default=1, help="pictures a prompt")
+    parser.add_argument("--per_prompt", type=positive, default=1, help="pictures a prompt")
     parser.add_argument("--negative", default="", help="what to lead away from")
     parser.add_argument("--out", default="runs/samples", help="folder for the pictures")
     arguments = parser.parse_args(argv)
@@ -40,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     ]
     folder = epath.Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = [generator.fingerprint, generator.config.sampling.to_dict(), arguments.negative]
+    recipe = [generator.fingerprints, generator.config.sampling.to_dict(), arguments.negative]
     paths = [folder / _file_name(prompt, seed, recipe) for prompt, seed in wanted]
     missing = [i for i, path in enumerate(paths) if not path.exists()]
     drawn = generator.draw(
@@ -57,13 +59,21 @@ def main(argv: Sequence[str]) -> int:
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of how to draw; what is not given is as the checkpoint was trained."""
     parser.add_argument("--seed", type=int, default=0, help="of the first picture of each prompt")
-    parser.add_argument("--steps", type=int, help="network evaluations")
+    parser.add_argument("--steps", type=positive, help="of the sampler")
     parser.add_argument("--sampler", help="ddim, ancestral, euler, heun or dpmpp_2m")
     parser.add_argument("--guidance_scale", type=float)
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--batch_size", type=positive, default=16)
 
 
-def sampling_changes(arguments: argparse.Namespace) -> dict[str, object]:
+def positive(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
+
+
+def sampling_changes(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         name: getattr(arguments, name)
         for name in ("steps", "sampler", "guidance_scale", "batch_size")

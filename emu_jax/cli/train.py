@@ -1,6 +1,7 @@
 """``emu-jax train``: one config, one run.
 
-The run lives in its workdir. Given again, the same command resumes it, or, where it is done, says so.
+The run lives in its workdir. Given again, the same command resumes it, or, where it is done, says
+so.
 """
 
 import os
@@ -31,7 +32,7 @@ INTERRUPTED = 128 + 15  # what a shell says of a process that SIGTERM ended
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains; 0 when the run has ended by itself, 143 when it was told to stop and can be resumed."""
+    """Trains; 0 when the run has ended by itself, 143 when it was told to stop and can go on."""
     config, workdir = load(argv, "emu-jax train")
     if config.deterministic:
         flags = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
@@ -47,14 +48,8 @@ def main(argv: Sequence[str]) -> int:
 def build(config: ConfigDict, workdir: str) -> Trainer:
     """A trainer of everything in the config."""
     mesh = make_mesh(**config.mesh)
-    task = parts.make_task(config, constrain(mesh))
-    frozen = place_frozen(task, mesh)
     data = config.data
-    train = {"train": data.train}
-    streams = {
-        name: (parts.make_parts(config, sources), parts.stream_spec(config))
-        for name, sources in train.items()
-    }
+    streams = {"train": (parts.make_parts(config, data.train), parts.stream_spec(config))}
     validation = {
         name: (
             parts.make_parts(config, sources),
@@ -62,6 +57,8 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
         )
         for name, sources in data.validation.items()
     }
+    task = parts.make_task(config, constrain(mesh))
+    frozen = place_frozen(task, mesh)
     open_stream = partial(_open, config, task, frozen)
     return Trainer(
         task=task,
@@ -114,8 +111,10 @@ def _restarted(name: str, stream: Callable) -> Callable[[], Iterator[Batch]]:
 def _initial(task: Task, config: ConfigDict) -> tuple[Params, Params]:
     """Parameters from ``init_from`` where they fit, fresh ones where they do not, and a report."""
     model = load_model(parts.locate(config.init_from), dtype=np.float32)
-    params, state = jax.jit(task.init)(jax.random.key(config.train.seed))
-    reused, report = transplant(params, model.params, skip=config.init_skip or None)
+    key = jax.random.key(config.train.seed)
+    shapes, _ = jax.eval_shape(task.init, key)
+    reused, report = transplant(shapes, model.params, skip=config.init_skip or None)
+    params, state = jax.jit(task.init)(key)
     if jax.process_index() == 0:
         print(f"init_from {config.init_from}:\n{report}", flush=True)
     return {**params, **reused}, state

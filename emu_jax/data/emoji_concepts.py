@@ -86,8 +86,9 @@ class Form:
 
 
 def plain(code: str) -> str:
-    """`code` in lower case without skin tones and presentation selectors."""
-    return "-".join(c for c in code.lower().replace("_", "-").split("-") if c not in _DROPPED)
+    """`code` in lower case without leading zeros, skin tones and presentation selectors."""
+    points = (c.lstrip("0") for c in code.lower().replace("_", "-").split("-"))
+    return "-".join(c for c in points if c not in _DROPPED)
 
 
 def has_skin_tone(code: str) -> bool:

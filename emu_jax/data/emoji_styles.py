@@ -36,6 +36,7 @@ NOTO_FONTS = (
     "/usr/share/fonts/google-noto-color-emoji-fonts/NotoColorEmoji.ttf",
 )
 _NOTO_SIZE = 109  # the one size of the font's bitmaps
+_MARGIN = 27  # around a glyph, pixels
 _SVG_SIZE = 224  # a drawing fills most of its square, so that this is enough to scale down to 115
 _ONE_AT_A_TIME = threading.Lock()  # a font draws in one thread only
 _TAG = "e0067"  # begins the tags of a subdivision flag; the end tag is missing in file names
@@ -204,7 +205,7 @@ def _render_noto(drawing: tuple[str, str]) -> Image.Image:
     font = _font(file)
     canvas = Image.new("RGBA", (2 * _NOTO_SIZE, 2 * _NOTO_SIZE))
     with _ONE_AT_A_TIME:
-        ImageDraw.Draw(canvas).text((_NOTO_SIZE // 4,) * 2, text, font=font, embedded_color=True)
+        ImageDraw.Draw(canvas).text((_MARGIN, _MARGIN), text, font=font, embedded_color=True)
     return canvas
 
 

@@ -18,6 +18,7 @@ with an empty list of them; `uncaptioned.jsonl` names those.
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -75,8 +76,10 @@ class Folder(PictureBuilder):
         self._damaged: list[dict[str, str]] = []
         self._uncaptioned: list[dict[str, str]] = []
 
+        root = epath.Path(self.path)
+
         def picture(name: str) -> tuple[bytes, tuple[int, int] | str]:
-            data = (self.path / name).read_bytes()
+            data = (root / name).read_bytes()
             try:
                 return data, upright_size(open_image(data))
             except UserError as error:
@@ -97,7 +100,7 @@ class Folder(PictureBuilder):
                     "width": size[0],
                     "height": size[1],
                     "captions": captions,
-                    "source": str(self.path),
+                    "source": str(root),
                 },
             )
         if len(self._damaged) == len(self._names):
@@ -199,4 +202,4 @@ def _report(path: epath.Path, rows: list[dict[str, str]], what: str) -> None:
     if rows:
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         names = ", ".join(row[FILE_COLUMN] for row in rows[:5]) + ", ..." * (len(rows) > 5)
-        tqdm.write(f"{len(rows):,} pictures {what}: {names}; all in {path.name}")
+        tqdm.write(f"{len(rows):,} pictures {what}: {names}; all in {path.name}", file=sys.stderr)

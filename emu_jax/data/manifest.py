@@ -60,12 +60,16 @@ class Manifest:
     def read(cls, directory: epath.PathLike) -> "Manifest":
         path = epath.Path(directory) / FILE_NAME
         if not path.exists():
-            raise UserError(f"there is no {FILE_NAME} in {directory}: build the data set anew")
+            raise UserError(
+                f"there is no {FILE_NAME} in {directory}: remove it and build the data set anew"
+            )
         try:
             content = path.read_bytes()
             manifest = cls(read_parquet(content))
         except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path} cannot be read ({error}): build the data set anew") from error
+            raise UserError(
+                f"{path} cannot be read ({error}): remove its directory and build the data set anew"
+            ) from error
         manifest.__dict__["fingerprint"] = hashlib.sha256(content).hexdigest()
         return manifest
 

@@ -49,7 +49,7 @@ class AttentionPooling(nnx.Module):
         self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None
     ) -> Float[Array, "b d"]:
         weights = None if mask is None else mask[..., None]
-        token = x.mean(1, keepdims=True, where=weights)
+        token = jnp.mean(x, 1, keepdims=True, where=weights)
         token = token + self.positional_embedding[...].astype(x.dtype)
         x = jnp.concatenate([token, x], axis=1)
         q, k, v = (

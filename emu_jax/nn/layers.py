@@ -42,14 +42,14 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels))
 
     def __call__(self, x: Float[Array, "b *size c"]) -> Float[Array, "b *size c"]:
-        y = x.astype(jnp.float32)
+        y = jnp.asarray(x, jnp.float32)
         y = y - self._group_mean(y)
         inverse = jax.lax.rsqrt(self._group_mean(jnp.square(y)) + self.eps)
         return (y * (inverse * self.scale[...]) + self.bias[...]).astype(x.dtype)
 
     def _group_mean(self, x: Float[Array, "b *size c"]) -> Float[Array, "b *ones c"]:
         """Each channel's entry is the mean over its whole group."""
-        channelwise = x.mean(range(1, x.ndim - 1), keepdims=True)
+        channelwise = jnp.mean(x, tuple(range(1, x.ndim - 1)), keepdims=True)
         *leading, channels = channelwise.shape
         grouped = channelwise.reshape(*leading, self.groups, channels // self.groups)
         return jnp.repeat(grouped.mean(-1), channels // self.groups, axis=-1)
@@ -64,7 +64,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels))
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        y = x.astype(jnp.float32)
+        y = jnp.asarray(x, jnp.float32)
         y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
@@ -74,8 +74,7 @@ def linear(
     inputs: int, outputs: int, *, bias: bool = True, zero: bool = False, rngs: nnx.Rngs
 ) -> nnx.Linear:
     """A dense layer on the last axis; ``zero`` starts it at zero (the end of a residual branch)."""
-    init = {"kernel_init": nnx.initializers.zeros_init()} if zero else {}
-    return nnx.Linear(inputs, outputs, use_bias=bias, rngs=rngs, **init)
+    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=_initializer(zero), rngs=rngs)
 
 
 def conv(
@@ -93,7 +92,6 @@ def conv(
     ``padding`` is (before, after) on both axes, by default half the kernel on either side as torch
     has it (XLA's own "SAME" pads a strided convolution on the far side only).
     """
-    init = {"kernel_init": nnx.initializers.zeros_init()} if zero else {}
     padding = padding or (kernel // 2, kernel // 2)
     return nnx.Conv(
         inputs,
@@ -101,15 +99,21 @@ def conv(
         (kernel, kernel),
         strides=stride,
         padding=(padding, padding),
+        kernel_init=_initializer(zero),
         rngs=rngs,
-        **init,
     )
+
+
+def _initializer(zero: bool) -> nnx.Initializer:
+    return nnx.initializers.zeros_init() if zero else nnx.initializers.lecun_normal()
 
 
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     """Every pixel becomes 2 x 2."""
     b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(
+        b, 2 * h, 2 * w, c
+    )
 
 
 def downsample_mean(x: Float[Array, "b 2*h 2*w c"]) -> Float[Array, "b h w c"]:

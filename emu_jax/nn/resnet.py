@@ -67,6 +67,7 @@ class ResnetBlock(nnx.Module):
         h = self.conv1(h)
         shift = None
         if self.time_emb_proj is not None:
+            assert temb is not None, "this block was built to be told the time"
             shift = self.time_emb_proj(temb)[:, None, None, :]
         if shift is None:
             h = self.norm2(h)

@@ -5,6 +5,7 @@ of each; a GroupNorm (eps 1e-6, unlike the residual blocks') and two projections
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         # The public layout has a dropout at index 1.
-        self.net = nnx.List(
+        self.net: Any = nnx.List(
             [GEGLU(width, 4 * width, rngs=rngs), None, linear(4 * width, width, rngs=rngs)]
         )
 

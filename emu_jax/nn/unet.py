@@ -116,7 +116,9 @@ class UNet(nnx.Module):
         if heads is None:
             stage_heads = [
                 width // w
-                for width, w in zip(widths, _per_stage("head_width", head_width, stages), strict=True)
+                for width, w in zip(
+                    widths, _per_stage("head_width", head_width, stages), strict=True
+                )
             ]
         else:
             stage_heads = _per_stage("heads", heads, stages)
@@ -183,14 +185,15 @@ class UNet(nnx.Module):
         )
         if vector_width:
             self.add_embedding = TimestepEmbedding(vector_width, temb, rngs=rngs)
-        elif text_pool_heads:
+        elif text_pool_heads and context_width:
             self.add_embedding = TextTimeEmbedding(
                 text_width or context_width, temb, text_pool_heads, attend=attend, rngs=rngs
             )
         else:
             self.add_embedding = None
-        self.pools_text = bool(text_pool_heads)
-        self.encoder_hid_proj = linear(text_width, context_width, rngs=rngs) if text_width else None
+        self.encoder_hid_proj = (
+            linear(text_width, context_width, rngs=rngs) if text_width and context_width else None
+        )
 
         # The widths of all that is written on the way down, in order: the skips.
         skips = [] if downsample_first else [widths[0]]
@@ -251,7 +254,7 @@ class UNet(nnx.Module):
         noise in a spatial condition; ``context_mask`` says which tokens are real."""
         for name, given, wanted in (
             ("context", context, self.reads_text),
-            ("vector", vector, self.add_embedding is not None and not self.pools_text),
+            ("vector", vector, isinstance(self.add_embedding, TimestepEmbedding)),
             ("level", level, self.class_embedding is not None),
         ):
             if (given is not None) != wanted:
@@ -261,18 +264,18 @@ class UNet(nnx.Module):
             return sinusoids(value, self.time_inputs).astype(x.dtype)
 
         temb = self.time_embedding(sines(t))
-        if self.class_embedding is not None:
+        if self.class_embedding is not None and level is not None:
             temb = temb + self.class_embedding(sines(level))
-        if self.pools_text:
+        if isinstance(self.add_embedding, TextTimeEmbedding) and context is not None:
             temb = temb + self.add_embedding(context, context_mask)
-        elif self.add_embedding is not None:
+        elif isinstance(self.add_embedding, TimestepEmbedding) and vector is not None:
             temb = temb + self.add_embedding(vector.astype(x.dtype))
         temb = self.act(temb)
-        if self.encoder_hid_proj is not None:
+        if self.encoder_hid_proj is not None and context is not None:
             context = self.encoder_hid_proj(context)
         text = (context, context_mask)
 
-        size = x.shape[1:3]
+        size = x.shape[1], x.shape[2]
         x = self.constrain(self.conv_in(x))
         skips = [] if self.downsample_first else [x]
         for stage in self.down_blocks:
@@ -294,7 +297,7 @@ class UNet(nnx.Module):
                 x = jnp.concatenate([x, skips.pop() * self.skip_scale], axis=-1)
                 x = self.constrain(stage.block(i, x, temb, *text))
             if stage.upsamplers:
-                target = skips[-1].shape[1:3] if skips else size
+                target = (skips[-1].shape[1], skips[-1].shape[2]) if skips else size
                 x = self.constrain(_resample(stage.upsamplers[0], x, temb, target))
         return self.conv_out(self.act(self.conv_norm_out(x)))
 

@@ -9,11 +9,11 @@ x' = decode(z), z ~ q(z | x). lambda balances the adversarial gradient against t
 
     lambda = |d rec / d x'| / (|d adv / d x'| + 1e-6), clipped to [0, 100],
 
-both taken at the reconstructed pixels: latent diffusion takes them at the decoder's last layer, which
-costs another backward pass through it and ranks the two losses the same way.
+both taken at the reconstructed pixels: latent diffusion takes them at the decoder's last layer,
+which costs another backward pass through it and ranks the two losses the same way.
 
-The mean and standard deviation of each latent channel are measured once training is over and kept in the
-state; a generator works on (z - shift) / scale.
+The mean and standard deviation of each latent channel are measured once training is over and kept
+in the state; a generator works on (z - shift) / scale.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,7 +37,7 @@ STATISTICS_BATCHES = 64
 
 @dataclass(frozen=True)
 class Autoencoding:
-    """``discriminator`` None trains on (1) without its last term; ``lpips`` None without its second.
+    """``discriminator`` None: (1) without its last term; ``lpips`` None: without its second.
 
     The L1 is a mean over pixels, the KL a sum over a picture's latents (nats a picture).
     """
@@ -80,12 +80,13 @@ class Autoencoding:
             fake = jax.lax.stop_gradient(self._reconstruct(params, x, key)[0])
             return self._discriminator_loss(params, x, fake, state)
         fake, moments = self._reconstruct(params, x, key)
+        lpips = self.lpips
 
         def reconstruction(fake: Array) -> tuple[Array, Metrics]:
             l1 = jnp.mean(jnp.abs(fake - x).astype(jnp.float32))
             total, metrics = l1, {"l1": l1}
-            if self.lpips:
-                distance = jnp.mean(self.lpips(frozen["lpips"], fake, x).astype(jnp.float32))
+            if lpips:
+                distance = jnp.mean(lpips(frozen["lpips"], fake, x).astype(jnp.float32))
                 total = total + self.perceptual_weight * distance
                 metrics["lpips"] = distance
             return total, metrics
@@ -111,10 +112,10 @@ class Autoencoding:
         self, params: Params, fake: Array, reconstruction: Any, step: jax.Array
     ) -> tuple[Array, Array]:
         """(generator's adversarial loss, its weight); both 0 before ``adversarial_start``."""
-        critic = jax.lax.stop_gradient(subtree(params, "discriminator"))
+        critic = jax.lax.stop_gradient(params)
 
         def adversarial(fake: Array) -> Array:
-            return hinge_generator_loss(self.discriminator(critic, fake).astype(jnp.float32))
+            return hinge_generator_loss(self._logits(critic, fake))
 
         def active(fake: Array) -> tuple[Array, Array]:
             pixels = jax.lax.stop_gradient(fake)
@@ -130,11 +131,14 @@ class Autoencoding:
     def _discriminator_loss(
         self, params: Params, x: Array, fake: Array, state: Params
     ) -> tuple[Array, tuple[Params, Metrics]]:
-        network = subtree(params, "discriminator")
-        real_logits = self.discriminator(network, x).astype(jnp.float32)
-        fake_logits = self.discriminator(network, fake).astype(jnp.float32)
+        real_logits, fake_logits = self._logits(params, x), self._logits(params, fake)
         metrics = {"real": jnp.mean(real_logits), "fake": jnp.mean(fake_logits)}
         return hinge_discriminator_loss(real_logits, fake_logits), (state, metrics)
+
+    def _logits(self, params: Params, x: Array) -> Array:
+        """What the discriminator says of each patch, in fp32."""
+        assert self.discriminator is not None
+        return self.discriminator(subtree(params, "discriminator"), x).astype(jnp.float32)
 
     def validate(
         self,
@@ -165,7 +169,8 @@ class Autoencoding:
         (rows,) = batch.values()
         image = rows["image"][:16]
         fake = to_pixels(self._mean_reconstruction(params, to_unit_range(image)))
-        return {"original_and_reconstruction": jnp.concatenate([image, fake])}
+        pairs = jnp.stack([image, fake], axis=1).reshape(-1, *image.shape[1:])
+        return {"original_and_reconstruction": pairs}
 
     def finish(
         self,

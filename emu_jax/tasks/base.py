@@ -1,11 +1,12 @@
 """What the trainer knows of whatever it trains.
 
-A task makes its parameters, says its loss for each group of them, and shows pictures. The trainer knows
-nothing else: autoencoders, generators, reward models and adapters differ only behind this protocol, and
-pre-training and quality-tuning are one task under two configs.
+A task makes its parameters, says its loss for each group of them, and shows pictures. The trainer
+knows nothing else: autoencoders, generators, reward models and adapters differ only behind this
+protocol, and pre-training and quality-tuning are one task under two configs.
 
-Parameters are flat dicts from path to array (:data:`emu_jax.nn.functional.Params`). ``state`` has the same
-form and holds what changes without a gradient: codebook statistics, the measured scale of a latent space.
+Parameters are flat dicts from path to array (:data:`emu_jax.nn.functional.Params`). ``state`` has
+the same form and holds what changes without a gradient: codebook statistics, the measured scale of
+a latent space.
 """
 
 import re
@@ -55,8 +56,8 @@ class Group:
 class Frozen:
     """A network used but not trained. A checkpoint names it by source and fingerprint only.
 
-    ``tensors`` streams (path, array) pairs, so that a network larger than one host's memory can be placed
-    into its shards one tensor at a time.
+    ``tensors`` streams (path, array) pairs, so that a network larger than one host's memory can be
+    placed into its shards one tensor at a time.
     """
 
     source: str
@@ -69,8 +70,11 @@ class Frozen:
 class Task(Protocol):
     """Something to train. ``groups`` are updated in order; a later group sees earlier updates."""
 
-    groups: Mapping[str, Group]
-    frozen: Mapping[str, Frozen]
+    @property
+    def groups(self) -> Mapping[str, Group]: ...
+
+    @property
+    def frozen(self) -> Mapping[str, Frozen]: ...
 
     def init(self, key: jax.Array) -> tuple[Params, Params]:
         """(parameters, state). Under ``jax.eval_shape`` it gives the shapes."""
@@ -86,7 +90,10 @@ class Task(Protocol):
         key: jax.Array,
         step: jax.Array,
     ) -> tuple[jax.Array, tuple[Params, Metrics]]:
-        """Scalar loss of one group, the new state, and scalars to log. All randomness comes from ``key``."""
+        """Scalar loss of one group, the new state, and scalars to log.
+
+        All randomness comes from ``key``.
+        """
         ...
 
     def validate(
@@ -123,7 +130,7 @@ class Task(Protocol):
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """Every floating-point leaf in ``dtype``: fp32 masters become bf16 weights before they are gathered."""
+    """Every floating-point leaf in ``dtype``: so fp32 masters are gathered as bf16 weights."""
     return jax.tree.map(
         lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
     )

@@ -1,13 +1,14 @@
 """Codecs: the way between pictures and the space a generator works in.
 
-``moments`` is what a cache may hold; ``sample`` draws the generator's clean data from it inside the step;
-``decode`` is differentiable and gives pictures in [-1, 1]. Latents are shifted and scaled per channel to zero
-mean and unit variance by figures measured after the autoencoder's training and stored with it.
+``moments`` is what a cache may hold; ``sample`` draws the generator's clean data from it inside the
+step; ``decode`` is differentiable and gives pictures in [-1, 1]. Latents are shifted and scaled per
+channel to zero mean and unit variance by figures measured after the autoencoder's training and
+stored with it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 from jaxtyping import Array, Float
@@ -19,8 +20,11 @@ LATENT_SHIFT, LATENT_SCALE = "latent/shift", "latent/scale"
 
 
 class Codec(Protocol):
-    channels: int
-    factor: int
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def factor(self) -> int: ...
 
     def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w m"]: ...
 
@@ -70,7 +74,7 @@ class IdentityCodec:
         return z
 
 
-def codec_params(model: Mapping[str, jax.Array]) -> Params:
+def codec_params(model: Mapping[str, Any]) -> Params:
     """What an :class:`AutoencoderCodec` is given, from an autoencoding task's model."""
     statistics = {path: model[path] for path in (LATENT_SHIFT, LATENT_SCALE)}
     return {**subtree(dict(model), "autoencoder"), **statistics}

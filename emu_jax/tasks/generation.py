@@ -2,13 +2,14 @@
 
     pixels --codec--> x0 --process--> (x_t, t, target) --denoiser(x_t, t | text, sizes)--> loss
 
-Latent diffusion, pixel diffusion and masked generation differ only in the parts handed in. The codec and
-the text encoders are frozen; the denoiser and the conditioner (projections of the encoders' states) train.
+Latent diffusion, pixel diffusion and masked generation differ only in the parts handed in. The
+codec and the text encoders are frozen; the denoiser and the conditioner (projections of the
+encoders' states) train.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +37,11 @@ class Conditions(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn: the sampler, its steps and their spacing, classifier-free guidance."""
+    """How pictures are drawn: a sampler, its steps and their spacing, classifier-free guidance."""
 
     sampler: Any
     steps: int = 25
-    spacing: str = "trailing"
+    spacing: Literal["trailing", "uniform", "karras"] = "trailing"
     guidance_scale: float = 5.0
     guidance_rescale: float = 0.0
 
@@ -49,8 +50,9 @@ class Sampling:
 class Generation:
     """Text to picture.
 
-    ``null`` holds each encoder's null condition, one row; training replaces a picture's text by it at rate
-    ``drop_text``, sampling uses it where there is no negative prompt. ``stream`` names the batch's stream.
+    ``null`` holds each encoder's null condition, one row; training replaces a picture's text by it
+    at rate ``drop_text``, sampling uses it where there is no negative prompt. ``stream`` names the
+    batch's stream.
     """
 
     denoiser: Network
@@ -102,7 +104,7 @@ class Generation:
         batch: Batch,
         key: jax.Array,
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Loss with the text, at fixed noise and stratified times: whole, and by bin of t (0 = clean)."""
+        """Loss with the text at stratified times: whole, and by bin of t (0 = clean)."""
         (rows,) = batch.values()
         k_latent, k_time, k_process = jax.random.split(key, 3)
         x0 = self.clean(frozen, rows, k_latent)
@@ -135,8 +137,8 @@ class Generation:
         n = rows["sizes"].shape[0]
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
         encoded = self.encode(frozen, rows, jnp.zeros((n,), bool))
-        shape = self.clean(frozen, rows, key).shape[1:3]
-        return {"samples": self.generate(params, frozen, encoded, rows["sizes"], keys, shape)}
+        _, h, w, _ = self.clean(frozen, rows, key).shape
+        return {"samples": self.generate(params, frozen, encoded, rows["sizes"], keys, (h, w))}
 
     def finish(
         self,
@@ -161,8 +163,8 @@ class Generation:
     ) -> UInt8[Array, "b H W 3"]:
         """Pictures; row i depends on its text and ``keys[i]`` alone, not on its neighbours.
 
-        ``shape`` is height and width in the generator's space; ``negative`` (default: the null condition)
-        is what guidance leads away from.
+        ``shape`` is height and width in the generator's space; ``negative`` (default: the null
+        condition) is what guidance leads away from.
         """
         sampling = sampling or self.sampling
         b = sizes.shape[0]

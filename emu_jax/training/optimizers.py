@@ -1,13 +1,14 @@
 """Optimisers and learning-rate schedules by name, from optax.
 
-Every optimiser is a chain: clip by global norm, then AdamW or Adafactor with decoupled weight decay on
-matrices and convolutions only (biases and norm scales are left alone), then the schedule.
+Every optimiser is a chain: clip by global norm, then AdamW or Adafactor with decoupled weight decay
+on matrices and convolutions only (biases and norm scales are left alone), then the schedule.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from emu_jax.errors import UserError
@@ -16,16 +17,17 @@ from emu_jax.errors import UserError
 def make_schedule(
     name: str, learning_rate: float, *, steps: int, warmup: int = 0, final: float = 0.0
 ) -> optax.Schedule:
-    """``constant``, ``cosine``, ``linear`` (both down to ``final`` x the rate at ``steps``) or ``rsqrt``.
+    """``constant``, ``rsqrt``, or ``cosine``, ``linear`` down to ``final`` x the rate at ``steps``.
 
-    All rise linearly from 0 over ``warmup`` steps.
+    All rise linearly over the first ``warmup`` updates: update n (from 0) moves at (n + 1) / warmup
+    of the rate.
     """
     rest = max(steps - warmup, 1)
     bodies = {
         "constant": lambda: optax.constant_schedule(learning_rate),
         "cosine": lambda: optax.cosine_decay_schedule(learning_rate, rest, alpha=final),
         "linear": lambda: optax.linear_schedule(learning_rate, learning_rate * final, rest),
-        "rsqrt": lambda: lambda n: learning_rate * (max(warmup, 1) / (n + max(warmup, 1))) ** 0.5,
+        "rsqrt": lambda: lambda n: _rsqrt(learning_rate, n, max(warmup, 1)),
     }
     if name not in bodies:
         raise UserError(f"Unknown schedule {name!r}; choose one of {', '.join(sorted(bodies))}.")
@@ -40,7 +42,7 @@ def make_schedule(
 def make_optimizer(
     config: Mapping[str, Any], *, steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """(optimiser, schedule) from a config with the keys of ``configs/*.py``'s ``optimizer`` section."""
+    """(optimiser, schedule) from a config's ``optimizer`` section."""
     schedule = make_schedule(
         config["schedule"],
         config["learning_rate"],
@@ -59,7 +61,7 @@ def make_optimizer(
             mask=_matrices,
         )
     elif name == "adafactor":
-        # Not optax.adafactor: that one decays by weight_decay itself at each step, whatever the rate.
+        # Not optax.adafactor: that one decays by weight_decay itself, whatever the rate.
         body = optax.chain(
             optax.scale_by_factored_rms(decay_rate=0.8),
             optax.clip_by_block_rms(1.0),
@@ -72,6 +74,11 @@ def make_optimizer(
     if config["clip"]:
         return optax.chain(optax.clip_by_global_norm(config["clip"]), body), schedule
     return body, schedule
+
+
+def _rsqrt(learning_rate: float, n: Any, warmup: int) -> Any:
+    # Joined schedules are asked about times before they begin as well.
+    return learning_rate * (warmup / (jnp.maximum(n, 0) + warmup)) ** 0.5
 
 
 def _matrices(params: Any) -> Any:

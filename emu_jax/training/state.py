@@ -1,11 +1,10 @@
 """The training state: one pytree that holds everything a resumed run needs.
 
-``params``, ``ema`` and ``state`` are flat dicts of fp32 masters, ``opt`` holds one optax state a group. Frozen
-networks are not in it. ``ema`` has only the paths of groups that keep an average and starts as a copy of
-the parameters at step 0 of every stage.
+``params``, ``ema`` and ``state`` are flat dicts of fp32 masters, ``opt`` holds one optax state a
+group. Frozen networks are not in it. ``ema`` has only the paths of groups that keep an average and
+starts as a copy of the parameters at step 0 of every stage.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ def group_paths(task: Task, params: Params) -> dict[str, list[str]]:
 
 
 def init_state(task: Task, key: jax.Array) -> TrainState:
-    """A fresh state; run it under ``jax.jit`` with out_shardings, or ``jax.eval_shape`` for the shapes."""
+    """A fresh state; run under ``jax.jit`` with out_shardings, or ``jax.eval_shape`` for shapes."""
     params, state = task.init(key)
     return with_params(task, params, state)
 
@@ -56,13 +55,3 @@ def with_params(task: Task, params: Params, state: Params) -> TrainState:
 def averaged(state: TrainState) -> Params:
     """The parameters to look at, sample with and ship: the EMA where there is one."""
     return {**state["params"], **state["ema"]}
-
-
-def state_shardings(
-    task: Task,
-    key: jax.Array,
-    shard: Callable[[Any], Any],
-) -> tuple[TrainState, TrainState]:
-    """(abstract state, its shardings), nothing allocated. ``shard`` maps a tree of shapes to shardings."""
-    abstract = jax.eval_shape(lambda k: init_state(task, k), key)
-    return abstract, shard(abstract)

@@ -1,10 +1,11 @@
 """The whole training step as one function of (state, frozen networks, batch).
 
-For each group in order: loss and gradient (accumulated over micro-batches), optimiser update, EMA. All
-randomness is ``fold_in(seed, step)``, so a resumed run draws what the unbroken one would have drawn.
+For each group in order: loss and gradient (accumulated over micro-batches), optimiser update, EMA.
+All randomness is ``fold_in(seed, step)``, so a resumed run draws what the unbroken one would have
+drawn.
 
-A step whose loss or gradient is not finite leaves parameters, optimiser, EMA and state as they were and is
-counted. The decision falls before the update, so that the update is still done in place.
+A group whose loss or gradient is not finite is left as it was, with its optimiser, EMA and the
+state, and so are the groups after it; the step is counted as skipped.
 """
 
 from collections.abc import Callable, Mapping
@@ -62,7 +63,10 @@ def make_step(task: Task, *, seed: int, accumulate: int = 1) -> Step:
                     "grad_norm": grad_norm,
                     "update_norm": optax.tree.norm(updates),
                     "param_norm": optax.tree.norm(trained),
-                    "learning_rate": group.learning_rate(number - group.first_step),
+                    # The schedule counts the group's own updates, not steps.
+                    "learning_rate": group.learning_rate(
+                        (number - group.first_step) // group.every
+                    ),
                 }
                 kept = _select(ok, (new, new_extra, new_opt, average), (*operand[:3], operand[3]))
                 return kept, scalars, ok

@@ -1,10 +1,11 @@
 """The training loop: the same for every task, stage and machine.
 
-    restore or start -> [batch n -> step -> log -> validate -> preview -> save] x steps -> finish -> save
+    restore or start -> [batch n -> step -> log -> validate -> preview -> save] -> finish -> save
 
-The step is one compiled function (``emu_jax.training.step``). The loop only feeds it, reads its scalars a
-few steps late so that the device never waits for the host, and writes down what happens. Batch n is a
-function of (seed, n), so the position in the data is the step number and nothing else need be saved.
+The step is one compiled function (``emu_jax.training.step``). The loop only feeds it, reads its
+scalars a few steps late so that the device never waits for the host, and writes down what happens.
+Batch n is a function of (seed, n), so the position in the data is the step number and nothing else
+need be saved.
 """
 
 import signal
@@ -60,9 +61,9 @@ class Trainer:
     """Everything one run needs; :meth:`run` trains to the end, or until told to stop.
 
     ``stream(first_step)`` yields this host's rows of batches first_step, first_step + 1, ...;
-    ``validation`` maps a name to a function that iterates over that set's batches; ``initial`` gives the
-    (parameters, state) to start from instead of ``task.init``; ``stop`` are criteria asked after every validation:
-    each sees (step, metrics) and answers None or the reason to stop.
+    ``validation`` maps a name to a function that iterates over that set's batches; ``initial``
+    gives the (parameters, state) to start from instead of ``task.init``; ``stop`` are criteria
+    asked after every validation: each sees (step, metrics) and answers None or the reason to stop.
     """
 
     task: Task
@@ -77,6 +78,7 @@ class Trainer:
     stop: tuple[Callable[[int, Mapping[str, float]], str | None], ...] = ()
     draw: Callable[..., Image.Image] = tile
     _compiled: dict[str, Callable] = field(default_factory=dict, init=False)
+    _profiling: bool = field(default=False, init=False)
 
     def run(self) -> str:
         """Trains; returns why it ended: "done", "stopped: <reason>" or "interrupted"."""
@@ -102,11 +104,12 @@ class Trainer:
             try:
                 return self._loop(state, first, checkpoints, interrupt)
             finally:
+                self._stop_profile()
                 self._progress.close()
                 self._trackers.close()
 
     def _restore(self, checkpoints: Checkpoints) -> tuple[TrainState, str]:
-        """(state, how that run ended): the newest checkpoint of the workdir, else the initial parameters."""
+        """(state, how that run ended) of the workdir's newest checkpoint, else the initial ones."""
         key = jax.random.key(self.settings.seed)
         abstract = jax.eval_shape(lambda k: init_state(self.task, k), key)
         shardings = shard_params(abstract, self.mesh)
@@ -130,8 +133,8 @@ class Trainer:
             now = self.meta["frozen"].get(name, {})
             if now.get("fingerprint") != then["fingerprint"]:
                 raise UserError(
-                    f"The run in {self.workdir} was begun with another {name} ({then['source']}); give "
-                    f"that one again, or start in a new workdir with init_from."
+                    f"The run in {self.workdir} was begun with another {name} ({then['source']}); "
+                    f"give that one again, or start in a new workdir with init_from."
                 )
 
     def _loop(
@@ -148,6 +151,7 @@ class Trainer:
         results: dict[str, float] = {}
         number, ended = first, "done"
         while number < settings.steps:
+            results = {}  # A checkpoint records only what was measured at its own step.
             self._profile(number)
             batch = next(batches)
             state, metrics = step(state, self.frozen, put_batch(batch, self.mesh))
@@ -188,9 +192,9 @@ class Trainer:
             if in_row >= settings.max_skipped_in_row:
                 records = {name: rows["record"][:8].tolist() for name, rows in batch.items()}
                 raise UserError(
-                    f"Loss or gradient was not finite in {in_row} steps in a row, up to step {number} "
-                    f"(records {records} ...): lower the learning rate or look at those records; "
-                    f"{self.workdir}/checkpoints holds the run from before."
+                    f"Loss or gradient was not finite in {in_row} steps in a row, up to step "
+                    f"{number} (records {records} ...): lower the learning rate or look at those "
+                    f"records; {self.workdir}/checkpoints holds the run from before."
                 )
             if _due(number, settings.log_every, settings.steps) or number == 1:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -212,6 +216,12 @@ class Trainer:
                 if count:
                     results[f"{name}/{metric}"] = float(total / count)
         self._trackers.scalars(number, results)
+        best = self.settings.best_metric
+        if self.settings.keep_best and best not in results:
+            raise UserError(
+                f"train.best_metric is {best!r}, which no validation measures; there are "
+                f"{', '.join(sorted(results)) or 'none'}."
+            )
         return results
 
     def _preview(self, state: TrainState, number: int) -> None:
@@ -244,8 +254,14 @@ class Trainer:
         settings = self.settings
         if settings.profile_steps and number == settings.profile_start:
             jax.profiler.start_trace(f"{self.workdir}/profile")
-        if settings.profile_steps and number == settings.profile_start + settings.profile_steps:
+            self._profiling = True
+        if number == settings.profile_start + settings.profile_steps:
+            self._stop_profile()
+
+    def _stop_profile(self) -> None:
+        if self._profiling:
             jax.profiler.stop_trace()
+            self._profiling = False
 
 
 class _Pending(NamedTuple):
@@ -261,12 +277,16 @@ def _due(number: int, every: int, last: int | None = None) -> bool:
 
 
 class _Interrupt:
-    """SIGTERM and SIGINT ask for a save at the next step; a second one ends the process as usual."""
+    """SIGTERM and SIGINT ask for a save at the next step; a second one ends the process.
+
+    On several hosts jax itself listens for SIGTERM, and its handler must stay in place.
+    """
 
     def __enter__(self) -> "_Interrupt":
         self._flag = threading.Event()
         self._previous = {}
-        if threading.current_thread() is threading.main_thread():
+        main = threading.current_thread() is threading.main_thread()
+        if main and jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._handle)
         return self

@@ -111,7 +111,11 @@ SMALL = {
     ),
     "only_cross_attention": (
         dict(
-            SD21, widths=(32, 64), transformer_depth=1, heads=4, context_width=24,
+            SD21,
+            widths=(32, 64),
+            transformer_depth=1,
+            heads=4,
+            context_width=24,
             only_cross_attention=(True, False),
         ),
         dict(
@@ -126,8 +130,14 @@ SMALL = {
     ),
     "if_base": (
         dict(
-            IF_BASE, widths=(32, 64, 96), transformer_depth=(0, 1, 1), blocks=2, head_width=16,
-            context_width=32, text_width=64, text_pool_heads=4,
+            IF_BASE,
+            widths=(32, 64, 96),
+            transformer_depth=(0, 1, 1),
+            blocks=2,
+            head_width=16,
+            context_width=32,
+            text_width=64,
+            text_pool_heads=4,
         ),
         dict(
             in_channels=3,
@@ -149,9 +159,19 @@ SMALL = {
     ),
     "if_super_resolution": (
         dict(
-            IF_BASE, in_channels=6, widths=(32, 64, 96), transformer_depth=(0, 0, 1),
-            blocks=(1, 2, 3), head_width=16, context_width=32, text_width=64, text_pool_heads=4,
-            time_width=48, level=True, only_cross_attention=True, output_scale_factor=1 / 0.7071,
+            IF_BASE,
+            in_channels=6,
+            widths=(32, 64, 96),
+            transformer_depth=(0, 0, 1),
+            blocks=(1, 2, 3),
+            head_width=16,
+            context_width=32,
+            text_width=64,
+            text_pool_heads=4,
+            time_width=48,
+            level=True,
+            only_cross_attention=True,
+            output_scale_factor=1 / 0.7071,
         ),
         dict(
             in_channels=6,
@@ -201,16 +221,19 @@ def reference(config: dict) -> UNet2DConditionModel:
 
 
 # diffusers masks neither IF's pooling nor an only-cross attention.
-@pytest.mark.parametrize("name, masked, size", [
-    ("sd15", True, (8, 8)),
-    ("sd15", False, (6, 9)),
-    ("sd21", True, (8, 8)),
-    ("sdxl", True, (8, 8)),
-    ("uneven", True, (8, 8)),
-    ("only_cross_attention", False, (8, 8)),
-    ("if_base", False, (8, 8)),
-    ("if_super_resolution", False, (8, 8)),
-])
+@pytest.mark.parametrize(
+    "name, masked, size",
+    [
+        ("sd15", True, (8, 8)),
+        ("sd15", False, (6, 9)),
+        ("sd21", True, (8, 8)),
+        ("sdxl", True, (8, 8)),
+        ("uneven", True, (8, 8)),
+        ("only_cross_attention", False, (8, 8)),
+        ("if_base", False, (8, 8)),
+        ("if_super_resolution", False, (8, 8)),
+    ],
+)
 def test_equals_diffusers(name: str, masked: bool, size: tuple[int, int]):
     ours, theirs = SMALL[name]
     model = reference(theirs)
@@ -259,17 +282,18 @@ def test_published_sizes_by_shape_alone(config: dict, parameters: int):
     assert sum(math.prod(s.shape) for s in network(config).shapes().values()) == parameters
 
 
-EFFICIENT = dict(
-    in_channels=6,
-    out_channels=3,
+# The least that has a stage with attention and one without.
+TINY = dict(
+    in_channels=4,
+    out_channels=4,
     widths=(32, 64),
-    blocks=(1, 2),
-    transformer_depth=(0, 1),
-    heads=4,
+    blocks=1,
+    transformer_depth=(1, 0),
+    mid_depth=0,
+    heads=2,
     context_width=24,
-    downsample_first=True,
-    skip_scale=2**-0.5,
 )
+TINY_ADDED_KV = TINY | dict(attention="added_kv")
 
 
 def random_params(config: dict) -> dict:
@@ -287,24 +311,39 @@ def inputs(config: dict, size: int = 8) -> tuple:
 
 def test_efficient_unet_convolves_below_the_input_size():
     """All its convolutions but the first, the last and the last up-sampler's run at half size."""
+    config = TINY | dict(blocks=(1, 2), downsample_first=True, skip_scale=2**-0.5)
     seen = []
 
     def note(x):
         seen.append(x.shape)
         return x
 
-    net = network(EFFICIENT | dict(constrain=note))
-    y = net(random_params(EFFICIENT), *inputs(EFFICIENT))
+    net = network(config | dict(constrain=note))
+    y = jax.eval_shape(net, net.shapes(), *inputs(config))
     maps = [shape[1] for shape in seen if len(shape) == 4]
-    assert y.shape == (2, 8, 8, 3)
+    assert y.shape == (2, 8, 8, 4)
     assert maps == [8, 4, 4, 2, 2, 2, 2, 2, 2, 2, 2, 4, 4, 4, 8]
 
 
-@pytest.mark.parametrize("name", ["sd15", "if_base"])
-def test_masked_tokens_are_never_seen(name: str):
-    config = SMALL[name][0] | dict(context_norm=False)
-    if name == "sd15":
-        del config["context_norm"]
+def test_skip_scale_is_a_scale_of_what_reads_the_skips():
+    """Scaling the finest skip = scaling, in the block that reads it, the shortcut's rows for it
+    (its norm does not see a scale, as long as no group straddles the seam)."""
+    config = TINY | dict(widths=(32,), transformer_depth=0, context_width=None)
+    x, t, _ = inputs(TINY)
+    params = random_params(config)
+    scaled = dict(params)
+    for i in range(2):
+        kernel = f"up_blocks/0/resnets/{i}/conv_shortcut/kernel"
+        scaled[kernel] = params[kernel] * np.repeat([1, 0.5], 32)[:, None].astype(np.float32)
+    np.testing.assert_allclose(
+        compiled(network(config | dict(skip_scale=0.5)))(params, x, t),
+        compiled(network(config))(scaled, x, t),
+        atol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_ADDED_KV, TINY_ADDED_KV | dict(text_pool_heads=2)])
+def test_masked_tokens_are_never_seen(config: dict):
     net, params = compiled(network(config)), random_params(config)
     x, t, context = inputs(config)
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], bool)
@@ -312,25 +351,26 @@ def test_masked_tokens_are_never_seen(name: str):
     np.testing.assert_array_equal(
         net(params, x, t, context, mask), net(params, x, t, garbage, mask)
     )
-    assert not np.array_equal(net(params, x, t, context), net(params, x, t, garbage))
+    everything = np.ones_like(mask)
+    assert not np.array_equal(
+        net(params, x, t, context, everything), net(params, x, t, garbage, everything)
+    )
 
 
 def test_a_fresh_network_says_zero_and_its_blocks_are_identities():
-    config = SMALL["sd21"][0]
-    params = network(config).init(jax.random.key(0))
+    params = network(TINY).init(jax.random.key(0))
     zero = {path for path, value in params.items() if not value.any() and path.endswith("kernel")}
     assert zero == {
         p
         for p in params
         if p.endswith(("conv2/kernel", "proj_out/kernel")) or p == "conv_out/kernel"
     }
-    assert not np.any(compiled(network(config))(params, *inputs(config)))
+    assert not np.any(compiled(network(TINY))(params, *inputs(TINY)))
 
 
 def test_computes_in_bf16_and_close_to_fp32():
-    config = SMALL["sd21"][0]
-    net, params, (x, t, context) = network(config), random_params(config), inputs(config)
-    half = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), tree)  # noqa: E731
+    net, params, (x, t, context) = network(TINY), random_params(TINY), inputs(TINY)
+    half = lambda tree: jax.tree.map(lambda a: a.astype(jnp.bfloat16), tree)  # noqa: E731
     full = compiled(net)(params, x, t, context)
     low = compiled(net)(half(params), half(x), t, half(context))
     assert low.dtype == jnp.bfloat16
@@ -345,34 +385,34 @@ def test_every_attention_is_the_one_handed_in():
         calls.append((q.shape, k.shape, mask is not None))
         return jnp.zeros_like(q)
 
-    config = SMALL["sd21"][0]
-    x, t, context = inputs(config)
-    network(config | dict(attend=count))(
-        random_params(config), x, t, context, np.ones((2, 5), bool)
-    )
-    blocks = 2 + 1 + 3  # down, middle and up blocks that hold a transformer
-    assert len(calls) == 2 * blocks
-    assert sum(masked for *_, masked in calls) == blocks
+    net = network(TINY | dict(attend=count))
+    jax.eval_shape(net, net.shapes(), *inputs(TINY), np.ones((2, 5), bool))
+    # Down block and two up blocks of the finer stage; 8 x 8 pixels, 5 tokens.
+    pixels = ((2, 64, 2, 16), (2, 64, 2, 16), False)
+    tokens = ((2, 64, 2, 16), (2, 5, 2, 16), True)
+    assert calls == [pixels, tokens] * 3
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(heads=None), "exactly one"),
-    (dict(heads=5), "does not divide into 5 heads"),
-    (dict(blocks=(1, 2, 3)), "2 stages takes 2 blocks, not 3"),
-    (dict(context_width=None, attention="added_kv"), "give context_width"),
-    (dict(vector_width=8, text_pool_heads=2), "not both"),
-    (dict(attention="added_kv", mid_depth=2), "0 or 1"),
-    (dict(act="swish"), "'swish'"),
-    (dict(groups=5), "5 norm groups"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(heads=None), "exactly one"),
+        (dict(heads=5), "does not divide into 5 heads"),
+        (dict(blocks=(1, 2, 3)), "2 stages takes 2 blocks, not 3"),
+        (dict(context_width=None, attention="added_kv"), "give context_width"),
+        (dict(vector_width=8, text_pool_heads=2), "not both"),
+        (dict(attention="added_kv", mid_depth=2), "0 or 1"),
+        (dict(act="swish"), "'swish'"),
+        (dict(groups=5), "5 norm groups"),
+    ],
+)
 def test_refuses_what_cannot_be(change: dict, words: str):
     with pytest.raises(UserError, match=words):
-        network(SMALL["sd21"][0] | change)
+        network(TINY | change)
 
 
 def test_refuses_conditions_it_has_no_use_for():
-    config = SMALL["sd21"][0]
-    net, params, (x, t, context) = network(config), random_params(config), inputs(config)
+    net, params, (x, t, context) = network(TINY), random_params(TINY), inputs(TINY)
     with pytest.raises(UserError, match="needs a context"):
         net(params, x, t)
     with pytest.raises(UserError, match="does not take a level"):

@@ -1,0 +1,46 @@
+"""An exported model is the run's averaged weights, without what only training needs."""
+
+import numpy as np
+import pytest
+
+from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.safetensors_io import read_shapes
+from emu_jax.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def exported(autoencoder_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "autoencoder"
+    assert main(["export", str(autoencoder_run), f"--out={folder}"]) == 0
+    return folder
+
+
+def test_the_weights_are_the_averaged_ones_as_bf16(autoencoder_run, exported):
+    run, model = load_model(str(autoencoder_run)), load_model(str(exported))
+    assert model.params
+    for path, value in model.params.items():
+        np.testing.assert_array_equal(value, run.params[path].astype(value.dtype), path)
+    assert {str(x.dtype) for x in read_shapes(str(exported)).values()} == {"bfloat16"}
+    assert model.meta["step"] == 4
+    # Where the data lay is left out.
+    lost = {"data_dir", "cache_dir"}
+    assert run.config["data"].keys() - model.config["data"].keys() == lost
+    assert {k: v for k, v in run.config["data"].items() if k not in lost} == model.config["data"]
+    assert run.config | {"data": None} == model.config | {"data": None}
+
+
+def test_the_critic_goes_and_the_measured_latent_space_stays(autoencoder_run, exported):
+    run, model = load_model(str(autoencoder_run)).params, load_model(str(exported)).params
+    assert set(run) - set(model) == {path for path in run if path.startswith("discriminator/")}
+    assert set(model) < set(run)
+    assert np.all(model["latent/scale"].astype(np.float32) > 0)
+    assert np.any(model["latent/shift"].astype(np.float32) != 0)
+
+
+def test_an_earlier_step_and_full_precision_can_be_asked_for(autoencoder_run, tmp_path):
+    arguments = ["export", f"{autoencoder_run}@2", f"--out={tmp_path}/m", "--dtype=float32"]
+    assert main(arguments) == 0
+    model = load_model(f"{tmp_path}/m")
+    then = load_model(f"{autoencoder_run}@2").params
+    assert model.meta["step"] == 2
+    assert all(np.array_equal(value, then[path]) for path, value in model.params.items())

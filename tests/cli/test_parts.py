@@ -1,0 +1,114 @@
+"""From config sections to parts: what is built, and what is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+from ml_collections import ConfigDict
+
+from emu_jax.cli import parts
+from emu_jax.cli.config import read
+from emu_jax.errors import UserError
+from emu_jax.text.encoder import make_encoder
+
+
+@pytest.fixture
+def autoencoder():
+    return read(f"{runs.ROOT}/configs/autoencoder.py:size=test")
+
+
+@pytest.fixture
+def generator(autoencoder_run):
+    config = read(f"{runs.ROOT}/configs/latent_diffusion.py:size=test")
+    config.codec.path = str(autoencoder_run)
+    return config
+
+
+def test_every_parameter_of_a_task_is_in_a_group(autoencoder, generator):
+    for config in (autoencoder, generator):
+        task = parts.make_task(config)
+        params, _ = jax.eval_shape(task.init, jax.random.key(0))
+        grouped = [path for group in task.groups.values() for path in group.paths(params)]
+        assert sorted(grouped) == sorted(params)
+
+
+def test_without_a_discriminator_its_group_goes_too(autoencoder):
+    autoencoder.discriminator.enabled = False
+    assert list(parts.make_task(autoencoder).groups) == ["autoencoder"]
+
+
+def test_a_groups_schedule_ends_with_the_run(autoencoder):
+    """Cosine down to ``final`` of the rate, counted in the group's own updates."""
+    autoencoder.groups.autoencoder.update(dict(first_step=2, every=2))
+    autoencoder.train.steps = 42  # 20 updates
+    schedule = parts.make_groups(autoencoder)["autoencoder"].learning_rate
+    assert float(schedule(20)) == pytest.approx(0.02 * 1e-3)
+    assert float(schedule(10)) > 0.3e-3
+
+
+def test_the_codec_is_the_run_with_its_measured_latents(autoencoder_run, generator):
+    codec, frozen = parts.make_codec(generator.codec)
+    assert (codec.channels, codec.factor) == (16, 8)
+    tensors = dict(frozen["codec"].tensors())
+    assert not any(path.startswith("discriminator/") for path in tensors)
+    saved = runs.arrays(autoencoder_run)
+    np.testing.assert_array_equal(tensors["latent/shift"], saved["state/latent/shift"])
+    params = {path: jnp.asarray(value) for path, value in tensors.items()}
+    shift, scale = params["latent/shift"], params["latent/scale"]
+    moments = codec.moments(params, jnp.zeros((1, 16, 16, 3)))
+    wide = jnp.full((1, 2, 2, 16), -30.0)  # log variance: no noise to speak of
+    certain = jnp.concatenate([moments[..., :16], wide], -1)
+    z = codec.sample(params, certain, jax.random.key(0))
+    np.testing.assert_allclose(z, (moments[..., :16] - shift) / scale, atol=1e-4)
+    assert codec.decode(params, z).shape == (1, 16, 16, 3)
+
+
+def test_pixels_need_no_codec():
+    codec, frozen = parts.make_codec(ConfigDict(dict(kind="identity")))
+    assert (codec.channels, codec.factor, frozen) == (3, 1, {})
+
+
+def test_the_null_condition_follows_the_encoders_policy():
+    encoder = make_encoder("minilm", 4)
+    empty = parts.null_condition(encoder)
+    assert float(jnp.abs(empty.states).max()) > 0
+    zeros = parts.null_condition(dataclasses.replace(encoder, null="zeros"))
+    assert zeros.states.shape == empty.states.shape
+    assert not zeros.states.any()
+    assert zeros.mask.all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("task", "drawing", "config.task is one of generation, autoencoding"),
+        ("codec.kind", "wavelet", "codec.kind is autoencoder or identity"),
+        ("codec.path", "builtin:nothing", "No weights called builtin:nothing"),
+        ("denoiser.kind", "mlp", "denoiser.kind is one of unet"),
+        ("process.schedule", "sine", "process.schedule is one of cosine"),
+        ("sampling.sampler", "eluer", "no sampler"),
+        ("groups.generator.optimizer.name", "sgd", "Unknown optimizer"),
+    ],
+)
+def test_a_value_that_is_not_known_is_named(key, value, words, generator):
+    generator.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=words):
+        parts.make_task(generator)
+
+
+def test_a_key_that_a_network_does_not_take_is_named(generator):
+    generator.denoiser.depth = 3
+    task = parts.make_task(generator)
+    with pytest.raises(UserError, match=r"UNet: .*depth"):
+        jax.eval_shape(task.init, jax.random.key(0))
+
+
+def test_the_stream_follows_the_data_section(autoencoder):
+    autoencoder.data.random_crop = True
+    autoencoder.data.background = (1, 2, 3)
+    spec = parts.stream_spec(autoencoder, flip=False)
+    assert (spec.batch_size, spec.side, spec.crop) == (8, 64, "random")
+    assert (spec.background, spec.flip) == ((1, 2, 3), False)

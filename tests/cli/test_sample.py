@@ -1,0 +1,110 @@
+"""``emu-jax sample``: which pictures appear, which are drawn anew, and what they depend on."""
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import runs
+from PIL import Image
+
+from emu_jax.cli.main import main
+from emu_jax.cli.sample import read_prompts
+
+PROMPTS = ("a red disc", "blue ball", "a green disc")
+
+
+def sample(checkpoint, out, *more: object) -> dict[str, np.ndarray]:
+    """The pictures by file name, without the grid."""
+    arguments = ["--checkpoint", checkpoint, "--out", out, *more]
+    assert main(["sample", *map(str, arguments)]) == 0
+    return pictures(out)
+
+
+def pictures(folder) -> dict[str, np.ndarray]:
+    files = sorted(path for path in folder.glob("*.png") if path.name != "grid.png")
+    return {path.name: np.asarray(Image.open(path)) for path in files}
+
+
+def levels(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> int:
+    """The largest difference of two sets of pictures of the same names, of 255."""
+    assert a.keys() == b.keys()
+    return max(int(np.abs(a[name].astype(int) - b[name]).max()) for name in a)
+
+
+@pytest.fixture(scope="module")
+def drawn(generator_run, tmp_path_factory):
+    """Three prompts in batches of two: the last batch is filled up."""
+    out = tmp_path_factory.mktemp("drawn")
+    sample(generator_run, out, *PROMPTS, "--batch_size=2")
+    return out
+
+
+def test_a_picture_a_prompt_and_a_grid_appear(drawn):
+    found = pictures(drawn)
+    assert [name.rsplit("_", 2)[0] for name in found] == sorted(
+        p.replace(" ", "_") for p in PROMPTS
+    )
+    assert all(image.shape == (16, 16, 3) for image in found.values())
+    assert (drawn / "grid.png").exists()
+    assert not list(drawn.glob("*.tmp"))
+
+
+def test_pictures_that_are_there_are_not_drawn_again(drawn, generator_run, tmp_path):
+    out = shutil.copytree(drawn, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*_*.png")}
+    sample(generator_run, out, *PROMPTS, "--batch_size=2")
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*_*.png")} == before
+
+
+def test_a_missing_picture_is_drawn_to_the_same_bytes(drawn, generator_run, tmp_path):
+    out = shutil.copytree(drawn, tmp_path / "out")
+    lost = sorted(out.glob("*_*.png"))[1]
+    bytes_before = lost.read_bytes()
+    lost.unlink()
+    sample(generator_run, out, *PROMPTS, "--batch_size=2")
+    assert lost.read_bytes() == bytes_before
+
+
+def test_prompts_come_from_a_file_as_well(drawn, generator_run, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"{PROMPTS[1]}\n\n  {PROMPTS[2]} \n")
+    assert read_prompts(str(file)) == list(PROMPTS[1:])
+    out = shutil.copytree(drawn, tmp_path / "out")
+    assert sample(generator_run, out, PROMPTS[0], "--prompts", file, "--batch_size=2") == {
+        name: pytest.approx(image) for name, image in pictures(drawn).items()
+    }
+
+
+def test_the_batch_size_does_not_change_a_picture(drawn, generator_run, tmp_path):
+    whole = sample(generator_run, tmp_path, *PROMPTS, "--batch_size=3")
+    assert levels(whole, pictures(drawn)) <= 1
+
+
+def test_the_number_of_devices_does_not_change_a_picture(drawn, generator_run, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "emu_jax.cli.main", "sample", *PROMPTS]
+    command += ["--checkpoint", str(generator_run), "--out", str(out), "--batch_size=2"]
+    result = runs.run(command, runs.environment(8, tmp_path / "cache"))
+    assert result.returncode == 0, result.stderr
+    assert levels(pictures(out), pictures(drawn)) <= 1
+
+
+def test_seed_and_settings_make_other_pictures_beside(drawn, generator_run, tmp_path):
+    out = shutil.copytree(drawn, tmp_path / "out")
+    both = sample(generator_run, out, PROMPTS[0], "--per_prompt=2", "--batch_size=2")
+    assert len(both) == len(PROMPTS) + 1
+    zero, one = (image for name, image in both.items() if name.startswith("a_red_disc"))
+    assert not np.array_equal(zero, one)
+    more = sample(
+        generator_run, out, PROMPTS[0], "--negative", "blue", "--guidance_scale=9", "--batch_size=2"
+    )
+    assert len(more) == len(both) + 1
+
+
+@pytest.mark.parametrize("option", ["--steps=0", "--batch_size=-1", "--per_prompt=none"])
+def test_a_number_that_makes_no_sense_is_refused(option, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["sample", "a fox", option])
+    assert ended.value.code == 2
+    assert option.partition("=")[0] in capsys.readouterr().err

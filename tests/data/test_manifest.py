@@ -1,0 +1,92 @@
+"""Selection against plain Python over the same rows; what is read equals what was written."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from emu_jax.data.manifest import Manifest
+from emu_jax.errors import UserError
+
+OWN = {"part": pa.string(), "needle": pa.int32()}
+
+
+def rows(n=40):
+    return [
+        {
+            "key": f"k{i}",
+            "width": 64 + i,
+            "height": 64,
+            "sha256": f"{i:064x}",
+            "captions": [f"a thing {j}" for j in range(i % 3)],
+            "source": "here",
+            "part": ("tuned", "kept", "held_out")[i % 3],
+            "needle": i // 3 if i % 3 == 0 else -1,
+        }
+        for i in range(n)
+    ]
+
+
+@pytest.fixture
+def manifest():
+    return Manifest.from_rows(rows(), OWN)
+
+
+@pytest.mark.parametrize(
+    "condition, holds",
+    [
+        ("", lambda r: True),
+        ("part == tuned", lambda r: r["part"] == "tuned"),
+        ("part==tuned|kept and needle < 5", lambda r: r["part"] != "held_out" and r["needle"] < 5),
+        ("part != tuned|kept", lambda r: r["part"] == "held_out"),
+        ("needle >= 0 and needle <= 3 and width > 66", lambda r: r["needle"] in (1, 2, 3)),
+        ("needle == 1|3", lambda r: r["needle"] in (1, 3)),
+        ("key == 'k7'", lambda r: r["key"] == "k7"),
+        ("part == nowhere", lambda r: False),
+    ],
+)
+def test_select(manifest, condition, holds):
+    expected = [i for i, row in enumerate(rows()) if holds(row)]
+    assert manifest.select(condition).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "condition, named",
+    [
+        ("prat == tuned", "columns are key, width"),
+        ("part tuned", "cannot read"),
+        ("part ==", "cannot read"),
+        ("needle < few", "whole numbers"),
+        ("part < tuned", "text"),
+        ("needle < 3|4", "alternatives"),
+        ("captions == fox", "lists"),
+    ],
+)
+def test_what_cannot_be_selected_is_said(manifest, condition, named):
+    with pytest.raises(UserError, match=named):
+        manifest.select(condition)
+
+
+def test_round_trip(manifest, tmp_path):
+    manifest.write(tmp_path)
+    read = Manifest.read(tmp_path)
+    assert read.table.equals(manifest.table)
+    assert read.fingerprint == manifest.fingerprint
+    assert read.column("width").dtype == np.int32
+    assert read.column("captions")[2] == ["a thing 0", "a thing 1"]
+    assert len(read) == 40
+
+
+def test_fingerprint_tells_one_caption(manifest):
+    changed = rows()
+    changed[5]["captions"] = ["another"]
+    assert Manifest.from_rows(changed, OWN).fingerprint != manifest.fingerprint
+
+
+def test_missing_or_half_written(manifest, tmp_path):
+    with pytest.raises(UserError, match=r"no manifest\.parquet"):
+        Manifest.read(tmp_path)
+    manifest.write(tmp_path)
+    path = tmp_path / "manifest.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="cannot be read"):
+        Manifest.read(tmp_path)

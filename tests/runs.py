@@ -1,0 +1,121 @@
+"""Real training commands on a small data set, for tests of whole programs. A helper, not a test."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from emu_jax.checkpoint.manager import Checkpoints
+
+ROOT = Path(__file__).parents[1]
+# Overrides that point every source of a config at the small data set.
+SOURCES = {
+    "autoencoder": (
+        "train.openmoji",
+        "train.fluent",
+        "validation.held_out.openmoji",
+        "validation.held_out.fluent",
+    ),
+    "latent_diffusion": (
+        "train.openmoji",
+        "train.fluent",
+        "validation.kept.openmoji",
+        "validation.held_out.openmoji",
+        "validation.held_out.fluent",
+    ),
+}
+
+
+def command(config: str, workdir: Path, data_dir: Path, *more: str) -> list[str]:
+    """``emu-jax train`` with the config's test size on ``folder/tiny``, 16 x 16 pictures."""
+    overrides = [
+        f"--config.data.{source}.{key}"
+        for source in SOURCES[config]
+        for key in ("dataset=folder/tiny", "select=")
+    ]
+    return [
+        *(sys.executable, "-m", "emu_jax.train"),
+        f"--config={ROOT}/configs/{config}.py:size=test",
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={data_dir}",
+        "--config.data.image_size=16",
+        *overrides,
+        *more,
+    ]
+
+
+def train(config: str, workdir: Path, data_dir: Path, *more: str) -> None:
+    """Runs :func:`command` in this process."""
+    from emu_jax.cli.main import main
+
+    assert main(["train", *command(config, workdir, data_dir, *more)[3:]]) == 0
+
+
+def environment(devices: int, cache: Path) -> dict[str, str]:
+    """``devices`` CPU devices, and one compilation cache for all the processes of a test."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def run(arguments: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=600)
+
+
+def interrupt(arguments: list[str], env: dict[str, str], number: int, when, log: Path) -> int:
+    """Starts the command, sends it signal ``number`` as soon as ``when()``; its return code."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(arguments, env=env, stdout=output, stderr=output)
+        deadline = time.monotonic() + 600
+        while process.poll() is None and not when():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.001)
+        if process.poll() is None:
+            process.send_signal(number)
+        return process.wait(600)
+
+
+def reached(workdir: Path, step: int):
+    """Whether the run's log has come to ``step``."""
+    path = workdir / "metrics.jsonl"
+
+    def ask() -> bool:
+        return path.exists() and any(line["step"] >= step for line in lines(path))
+
+    return ask
+
+
+def saving(workdir: Path):
+    """Whether a checkpoint is being written at this moment."""
+    folder = workdir / "checkpoints"
+    return lambda: folder.exists() and any("tmp" in path.name for path in folder.iterdir())
+
+
+def lines(path: Path) -> list[dict]:
+    """The complete lines of a metrics file, without their wall-clock time."""
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append({k: v for k, v in json.loads(line).items() if k != "time"})
+        except ValueError:
+            break
+    return found
+
+
+def arrays(workdir: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint."""
+    with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
+        return checkpoints.read_arrays()
+
+
+TERMINATE, KILL = signal.SIGTERM, signal.SIGKILL

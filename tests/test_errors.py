@@ -1,0 +1,234 @@
+"""What users get wrong ends in one sentence and status 2, and the last good checkpoint still loads.
+
+Real commands: in this process where that is the same, in one of their own where it is not.
+"""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import runs
+
+from emu_jax.cli.main import main
+
+
+def sentence(stderr: str) -> str:
+    """The one line on stderr beside those of progress."""
+    lines = [line for line in stderr.splitlines() if not line.startswith("step ")]
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("emu-jax: "), stderr
+    return lines[0]
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command line that must be refused; the sentence it is refused with."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        return sentence(capsys.readouterr().err)
+
+    return run
+
+
+@pytest.fixture
+def run_copy(autoencoder_run, tmp_path):
+    """A copy of the autoencoder's run, to be ill-treated."""
+    return shutil.copytree(autoencoder_run, tmp_path / "run")
+
+
+@pytest.fixture
+def train(pictures, tmp_path):
+    """Arguments of a training command on the small data set."""
+
+    def arguments(*more: object, config="autoencoder", workdir=tmp_path / "new", data=pictures):
+        return ["train", *runs.command(config, workdir, data, *map(str, more))[3:]]
+
+    return arguments
+
+
+# The command line and the config --------------------------------------------------------------
+
+
+def test_a_misspelt_config_key_names_the_nearest(refused, train, tmp_path):
+    assert "no key config.train.stepz; did you mean --config.train.steps?" in refused(
+        *train("--config.train.stepz=3")
+    )
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_key_like_no_other_is_refused_too(refused, train):
+    assert "no key config.qqqqqq" in refused(*train("--config.qqqqqq=3"))
+
+
+@pytest.mark.parametrize(
+    "override", ["train.steps=many", "train.steps=2.5", "groups.autoencoder.ema_decay=often"]
+)
+def test_a_value_of_the_wrong_type_names_the_key(override, refused, train):
+    assert override.partition("=")[0] in refused(*train(f"--config.{override}"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config=configs/autoencoder.py:sise=tiny"], "no option 'sise'"),
+        (["--config=configs/autoencoder.py:size=huge"], "size is one of tiny, test, not 'huge'"),
+        (["--config=configs/autoencodre.py"], "no config file configs/autoencodre.py"),
+        ([], "needs --config=FILE"),
+        (["--config=configs/autoencoder.py"], "needs --workdir=DIR"),
+        (["--config=configs/autoencoder.py", "--workdir=x", "more"], "what to do with 'more'"),
+        (["--config=configs/autoencoder.py", "--wrokdir=x"], "wrokdir"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments, words, refused, monkeypatch):
+    monkeypatch.chdir(runs.ROOT)
+    assert words in refused("train", *arguments)
+
+
+def test_the_process_prints_no_more_than_the_sentence(train, tmp_path):
+    command = [sys.executable, "-m", "emu_jax.cli.main", *train("--config.data.imgae_size=8")]
+    result = runs.run(command, runs.environment(1, tmp_path / "cache"))
+    assert result.returncode == 2
+    assert "did you mean --config.data.image_size?" in sentence(result.stderr)
+    assert not result.stdout
+
+
+# Data -----------------------------------------------------------------------------------------
+
+
+def test_a_missing_data_set_names_the_command_that_builds_it(refused, train, tmp_path):
+    said = refused(*train(data=tmp_path / "nowhere"))
+    assert f"emu-jax data build folder/tiny --path=DIR --data_dir={tmp_path}/nowhere" in said
+
+
+def test_a_selection_of_nothing_is_named(refused, train):
+    said = refused(*train("--config.data.train.fluent.select=width > 9999"))
+    assert "No record of folder/tiny is selected by 'width > 9999'" in said
+
+
+def test_a_selection_by_a_column_that_is_not_there_is_named(refused, train):
+    assert "no column 'hue'" in refused(*train("--config.data.train.fluent.select=hue == red"))
+
+
+def test_a_batch_that_devices_cannot_share_is_named(train, tmp_path):
+    command = [sys.executable, "-m", "emu_jax.cli.main", *train()]
+    result = runs.run(command, runs.environment(3, tmp_path / "cache"))
+    assert result.returncode == 2
+    assert "A batch of 8 does not divide over 3 devices" in sentence(result.stderr)
+
+
+# Checkpoints and other models -------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_model_is_left_alone(refused, train, run_copy):
+    said = refused(*train("--config.latent_channels=4", "--config.train.steps=8", workdir=run_copy))
+    assert f"{run_copy}/checkpoints@4 is a checkpoint of another model" in said
+    assert "params/autoencoder/" in said
+    assert int(runs.arrays(run_copy)["step"]) == 4
+
+
+def test_a_half_written_checkpoint_is_named_with_the_one_that_loads(refused, train, run_copy):
+    newest = run_copy / "checkpoints" / "4"
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    said = refused(*train("--config.train.steps=8", workdir=run_copy))
+    assert f"The checkpoint of step 4 in {run_copy}/checkpoints is damaged" in said
+    assert "step 2" in said
+    shutil.rmtree(newest)  # what the sentence asks for
+    assert int(runs.arrays(run_copy)["step"]) == 2
+
+
+def test_a_full_disk_loses_no_earlier_checkpoint(train, run_copy, tmp_path):
+    """A file that may not grow is refused by the system, as on a full disk, in mid-writing."""
+    before = runs.arrays(run_copy)
+    command = [sys.executable, "-m", "emu_jax.cli.main"]
+    command += train("--config.train.steps=6", workdir=run_copy)
+    limit = max(path.stat().st_size for path in run_copy.glob("metrics.jsonl")) + 8192
+    result = subprocess.run(
+        command,
+        env=runs.environment(1, tmp_path / "none") | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert result.returncode == 2, result.stderr
+    said = sentence(result.stderr)
+    assert "checkpoint of step 6 could not be saved" in said
+    assert "step 4 still loads" in said
+    after = runs.arrays(run_copy)
+    assert all((after[name] == before[name]).all() for name in before)
+
+
+def test_init_from_another_model_names_what_differs(refused, train, autoencoder_run):
+    said = refused(*train(f"--config.init_from={autoencoder_run}", "--config.latent_channels=4"))
+    assert "init_from: autoencoder/" in said
+
+
+def test_init_from_another_kind_of_model_says_that_nothing_fits(
+    refused, train, autoencoder_run, generator_run
+):
+    said = refused(
+        *train(
+            f"--config.init_from={autoencoder_run}",
+            f"--config.codec.path={autoencoder_run}",
+            config="latent_diffusion",
+        )
+    )
+    assert "no parameter of the source is one of this model's" in said
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("nowhere", "no such folder"), (".", "neither an exported model")],
+)
+def test_init_from_nothing_is_named(place, words, refused, train, tmp_path):
+    said = refused(*train(f"--config.init_from={tmp_path / place}"))
+    assert words in said
+    assert str(tmp_path) in said
+
+
+def test_a_codec_that_is_no_autoencoder_is_named(refused, train, generator_run):
+    said = refused(*train(f"--config.codec.path={generator_run}", config="latent_diffusion"))
+    assert f"codec.path {generator_run} is no autoencoder: its task is generation" in said
+
+
+def test_weights_that_do_not_come_with_the_package_are_named(refused, train):
+    said = refused(*train("--config.codec.path=builtin:nothing", config="latent_diffusion"))
+    assert "No weights called builtin:nothing" in said
+
+
+# Drawing --------------------------------------------------------------------------------------
+
+
+def test_sampling_from_an_autoencoder_is_refused(refused, autoencoder_run, tmp_path):
+    said = refused("sample", "a fox", "--checkpoint", autoencoder_run, "--out", tmp_path / "out")
+    assert f"{autoencoder_run} is no generator of pictures: its task is autoencoding" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_sampling_from_a_folder_without_a_model_is_refused(refused, tmp_path):
+    assert "neither an exported model" in refused("sample", "a fox", "--checkpoint", tmp_path)
+
+
+def test_sampling_from_a_json_file_that_is_no_config_is_refused(refused, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"name": "another program's"}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert "is not the config of a model" in refused("sample", "a fox", "--checkpoint", tmp_path)
+
+
+def test_sampling_without_a_prompt_is_refused(refused, tmp_path):
+    assert "nothing to draw" in refused("sample")
+    (tmp_path / "prompts").write_text("\n\n")
+    assert "nothing to draw" in refused("sample", "--prompts", tmp_path / "prompts")
+    assert "no file of prompts" in refused("sample", "--prompts", tmp_path / "nowhere")
+
+
+def test_an_unknown_sampler_is_refused(refused, generator_run, tmp_path):
+    out = ("--out", tmp_path / "out")
+    said = refused("sample", "a fox", "--checkpoint", generator_run, "--sampler", "eluer", *out)
+    assert 'no sampler "eluer"' in said

@@ -1,0 +1,78 @@
+"""A run that is killed and started again ends in the very bits of the run that was left alone.
+
+Real processes, real signals: SIGTERM and SIGKILL at random steps, SIGKILL while a checkpoint is written,
+on one device and on eight, for one group of parameters and for the autoencoder's two.
+"""
+
+import random
+
+import numpy as np
+import pytest
+import runs
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def autoencoder(pictures, tmp_path_factory):
+    """The run of a small autoencoder, the codec of the generator below."""
+    workdir = tmp_path_factory.mktemp("codec")
+    arguments = runs.command("autoencoder", workdir, pictures, "--config.train.steps=2")
+    result = runs.run(arguments, runs.environment(1, tmp_path_factory.mktemp("codec_cache")))
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("config", ["autoencoder", "latent_diffusion"])
+def test_a_killed_run_equals_the_unbroken_one(config, devices, pictures, tmp_path, request):
+    more = [f"--config.train.steps={STEPS}", "--config.train.validate_every=8"]
+    if devices > 1:
+        more.append(f"--config.mesh.fsdp={devices // 2}")
+    if config == "latent_diffusion":
+        more.append(f"--config.codec.path={request.getfixturevalue('autoencoder')}")
+    env = runs.environment(devices, tmp_path / "cache")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+
+    result = runs.run(runs.command(config, whole, pictures, *more), env)
+    assert result.returncode == 0, result.stderr
+
+    arguments, log = runs.command(config, broken, pictures, *more), tmp_path / "log"
+    seed = random.SystemRandom().randrange(10**6)
+    draw = random.Random(seed)
+    codes = []
+    for number, low in ((runs.TERMINATE, 1), (runs.KILL, 5)):
+        step = low + draw.randrange(4)
+        codes.append(runs.interrupt(arguments, env, number, runs.reached(broken, step), log))
+    codes.append(runs.interrupt(arguments, env, runs.KILL, runs.saving(broken), log))
+    # SIGTERM is answered by a save and 143; a process killed outright says -9.
+    assert codes == [143, -9, -9], (codes, seed, log.read_text())
+    result = runs.run(arguments, env)
+    assert result.returncode == 0, result.stderr
+
+    expected, found = runs.arrays(whole), runs.arrays(broken)
+    assert expected.keys() == found.keys()
+    assert int(found["step"]) == STEPS
+    different = [name for name in expected if not np.array_equal(expected[name], found[name])]
+    assert not different, (different[:5], len(different), seed)
+    assert runs.lines(broken / "metrics.jsonl") == runs.lines(whole / "metrics.jsonl"), seed
+
+
+def test_eight_devices_learn_what_one_learns(pictures, autoencoder, tmp_path):
+    """Same data and random numbers on any topology; sums differ by rounding alone."""
+    losses = {}
+    for devices in (1, 8):
+        more = ["--config.train.steps=4", f"--config.codec.path={autoencoder}"]
+        if devices > 1:
+            more.append("--config.mesh.fsdp=4")
+        workdir = tmp_path / str(devices)
+        arguments = runs.command("latent_diffusion", workdir, pictures, *more)
+        result = runs.run(arguments, runs.environment(devices, tmp_path / f"cache{devices}"))
+        assert result.returncode == 0, result.stderr
+        losses[devices] = [
+            line["generator/loss"]
+            for line in runs.lines(workdir / "metrics.jsonl")
+            if "generator/loss" in line
+        ]
+    assert len(losses[1]) == 4 and len(set(losses[1])) == 4
+    np.testing.assert_allclose(losses[8], losses[1], rtol=1e-4)
