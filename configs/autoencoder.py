@@ -40,7 +40,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.discriminator = dict(
         enabled=not tiny, channels=32 if tiny else 4, layers=2, groups=8 if tiny else 4
     )
-    # A critic makes edges crisp where there are steps to spare: on two cores it multiplies a step's time.
+    # A critic makes edges crisp where there are steps to spare; on two cores it multiplies the
+    # time of a step.
     adversarial_start = 1400 if tiny else 2
     config.loss = dict(
         kl_weight=1e-6,

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend: its message is a sentence that names the thing and the mend."""
+"""The one exception for what a user can mend: one sentence that names the thing and the mend."""
 
 
 class UserError(Exception):

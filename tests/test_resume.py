@@ -1,7 +1,7 @@
 """A run that is killed and started again ends in the very bits of the run that was left alone.
 
-Real processes, real signals: SIGTERM and SIGKILL at random steps, SIGKILL while a checkpoint is written,
-on one device and on eight, for one group of parameters and for the autoencoder's two.
+Real processes, real signals: SIGTERM and SIGKILL at random steps, SIGKILL while a checkpoint is
+written, on one device and on eight, for one group of parameters and for the autoencoder's two.
 """
 
 import random

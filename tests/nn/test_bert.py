@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from emu_jax.interop.torch_layout import from_torch
 from emu_jax.nn.bert import Bert
 from emu_jax.nn.functional import Network
+from emu_jax.nn.torch_layout import from_torch
 
 LENGTHS = (7, 3, 1)
 

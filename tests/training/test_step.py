@@ -1,4 +1,4 @@
-"""The step against closed forms: plain SGD on a quadratic, EMA by its recurrence, skipping, accumulation."""
+"""The step against closed forms: gradient descent on a quadratic, EMA, skipping, accumulation."""
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,10 @@ RATE = 0.1
 
 
 class Quadratic:
-    """Two groups: ``a`` is drawn to the mean of the rows, ``b`` to the value ``a`` has just taken."""
-
-    frozen = {}
+    """Two groups: ``a`` goes to the mean of the rows, ``b`` to the value ``a`` has just taken."""
 
     def __init__(self, **second):
+        self.frozen = {}
         sgd = optax.sgd(RATE)
         self.groups = {
             "first": Group("a", sgd, lambda n: RATE, ema_decay=0.5),

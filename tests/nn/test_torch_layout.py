@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from emu_jax.errors import UserError
-from emu_jax.interop.torch_layout import from_torch, to_torch
+from emu_jax.nn.torch_layout import from_torch, to_torch
 
 
 class Shape:

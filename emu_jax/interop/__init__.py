@@ -1,1 +1,0 @@
-"""Public checkpoints in, exported checkpoints out."""
