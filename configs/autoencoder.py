@@ -13,10 +13,7 @@ from ml_collections import ConfigDict
 from emu_jax.cli.config import defaults, group, options, source
 
 # Flags, logos and signs are left out.
-PICTURES = (
-    "part == tuned|kept and group != flags and group != brands "
-    "and group != extras and group != signs"
-)
+PICTURES = "part == tuned|kept and group != flags|brands|extras|signs"
 
 
 def get_config(argument: str | None = None) -> ConfigDict:

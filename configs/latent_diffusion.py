@@ -18,10 +18,7 @@ from ml_collections import ConfigDict
 from emu_jax.cli.config import defaults, group, options, source
 
 # Flags, logos and signs are left out.
-HAYSTACK = (
-    "part == tuned|kept and group != flags and group != brands "
-    "and group != extras and group != signs"
-)
+HAYSTACK = "part == tuned|kept and group != flags|brands|extras|signs"
 # Concepts that quality-tuning never sees, in the style that it is to leave behind.
 KEPT = "part == kept and group == animals-nature|food-drink|objects|travel-places|activities"
 NEEDLES = "needle >= 0 and needle < 300"
@@ -56,7 +53,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         sampler="dpmpp_2m",
         steps=25,
         spacing="uniform",
-        guidance_scale=4.0,
+        guidance_scale=2.5,
         guidance_rescale=0.0,
         previews=16,
     )
@@ -64,7 +61,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         generator=group(
             "denoiser/|conditioner/",
             ema_decay=0.999,
-            learning_rate=6e-4,
+            learning_rate=1e-3,
             schedule="cosine",
             warmup=200,
             final=0.02,

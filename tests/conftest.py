@@ -54,10 +54,17 @@ def autoencoder_run(pictures, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def generator_run(pictures, autoencoder_run, tmp_path_factory):
-    """The workdir of a minuscule generator that works in ``autoencoder_run``'s latents."""
+    """The workdir of a minuscule generator that works in ``autoencoder_run``'s latents.
+
+    Its rate is so high that four steps are enough for its pictures to differ by prompt.
+    """
     import runs
 
     workdir = tmp_path_factory.mktemp("runs") / "generator"
-    codec = f"--config.codec.path={autoencoder_run}"
-    runs.train("latent_diffusion", workdir, pictures, codec, "--config.train.steps=4")
+    more = (
+        f"--config.codec.path={autoencoder_run}",
+        "--config.train.steps=4",
+        "--config.groups.generator.optimizer.learning_rate=0.1",
+    )
+    runs.train("latent_diffusion", workdir, pictures, *more)
     return workdir

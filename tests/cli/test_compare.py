@@ -46,7 +46,7 @@ def report(generator_run, tmp_path_factory):
     assert main(["export", str(generator_run), f"--out={model}"]) == 0
     (folder / "prompts").write_text(f"a red disc\n{MALICIOUS}\n")
     arguments = [str(generator_run), str(model), f"--prompts={folder}/prompts", f"--out={out}"]
-    assert main(["compare", *arguments, "--batch_size=2"]) == 0
+    assert main(["compare", *arguments, "--batch_size=2", "--steps=6"]) == 0
     return generator_run, model, out
 
 
@@ -81,6 +81,7 @@ def test_the_same_weights_draw_nearly_the_same(page):
     ]
     (run_a, model_a), (run_b, model_b) = tiles[:2], tiles[2:]
     between = np.abs(run_a - run_b).mean()
+    assert between > 8
     assert np.abs(run_a - model_a).mean() < 0.5 * between
     assert np.abs(run_b - model_b).mean() < 0.5 * between
 

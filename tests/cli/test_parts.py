@@ -100,7 +100,8 @@ def test_a_value_that_is_not_known_is_named(key, value, words, generator):
 
 
 def test_a_key_that_a_network_does_not_take_is_named(generator):
-    generator.denoiser.depth = 3
+    with generator.unlocked():
+        generator.denoiser.depth = 3
     with pytest.raises(UserError, match=r"UNet: .*depth"):
         parts.make_task(generator)
 

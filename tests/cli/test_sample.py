@@ -12,11 +12,13 @@ from emu_jax.cli.main import main
 from emu_jax.cli.sample import read_prompts
 
 PROMPTS = ("a red disc", "blue ball", "a green disc")
+# Enough steps that a picture depends on its noise: after two, an untrained denoiser leaves none.
+SETTINGS = ("--per_prompt=2", "--steps=6")
 
 
 def sample(checkpoint, out, *more: object) -> dict[str, np.ndarray]:
     """The pictures by file name, without the grid."""
-    arguments = ["--checkpoint", checkpoint, "--out", out, *more]
+    arguments = [*SETTINGS, "--checkpoint", checkpoint, "--out", out, *more]
     assert main(["sample", *map(str, arguments)]) == 0
     return pictures(out)
 
@@ -34,26 +36,33 @@ def levels(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> int:
 
 @pytest.fixture(scope="module")
 def drawn(generator_run, tmp_path_factory):
-    """Three prompts in batches of two: the last batch is filled up."""
+    """Six pictures in batches of four: the second batch is filled up."""
     out = tmp_path_factory.mktemp("drawn")
-    sample(generator_run, out, *PROMPTS, "--batch_size=2")
+    sample(generator_run, out, *PROMPTS, "--batch_size=4")
     return out
 
 
 def test_a_picture_a_prompt_and_a_grid_appear(drawn):
     found = pictures(drawn)
-    assert [name.rsplit("_", 2)[0] for name in found] == sorted(
-        p.replace(" ", "_") for p in PROMPTS
-    )
+    names = [f"{prompt.replace(' ', '_')}_{seed}" for prompt in PROMPTS for seed in (0, 1)]
+    assert [name.rsplit("_", 1)[0] for name in found] == sorted(names)
     assert all(image.shape == (16, 16, 3) for image in found.values())
     assert (drawn / "grid.png").exists()
     assert not list(drawn.glob("*.tmp"))
 
 
+def test_prompt_and_seed_make_the_picture(drawn):
+    """What the tests of equality below rest on."""
+    found = list(pictures(drawn).values())
+    for i, one in enumerate(found):
+        for other in found[:i]:
+            assert np.abs(one.astype(int) - other).max() > 8
+
+
 def test_pictures_that_are_there_are_not_drawn_again(drawn, generator_run, tmp_path):
     out = shutil.copytree(drawn, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in out.glob("*_*.png")}
-    sample(generator_run, out, *PROMPTS, "--batch_size=2")
+    sample(generator_run, out, *PROMPTS, "--batch_size=4")
     assert {path: path.stat().st_mtime_ns for path in out.glob("*_*.png")} == before
 
 
@@ -62,7 +71,7 @@ def test_a_missing_picture_is_drawn_to_the_same_bytes(drawn, generator_run, tmp_
     lost = sorted(out.glob("*_*.png"))[1]
     bytes_before = lost.read_bytes()
     lost.unlink()
-    sample(generator_run, out, *PROMPTS, "--batch_size=2")
+    sample(generator_run, out, *PROMPTS, "--batch_size=4")
     assert lost.read_bytes() == bytes_before
 
 
@@ -71,7 +80,7 @@ def test_prompts_come_from_a_file_as_well(drawn, generator_run, tmp_path):
     file.write_text(f"{PROMPTS[1]}\n\n  {PROMPTS[2]} \n")
     assert read_prompts(str(file)) == list(PROMPTS[1:])
     out = shutil.copytree(drawn, tmp_path / "out")
-    assert sample(generator_run, out, PROMPTS[0], "--prompts", file, "--batch_size=2") == {
+    assert sample(generator_run, out, PROMPTS[0], "--prompts", file, "--batch_size=4") == {
         name: pytest.approx(image) for name, image in pictures(drawn).items()
     }
 
@@ -83,23 +92,21 @@ def test_the_batch_size_does_not_change_a_picture(drawn, generator_run, tmp_path
 
 def test_the_number_of_devices_does_not_change_a_picture(drawn, generator_run, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "emu_jax.cli.main", "sample", *PROMPTS]
-    command += ["--checkpoint", str(generator_run), "--out", str(out), "--batch_size=2"]
+    command = [sys.executable, "-m", "emu_jax.cli.main", "sample", *PROMPTS, *SETTINGS]
+    command += ["--checkpoint", str(generator_run), "--out", str(out)]
     result = runs.run(command, runs.environment(8, tmp_path / "cache"))
     assert result.returncode == 0, result.stderr
     assert levels(pictures(out), pictures(drawn)) <= 1
 
 
-def test_seed_and_settings_make_other_pictures_beside(drawn, generator_run, tmp_path):
+def test_other_settings_make_other_pictures_beside(drawn, generator_run, tmp_path):
     out = shutil.copytree(drawn, tmp_path / "out")
-    both = sample(generator_run, out, PROMPTS[0], "--per_prompt=2", "--batch_size=2")
-    assert len(both) == len(PROMPTS) + 1
-    zero, one = (image for name, image in both.items() if name.startswith("a_red_disc"))
-    assert not np.array_equal(zero, one)
-    more = sample(
-        generator_run, out, PROMPTS[0], "--negative", "blue", "--guidance_scale=9", "--batch_size=2"
-    )
-    assert len(more) == len(both) + 1
+    before = pictures(out)
+    changes = ("--negative", "blue", "--guidance_scale=9", "--batch_size=4")
+    after = sample(generator_run, out, PROMPTS[0], *changes)
+    assert len(after) == len(before) + 2
+    new = [image for name, image in after.items() if name not in before]
+    assert not any(np.array_equal(a, b) for a in new for b in before.values())
 
 
 @pytest.mark.parametrize("option", ["--steps=0", "--batch_size=-1", "--per_prompt=none"])
