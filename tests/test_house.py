@@ -22,7 +22,7 @@ PAGES = [
 ]
 ROOMS = sorted(path.parent for path in (ROOT / "emu_jax").glob("*/__init__.py"))
 CONFIGS = sorted(
-    {c for page in PAGES for c in re.findall(r"--config=([\w./:=,]+)", page.read_text())}
+    {c for page in PAGES for c in re.findall(r"--config=(configs/[\w./:=,]+)", page.read_text())}
 )
 
 

@@ -12,8 +12,9 @@ from emu_jax.cli.main import main
 from emu_jax.cli.sample import read_prompts
 
 PROMPTS = ("a red disc", "blue ball", "a green disc")
-# Enough steps that a picture depends on its noise: after two, an untrained denoiser leaves none.
-SETTINGS = ("--per_prompt=2", "--steps=6")
+# After two steps a hardly trained denoiser leaves no trace of the noise, and guidance makes the text
+# count.
+SETTINGS = ("--per_prompt=2", "--steps=6", "--guidance_scale=20")
 
 
 def sample(checkpoint, out, *more: object) -> dict[str, np.ndarray]:
