@@ -12,8 +12,8 @@ from emu_jax.cli.main import main
 from emu_jax.cli.sample import read_prompts
 
 PROMPTS = ("a red disc", "blue ball", "a green disc")
-# After two steps a hardly trained denoiser leaves no trace of the noise, and guidance makes the text
-# count.
+# So drawn, a picture depends on both: after two steps a hardly trained denoiser leaves no trace of
+# the noise, and guidance makes the text count.
 SETTINGS = ("--per_prompt=2", "--steps=6", "--guidance_scale=20")
 
 
