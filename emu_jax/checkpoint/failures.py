@@ -13,9 +13,12 @@ from collections.abc import Iterator
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
-    # asyncio logs a task that failed alone from a file of its own; the message says whose it was.
-    text = f"{record.pathname} {record.getMessage()}"
-    return "/orbax/" not in text and "tensorstore" not in text
+    # asyncio logs a task that failed alone from a file of its own: its message or its traceback
+    # says whose it was, if only by the temporary folder that orbax was writing to.
+    raised = record.exc_info[1] if record.exc_info else None
+    text = f"{record.pathname} {record.getMessage()} "
+    text += "".join(traceback.format_exception(raised)) if raised else ""
+    return "orbax" not in text and "tensorstore" not in text
 
 
 def _silence_orbax() -> None:
