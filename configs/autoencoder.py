@@ -39,7 +39,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     # A critic makes edges crisp where there are steps to spare; on two cores it multiplies the
     # time of a step.
-    adversarial_start = 1400 if tiny else 2
+    adversarial_start = 1000 if tiny else 2
     config.loss = dict(
         kl_weight=1e-6,
         perceptual_weight=0.0,
