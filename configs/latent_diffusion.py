@@ -47,6 +47,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
         time_input="continuous",
         weighting="none",
         gamma=5.0,
+        time_density="logit_normal",
+        time_location=0.6,
+        time_scale=1.2,
         noise_offset=0.0,
     )
     config.sampling = dict(
@@ -61,7 +64,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         generator=group(
             "denoiser/|conditioner/",
             ema_decay=0.999,
-            learning_rate=1e-3,
+            learning_rate=1.2e-3,
             schedule="cosine",
             warmup=200,
             final=0.02,
@@ -69,6 +72,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             weight_decay=0.01,
         )
     )
+    config.data.flip = False  # clocks, letters and right hands are not to be learnt mirrored
     config.data.cache_latents = True
     config.data.cache_text = True
     config.data.train = dict(
@@ -82,7 +86,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             fluent=source("emoji/fluent", select="part == held_out"),
         ),
     )
-    config.train.update(dict(steps=6000, batch_size=32, validate_every=1000, preview_every=1000))
+    config.train.update(dict(steps=16000, batch_size=32, validate_every=1000, preview_every=1000))
     if chosen.stage == "quality_tune":
         _quality_tune(config)
     if chosen.size == "test":
@@ -93,7 +97,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
 def _quality_tune(config: ConfigDict) -> None:
     """Emu's second stage: a few superb pictures, a small constant rate, stopped early."""
     config.init_from = "builtin:latent_diffusion_64"
-    config.process.noise_offset = 0.1
+    config.process.update(dict(noise_offset=0.1, time_density="uniform"))
     config.groups.generator.optimizer.update(
         dict(learning_rate=1e-4, schedule="constant", warmup=20, weight_decay=0.0)
     )

@@ -33,6 +33,11 @@ It belongs to training only. ``prior`` and ``diffuse``, where samplers start, le
 network has learnt not to rely on the mean of its input, the most probable mean offset is none, and
 published models trained this way are all sampled from plain N(0, 1).
 
+Training draws t uniformly, or, as Esser et al. 2024, from a logit-normal density, which spends the
+examples where they teach most (location > 0: towards noise, where the text decides the layout):
+
+    t = sigmoid(location + scale n),  n ~ N(0, 1)                                          (8)
+
 Everything here is computed and returned in fp32, whatever the dtype of what comes in.
 """
 
@@ -75,8 +80,9 @@ class GaussianProcess:
     """A schedule, what the network predicts, what it is told of t, and how examples are weighted.
 
     time_input: "index" (Stable Diffusion's integer steps, as float), "continuous" (1000 t) or
-    "log_snr" (held within +-20). weighting: "none", or "min_snr" with ``gamma``. bounds: the times
-    that training draws from and ``time_grid`` spans; the lower one stays above 0, where there is no
+    "log_snr" (held within +-20). weighting: "none", or "min_snr" with ``gamma``. time_density:
+    "uniform", or "logit_normal" with ``time_location`` and ``time_scale``. bounds: the times that
+    training draws from and ``time_grid`` spans; the lower one stays above 0, where there is no
     noise left to predict.
     """
 
@@ -85,6 +91,9 @@ class GaussianProcess:
     time_input: Literal["index", "continuous", "log_snr"] = "continuous"
     weighting: Literal["none", "min_snr"] = "none"
     gamma: float = 5.0
+    time_density: Literal["uniform", "logit_normal"] = "uniform"
+    time_location: float = 0.0
+    time_scale: float = 1.0
     noise_offset: float = 0.0
     bounds: tuple[float, float] = (1e-3, 1.0)
 
@@ -92,11 +101,12 @@ class GaussianProcess:
         _choice("prediction", self.prediction, ("eps", "x0", "v", "flow"))
         _choice("time_input", self.time_input, ("index", "continuous", "log_snr"))
         _choice("weighting", self.weighting, ("none", "min_snr"))
+        _choice("time_density", self.time_density, ("uniform", "logit_normal"))
         low, high = self.bounds
         if not 0 < low < high <= 1:
             raise UserError(f"bounds must be two times with 0 < low < high <= 1, not {self.bounds}")
-        if self.gamma <= 0 or self.noise_offset < 0:
-            raise UserError("gamma must be above 0 and noise_offset not below 0")
+        if self.gamma <= 0 or self.time_scale <= 0 or self.noise_offset < 0:
+            raise UserError("gamma and time_scale must be above 0 and noise_offset not below 0")
         if self.time_input == "index" and self.schedule.steps is None:
             raise UserError(
                 'time_input="index" needs a schedule of discrete steps:'
@@ -114,12 +124,12 @@ class GaussianProcess:
         x0: Float[Array, "b *d"],
         t: Float[Array, "*b"] | float | None = None,
     ) -> Corrupted:
-        """A training example of every row, by (1) and (7); t is drawn uniformly where not given."""
+        """A training example of every row, by (1) and (7); t is drawn where not given."""
         x0 = jnp.asarray(x0, jnp.float32)
         rows = x0.shape[0]
         key_t, key_eps, key_offset = jax.random.split(key, 3)
         if t is None:
-            t = self.schedule.between(jax.random.uniform(key_t, (rows,)), *self.bounds)
+            t = self.schedule.between(self._draw_time(key_t, rows), *self.bounds)
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), (rows,))
         eps = jax.random.normal(key_eps, x0.shape)
         if self.noise_offset:
@@ -221,6 +231,14 @@ class GaussianProcess:
         x0 = jnp.asarray(x0, jnp.float32)
         alpha, sigma = self._factors(t, x0)
         return alpha * x0 + sigma * normal(key, x0.shape)
+
+    def _draw_time(self, key: jax.Array, rows: int) -> Float[Array, " b"]:
+        """Where between the bounds each row's t lies, 0 to 1, by the density of (8)."""
+        if self.time_density == "uniform":
+            return jax.random.uniform(key, (rows,))
+        return jax.nn.sigmoid(
+            self.time_location + self.time_scale * jax.random.normal(key, (rows,))
+        )
 
     def _factors(self, t, x) -> tuple[Array, Array]:
         """alpha and sigma at t (a scalar or one a row), shaped to multiply x."""

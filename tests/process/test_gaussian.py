@@ -176,3 +176,26 @@ def test_zero_terminal_targets_and_gradients_are_finite_at_pure_noise():
     assert np.isfinite(got.target).all() and np.isfinite(got.weight).all()
     assert np.isfinite(grad).all()
     np.testing.assert_allclose(got.target, -x0, atol=1e-6)  # all that is left to predict
+
+
+def test_logit_normal_times_have_the_quantiles_of_their_density():
+    process = GaussianProcess(
+        Cosine(), "v", time_density="logit_normal", time_location=0.6, time_scale=1.2
+    )
+    t = np.asarray(process.corrupt(KEY, jnp.zeros((20_000, 1, 1, 1))).t)
+    # The quartiles of N(0.6, 1.2^2) through the logistic function: sigmoid is monotonic.
+    wanted = 1 / (1 + np.exp(-(0.6 + 1.2 * np.array([-0.674490, 0.0, 0.674490]))))
+    np.testing.assert_allclose(np.quantile(t, (0.25, 0.5, 0.75)), wanted, atol=0.01)
+    assert t.min() >= 1e-3 and t.max() <= 1.0
+
+
+def test_uniform_times_fill_their_bounds_evenly():
+    process = GaussianProcess(Cosine(), "v", bounds=(0.2, 0.6))
+    t = np.asarray(process.corrupt(KEY, jnp.zeros((20_000, 1, 1, 1))).t)
+    np.testing.assert_allclose(np.quantile(t, (0.25, 0.5, 0.75)), (0.3, 0.4, 0.5), atol=0.01)
+
+
+@pytest.mark.parametrize("fields", [{"time_density": "normal"}, {"time_scale": 0.0}])
+def test_a_density_that_makes_no_sense_is_refused(fields):
+    with pytest.raises(UserError, match=next(iter(fields))):
+        GaussianProcess(Cosine(), "v", **fields)
