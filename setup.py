@@ -19,6 +19,7 @@ TRAINING = [  # what training needs on a CPU; an accelerator only swaps jax's ba
     "pillow>=12",
     "pyarrow>=22",
     "safetensors>=0.7",
+    "scipy>=1.15",
     "tensorboardX>=2.6.5",
     "tensorflow-datasets>=4.9.10",  # its builders and readers only: TensorFlow is never imported
     "tqdm>=4.67",
@@ -47,7 +48,6 @@ TEST = [
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
     "ruff>=0.17",
-    "scipy>=1.15",
     "torch==2.13.0",
 ]
 

@@ -1,4 +1,4 @@
-"""Training curves: a run's ``metrics.jsonl`` read back, and line plots as small hand-made SVG.
+"""Training curves: a run's ``metrics.jsonl`` read back, and plots as small hand-made SVG.
 
 The plots carry no colours of their own but classes and CSS variables (``--line-0`` ...), so that
 the report around them decides how they look by day and by night.
@@ -23,6 +23,9 @@ _MOST_POINTS = 200
 _Axis = Callable[[float], float]
 _WIDTH, _HEIGHT = 460, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 14, 34
+_ROW = 26
+_LETTER = 6.2  # width of a letter on average
+_LONGEST_LABEL = 34  # letters: about half of the width
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,7 @@ def line_plot(
     x_at = _scale(left, right, _LEFT, _WIDTH - _RIGHT)
     y_at = _scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
 
-    parts = [
-        f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{html.escape(title)}">'
-    ]
+    parts = [_opening(title, _HEIGHT)]
     for tick in y_ticks:
         y = y_at(tick)
         parts.append(f'<path class="rule" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
@@ -126,6 +126,41 @@ def line_plot(
     return "".join([*parts, "</svg>"])
 
 
+def interval_plot(rows: Mapping[str, tuple[float, float, float]], title: str = "") -> str:
+    """A row each: its name, a dot at its value, a whisker from its low to its high end.
+
+    ``rows`` are (value, low, high), as an ``Interval`` is; the i-th takes the i-th colour. One that
+    is not finite keeps its row and its colour, empty.
+    """
+    ends = [number for row in rows.values() if np.isfinite(row).all() for number in row]
+    if not ends:
+        raise UserError(f"there is nothing to plot in {title or 'this chart'}")
+    labels = [_shortened(name) for name in rows]
+    left = max(_LEFT, max(map(len, labels)) * _LETTER + 12)
+    foot = _TOP + len(rows) * _ROW
+    x_ticks = ticks(min(ends), max(ends), about=4)
+    x_at = _scale(x_ticks[0], x_ticks[-1], left, _WIDTH - 2 * _RIGHT)
+
+    parts = [_opening(title, foot + _BOTTOM - _TOP)]
+    for tick in x_ticks:
+        x = x_at(tick)
+        parts.append(f'<path class="rule" d="M{x:.1f} {_TOP}V{foot}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{foot + 16}" text-anchor="middle">{tick:g}</text>')
+    for i, (label, row) in enumerate(zip(labels, rows.values(), strict=True)):
+        y = _TOP + (i + 0.5) * _ROW
+        parts.append(
+            f'<text x="{left - 10:.1f}" y="{y + 4:.1f}" text-anchor="end">{html.escape(label)}'
+            "</text>"
+        )
+        if np.isfinite(row).all():
+            colour = f"var(--line-{i % SERIES_COLOURS})"
+            value, low, high = map(x_at, row)
+            whisker = f"M{low:.1f} {y - 4:.1f}v8m0 -4H{high:.1f}m0 -4v8"
+            parts.append(f'<path d="{whisker}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+            parts.append(f'<circle cx="{value:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
+    return "".join([*parts, "</svg>"])
+
+
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten) from at most ``low`` to at least ``high``."""
     if high <= low:
@@ -136,6 +171,17 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _opening(title: str, height: float) -> str:
+    return (
+        f'<svg class="plot" viewBox="0 0 {_WIDTH} {height}" role="img" '
+        f'aria-label="{html.escape(title)}">'
+    )
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 3] + "..."
 
 
 def _thin(curve: Curve) -> Curve:

@@ -1,0 +1,53 @@
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from emu_jax.errors import UserError
+from emu_jax.evaluation.curves import interval_plot
+from emu_jax.evaluation.metrics import Interval
+
+
+def drawn(svg):
+    """Colour, and where value, low and high are, of every row; where the axis has which number."""
+    whiskers = re.findall(r'd="M([\d.]+) [\d.]+v8m0 -4H([\d.]+)m.*?--line-(\d)', svg)
+    dots = re.findall(r'<circle cx="([\d.]+)".*?--line-(\d)', svg)
+    rows = {}
+    for (low, high, colour), (value, same) in zip(whiskers, dots, strict=True):
+        assert colour == same
+        rows[int(colour)] = [float(value), float(low), float(high)]
+    ticks = re.findall(r'<text x="([\d.]+)"[^>]*"middle">([-\d.]+)<', svg)
+    return rows, np.array(ticks, float)
+
+
+def test_dots_and_whiskers_are_where_the_axis_says():
+    rows = {"a": Interval(0.5, 0.4, 0.7), "b": Interval(-0.2, -0.3, 0.1), "c": Interval(0, 0, 0)}
+    found, ticks = drawn(interval_plot(rows))
+    places, numbers = ticks.T
+    assert numbers.min() <= -0.3 and numbers.max() >= 0.7
+    for i, row in enumerate(rows.values()):
+        np.testing.assert_allclose(found[i], np.interp(row, numbers, places), atol=0.1)
+
+
+def test_rows_keep_order_and_colour_and_everything_stays_in_the_picture():
+    rows = {f"{'long ' * 20}{i}": (i, i - 1, i + 1) for i in range(8)} | {"gone": (np.nan, 0, 1)}
+    svg = interval_plot(rows)
+    root = ElementTree.fromstring(svg)
+    width, height = map(float, root.attrib["viewBox"].split()[2:])
+    dots = [node.attrib for node in root if node.tag == "circle"]
+    assert [dot["fill"] for dot in dots] == [f"var(--line-{i % 6})" for i in range(8)]
+    heights = [float(dot["cy"]) for dot in dots]
+    assert heights == sorted(set(heights)) and heights[-1] < height
+    assert all(width / 2 < float(dot["cx"]) < width for dot in dots)
+    labels = [node.text for node in root if node.get("text-anchor") == "end"]
+    assert len(labels) == 9 and labels[-1] == "gone" and labels[0].endswith("...")
+
+
+def test_text_is_escaped_and_nothing_is_no_plot():
+    evil = '<b a="&">'
+    root = ElementTree.fromstring(interval_plot({evil: (1, 0, 2)}, evil))
+    assert root.get("aria-label") == evil and evil in [node.text for node in root]
+    for rows in ({}, {"a": (np.nan, 0, 1)}):
+        with pytest.raises(UserError, match="nothing to plot in wins"):
+            interval_plot(rows, "wins")
