@@ -68,3 +68,13 @@ def generator_run(pictures, autoencoder_run, tmp_path_factory):
     )
     runs.train("latent_diffusion", workdir, pictures, *more)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def judge_run(pictures, tmp_path_factory):
+    """The workdir of a minuscule judge."""
+    import runs
+
+    workdir = tmp_path_factory.mktemp("runs") / "judge"
+    runs.train("judge", workdir, pictures)
+    return workdir

@@ -28,6 +28,14 @@ SOURCES = {
         "validation.held_out.openmoji",
         "validation.held_out.fluent",
     ),
+    "judge": (
+        "train.openmoji",
+        "train.fluent",
+        "train.noto",
+        "validation.kept_unseen.noto",
+        "validation.held_out.openmoji",
+        "validation.held_out.fluent",
+    ),
 }
 
 

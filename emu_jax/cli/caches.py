@@ -22,8 +22,9 @@ from emu_jax.data.precompute import (
 )
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
-from emu_jax.tasks.base import Task, to_unit_range
+from emu_jax.tasks.base import Frozen, Task, to_unit_range
 from emu_jax.tasks.generation import Generation
+from emu_jax.text.encoder import TextEncoder
 
 
 def open_caches(
@@ -35,18 +36,21 @@ def open_caches(
 ) -> Caches:
     """Latents where ``data.cache_latents``, every encoder's texts where ``data.cache_text``."""
     data = config.data
-    if not isinstance(task, Generation) or not (data.cache_latents or data.cache_text):
+    encoders: Mapping[str, TextEncoder] = getattr(task, "encoders", {})
+    if not data.cache_latents and not (data.cache_text and encoders):
         return Caches()
     if not data.cache_dir:
         raise UserError("data.cache_latents and data.cache_text need data.cache_dir.")
     root = epath.Path(data.cache_dir).expanduser()
     moments, text = None, {}
     if data.cache_latents:
+        if not isinstance(task, Generation):
+            raise UserError(f"data.cache_latents: a {config.task} task has no latents to cache.")
         moments = _latents(root, task, frozen, sources, spec)
     if data.cache_text:
         texts = Captions(sources).texts
-        for name in task.encoders:
-            text[name] = _text(root, task, name, frozen[name], texts)
+        for name, encoder in encoders.items():
+            text[name] = _text(root, name, encoder, task.frozen[name], frozen[name], texts)
     return Caches(moments, text)
 
 
@@ -68,10 +72,14 @@ def _latents(
 
 
 def _text(
-    root: epath.Path, task: Generation, name: str, params: Params, texts: Sequence[str]
+    root: epath.Path,
+    name: str,
+    encoder: TextEncoder,
+    network: Frozen,
+    params: Params,
+    texts: Sequence[str],
 ) -> Cache:
-    encoder = task.encoders[name]
-    made_from = text_fingerprint(texts, task.frozen[name].fingerprint, encoder.dtype)
+    made_from = text_fingerprint(texts, network.fingerprint, encoder.dtype)
     made_from |= {"length": str(encoder.length)}
     folder = root / f"text_{name}_{digest(made_from)[:16]}"
     if folder.exists():

@@ -16,11 +16,14 @@ from ml_collections import ConfigDict
 from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.cli import parts
+from emu_jax.data.mixture import Part
+from emu_jax.data.pipeline import make_stream
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.sharding import constrain, put_batch, shard_params
 from emu_jax.tasks.base import Task
+from emu_jax.training.trainer import VALIDATION_SEED
 
 
 class Generator:
@@ -65,6 +68,48 @@ class Generator:
             }
             images = self._generate(self._params, self._frozen, put_batch(batch, self._mesh))
             yield from np.asarray(images)[: len(rows)]
+
+    def costs(self) -> dict[str, float]:
+        """Parameters of its own, calls of the denoiser a picture, and FLOPs of these calls."""
+        sampling, task = self.config.sampling, self._task
+        side = self.config.data.image_size // task.codec.factor
+        x = jax.ShapeDtypeStruct((1, side, side, task.codec.channels), np.float32)
+
+        def call(params: Params, x: jax.Array, t: jax.Array) -> jax.Array:
+            by = task.condition(params, task.null, jax.numpy.zeros((1, 6), np.int32))
+            return task.denoise(params, x, t, by)
+
+        t = jax.ShapeDtypeStruct((1,), np.float32)
+        analysis = jax.jit(call).lower(self._params, x, t).cost_analysis() or {}
+        calls = sampling.steps * (2 if sampling.sampler == "heun" else 1)
+        calls *= 2 if sampling.guidance_scale != 1 else 1
+        return {
+            "parameters": sum(value.size for value in self._params.values()),
+            "evaluations": calls,
+            "flops": calls * float(analysis.get("flops", np.nan)),
+        }
+
+    def loss(self, part: Part) -> float:
+        """The validation loss on some pictures: the same noise and times for every model."""
+        task = self._task
+        spec = parts.stream_spec(
+            self.config,
+            batch_size=self.batch_size,
+            seed=0,
+            sequential=True,
+            flip=False,
+            crop="centre",
+            workers=0,
+        )
+        tokenize = {name: encoder.tokenize for name, encoder in task.encoders.items()}
+        validate = jax.jit(task.validate)
+        total = count = 0.0
+        for index, rows in enumerate(make_stream(spec, [part], tokenize, 0, 0, 1)):
+            key = jax.random.fold_in(jax.random.key(VALIDATION_SEED), index)
+            batch = put_batch({"kept": rows}, self._mesh)
+            sums = validate(self._params, self._frozen, {}, batch, key)
+            total, count = total + float(sums["loss"][0]), count + float(sums["loss"][1])
+        return total / count
 
     def _tokens(self, texts: list[str]) -> dict[str, Any]:
         return {name: encoder.tokenize(texts) for name, encoder in self._task.encoders.items()}

@@ -17,7 +17,8 @@ COMMANDS = {
     "train": "train a model: pre-training or quality-tuning, as the config says",
     "sample": "draw pictures from prompts",
     "export": "write a run's weights as a model folder",
-    "compare": "put two models side by side in an HTML report",
+    "evaluate": "measure one model: faithfulness, finish, distances, copies",
+    "compare": "measure several models and put them side by side in an HTML report",
     "data": "build data sets and look at them",
 }
 

@@ -21,6 +21,7 @@ from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.conditioner import Conditioner, Encoded
+from emu_jax.nn.contrastive import ContrastiveModel
 from emu_jax.nn.discriminator import PatchDiscriminator
 from emu_jax.nn.functional import Network
 from emu_jax.nn.perceptual import Lpips, load_lpips
@@ -31,6 +32,7 @@ from emu_jax.process.schedules import Cosine, Discrete, Flow, Schedule
 from emu_jax.tasks.autoencoding import Autoencoding
 from emu_jax.tasks.base import Frozen, Group, Task
 from emu_jax.tasks.codecs import AutoencoderCodec, Codec, IdentityCodec, codec_params
+from emu_jax.tasks.contrastive import Contrastive
 from emu_jax.tasks.generation import Generation, Sampling
 from emu_jax.text.encoder import TextEncoder, make_encoder
 from emu_jax.training.optimizers import make_optimizer
@@ -59,7 +61,11 @@ def locate(path: str) -> str:
 
 def make_task(config: ConfigDict, constrain: Constrain = lambda x: x) -> Task:
     """The task of a config; ``constrain`` is called at the networks' block boundaries."""
-    makers = {"generation": make_generation, "autoencoding": make_autoencoding}
+    makers = {
+        "generation": make_generation,
+        "autoencoding": make_autoencoding,
+        "contrastive": make_contrastive,
+    }
     if config.task not in makers:
         raise UserError(f"config.task is one of {', '.join(makers)}, not {config.task!r}.")
     return makers[config.task](config, constrain)
@@ -121,17 +127,33 @@ def make_autoencoding(config: ConfigDict, constrain: Constrain) -> Autoencoding:
     )
 
 
+# The judge ---------------------------------------------------------------------------------------
+
+
+def make_contrastive(config: ConfigDict, constrain: Constrain) -> Contrastive:
+    encoders = make_encoders(config.text)
+    pooled = [encoder.pooled_width for encoder in encoders.values()]
+    if len(pooled) != 1 or not pooled[0]:
+        raise UserError(
+            "A judge reads one text encoder, one with a pooled vector: see config.text."
+        )
+    arguments = dict(config.judge, text_width=pooled[0], constrain=constrain)
+    return Contrastive(
+        model=Network(partial(_module, ContrastiveModel, arguments)),
+        encoders=encoders,
+        groups=make_groups(config),
+        frozen=frozen_encoders(config.text, encoders),
+        compute_dtype=jnp.dtype(config.compute_dtype),
+    )
+
+
 # Generation --------------------------------------------------------------------------------------
 
 
 def make_generation(config: ConfigDict, constrain: Constrain) -> Generation:
     codec, frozen = make_codec(config.codec)
     encoders = make_encoders(config.text)
-    for name, encoder in encoders.items():
-        source = config.text[name].path or f"builtin:{name}"
-        frozen[name] = Frozen(
-            source, encoder.fingerprint, partial(_items, encoder.load), encoder.dtype
-        )
+    frozen |= frozen_encoders(config.text, encoders)
     widths = {name: (encoder.width, encoder.pooled_width) for name, encoder in encoders.items()}
     arguments = dict(config.conditioner, encoders=widths, width=config.conditioner.width or None)
     conditioner = partial(_module, Conditioner, arguments)
@@ -214,6 +236,18 @@ def make_encoders(section: ConfigDict) -> dict[str, TextEncoder]:
     return {
         name: make_encoder(name, options.length, path=options.path or None)
         for name, options in section.items()
+    }
+
+
+def frozen_encoders(section: ConfigDict, encoders: Mapping[str, TextEncoder]) -> dict[str, Frozen]:
+    return {
+        name: Frozen(
+            section[name].path or f"builtin:{name}",
+            encoder.fingerprint,
+            partial(_items, encoder.load),
+            encoder.dtype,
+        )
+        for name, encoder in encoders.items()
     }
 
 

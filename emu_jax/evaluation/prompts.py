@@ -1,5 +1,9 @@
 """Prompts that models are compared by when none are given."""
 
+from collections.abc import Sequence
+
+from emu_jax.errors import UserError
+
 # Everyday concepts of the emoji sets' "kept" part: every style shows them in pre-training and no
 # quality-tuning ever does, so they tell what tuning gives to, and takes from, all that it does not
 # show. Each is one of its pictures' captions.
@@ -31,3 +35,24 @@ KEPT_CONCEPTS = (
     "a grinning face",
     "a red heart",
 )
+
+
+def kept_prompts(captions: Sequence[Sequence[str]], count: int) -> list[str]:
+    """``count`` prompts for different pictures: KEPT_CONCEPTS where there, then others in order.
+
+    ``captions`` are each picture's; the way people would say it ("a fox") goes before a bare name.
+    """
+    known = [prompt for prompt in KEPT_CONCEPTS if any(prompt in own for own in captions)]
+    taken = {next(i for i, own in enumerate(captions) if prompt in own) for prompt in known}
+    said = (
+        next((text for text in own if text.startswith(("a ", "an ", "some "))), own[0])
+        for i, own in enumerate(captions)
+        if i not in taken and len(own)
+    )
+    others = [text for text in dict.fromkeys(said) if text not in known]
+    # Every so manieth, so that all groups of things are among them.
+    step = max(1, len(others) // max(1, count - len(known)))
+    prompts = [*known, *others[::step]][:count]
+    if len(prompts) < count:
+        raise UserError(f"There are only {len(prompts)} prompts, not {count}: lower --count.")
+    return prompts

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from html.parser import HTMLParser
 
 import numpy as np
@@ -46,7 +47,7 @@ def report(generator_run, tmp_path_factory):
     assert main(["export", str(generator_run), f"--out={model}"]) == 0
     (folder / "prompts").write_text(f"a red disc\n{MALICIOUS}\n")
     arguments = [str(generator_run), str(model), f"--prompts={folder}/prompts", f"--out={out}"]
-    assert main(["compare", *arguments, "--batch_size=2", "--steps=6"]) == 0
+    assert main(["compare", *arguments, "--batch_size=2", "--steps=6", "--judge="]) == 0
     return generator_run, model, out
 
 
@@ -84,6 +85,81 @@ def test_the_same_weights_draw_nearly_the_same(page):
     assert between > 8
     assert np.abs(run_a - model_a).mean() < 0.5 * between
     assert np.abs(run_b - model_b).mean() < 0.5 * between
+
+
+@pytest.fixture(scope="module")
+def judged(generator_run, judge_run, pictures, tmp_path_factory):
+    """The folder of a judged comparison of a run with itself, prompts from a set's captions."""
+    out = tmp_path_factory.mktemp("judged")
+    sets = (
+        "--captions=folder/tiny",
+        "--needles=folder/tiny:width == 72",
+        "--haystack=folder/tiny",
+        "--kept=folder/tiny",
+        f"--data_dir={pictures}",
+    )
+    arguments = [f"--judge={judge_run}", *sets, "--count=6", f"--out={out}", "--steps=4"]
+    models = [str(generator_run), f"{generator_run}@2"]
+    assert main(["compare", *models, *arguments, "--batch_size=4"]) == 0
+    return out
+
+
+def test_the_judged_report_and_its_json_say_the_same(judged, generator_run):
+    record = json.loads((judged / "compare.json").read_text())
+    assert len(set(record["prompts"])) == 6
+    models = [str(generator_run), f"{generator_run}@2"]
+    assert set(record["figures"]) == {*models, "real pictures"}
+    page = Page((judged / "index.html").read_text())
+    assert page.addresses and all(uri.startswith("data:image/") for uri in page.addresses)
+    text = (judged / "index.html").read_text()
+    for name in models:
+        found = record["figures"][name]
+        shown = record["pictures"][name]
+        assert found["faithful"]["value"] == pytest.approx(np.mean(shown["faithful"]))
+        assert found["finish"]["value"] == pytest.approx(np.mean(np.array(shown["finish"]) > 0.5))
+        for key in ("faithful", "copied"):
+            value, low, high = (found[key][k] for k in ("value", "low", "high"))
+            assert low <= value <= high
+            assert f"{value:.0%} ({low:.0%} to {high:.0%})" in text
+        facts = record["models"][name]
+        assert 0 < facts["kept_loss"] < 10
+        assert facts["parameters"] > 0 and facts["evaluations"] == 8 and facts["flops"] > 0
+    # The real pictures are the needles themselves: every one is an exact copy.
+    assert record["figures"]["real pictures"]["copied"]["value"] == 1.0
+    duel = record["duels"][f"{models[1]} against {models[0]}"]["finish"]
+    assert sum(duel.values()) == pytest.approx(1.0)
+
+
+def test_one_model_is_evaluated_with_the_same_figures(judged, generator_run, judge_run, pictures):
+    before = json.loads((judged / "compare.json").read_text())
+    out = judged / "one"
+    sets = [f"--{name}=folder/tiny" for name in ("captions", "haystack", "kept")]
+    sets.append("--needles=folder/tiny:width == 72")
+    options = [f"--judge={judge_run}", *sets, f"--data_dir={pictures}", "--count=6"]
+    arguments = [str(generator_run), *options, f"--out={out}", "--steps=4", "--batch_size=4"]
+    assert main(["evaluate", *arguments]) == 0
+    after = json.loads((out / "evaluate.json").read_text())
+    assert after["prompts"] == before["prompts"]
+    name = str(generator_run)
+    assert after["figures"][name] == before["figures"][name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--judge=MODEL"], "is no judge"),
+        (["--count=1000"], "1000"),
+        (["--needles=folder/none"], "folder/none"),
+    ],
+)
+def test_what_cannot_be_judged_is_said(
+    arguments, said, generator_run, judge_run, pictures, tmp_path, capsys
+):
+    given = [a.replace("MODEL", str(generator_run)) for a in arguments]
+    rest = [f"--{name}=folder/tiny" for name in ("captions", "needles", "haystack", "kept")]
+    command = [str(generator_run), f"--judge={judge_run}", *rest, f"--data_dir={pictures}", *given]
+    assert main(["compare", *command, f"--out={tmp_path}"]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_the_default_prompts_are_distinct():

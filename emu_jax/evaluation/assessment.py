@@ -1,0 +1,112 @@
+"""What a judge makes of a model's pictures, in figures.
+
+    faithful   the prompt is the one, among all prompts, that the judge finds most like the picture
+    finish     a probe, fitted to real pictures of other things, finds it finished as the needles
+    both       faithful and finished: what quality-tuning is for
+    distances  Frechet and kernel distance from the pictures' features to the needles' and to the
+               haystack's
+    copied     nearer to a tuning picture than real, different pictures come
+
+A judge is a small network with errors of its own: its figures for real pictures of the same prompts
+stand beside the models' and say how far to believe it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from emu_jax.evaluation.memorisation import descriptors, memorised, nearest
+from emu_jax.evaluation.metrics import (
+    Duel,
+    Interval,
+    Probe,
+    duel,
+    frechet,
+    mean_interval,
+    mmd_interval,
+    statistic_interval,
+    top_k,
+)
+from emu_jax.nn.contrastive import Seen
+
+_TEMPERATURE = 0.05  # of the softmax over prompts; about what judges learn
+_MARGIN = 0.1  # of a probability: less is a tie
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """The same for every model: prompts, their embeddings, references. ``real`` has a real picture
+    of every prompt, where there are such."""
+
+    prompts: Sequence[str]
+    texts: Float[np.ndarray, "n d"]
+    probe: Probe
+    needles: Float[np.ndarray, "m f"]
+    haystack: Float[np.ndarray, "k f"]
+    tuned: Float[np.ndarray, "r v"]
+    tuned_images: Sequence[UInt8[np.ndarray, "h w 3"]]
+    bound: float
+    real: Sequence[UInt8[np.ndarray, "h w 3"]] | None = None
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """One row a picture, in the order of the prompts. ``belief`` is the judge's probability of the
+    right prompt among all, ``finish`` the probe's of the needles' finish."""
+
+    top1: Bool[np.ndarray, " n"]
+    top5: Bool[np.ndarray, " n"]
+    belief: Float[np.ndarray, " n"]
+    finish: Float[np.ndarray, " n"]
+    features: Float[np.ndarray, "n f"]
+    distance: Float[np.ndarray, " n"]
+    nearest: Int[np.ndarray, " n"]
+    copied: Bool[np.ndarray, " n"]
+
+    @property
+    def finished(self) -> Bool[np.ndarray, " n"]:
+        return self.finish > 0.5
+
+
+def assess(images: Sequence[UInt8[np.ndarray, "h w 3"]], seen: Seen, by: Yardstick) -> Assessment:
+    """``images[i]`` was drawn for ``by.prompts[i]``; ``seen`` is what the judge made of it."""
+    features = np.asarray(seen.features, np.float64)
+    similarity = np.asarray(seen.embedding, np.float64) @ np.asarray(by.texts, np.float64).T
+    truth = np.arange(len(by.prompts))
+    scores = np.exp((similarity - similarity.max(1, keepdims=True)) / _TEMPERATURE)
+    distance, index = nearest(descriptors(np.stack(images)), by.tuned)
+    return Assessment(
+        top1=top_k(similarity, truth, 1),
+        top5=top_k(similarity, truth, 5),
+        belief=scores[truth, truth] / scores.sum(1),
+        finish=by.probe.probability(features),
+        features=features,
+        distance=distance,
+        nearest=index,
+        copied=memorised(distance, by.bound),
+    )
+
+
+def figures(found: Assessment, by: Yardstick) -> dict[str, Interval]:
+    """Every figure with its 95 % interval over prompts."""
+    return {
+        "faithful": mean_interval(found.top1),
+        "faithful_top5": mean_interval(found.top5),
+        "finish": mean_interval(found.finished),
+        "both": mean_interval(found.top1 & found.finished),
+        "frechet_needles": statistic_interval(frechet, found.features, by.needles, resamples=30),
+        "frechet_haystack": statistic_interval(frechet, found.features, by.haystack, resamples=30),
+        "mmd_needles": mmd_interval(found.features, by.needles),
+        "mmd_haystack": mmd_interval(found.features, by.haystack),
+        "copied": mean_interval(found.copied),
+    }
+
+
+def duels(challenger: Assessment, champion: Assessment) -> Mapping[str, Duel]:
+    """How often the challenger's picture of a prompt is the better one, in the judge's opinion."""
+    return {
+        "faithfulness": duel(champion.belief, challenger.belief, _MARGIN),
+        "finish": duel(champion.finish, challenger.finish, _MARGIN),
+    }

@@ -1,0 +1,97 @@
+"""A small image-text model in CLIP's manner: two towers that meet in one space.
+
+The image tower is convolutional: overlapping patches, then stages of residual blocks that halve the
+map and widen it. It answers twice: ``embedding`` is trained to meet the text's; ``features``, the
+means of every stage's map, the early ones first, still know how a picture is finished, not only
+what it shows. The text tower is a frozen encoder's pooled vector through two dense layers.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from emu_jax.nn.layers import GroupNorm, conv, linear
+from emu_jax.nn.resnet import ResnetBlock
+from emu_jax.nn.transformer import Constrain
+
+PATCH = 4
+_FIRST_TEMPERATURE = 0.07
+_MOST_SCALE = math.log(100.0)  # as CLIP bounds it
+
+
+class Seen(NamedTuple):
+    """What the image tower makes of a picture; ``embedding`` has length one."""
+
+    embedding: Float[Array | np.ndarray, "b d"]
+    features: Float[Array | np.ndarray, "b f"]
+
+
+class ContrastiveModel(nnx.Module):
+    """``embed_image``, ``embed_text`` and ``logits`` between the two.
+
+    ``widths`` are the image stages' channels (``blocks`` residual blocks each, a map of a quarter
+    of the picture's side in the first), ``text_width`` is the pooled text's and ``width`` that of
+    the common space.
+    """
+
+    def __init__(
+        self,
+        *,
+        text_width: int,
+        widths: Sequence[int] = (48, 96, 192),
+        blocks: int = 2,
+        width: int = 128,
+        groups: int = 8,
+        constrain: Constrain = lambda x: x,
+        rngs: nnx.Rngs,
+    ):
+        self.constrain = constrain
+        self.conv_in = conv(3, widths[0], 7, stride=PATCH, rngs=rngs)
+        self.stages = nnx.List()
+        self.downsamplers = nnx.List()
+        for i, channels in enumerate(widths):
+            if i:
+                self.downsamplers.append(conv(widths[i - 1], channels, 3, stride=2, rngs=rngs))
+            self.stages.append(
+                nnx.List(
+                    ResnetBlock(channels, channels, groups=groups, rngs=rngs) for _ in range(blocks)
+                )
+            )
+        self.norm_out = GroupNorm(widths[-1], groups, rngs=rngs)
+        self.image_projection = linear(widths[-1], width, bias=False, rngs=rngs)
+        self.text_in = linear(text_width, 2 * width, rngs=rngs)
+        self.text_projection = linear(2 * width, width, bias=False, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.asarray(-math.log(_FIRST_TEMPERATURE)))
+
+    def embed_image(self, x: Float[Array, "b h w 3"]) -> Seen:
+        """Pictures in [-1, 1]; any size that the stages can halve."""
+        x = self.conv_in(x)
+        means = []
+        for i, stage in enumerate(self.stages):
+            if i:
+                x = self.downsamplers[i - 1](x)
+            for block in stage:
+                x = self.constrain(block(x))
+            means.append(jnp.mean(x, (1, 2)))
+        pooled = jnp.mean(jax.nn.silu(self.norm_out(x)), (1, 2))
+        return Seen(_unit(self.image_projection(pooled)), jnp.concatenate(means, -1))
+
+    def embed_text(self, pooled: Float[Array, "b p"]) -> Float[Array, "b d"]:
+        """Of length one, from an encoder's pooled vectors."""
+        return _unit(self.text_projection(jax.nn.gelu(self.text_in(pooled))))
+
+    def logits(self, image: Float[Array, "n d"], text: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """Scaled cosines, fp32."""
+        scale = jnp.exp(jnp.minimum(self.logit_scale[...], _MOST_SCALE))
+        return scale * (image.astype(jnp.float32) @ text.astype(jnp.float32).T)
+
+
+def _unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    y = x.astype(jnp.float32)
+    return (y * jax.lax.rsqrt(jnp.sum(jnp.square(y), -1, keepdims=True) + 1e-12)).astype(x.dtype)

@@ -1,0 +1,178 @@
+"""The judge: an image tower and a text tower trained to tell which caption is whose picture's.
+
+With unit vectors u_i of the pictures and w_j of their captions, both towers minimise (Radford et
+al. 2021)
+
+    (CE(s u w^T, diagonal) + CE(s w u^T, diagonal)) / 2                                     (1)
+
+Two rows of a batch may show the same thing. Where the frozen encoder finds two captions all but
+equal (cosine above ``same_text``), they are no counter-examples to each other and their pair is
+left out of (1).
+
+The judge will look at generated pictures, so it is trained on moved, resized, recoloured, blurred
+and noisy ones.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, UInt8
+
+from emu_jax.nn.contrastive import Seen
+from emu_jax.nn.functional import Network, Params
+from emu_jax.tasks.base import Batch, Frozen, Group, Metrics, cast, to_pixels, to_unit_range
+from emu_jax.text.encoder import TextEncoder
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """``encoders`` has the one text encoder whose pooled vector the text tower reads."""
+
+    model: Network
+    encoders: Mapping[str, TextEncoder]
+    groups: Mapping[str, Group]
+    frozen: Mapping[str, Frozen]
+    same_text: float = 0.95
+    zoom: float = 0.15
+    shift: float = 0.08
+    colour: float = 0.15
+    blur: float = 0.7
+    noise: float = 0.1
+    compute_dtype: Any = jnp.float32
+    stream: str = "train"
+
+    def init(self, key: jax.Array) -> tuple[Params, Params]:
+        return self.model.init(key), {}
+
+    def loss(
+        self,
+        group: str,
+        params: Params,
+        frozen: Mapping[str, Params],
+        state: Params,
+        batch: Batch,
+        key: jax.Array,
+        step: jax.Array,
+    ) -> tuple[jax.Array, tuple[Params, Metrics]]:
+        rows = batch[self.stream]
+        image = self.augment(key, to_unit_range(rows["image"]))
+        losses, right = self._pairs(params, frozen, rows, image, jnp.ones(image.shape[0], bool))
+        return jnp.mean(losses), (state, {"top1": jnp.mean(right)})
+
+    def validate(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        state: Params,
+        batch: Batch,
+        key: jax.Array,
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """(1) and how often the picture's own caption comes first, both within the batch."""
+        (rows,) = batch.values()
+        valid = rows["valid"]
+        losses, right = self._pairs(params, frozen, rows, to_unit_range(rows["image"]), valid)
+        count = jnp.sum(valid.astype(jnp.float32))
+        return {"loss": (jnp.sum(losses * valid), count), "top1": (jnp.sum(right * valid), count)}
+
+    def preview(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        state: Params,
+        batch: Batch,
+        key: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """What training looks like to the judge."""
+        (rows,) = batch.values()
+        return {"augmented": to_pixels(self.augment(key, to_unit_range(rows["image"][:16])))}
+
+    def finish(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        state: Params,
+        batches: Iterable[Batch],
+    ) -> Params:
+        return state
+
+    def see(self, params: Params, image: UInt8[Array, "b h w 3"]) -> Seen:
+        """Embedding and features of pictures as they are."""
+        return self._see(params, to_unit_range(image))
+
+    def read(
+        self, params: Params, frozen: Mapping[str, Params], rows: Batch
+    ) -> Float[Array, "b d"]:
+        """The texts' embeddings, from tokens or cached states."""
+        return self._embed_text(params, self._pooled(frozen, rows))
+
+    def augment(self, key: jax.Array, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+        """Random size, place, colour, sharpness and noise of each picture, drawn one by one."""
+        return jax.vmap(self._augment_one)(jax.random.split(key, x.shape[0]), x)
+
+    def _augment_one(self, key: jax.Array, x: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
+        k_zoom, k_shift, k_gain, k_offset, k_blur, k_noise, k_level = jax.random.split(key, 7)
+        h, w, _ = x.shape
+        # What comes into the picture at the edges is the colour of its corner.
+        background = x[0, 0]
+        zoom = jnp.exp(jax.random.uniform(k_zoom, (), minval=-self.zoom, maxval=self.zoom))
+        shift = jax.random.uniform(k_shift, (2,), minval=-self.shift, maxval=self.shift)
+        size = jnp.array([h, w], jnp.float32)
+        moved = jax.image.scale_and_translate(
+            x - background,
+            x.shape,
+            (0, 1),
+            jnp.stack([zoom, zoom]),
+            size * (1 - zoom) / 2 + size * shift,
+            "linear",
+        )
+        x = moved + background
+        gain = 1 + jax.random.uniform(k_gain, (3,), minval=-self.colour, maxval=self.colour)
+        offset = jax.random.uniform(k_offset, (), minval=-self.colour, maxval=self.colour)
+        x = x * gain + offset
+        small = jax.image.resize(x, (h // 2, w // 2, 3), "linear")
+        soft = jax.random.uniform(k_blur, (), maxval=self.blur)
+        x = x + soft * (jax.image.resize(small, x.shape, "linear") - x)
+        level = jax.random.uniform(k_level, (), maxval=self.noise)
+        return jnp.clip(x + level * jax.random.normal(k_noise, x.shape), -1.0, 1.0)
+
+    def _pairs(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        rows: Batch,
+        image: Float[Array, "b h w 3"],
+        valid: Bool[Array, "b"],
+    ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+        """Each row's loss by (1), and whether its own caption comes first; padding is left out."""
+        pooled = self._pooled(frozen, rows)
+        seen = self._see(params, image).embedding
+        logits = self.model(params, seen, self._embed_text(params, pooled), method="logits")
+        direction = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
+        own = jnp.eye(len(pooled), dtype=bool)
+        counted = (direction @ direction.T <= self.same_text) & valid[:, None] & valid[None, :]
+        logits = jnp.where(counted | own, logits, -jnp.inf)
+        label = jnp.arange(len(pooled))
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+        losses = (cross_entropy(logits, label) + cross_entropy(logits.T, label)) / 2
+        return losses, (jnp.argmax(logits, 1) == label).astype(jnp.float32)
+
+    def _see(self, params: Params, image: Float[Array, "b h w 3"]) -> Seen:
+        network = cast(params, self.compute_dtype)
+        return self.model(network, image.astype(self.compute_dtype), method="embed_image")
+
+    def _embed_text(self, params: Params, pooled: Float[Array, "b p"]) -> Float[Array, "b d"]:
+        network = cast(params, self.compute_dtype)
+        return self.model(network, pooled.astype(self.compute_dtype), method="embed_text")
+
+    def _pooled(self, frozen: Mapping[str, Params], rows: Batch) -> Float[Array, "b p"]:
+        ((name, encoder),) = self.encoders.items()
+        if name in rows.get("text", {}):
+            return jax.lax.stop_gradient(rows["text"][name]["pooled"].astype(jnp.float32))
+        tokens = rows["tokens"][name]
+        encoded = encoder.apply(frozen[name], tokens["ids"], tokens["mask"])
+        assert encoded.pooled is not None, "parts.py only takes encoders with a pooled vector"
+        return jax.lax.stop_gradient(encoded.pooled.astype(jnp.float32))
