@@ -61,6 +61,25 @@ def test_a_misspelt_config_key_names_the_nearest(refused, train, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_misspelt_key_of_a_section_in_a_section_names_the_nearest(refused, train):
+    said = refused(*train("--config.train.stop.patince=3"))
+    assert "no key config.train.stop.patince; did you mean --config.train.stop.patience?" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["stop.mode=least"], "train.stop.mode is"),
+        (["best_metric=held_out/psnr"], "train.best_metric 'held_out/psnr'"),
+        (["validate_every=0"], "held_out/l1 would never be measured"),
+        (["stop.metric=held_out/l2"], "No validation measures 'held_out/l2'"),
+    ],
+)
+def test_a_criterion_that_cannot_be_is_named(overrides, words, refused, train):
+    settings = ["stop.metric=held_out/l1", *overrides]
+    assert words in refused(*train(*(f"--config.train.{setting}" for setting in settings)))
+
+
 def test_a_key_like_no_other_is_refused_too(refused, train):
     assert "no key config.qqqqqq" in refused(*train("--config.qqqqqq=3"))
 

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from emu_jax.checkpoint.manager import Checkpoints
+from emu_jax.checkpoint.manager import FINISHED, Checkpoints
 from emu_jax.checkpoint.safetensors_io import (
     cast_floats,
     fingerprint_params,
@@ -72,11 +72,13 @@ def load_model(
 ) -> Model:
     """The model at ``path``, on the host.
 
-    ``path`` is an exported folder, a folder of checkpoints or the run's folder above it (newest
-    step), or one of these two with ``@step``. From a checkpoint the EMA's weights are laid over the
-    parameters where there are any, unless ``ema`` is False; the task's state (a latent space's
-    measured shift and scale) comes along. ``prefix_filter`` reads only the paths
-    that start with it; ``dtype`` casts floats.
+    ``path`` is an exported folder, a folder of checkpoints or the run's folder above it, or one of
+    these two with ``@step``, ``@last`` (the newest) or ``@best`` (the step that the run chose when
+    it ended). A run's folder alone is ``@best`` where the run has chosen, else ``@last``; the
+    choice is ``meta["chosen"]``. From a checkpoint the EMA's weights are laid over the parameters
+    where there are any, unless ``ema`` is False; the task's state (a latent space's measured shift
+    and scale) comes along. ``prefix_filter`` reads only the paths that start with it; ``dtype``
+    casts floats.
 
     Raises:
       UserError: nothing there, not a model, half-written, or nothing under the prefix.
@@ -116,32 +118,50 @@ def _load_exported(folder: epath.Path, prefix: str):
     return dict(weights), config, meta
 
 
-def _load_checkpoint(folder: epath.Path, step: int | None, ema: bool, prefix: str):
+def _load_checkpoint(folder: epath.Path, step: str | None, ema: bool, prefix: str):
     # Later kinds are laid over earlier ones.
-    kinds = ("params/", "ema/", "state/") if ema else ("params/", "state/")
+    kinds = ("params/", *(("ema/",) if ema else ()), "state/", FINISHED)
     heads = tuple(kind + prefix for kind in kinds)
     for directory in (folder, folder / "checkpoints"):
         with Checkpoints(str(directory), read_only=True) as checkpoints:
             if checkpoints.steps():
-                meta = checkpoints.read_meta(step)
+                meta = _choose(folder, checkpoints, step)
                 arrays = checkpoints.read_arrays(meta["step"], lambda name: name.startswith(heads))
                 params = {}
                 for kind in kinds:
                     params |= _under(kind, arrays)
                 return params, meta.pop("config"), meta
+    if step:
+        raise UserError(f"There are no checkpoints in {folder}, so there is no @{step}.")
     raise UserError(
         f"{folder} is neither an exported model ({CONFIG} and {WEIGHTS}) nor a folder of "
         "checkpoints."
     )
 
 
+def _choose(folder: epath.Path, checkpoints: Checkpoints, step: str | None) -> dict[str, Any]:
+    """The record of the step that is meant, with the run's choice."""
+    if step and step.isdigit():  # The newest, which may be damaged, is none of its business.
+        return checkpoints.read_meta(int(step))
+    newest = checkpoints.read_meta()
+    chosen = newest.get("chosen")
+    if step == "last" or (step is None and chosen is None):
+        return newest
+    if chosen is None:
+        raise UserError(
+            f"The run in {folder} has chosen no best step: it has not ended, or train.stop.metric "
+            f"was not set; take {folder}@last or name a step."
+        )
+    return {**checkpoints.read_meta(chosen["step"]), "chosen": chosen}
+
+
 def _under(head: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name[len(head) :]: value for name, value in arrays.items() if name.startswith(head)}
 
 
-def _split_step(path: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"(.+)@(\d+)", str(path))
-    return (match[1], int(match[2])) if match else (str(path), None)
+def _split_step(path: str) -> tuple[str, str | None]:
+    match = re.fullmatch(r"(.+)@(\d+|last|best)", str(path))
+    return (match[1], match[2]) if match else (str(path), None)
 
 
 def _dtype(name: str) -> np.dtype:

@@ -13,8 +13,9 @@ are put back into.
 """
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from emu_jax.checkpoint.failures import first_line, mend
 from emu_jax.errors import UserError
 
 FORMAT = 1
+FINISHED = "finished/"
 
 
 class Checkpoints:
@@ -35,7 +37,7 @@ class Checkpoints:
     Args:
       directory: a local path or a ``gs://`` one; made at the first save.
       keep_last: how many of the newest to keep.
-      keep_best: ``(metric, "min" | "max", n)`` keeps the n best as well.
+      keep_best: ``(metric, "min" | "max", n)`` keeps the n best as well, of equals the earlier.
       read_only: only look: nothing is made, tidied or deleted.
     """
 
@@ -53,6 +55,7 @@ class Checkpoints:
         self.directory = epath.Path(directory).expanduser().resolve()
         self._keep_last, self._keep_best, self._read_only = keep_last, keep_best, read_only
         self._open_manager: ocp.CheckpointManager | None = None
+        self._scores: dict[int, float] = {}
         self._saving: int | None = None
 
     # What there is -----------------------------------------------------------------------------
@@ -68,20 +71,22 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best value of ``keep_best``'s metric; None where none has it."""
-        if self._keep_best is None:
-            return None
-        metric, mode, _ = self._keep_best
-        scores = {step: self.read_meta(step)["metrics"].get(metric) for step in self.steps()}
-        scores = {step: score for step, score in scores.items() if _is_number(score)}
-        pick = min if mode == "min" else max
-        return pick(scores, key=lambda step: scores[step], default=None)
+        return next(iter(self._ranked(self.steps())), None)
 
     # Saving ------------------------------------------------------------------------------------
 
     def save(
-        self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None
+        self,
+        step: int,
+        state: Any,
+        meta: Mapping[str, Any],
+        metrics: Mapping[str, float] | None,
+        finished: Any = None,
     ) -> bool:
         """Starts to save; returns once the arrays are copied to the host, and may be donated.
+
+        ``finished`` is a pytree for whoever uses this step as a model: :meth:`read_arrays` gives
+        it under ``finished/``, :meth:`restore` passes it over.
 
         A save still under way is waited for first. A step that is there already is left as it is:
         returns False. Every process of the run must call this.
@@ -96,8 +101,9 @@ class Checkpoints:
             return False
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         record = {**meta, "format": FORMAT, "step": step, "metrics": metrics}
-        arrays = {name: leaf for name, leaf in flatten(state).items() if np.size(leaf)}
-        tracked = self._keep_best[0] if self._keep_best else ""
+        leaves = flatten(state) | {FINISHED + n: leaf for n, leaf in flatten(finished).items()}
+        arrays = {name: leaf for name, leaf in leaves.items() if np.size(leaf)}
+        self._score(step, metrics)
         self._saving = step
         with self._saving_errors():
             self._manager.save(
@@ -105,7 +111,6 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(record)
                 ),
-                metrics={tracked: metrics[tracked]} if _is_number(metrics.get(tracked)) else None,
                 force=True,
             )
         return True
@@ -148,6 +153,7 @@ class Checkpoints:
         wanted = {name: leaf for name, leaf in target.items() if np.size(leaf)}
         with self._reading_errors(step, lambda s: self._read(s, wanted)):
             saved = self._saved_shapes(step)
+        saved = {name: shape for name, shape in saved.items() if not name.startswith(FINISHED)}
         _same_model(f"{self.directory}@{step}", saved, wanted)
         with self._reading_errors(step, lambda s: self._read(s, wanted)):
             meta = self._read_json(step)
@@ -182,28 +188,16 @@ class Checkpoints:
     def _manager(self) -> ocp.CheckpointManager:
         if self._open_manager is None:
             kept: list[policy.PreservationPolicy] = [policy.LatestN(self._keep_last)]
-            best_fn = None
             if self._keep_best is not None:
-                metric, mode, n = self._keep_best
-                best_fn = lambda metrics: metrics[metric]  # noqa: E731
-                # BestN keeps the last n of an ascending order.
-                kept.append(
-                    policy.BestN(
-                        get_metric_fn=best_fn,
-                        reverse=mode == "min",
-                        n=n,
-                        keep_checkpoints_without_metrics=False,
-                    )
-                )
+                kept.append(_Best(self._ranked, self._keep_best[2]))
             writes = not self._read_only
-            self._open_manager = ocp.CheckpointManager(
+            self._open_manager = manager = ocp.CheckpointManager(
                 self.directory,
                 item_handlers={
                     "state": ocp.PyTreeCheckpointHandler(),
                     "meta": ocp.JsonCheckpointHandler(),
                 },
                 options=ocp.CheckpointManagerOptions(
-                    best_fn=best_fn,
                     preservation_policy=policy.AnyPreservationPolicy(kept) if writes else None,
                     read_only=self._read_only,
                     save_interval_steps=1 if writes else 0,
@@ -212,7 +206,20 @@ class Checkpoints:
                     cleanup_tmp_directories=writes,
                 ),
             )
+            for step in manager.all_steps() if self._keep_best else ():
+                with contextlib.suppress(Exception):  # A damaged one is not among the best.
+                    self._score(step, self._read_json(step)["metrics"])
         return self._open_manager
+
+    def _score(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._keep_best and _is_number(metrics.get(self._keep_best[0])):
+            self._scores[step] = metrics[self._keep_best[0]]
+
+    def _ranked(self, steps: Sequence[int]) -> list[int]:
+        """Those of ``steps`` that were measured, the best first, of equals the earlier."""
+        sign = -1 if self._keep_best and self._keep_best[1] == "max" else 1
+        measured = [(sign * self._scores[step], step) for step in steps if step in self._scores]
+        return [step for _, step in sorted(measured)]
 
     def _read_json(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
@@ -302,6 +309,27 @@ class Checkpoints:
             f"The checkpoint of step {step} in {self.directory} is damaged ({why}) and no earlier "
             f"one loads: move {folder} away to start again."
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Best:
+    """Orbax's policy of the n best by what our own records say.
+
+    Its BestN knows only the metric that was tracked at the save, and a run may be resumed with
+    another one; of equals it keeps the later.
+    """
+
+    ranked: Callable[[Sequence[int]], list[int]]
+    n: int
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[policy.PolicyCheckpointInfo],
+        *,
+        context: policy.PreservationContext,
+    ) -> list[bool]:
+        best = self.ranked([checkpoint.step for checkpoint in checkpoints])[: self.n]
+        return [checkpoint.step in best for checkpoint in checkpoints]
 
 
 # A pytree as a flat dict -------------------------------------------------------------------------

@@ -97,6 +97,9 @@ def defaults() -> ConfigDict:
                 keep_last=2,
                 keep_best=0,
                 best_metric="",
+                # Ends the run when what a validation measures (kept/loss) has not improved in
+                # `patience` validations, and keeps the best of them. Empty metric: never.
+                stop=dict(metric="", mode="min", patience=3, min_delta=0.0),
                 max_skipped_in_row=5,
                 profile_start=10,
                 profile_steps=0,

@@ -26,6 +26,7 @@ from emu_jax.parallel.distributed import initialize
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.sharding import constrain
 from emu_jax.tasks.base import Batch, Task
+from emu_jax.training.stopping import EarlyStopping
 from emu_jax.training.trainer import Trainer, TrainSettings
 
 INTERRUPTED = 128 + 15  # what a shell says of a process that SIGTERM ended
@@ -47,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
 
 def build(config: ConfigDict, workdir: str) -> Trainer:
     """A trainer of everything in the config."""
+    stop = EarlyStopping(**config.train.stop) if config.train.stop.metric else None
+    settings = TrainSettings(**{**config.train, "stop": stop})
     mesh = make_mesh(**config.mesh)
     data = config.data
     streams = {"train": (parts.make_parts(config, data.train), parts.stream_spec(config))}
@@ -62,7 +65,7 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
     open_stream = partial(_open, config, task, frozen)
     return Trainer(
         task=task,
-        settings=TrainSettings(**config.train),
+        settings=settings,
         workdir=workdir,
         mesh=mesh,
         frozen=frozen,

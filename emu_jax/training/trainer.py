@@ -28,6 +28,7 @@ from emu_jax.parallel.sharding import put_batch, replicated, shard_params
 from emu_jax.tasks.base import Batch, Task
 from emu_jax.training.state import TrainState, averaged, init_state, with_params
 from emu_jax.training.step import make_step
+from emu_jax.training.stopping import EarlyStopping, measured
 from emu_jax.training.trackers import Progress, Trackers, tile
 
 # Steps the host may run ahead of the scalars it has read.
@@ -37,7 +38,10 @@ VALIDATION_SEED = 7_919
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The ``train`` section of a config. A period of 0 means never."""
+    """The ``train`` section of a config. A period of 0 means never.
+
+    With ``stop`` there is a checkpoint of every validation, and the best by its metric is kept.
+    """
 
     steps: int
     batch_size: int
@@ -50,10 +54,32 @@ class TrainSettings:
     keep_last: int = 3
     keep_best: int = 0
     best_metric: str = ""
+    stop: EarlyStopping | None = None
     max_skipped_in_row: int = 5
     profile_start: int = 0
     profile_steps: int = 0
     wandb: bool = False
+
+    def __post_init__(self):
+        if self.stop and self.best_metric not in ("", self.stop.metric):
+            raise UserError(
+                f"train.stop.metric is {self.stop.metric!r} and train.best_metric "
+                f"{self.best_metric!r}: the best by the first are kept, so leave the second empty."
+            )
+        if self.keep_best and not (self.stop or self.best_metric):
+            raise UserError("train.keep_best needs train.best_metric: the best by what?")
+        if self.best and not self.validate_every:
+            raise UserError(
+                f"train.validate_every is 0, so {self.best[0]} would never be measured: say how "
+                f"often, or leave train.stop.metric and train.keep_best unset."
+            )
+
+    @property
+    def best(self) -> tuple[str, str, int] | None:
+        """Which checkpoints are kept beside the newest: (metric, "min" or "max", how many)."""
+        if self.stop:
+            return self.stop.metric, self.stop.mode, self.keep_best or 1
+        return (self.best_metric, "min", self.keep_best) if self.keep_best else None
 
 
 @dataclass
@@ -62,8 +88,10 @@ class Trainer:
 
     ``stream(first_step)`` yields this host's rows of batches first_step, first_step + 1, ...;
     ``validation`` maps a name to a function that iterates over that set's batches; ``initial``
-    gives the (parameters, state) to start from instead of ``task.init``; ``stop`` are criteria
-    asked after every validation: each sees (step, metrics) and answers None or the reason to stop.
+    gives the (parameters, state) to start from instead of ``task.init``; ``measures`` join every
+    validation with what they say of (step, state), the same on every host, and keep nothing of the
+    state; ``stop`` are criteria asked after it, beside the one of the settings: each sees (step,
+    metrics) and answers None or the reason to stop.
     """
 
     task: Task
@@ -75,25 +103,27 @@ class Trainer:
     meta: Mapping[str, Any]
     validation: Mapping[str, Callable[[], Iterable[Batch]]]
     initial: Callable[[], tuple[Params, Params]] | None = None
+    measures: tuple[Callable[[int, TrainState], Mapping[str, float]], ...] = ()
     stop: tuple[Callable[[int, Mapping[str, float]], str | None], ...] = ()
     draw: Callable[..., Image.Image] = tile
     _compiled: dict[str, Callable] = field(default_factory=dict, init=False)
+    _history: list[tuple[int, dict[str, float]]] = field(default_factory=list, init=False)
     _profiling: bool = field(default=False, init=False)
 
     def run(self) -> str:
         """Trains; returns why it ended: "done", "stopped: <reason>" or "interrupted"."""
         settings = self.settings
-        best = (settings.best_metric, "min", settings.keep_best) if settings.keep_best else None
         with (
             Checkpoints(
-                f"{self.workdir}/checkpoints", keep_last=settings.keep_last, keep_best=best
+                f"{self.workdir}/checkpoints", keep_last=settings.keep_last, keep_best=settings.best
             ) as checkpoints,
             _Interrupt() as interrupt,
         ):
-            state, ended = self._restore(checkpoints)
-            first = int(state["step"])
+            state, record = self._restore(checkpoints)
+            first, ended = int(state["step"]), record["ended"]
             if first >= settings.steps or ended.startswith("stopped"):
                 return ended
+            self._history = self._past(checkpoints, record)
             self._trackers = Trackers(
                 self.workdir,
                 restored_step=first or None,
@@ -108,8 +138,8 @@ class Trainer:
                 self._progress.close()
                 self._trackers.close()
 
-    def _restore(self, checkpoints: Checkpoints) -> tuple[TrainState, str]:
-        """(state, how that run ended) of the workdir's newest checkpoint, else the initial ones."""
+    def _restore(self, checkpoints: Checkpoints) -> tuple[TrainState, Mapping[str, Any]]:
+        """(state, record) of the workdir's newest checkpoint, else the initial ones."""
         key = jax.random.key(self.settings.seed)
         abstract = jax.eval_shape(lambda k: init_state(self.task, k), key)
         shardings = shard_params(abstract, self.mesh)
@@ -119,13 +149,31 @@ class Trainer:
             )
             state, meta = checkpoints.restore(None, target)
             self._same_frozen(meta)
-            return state, meta["ended"]
+            return state, meta
         if self.initial is None:
             start = jax.jit(lambda k: init_state(self.task, k), out_shardings=shardings)
-            return start(key), "running"
+            return start(key), {"ended": "running"}
         params, extra = self.initial()
         start = jax.jit(lambda p, e: with_params(self.task, p, e), out_shardings=shardings)
-        return start(params, extra), "running"
+        return start(params, extra), {"ended": "running"}
+
+    def _past(
+        self, checkpoints: Checkpoints, record: Mapping[str, Any]
+    ) -> list[tuple[int, dict[str, float]]]:
+        """The validations before the restored step, as the criterion is to see them.
+
+        From the checkpoint, not from metrics.jsonl: the record appears in one piece with the very
+        state it speaks of, wherever a kill falls between a validation and the next checkpoint, and
+        every host reads it, while one alone writes the log.
+        """
+        stop = self.settings.stop
+        if not stop:
+            return []
+        past = stop.from_record(record.get("validations", {}))
+        if past is None:  # A criterion that is new to the run: it can choose what still exists.
+            saved = [(step, checkpoints.read_meta(step)["metrics"]) for step in checkpoints.steps()]
+            past = [(step, metrics) for step, metrics in saved if stop.metric in metrics]
+        return past
 
     def _same_frozen(self, meta: Mapping[str, Any]) -> None:
         """A run is only resumed with the frozen networks it was begun with."""
@@ -161,18 +209,20 @@ class Trainer:
             if _due(number, settings.validate_every, settings.steps):
                 self._read(pending, leave=0)
                 results = self._validate(state, number)
-                reason = next((r for ask in self.stop if (r := ask(number, results))), None)
+                reason = self._reason_to_stop(number, results)
                 if reason:
                     ended = f"stopped: {reason}"
                     break
             if _due(number, settings.preview_every, settings.steps):
                 self._preview(state, number)
             interrupted = interrupt.agreed(number) and number < settings.steps
-            if interrupted or (number < settings.steps and _due(number, settings.checkpoint_every)):
+            due = _due(number, settings.checkpoint_every) or (settings.stop and results)
+            if interrupted or (number < settings.steps and due):
                 # The log is written up to this step before a checkpoint says that it was reached.
                 self._read(pending, leave=0)
                 self._trackers.flush()
-                checkpoints.save(number, state, self._meta(results, "running"), results)
+                meta = self._meta(results, "running")
+                checkpoints.save(number, state, meta, results, self._chosen_state(state, number))
             if interrupted:
                 checkpoints.wait()
                 return "interrupted"
@@ -215,14 +265,20 @@ class Trainer:
             for metric, (total, count) in sums.items():
                 if count:
                     results[f"{name}/{metric}"] = float(total / count)
+        for measure in self.measures:
+            results |= {name: float(value) for name, value in measure(number, state).items()}
         self._trackers.scalars(number, results)
-        best = self.settings.best_metric
-        if self.settings.keep_best and best not in results:
-            raise UserError(
-                f"train.best_metric is {best!r}, which no validation measures; there are "
-                f"{', '.join(sorted(results)) or 'none'}."
-            )
+        if self.settings.best:
+            measured(results, self.settings.best[0])
         return results
+
+    def _reason_to_stop(self, number: int, results: dict[str, float]) -> str | None:
+        """What the first criterion that wants to stop says."""
+        reason = None
+        if self.settings.stop:
+            self._history.append((number, results))
+            _, reason = self.settings.stop(self._history)
+        return reason or next((r for ask in self.stop if (r := ask(number, results))), None)
 
     def _preview(self, state: TrainState, number: int) -> None:
         for name, batches in self.validation.items():
@@ -247,8 +303,23 @@ class Trainer:
         like = jax.tree.map(lambda x: x.sharding, state["state"])
         return jax.tree.map(jax.device_put, extra, like)
 
+    def _chosen_state(self, state: TrainState, number: int) -> Params | None:
+        """The finished state of a step that is the best so far: it may be the one that is used.
+
+        Training goes on from the unfinished one, so it is saved beside that.
+        """
+        stop = self.settings.stop
+        return self._finish(state) if stop and stop(self._history)[0] == number else None
+
     def _meta(self, results: Mapping[str, float], ended: str) -> dict[str, Any]:
-        return {**self.meta, "seed": self.settings.seed, "metrics": dict(results), "ended": ended}
+        settings = self.settings
+        meta = {**self.meta, "seed": settings.seed, "metrics": dict(results), "ended": ended}
+        if settings.stop:
+            meta["validations"] = settings.stop.to_record(self._history)
+            chosen = settings.stop.chosen(self._history)
+            if chosen and ended != "running":
+                meta["chosen"] = chosen
+        return meta
 
     def _profile(self, number: int) -> None:
         settings = self.settings

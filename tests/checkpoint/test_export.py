@@ -100,6 +100,42 @@ def test_a_step_and_a_prefix(exported, trained):
         load_model(str(exported), prefix_filter="codek/")
     with pytest.raises(UserError, match=r"step 15 .*: 10, 20 are"):
         load_model(f"{trained}@15")
+    with pytest.raises(UserError, match=r"has chosen no best step"):
+        load_model(f"{trained}@best")
+    with pytest.raises(UserError, match=r"no checkpoints in .*so there is no @last"):
+        load_model(f"{exported}@last")
+
+
+@pytest.fixture
+def chosen(tmp_path):
+    """Step 10 chosen at the end of a run; its state was finished for that."""
+    with Checkpoints(str(tmp_path / "checkpoints")) as checkpoints:
+        for step in (10, 20):
+            state = {"params": {"a": jnp.float32(step)}, "ema": {}, "state": {"b": jnp.zeros(())}}
+            meta = {"config": CONFIG, "frozen": {}}
+            if step == 20:
+                choice = {"step": 10, "metric": "loss", "value": 0.5, "reason": "loss was best"}
+                meta["chosen"] = choice
+            checkpoints.save(step, state, meta, None, {"b": jnp.float32(step)})
+    return tmp_path
+
+
+def test_a_run_that_has_chosen_is_its_chosen_step(chosen):
+    for path, step in (("", 10), ("@best", 10), ("@last", 20), ("/checkpoints", 10)):
+        model = load_model(f"{chosen}{path}")
+        assert model.meta["step"] == step == model.params["a"] == model.params["b"]
+        assert model.meta["chosen"]["step"] == 10
+    shutil.rmtree(chosen / "checkpoints" / "10")
+    assert load_model(f"{chosen}@last").meta["step"] == 20
+    with pytest.raises(UserError, match=r"no checkpoint of step 10 .*: 20 are"):
+        load_model(str(chosen))
+
+
+def test_a_named_step_is_read_whatever_the_newest_looks_like(chosen):
+    shutil.rmtree(chosen / "checkpoints" / "20" / "meta")
+    assert load_model(f"{chosen}@10").meta["step"] == 10
+    with pytest.raises(UserError, match=r"checkpoint of step 20 .* is damaged"):
+        load_model(str(chosen))
 
 
 def test_loading_leaves_the_checkpoints_alone(trained):

@@ -115,6 +115,38 @@ def test_keeps_the_last_and_the_best(tmp_path):
         assert checkpoints.best() == 6
 
 
+def test_of_equals_the_earlier_is_the_best(tmp_path):
+    for mode in ("min", "max"):
+        folder, best = str(tmp_path / mode), ("loss", mode, 1)
+        with Checkpoints(folder, keep_last=1, keep_best=best) as checkpoints:
+            for step in (1, 2, 3):
+                checkpoints.save(step, {"x": jnp.ones(3)}, {}, {"loss": 0.5})
+            checkpoints.wait()
+            assert checkpoints.steps() == [1, 3] and checkpoints.best() == 1
+
+
+def test_the_best_by_a_metric_that_nobody_tracked_at_the_save(tmp_path):
+    with Checkpoints(str(tmp_path), keep_last=3) as checkpoints:
+        for step, loss in ((1, 0.4), (2, 0.2), (3, 0.3)):
+            checkpoints.save(step, {"x": jnp.ones(3)}, {}, {"loss": loss})
+    with Checkpoints(str(tmp_path), keep_last=1, keep_best=("loss", "min", 1)) as checkpoints:
+        checkpoints.save(4, {"x": jnp.ones(3)}, {}, {"other": 0.0})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 4]
+
+
+def test_what_is_finished_is_for_readers_and_not_for_a_resumed_run(tmp_path):
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        state = {"state": {"scale": jnp.ones(3), "none": jnp.zeros((0, 2))}}
+        finished = {"scale": jnp.full(3, 2.0), "none": jnp.zeros((0, 2))}
+        checkpoints.save(1, state, {}, None, finished)
+        restored, _ = checkpoints.restore(None, state)
+        assert_same_bits(restored, state)
+        arrays = checkpoints.read_arrays()
+    assert arrays.keys() == {"state/scale", "finished/scale"}
+    np.testing.assert_array_equal(arrays["finished/scale"], finished["scale"])
+
+
 def test_the_same_step_again_is_left_as_it_is(tmp_path):
     checkpoints = Checkpoints(str(tmp_path))
     assert checkpoints.save(4, {"x": jnp.ones(3)}, {"first": True}, None)

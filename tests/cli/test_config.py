@@ -63,6 +63,8 @@ def test_a_misspelt_key_of_a_section_helper_is_refused():
         optimizer(learning_rat=1e-3)
     with pytest.raises(KeyError, match="stepz"):
         defaults().train.update(dict(stepz=3))
+    with pytest.raises(KeyError, match="patince"):
+        defaults().train.stop.update(dict(patince=3))
     defaults().data.train.mine = source("folder/mine")  # streams are named freely
 
 
