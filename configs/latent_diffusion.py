@@ -16,6 +16,7 @@ size=tiny: 64 x 64 pictures, two CPU cores. size=test: a few thousand parameters
 from ml_collections import ConfigDict
 
 from emu_jax.cli.config import defaults, group, options, source
+from emu_jax.evaluation.references import Sets
 
 # Flags, logos and signs are left out.
 HAYSTACK = "part == tuned|kept and group != flags|brands|extras|signs"
@@ -60,6 +61,14 @@ def get_config(argument: str | None = None) -> ConfigDict:
         guidance_rescale=0.0,
         previews=16,
     )
+    # Pictures of kept concepts, drawn and judged at every validation; no judge: none.
+    config.measure = dict(
+        judge="",
+        count=64,
+        captions=Sets.captions,
+        needles=Sets.needles,
+        haystack=Sets.haystack,
+    )
     config.groups = dict(
         generator=group(
             "denoiser/|conditioner/",
@@ -101,6 +110,7 @@ def _quality_tune(config: ConfigDict) -> None:
     config.groups.generator.optimizer.update(
         dict(learning_rate=1e-4, schedule="constant", warmup=20, weight_decay=0.0)
     )
+    config.measure.judge = "builtin:judge_64"
     config.data.train = dict(needles=source("emoji/fluent", select=NEEDLES))
     config.train.update(
         dict(steps=300, batch_size=64, validate_every=100, preview_every=100, checkpoint_every=100)
@@ -111,6 +121,7 @@ def _shrink(config: ConfigDict) -> None:
     """The same program with next to no arithmetic."""
     config.denoiser.update(dict(widths=(8, 16), blocks=1, head_width=8, groups=4))
     config.sampling.update(dict(steps=2, previews=8))
+    config.measure.judge = ""
     config.groups.generator.optimizer.warmup = 1
     config.data.cache_latents = False
     config.data.cache_text = False

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from emu_jax.cli import parts
 from emu_jax.cli.generator import Generator
-from emu_jax.cli.judge import SHIPPED, Judge, Sets, part, yardstick
+from emu_jax.cli.judge import SHIPPED, Judge, part, yardstick
 from emu_jax.cli.sample import add_sampling_arguments, positive, read_prompts, sampling_changes
 from emu_jax.data.source import DEFAULT_DATA_DIR
 from emu_jax.evaluation import curves
@@ -28,6 +28,7 @@ from emu_jax.evaluation.assessment import Assessment, Yardstick, assess, duels, 
 from emu_jax.evaluation.grids import grid
 from emu_jax.evaluation.metrics import Interval
 from emu_jax.evaluation.prompts import KEPT_CONCEPTS
+from emu_jax.evaluation.references import Sets
 from emu_jax.evaluation.report import Charts, Picture, Pictures, Section, Table, write_report
 
 REAL = "real pictures"

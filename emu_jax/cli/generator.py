@@ -23,39 +23,27 @@ from emu_jax.nn.functional import Params
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.sharding import constrain, put_batch, shard_params
 from emu_jax.tasks.base import Task
+from emu_jax.tasks.generation import Generation
 from emu_jax.training.trainer import VALIDATION_SEED
 
 
-class Generator:
-    """What a run's folder, ``DIR@step``, an exported model or builtin:NAME has learnt to draw.
+class Drawer:
+    """Draws from parameters that are handed in, compiled once: a generator in training, say."""
 
-    ``changes`` override the sampling settings of its config (steps, guidance_scale, sampler, ...).
-    ``fingerprints`` are those of its own weights and of every frozen network's.
-    """
-
-    def __init__(self, checkpoint: str, batch_size: int = 16, **changes: Any):
-        model = load_model(parts.locate(checkpoint), dtype=np.float32)
-        self.config = ConfigDict(model.config)
-        self.step = model.meta["step"]
-        if self.config.get("task") != "generation":
-            task = self.config.get("task")
-            raise UserError(f"{checkpoint} is no generator of pictures: its task is {task}.")
-        self.config.sampling.update({k: v for k, v in changes.items() if v is not None})
-        mesh = make_mesh()
+    def __init__(
+        self,
+        task: Generation,
+        config: ConfigDict,
+        mesh: Mesh,
+        frozen: Mapping[str, Params],
+        batch_size: int = 16,
+    ):
+        self.config, self._task, self._mesh, self._frozen = config, task, mesh, frozen
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
-        self._task = parts.make_generation(self.config, constrain(mesh))
-        self._mesh = mesh
-        self.fingerprints = {"weights": model.fingerprint} | {
-            name: network.fingerprint for name, network in self._task.frozen.items()
-        }
-        wanted = jax.eval_shape(self._task.init, jax.random.key(0))[0]
-        params = ((path, model.params[path]) for path in wanted if path in model.params)
-        self._params = place(params, shard_params(wanted, mesh))
-        self._frozen = place_frozen(self._task, mesh)
         self._generate = jax.jit(self._draw_batch)
 
-    def draw(
-        self, prompts: Sequence[str], seeds: Sequence[int], negative: str = ""
+    def draw_with(
+        self, params: Params, prompts: Sequence[str], seeds: Sequence[int], negative: str = ""
     ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """One picture a (prompt, seed), in order, as they are done."""
         for start in range(0, len(prompts), self.batch_size):
@@ -66,8 +54,65 @@ class Generator:
                 "negative": self._tokens([negative] * len(full)) if negative else {},
                 "seed": np.array([seed for _, seed in full], np.uint32),
             }
-            images = self._generate(self._params, self._frozen, put_batch(batch, self._mesh))
+            images = self._generate(params, self._frozen, put_batch(batch, self._mesh))
             yield from np.asarray(images)[: len(rows)]
+
+    def _tokens(self, texts: list[str]) -> dict[str, Any]:
+        return {name: encoder.tokenize(texts) for name, encoder in self._task.encoders.items()}
+
+    def _draw_batch(
+        self, params: Params, frozen: Mapping[str, Params], batch: Mapping[str, Any]
+    ) -> jax.Array:
+        task, side = self._task, self.config.data.image_size
+
+        def encode(tokens: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                name: task.encoders[name].apply(frozen[name], rows["ids"], rows["mask"])
+                for name, rows in tokens.items()
+            }
+
+        sizes = jax.numpy.tile(np.array([side, side, 0, 0, side, side]), (self.batch_size, 1))
+        return task.generate(
+            params,
+            frozen,
+            encode(batch["tokens"]),
+            sizes,
+            jax.vmap(jax.random.key)(batch["seed"]),
+            (side // task.codec.factor, side // task.codec.factor),
+            negative=encode(batch["negative"]) or None,
+        )
+
+
+class Generator(Drawer):
+    """What a run's folder, ``DIR@step``, an exported model or builtin:NAME has learnt to draw.
+
+    ``changes`` override the sampling settings of its config (steps, guidance_scale, sampler, ...).
+    ``fingerprints`` are those of its own weights and of every frozen network's.
+    """
+
+    def __init__(self, checkpoint: str, batch_size: int = 16, **changes: Any):
+        model = load_model(parts.locate(checkpoint), dtype=np.float32)
+        config = ConfigDict(model.config)
+        if config.get("task") != "generation":
+            task = config.get("task")
+            raise UserError(f"{checkpoint} is no generator of pictures: its task is {task}.")
+        config.sampling.update({k: v for k, v in changes.items() if v is not None})
+        mesh = make_mesh()
+        task = parts.make_generation(config, constrain(mesh))
+        super().__init__(task, config, mesh, place_frozen(task, mesh), batch_size)
+        self.step = model.meta["step"]
+        self.fingerprints = {"weights": model.fingerprint} | {
+            name: network.fingerprint for name, network in task.frozen.items()
+        }
+        wanted = jax.eval_shape(task.init, jax.random.key(0))[0]
+        params = ((path, model.params[path]) for path in wanted if path in model.params)
+        self._params = place(params, shard_params(wanted, mesh))
+
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], negative: str = ""
+    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """One picture a (prompt, seed), in order, as they are done."""
+        return self.draw_with(self._params, prompts, seeds, negative)
 
     def costs(self) -> dict[str, float]:
         """Parameters of its own, calls of the denoiser a picture, and FLOPs of these calls."""
@@ -110,31 +155,6 @@ class Generator:
             sums = validate(self._params, self._frozen, {}, batch, key)
             total, count = total + float(sums["loss"][0]), count + float(sums["loss"][1])
         return total / count
-
-    def _tokens(self, texts: list[str]) -> dict[str, Any]:
-        return {name: encoder.tokenize(texts) for name, encoder in self._task.encoders.items()}
-
-    def _draw_batch(
-        self, params: Params, frozen: Mapping[str, Params], batch: Mapping[str, Any]
-    ) -> jax.Array:
-        task, side = self._task, self.config.data.image_size
-
-        def encode(tokens: Mapping[str, Any]) -> dict[str, Any]:
-            return {
-                name: task.encoders[name].apply(frozen[name], rows["ids"], rows["mask"])
-                for name, rows in tokens.items()
-            }
-
-        sizes = jax.numpy.tile(np.array([side, side, 0, 0, side, side]), (self.batch_size, 1))
-        return task.generate(
-            params,
-            frozen,
-            encode(batch["tokens"]),
-            sizes,
-            jax.vmap(jax.random.key)(batch["seed"]),
-            (side // task.codec.factor, side // task.codec.factor),
-            negative=encode(batch["negative"]) or None,
-        )
 
 
 def place_frozen(task: Task, mesh: Mesh) -> dict[str, Params]:

@@ -5,7 +5,6 @@ is in :mod:`emu_jax.evaluation.assessment`.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -23,11 +22,10 @@ from emu_jax.evaluation.assessment import Yardstick
 from emu_jax.evaluation.memorisation import copy_bound, descriptors
 from emu_jax.evaluation.metrics import Probe
 from emu_jax.evaluation.prompts import kept_prompts
+from emu_jax.evaluation.references import Sets
 from emu_jax.nn.contrastive import Seen
 
 SHIPPED = "builtin:judge_64"
-# Concepts that tuning never shows, among those that are things rather than signs.
-KEPT = "part == kept and group == animals-nature|food-drink|objects|travel-places|activities"
 _MOST_REFERENCES = 400  # pictures a side: distances are taken between sets of equal size
 
 
@@ -84,23 +82,6 @@ class Judge:
                 for image in images
             ]
         )
-
-
-@dataclass(frozen=True)
-class Sets:
-    """The pictures to measure against; each is ``DATASET`` or ``DATASET:CONDITION``.
-
-    ``captions`` are of what is drawn, ``needles`` what was tuned on, ``haystack`` has the
-    finish to leave behind; ``kept`` is what a loss is taken on. Concepts of the prompts are in
-    neither needles nor haystack, so that what
-    tells the finishes apart has not seen what it judges.
-    """
-
-    data_dir: str
-    captions: str = f"emoji/fluent:{KEPT}"
-    needles: str = "emoji/fluent:needle >= 0"
-    haystack: str = "emoji/openmoji:part == tuned and group != flags|brands|extras|signs"
-    kept: str = f"emoji/openmoji:{KEPT}"
 
 
 def part(text: str, data_dir: str) -> Part:

@@ -19,6 +19,7 @@ from emu_jax.cli import parts
 from emu_jax.cli.caches import open_caches
 from emu_jax.cli.config import load
 from emu_jax.cli.generator import place_frozen
+from emu_jax.cli.measure import Samples
 from emu_jax.data.pipeline import Part, make_stream
 from emu_jax.evaluation.grids import grid
 from emu_jax.nn.functional import Params
@@ -79,6 +80,11 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
             },
         },
         initial=partial(_initial, task, config) if config.init_from else None,
+        measures=(
+            (Samples(config, task, mesh, frozen),)
+            if "measure" in config and config.measure.judge
+            else ()
+        ),
         draw=grid,
     )
 
