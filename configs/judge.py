@@ -56,25 +56,14 @@ def get_config(argument: str | None = None) -> ConfigDict:
             fluent=source("emoji/fluent", select="part == held_out"),
         ),
     )
-    if tiny:
-        config.train.update(
-            dict(
-                steps=1500,
-                batch_size=128,
-                validate_every=250,
-                preview_every=500,
-                checkpoint_every=100,
-            )
+    config.train.update(
+        dict(
+            steps=1000 if tiny else 4,
+            batch_size=128 if tiny else 8,
+            log_every=50 if tiny else 1,
+            validate_every=250 if tiny else 2,
+            preview_every=500 if tiny else 0,
+            checkpoint_every=100 if tiny else 2,
         )
-    else:
-        config.train.update(
-            dict(
-                steps=4,
-                batch_size=8,
-                log_every=1,
-                validate_every=2,
-                preview_every=0,
-                checkpoint_every=2,
-            )
-        )
+    )
     return config

@@ -16,12 +16,10 @@ size=tiny: 64 x 64 pictures, two CPU cores. size=test: a few thousand parameters
 from ml_collections import ConfigDict
 
 from emu_jax.cli.config import defaults, group, options, source
-from emu_jax.evaluation.references import Sets
+from emu_jax.evaluation.references import KEPT, Sets
 
 # Flags, logos and signs are left out.
 HAYSTACK = "part == tuned|kept and group != flags|brands|extras|signs"
-# Concepts that quality-tuning never sees, in the style that it is to leave behind.
-KEPT = "part == kept and group == animals-nature|food-drink|objects|travel-places|activities"
 NEEDLES = "needle >= 0 and needle < 300"
 
 

@@ -33,13 +33,13 @@ from emu_jax.evaluation.report import Charts, Picture, Pictures, Section, Table,
 
 REAL = "real pictures"
 _SHOWN = len(KEPT_CONCEPTS)  # rows of pictures in the report
-_WORST = 8  # pairs shown of those nearest to a tuning picture
+_WORST = 8  # pairs shown of those nearest to a needle
 _PER_CENT = ("faithful", "faithful_top5", "finish", "both", "copied")
 _OPINION = """The machine's opinion: the judge is a small network, and its figures for real
 pictures of the same prompts say how far to believe it. Intervals are 95 %, by bootstrap over
 prompts. Faithful: the judge finds the picture's own prompt the likest of all prompts. Finish: a
-probe finds it finished as the needles are. Copied: nearer to a tuning picture than 99 % of real
-pictures that were never tuned on. Distances are small where alike."""
+probe finds it finished as the needles are. Copied: nearer to a needle than 99 % of real pictures
+that are none. Distances are small where alike."""
 
 
 @dataclass
@@ -51,8 +51,13 @@ class Drawn:
     facts: dict[str, Any]
 
 
-def main(argv: Sequence[str], program: str = "compare", default_out: str = "runs/report") -> int:
-    parser = argparse.ArgumentParser(prog=f"emu-jax {program}", description=__doc__)
+def main(argv: Sequence[str]) -> int:
+    return report(argv, "compare", __doc__, "runs/report")
+
+
+def report(argv: Sequence[str], program: str, description: str | None, default_out: str) -> int:
+    """What ``compare`` and ``evaluate`` share: all of it."""
+    parser = argparse.ArgumentParser(prog=f"emu-jax {program}", description=description)
     parser.add_argument("models", nargs="+", help="runs, exported models or builtin:NAME")
     parser.add_argument("--prompts", help="file with one prompt a line")
     parser.add_argument("--count", type=positive, default=100, help="prompts, without --prompts")
@@ -190,8 +195,8 @@ def _nearest(model: Drawn, found: Assessment, by: Yardstick) -> Section:
         tuned = by.tuned_images[int(found.nearest[i])]
         pair: list[Picture | None] = [copy, Picture(tuned, f"distance {found.distance[i]:.3f}")]
         rows.append((str(by.prompts[i]), pair))
-    note = f"Nearest tuning pictures; below {by.bound:.3f} a picture counts as copied."
-    return Pictures(f"Copies? {model.name}", ["drawn", "tuned on"], rows, note=note, width=96)
+    note = f"Nearest needles; below {by.bound:.3f} a picture counts as copied."
+    return Pictures(f"Copies? {model.name}", ["drawn", "needle"], rows, note=note, width=96)
 
 
 def _costs(drawn: Sequence[Drawn]) -> Section:

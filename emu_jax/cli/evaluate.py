@@ -6,4 +6,4 @@ from emu_jax.cli import compare
 
 
 def main(argv: Sequence[str]) -> int:
-    return compare.main(argv, "evaluate", "runs/evaluation")
+    return compare.report(argv, "evaluate", __doc__, "runs/evaluation")

@@ -50,6 +50,12 @@ class Judge:
         self._see = jax.jit(self._task.see)
         self._read = jax.jit(self._task.read)
 
+    @property
+    def scale(self) -> float:
+        """The learned inverse temperature of its cosines."""
+        one = jax.numpy.ones((1, 1))
+        return float(self._task.model(self._params, one, one, method="logits")[0, 0])
+
     def see(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Seen:
         """Embeddings [n, d] and features [n, f]; pictures of another size are resized (Lanczos)."""
         seen = [self._see(self._params, batch) for batch in self._batches(self._resized(images))]
@@ -103,6 +109,7 @@ def yardstick(judge: Judge, sets: Sets, prompts: Sequence[str] | None, count: in
     return Yardstick(
         prompts=chosen,
         texts=judge.read(chosen),
+        scale=judge.scale,
         probe=Probe.fit(features, plain),
         needles=features,
         haystack=plain,

@@ -5,7 +5,7 @@
     both       faithful and finished: what quality-tuning is for
     distances  Frechet and kernel distance from the pictures' features to the needles' and to the
                haystack's
-    copied     nearer to a tuning picture than real, different pictures come
+    copied     nearer to a needle than real, different pictures come
 
 A judge is a small network with errors of its own: its figures for real pictures of the same prompts
 stand beside the models' and say how far to believe it.
@@ -31,17 +31,17 @@ from emu_jax.evaluation.metrics import (
 )
 from emu_jax.nn.contrastive import Seen
 
-_TEMPERATURE = 0.05  # of the softmax over prompts; about what judges learn
 _MARGIN = 0.1  # of a probability: less is a tie
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """The same for every model: prompts, their embeddings, references. ``real`` has a real picture
-    of every prompt, where there are such."""
+    """The same for every model: prompts, their embeddings, references. ``scale`` is the judge's own
+    inverse temperature; ``real`` has a real picture of every prompt, where there are such."""
 
     prompts: Sequence[str]
     texts: Float[np.ndarray, "n d"]
+    scale: float
     probe: Probe
     needles: Float[np.ndarray, "m f"]
     haystack: Float[np.ndarray, "k f"]
@@ -75,7 +75,7 @@ def assess(images: Sequence[UInt8[np.ndarray, "h w 3"]], seen: Seen, by: Yardsti
     features = np.asarray(seen.features, np.float64)
     similarity = np.asarray(seen.embedding, np.float64) @ np.asarray(by.texts, np.float64).T
     truth = np.arange(len(by.prompts))
-    scores = np.exp((similarity - similarity.max(1, keepdims=True)) / _TEMPERATURE)
+    scores = np.exp(by.scale * (similarity - similarity.max(1, keepdims=True)))
     distance, index = nearest(descriptors(np.stack(images)), by.tuned)
     return Assessment(
         top1=top_k(similarity, truth, 1),

@@ -176,7 +176,8 @@ class Generation:
         denoise = guided(
             network,
             self.condition(params, encoded, sizes),
-            self.condition(params, negative, sizes),
+            # At 1 the other condition has no say: half the work.
+            None if sampling.guidance_scale == 1 else self.condition(params, negative, sizes),
             sampling.guidance_scale,
             sampling.guidance_rescale,
         )
