@@ -67,23 +67,21 @@ def save_model(
         raise UserError(f"The model could not be written to {folder}: {error.strerror}.") from error
 
 
-def load_model(
-    path: str, *, ema: bool = True, prefix_filter: str | None = None, dtype: Any = None
-) -> Model:
+def load_model(path: str, *, prefix_filter: str | None = None, dtype: Any = None) -> Model:
     """The model at ``path``, on the host.
 
     ``path`` is an exported folder, a folder of checkpoints or the run's folder above it, or one of
     these two with ``@step``, ``@last`` (the newest) or ``@best`` (the step that the run chose when
     it ended). A run's folder alone is ``@best`` where the run has chosen, else ``@last``; the
     choice is ``meta["chosen"]``. From a checkpoint the EMA's weights are laid over the parameters
-    where there are any, unless ``ema`` is False; the task's state (a latent space's measured shift
-    and scale) comes along. ``prefix_filter`` reads only the paths that start with it; ``dtype``
-    casts floats.
+    where there are any, unless ``-raw`` follows the step (``@last-raw``); the task's state (a
+    latent space's measured shift and scale) comes along. ``prefix_filter`` reads only the paths
+    that start with it; ``dtype`` casts floats.
 
     Raises:
       UserError: nothing there, not a model, half-written, or nothing under the prefix.
     """
-    location, step = _split_step(path)
+    location, step, raw = _split_step(path)
     folder = epath.Path(location).expanduser()
     if not folder.exists():
         raise UserError(f"There is no model at {folder}: no such folder.")
@@ -95,7 +93,7 @@ def load_model(
             raise UserError(f"The model in {folder} is half-written: {lacking} is not there.")
         params, config, meta = _load_exported(folder, prefix)
     else:
-        params, config, meta = _load_checkpoint(folder, step, ema, prefix)
+        params, config, meta = _load_checkpoint(folder, step, raw, prefix)
     if not params:
         raise UserError(f"The model at {path} has no parameters under {prefix!r}.")
     digest = fingerprint_params(params)
@@ -118,9 +116,9 @@ def _load_exported(folder: epath.Path, prefix: str):
     return dict(weights), config, meta
 
 
-def _load_checkpoint(folder: epath.Path, step: str | None, ema: bool, prefix: str):
+def _load_checkpoint(folder: epath.Path, step: str | None, raw: bool, prefix: str):
     # Later kinds are laid over earlier ones.
-    kinds = ("params/", *(("ema/",) if ema else ()), "state/", FINISHED)
+    kinds = ("params/", *(() if raw else ("ema/",)), "state/", FINISHED)
     heads = tuple(kind + prefix for kind in kinds)
     for directory in (folder, folder / "checkpoints"):
         with Checkpoints(str(directory), read_only=True) as checkpoints:
@@ -159,9 +157,10 @@ def _under(head: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     return {name[len(head) :]: value for name, value in arrays.items() if name.startswith(head)}
 
 
-def _split_step(path: str) -> tuple[str, str | None]:
-    match = re.fullmatch(r"(.+)@(\d+|last|best)", str(path))
-    return (match[1], match[2]) if match else (str(path), None)
+def _split_step(path: str) -> tuple[str, str | None, bool]:
+    """(place, step or "last" or "best" where one is named, whether without the average)."""
+    match = re.fullmatch(r"(.+)@(\d+|last|best)(-raw)?", str(path))
+    return (match[1], match[2], bool(match[3])) if match else (str(path), None, False)
 
 
 def _dtype(name: str) -> np.dtype:

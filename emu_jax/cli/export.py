@@ -25,7 +25,8 @@ def main(argv: Sequence[str]) -> int:
     # Where the data lay on the machine that trained is nobody else's business.
     for place in ("data_dir", "cache_dir"):
         model.config["data"].pop(place, None)
-    meta = {name: model.meta[name] for name in ("step", "seed", "frozen")}
+    recorded = ("step", "seed", "frozen", "chosen")
+    meta = {name: model.meta[name] for name in recorded if name in model.meta}
     save_model(arguments.out, kept, model.config, meta, arguments.dtype)
     size = sum(value.size for value in kept.values())
     print(f"{arguments.out}: step {meta['step']}, {size:,} parameters as {arguments.dtype}")

@@ -87,7 +87,8 @@ class Generator(Drawer):
     """What a run's folder, ``DIR@step``, an exported model or builtin:NAME has learnt to draw.
 
     ``changes`` override the sampling settings of its config (steps, guidance_scale, sampler, ...).
-    ``fingerprints`` are those of its own weights and of every frozen network's.
+    ``fingerprints`` are those of its own weights and of every frozen network's; ``chosen`` is which
+    step its run chose when it ended, and why, where it did.
     """
 
     def __init__(self, checkpoint: str, batch_size: int = 16, **changes: Any):
@@ -100,7 +101,7 @@ class Generator(Drawer):
         mesh = make_mesh()
         task = parts.make_generation(config, constrain(mesh))
         super().__init__(task, config, mesh, place_frozen(task, mesh), batch_size)
-        self.step = model.meta["step"]
+        self.step, self.chosen = model.meta["step"], model.meta.get("chosen")
         self.fingerprints = {"weights": model.fingerprint} | {
             name: network.fingerprint for name, network in task.frozen.items()
         }

@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "write a run's weights as a model folder",
     "evaluate": "measure one model: faithfulness, finish, distances, copies",
     "compare": "measure several models and put them side by side in an HTML report",
+    "reconstruct": "measure autoencoders by what comes back of held-out pictures",
     "data": "build data sets and look at them",
 }
 
@@ -53,7 +54,7 @@ def _command(name: str):
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<13}{text}" for name, text in COMMANDS.items()]
     head = "usage: emu-jax <command> ...   (emu-jax <command> --help says more)"
     return "\n".join([head, "", "commands:", *lines])
 

@@ -6,6 +6,7 @@
     distances  Frechet and kernel distance from the pictures' features to the needles' and to the
                haystack's
     copied     nearer to a needle than real, different pictures come
+    contrast   the standard deviation of a picture's luma, which noise offset widens
 
 A judge is a small network with errors of its own: its figures for real pictures of the same prompts
 stand beside the models' and say how far to believe it.
@@ -22,6 +23,7 @@ from emu_jax.evaluation.metrics import (
     Duel,
     Interval,
     Probe,
+    difference_interval,
     duel,
     frechet,
     mean_interval,
@@ -32,6 +34,7 @@ from emu_jax.evaluation.metrics import (
 from emu_jax.nn.contrastive import Seen
 
 _MARGIN = 0.1  # of a probability: less is a tie
+_LUMA = np.array([0.2126, 0.7152, 0.0722])  # of R, G and B as they are stored (Rec. 709)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Assessment:
     distance: Float[np.ndarray, " n"]
     nearest: Int[np.ndarray, " n"]
     copied: Bool[np.ndarray, " n"]
+    contrast: Float[np.ndarray, " n"]
 
     @property
     def finished(self) -> Bool[np.ndarray, " n"]:
@@ -86,6 +90,7 @@ def assess(images: Sequence[UInt8[np.ndarray, "h w 3"]], seen: Seen, by: Yardsti
         distance=distance,
         nearest=index,
         copied=memorised(distance, by.bound),
+        contrast=np.array([np.std(image @ _LUMA) / 255 for image in images]),
     )
 
 
@@ -101,6 +106,17 @@ def figures(found: Assessment, by: Yardstick) -> dict[str, Interval]:
         "mmd_needles": mmd_interval(found.features, by.needles),
         "mmd_haystack": mmd_interval(found.features, by.haystack),
         "copied": mean_interval(found.copied),
+        "contrast": mean_interval(found.contrast),
+    }
+
+
+def differences(challenger: Assessment, champion: Assessment) -> Mapping[str, Interval]:
+    """The challenger's share minus the champion's, prompts paired."""
+    both = challenger.top1 & challenger.finished, champion.top1 & champion.finished
+    return {
+        "faithful": difference_interval(champion.top1, challenger.top1),
+        "finish": difference_interval(champion.finished, challenger.finished),
+        "both": difference_interval(both[1], both[0]),
     }
 
 

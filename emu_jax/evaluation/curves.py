@@ -65,26 +65,36 @@ def read_metrics(run: epath.PathLike) -> dict[str, Curve]:
 
 
 def charts(
-    runs: Mapping[str, Mapping[str, Curve]], names: Sequence[str] | None = None
+    runs: Mapping[str, Mapping[str, Curve]],
+    names: Sequence[str] | None = None,
+    marks: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
     """One SVG a metric, a line a run, a run's colour the same in all of them.
 
     ``names`` defaults to every metric that any run has; one without a finite value is left out.
+    ``marks`` are steps to point out, by run.
     """
     if names is None:
         names = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
     lines = {name: {run: m.get(name, _NOTHING) for run, m in runs.items()} for name in names}
     return {
-        name: line_plot(curves, title=name)
+        name: line_plot(curves, title=name, marks=marks)
         for name, curves in lines.items()
         if any(np.isfinite(curve.values).any() for curve in curves.values())
     }
 
 
 def line_plot(
-    curves: Mapping[str, Curve], *, title: str = "", x_label: str = "step", y_label: str = ""
+    curves: Mapping[str, Curve],
+    *,
+    title: str = "",
+    x_label: str = "step",
+    y_label: str = "",
+    marks: Mapping[str, float] | None = None,
 ) -> str:
     """The curves in one SVG with axes and ticks; the i-th takes the i-th colour, empty or not.
+
+    A curve's mark, where it has one within the axis, is a broken upright line in its colour.
 
     Long curves are thinned to means over runs of points; the axis takes in the middle 98 %
     of the values (and both ends of each curve), so that one outlier does not flatten the rest.
@@ -120,9 +130,15 @@ def line_plot(
     )
     if y_label:
         parts.append(f'<text x="{_LEFT}" y="10">{html.escape(y_label)}</text>')
-    for i, curve in enumerate(shown):
+    for i, (name, curve) in enumerate(zip(curves, shown, strict=True)):
+        colour = i % SERIES_COLOURS
         if len(curve.steps):
-            parts.append(_line(curve, x_at, y_at, i % SERIES_COLOURS))
+            parts.append(_line(curve, x_at, y_at, colour))
+        mark = (marks or {}).get(name)
+        if mark is not None and left <= mark <= right:
+            path = f"M{x_at(mark):.1f} {_TOP}V{_HEIGHT - _BOTTOM}"
+            style = f'stroke="var(--line-{colour})" stroke-dasharray="4 3"'
+            parts.append(f'<path class="mark" d="{path}" {style}/>')
     return "".join([*parts, "</svg>"])
 
 

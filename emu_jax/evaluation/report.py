@@ -225,6 +225,7 @@ figcaption { font-weight: 600; font-size: 0.92rem; margin-bottom: 4px; overflow-
 .plot { display: block; width: 100%; height: auto; }
 .plot text { fill: var(--faint); font-size: 11px; font-variant-numeric: tabular-nums; }
 .plot .rule { stroke: var(--rule); fill: none; }
+.plot .mark { fill: none; stroke-width: 1.4; }
 .plot polyline { stroke-linejoin: round; }
 .legend { font-size: 0.92rem; color: var(--faint); }
 .legend span { margin-right: 18px; white-space: nowrap; }

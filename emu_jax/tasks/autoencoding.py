@@ -151,7 +151,7 @@ class Autoencoding:
         """L1 and PSNR (dB, mean over pictures, peak-to-peak 2) of reconstructions from the mean."""
         (rows,) = batch.values()
         x = to_unit_range(rows["image"])
-        fake = self._mean_reconstruction(params, x)
+        fake = self.reconstruct(params, x)
         valid = rows["valid"].astype(jnp.float32)
         l1 = jnp.mean(jnp.abs(fake - x), axis=(1, 2, 3))
         decibel = psnr(jnp.mean(jnp.square(jnp.clip(fake, -1, 1) - x), axis=(1, 2, 3)))
@@ -168,7 +168,7 @@ class Autoencoding:
     ) -> dict[str, Array]:
         (rows,) = batch.values()
         image = rows["image"][:16]
-        fake = to_pixels(self._mean_reconstruction(params, to_unit_range(image)))
+        fake = to_pixels(self.reconstruct(params, to_unit_range(image)))
         pairs = jnp.stack([image, fake], axis=1).reshape(-1, *image.shape[1:])
         return {"original_and_reconstruction": pairs}
 
@@ -200,9 +200,8 @@ class Autoencoding:
             LATENT_SCALE: scale.astype(np.float32),
         }
 
-    def _mean_reconstruction(
-        self, params: Params, x: Float[Array, "b h w 3"]
-    ) -> Float[Array, "b h w 3"]:
+    def reconstruct(self, params: Params, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+        """Pictures in [-1, 1] there and back, by the mean of their latents."""
         network = cast(subtree(params, "autoencoder"), self.compute_dtype)
         moments = self.autoencoder(network, x.astype(self.compute_dtype), method="encode")
         z = gaussian.mean(moments)

@@ -126,8 +126,15 @@ def test_the_judged_report_and_its_json_say_the_same(judged, generator_run):
         assert facts["parameters"] > 0 and facts["evaluations"] == 8 and facts["flops"] > 0
     # The real pictures are the needles themselves: every one is an exact copy.
     assert record["figures"]["real pictures"]["copied"]["value"] == 1.0
-    duel = record["duels"][f"{models[1]} against {models[0]}"]["finish"]
-    assert sum(duel.values()) == pytest.approx(1.0)
+    pair = f"{models[1]} against {models[0]}"
+    assert sum(record["duels"][pair]["finish"].values()) == pytest.approx(1.0)
+    shares = [record["figures"][name]["faithful"]["value"] for name in models]
+    lead = record["differences"][pair]["faithful"]
+    assert lead["value"] == pytest.approx(shares[1] - shares[0])
+    table = (judged / "figures.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [
+        f"| {name}" for name in (*models, "real pictures")
+    ]
 
 
 def test_one_model_is_evaluated_with_the_same_figures(judged, generator_run, judge_run, pictures):

@@ -46,6 +46,7 @@ def test_every_validation_has_judged_samples_and_the_run_stops_by_them(measured)
 
 
 def test_the_figures_are_those_that_evaluate_gives(measured, judge_run, pictures, tmp_path):
+    """And its report draws the chosen step into the curves and says why it was chosen."""
     sets = [f"--{name}=folder/tiny" for name in ("captions", "needles", "haystack", "kept")]
     model = f"{measured}@3"
     options = [f"--judge={judge_run}", f"--data_dir={pictures}", "--count=4", f"--out={tmp_path}"]
@@ -53,3 +54,7 @@ def test_the_figures_are_those_that_evaluate_gives(measured, judge_run, pictures
     found = json.loads((tmp_path / "evaluate.json").read_text())["figures"][model]
     for name, key in (("faithful", "faithful"), ("finish", "finish"), ("both", "both")):
         assert lines_with(measured, f"samples/{name}")[3] == pytest.approx(found[key]["value"])
+    text = (tmp_path / "index.html").read_text()
+    chosen = load_model(str(measured)).meta["chosen"]
+    assert f"{measured} chose step {chosen['step']}: {chosen['reason']}." in text
+    assert "samples/faithful" in text and text.count('class="mark"') >= 4

@@ -151,3 +151,13 @@ def test_a_run_keeps_its_colour_where_another_lacks_the_metric():
     assert "val" not in drawn  # nothing finite in it
     drawn = curves.charts({"a": both, "b": {"val": Curve(steps, steps)}})
     assert set(lines(drawn["val"])) == {1}
+
+
+def test_a_marked_step_is_an_upright_line_through_its_point():
+    steps = np.array([0.0, 50.0, 100.0])
+    svg = curves.line_plot(
+        {"a": Curve(steps, steps), "b": Curve(steps, steps)}, marks={"b": 50, "c": 1, "a": 999}
+    )
+    ((x,),) = [re.findall(r"M([\d.]+) ", p) for p in re.findall(r'class="mark" d="([^"]*)"', svg)]
+    assert float(x) == pytest.approx(lines(svg)[1][1, 0], abs=0.1)
+    assert 'class="mark"' in svg and svg.count("--line-1") == 2
