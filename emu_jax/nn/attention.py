@@ -3,7 +3,8 @@
 ``Attention`` takes keys and values from itself or from a context. ``AddedKVAttention`` is pixel
 diffusion's: one attention over the text's keys and values followed by the picture's own.
 The product itself is a callable that is handed in, so that a sharded or fused one can take the
-plain one's place: ``attend(q, k, v, mask)`` with mask bool, broadcastable to [b, heads, n, m].
+plain one's place: ``attend(q, k, v, mask)`` with mask bool, broadcastable to [b, heads, n, m]. T5
+alone adds a bias to the logits, as a fifth argument.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from emu_jax.nn.layers import GroupNorm, linear
 
 Attend = Callable[[Array, Array, Array, Array | None], Array]
+BiasedAttend = Callable[[Array, Array, Array, Array | None, Array], Array]
 
 
 def attend(
@@ -23,9 +25,10 @@ def attend(
     k: Float[Array, "b m h d"],
     v: Float[Array, "b m h d"],
     mask: Bool[Array, "#b #h #n m"] | None = None,
+    bias: Float[Array, "#b h n m"] | None = None,
 ) -> Float[Array, "b n h d"]:
     """Attention by XLA's own operations, logits and softmax in fp32."""
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask)
 
 
 def split_heads(x: Float[Array, "b n c"], heads: int) -> Float[Array, "b n {heads} c//{heads}"]:

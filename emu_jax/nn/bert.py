@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from emu_jax.nn.attention import Attend, attend, key_mask, merge_heads, split_heads
-from emu_jax.nn.layers import LayerNorm, linear
+from emu_jax.nn.layers import LayerNorm, Table, linear
 
 
 class Bert(nnx.Module):
@@ -61,16 +61,6 @@ class Embeddings(nnx.Module):
         x += self.position_embeddings(jnp.arange(ids.shape[1]))
         x += self.token_type_embeddings(jnp.zeros_like(ids))
         return self.LayerNorm(x)
-
-
-class Table(nnx.Module):
-    """Rows by number, in the table's own dtype (nnx.Embed keeps the dtype it was made with)."""
-
-    def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (rows, width)))
-
-    def __call__(self, ids: Int[Array, "*b"]) -> Float[Array, "*b width"]:
-        return jnp.take(self.embedding[...], ids, axis=0)
 
 
 class Encoder(nnx.Module):

@@ -1,4 +1,4 @@
-"""The small parts every network is made of: norms, convolutions, activations, resampling.
+"""The small parts every network is made of: norms, tables, convolutions, activations, resampling.
 
 All pictures and feature maps are channels-last. The norms take their statistics in fp32 whatever
 the input's dtype and return the input's dtype; everything else computes in the dtype it is given.
@@ -10,13 +10,20 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from emu_jax.errors import UserError
+
+
+def quick_gelu(x: Array) -> Array:
+    """x sigmoid(1.702 x), which CLIP was first trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": quick_gelu,
 }
 
 
@@ -68,6 +75,29 @@ class LayerNorm(nnx.Module):
         y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Divides the last axis by its root mean square; no mean is taken off, nothing added."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-6, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(channels))
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        y = jnp.asarray(x, jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+class Table(nnx.Module):
+    """Rows by number, in the table's own dtype (nnx.Embed keeps the dtype it was made with)."""
+
+    def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (rows, width)))
+
+    def __call__(self, ids: Int[Array, "*b"]) -> Float[Array, "*b width"]:
+        return jnp.take(self.embedding[...], ids, axis=0)
 
 
 def linear(

@@ -62,6 +62,17 @@ def test_norms_keep_bf16_but_compute_in_fp32(cls, args):
     np.testing.assert_array_equal(y, module(x.astype(jnp.float32)).astype(jnp.bfloat16))
 
 
+def test_rms_norm():
+    module, theirs = layers.RMSNorm(6, eps=1e-3, rngs=nnx.Rngs(0)), torch.nn.RMSNorm(6, eps=1e-3)
+    x, scale = draw(2, 3, 6), draw(6)
+    module.scale[...] = jnp.asarray(scale)
+    theirs.weight.data = torch.tensor(scale)
+    np.testing.assert_allclose(module(jnp.asarray(x)), theirs(torch.tensor(x)).detach(), atol=1e-6)
+    half = jnp.asarray(x, jnp.bfloat16)
+    rounded_once = module(half.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(module(half), rounded_once)
+
+
 def test_group_norm_names_what_does_not_divide():
     with pytest.raises(UserError, match="48 channels do not divide into 32"):
         layers.GroupNorm(48, rngs=nnx.Rngs(0))
@@ -100,8 +111,9 @@ def test_upsample_to_an_odd_size():
 
 def test_activations_are_torchs():
     x = np.linspace(-5, 5, 101, dtype=np.float32)
+    others = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}  # CLIP's own code
     for name in layers.ACTIVATIONS:
-        theirs = getattr(F, name)(torch.tensor(x))
+        theirs = (others.get(name) or getattr(F, name))(torch.tensor(x))
         np.testing.assert_allclose(layers.activation(name)(jnp.asarray(x)), theirs, atol=1e-6)
 
 
