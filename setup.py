@@ -10,6 +10,7 @@ TRAINING = [  # what training needs on a CPU; an accelerator only swaps jax's ba
     "etils[epath]>=1.13",
     "flax>=0.12.8",
     "grain>=0.2.18",
+    "huggingface_hub>=1",  # where an encoder is named, not a folder
     "jax>=0.10",
     "jaxtyping>=0.3.9",
     "ml_collections>=1.1",

@@ -115,6 +115,7 @@ def place(
         )
         # Or the host would run ahead and hold many tensors while they travel.
         placed[name].block_until_ready()
+        del tensor, host  # or they would live on while the next one is read
     missing = [name for name in shardings if name not in placed]
     if missing:
         raise UserError(f"The file lacks {len(missing)} parameters, such as {missing[0]}.")

@@ -22,23 +22,30 @@ def from_torch(state_dict: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict
     ``state_dict`` maps a torch key to an array that numpy can read. Keys that are unknown, missing
     or of another shape are refused by name.
     """
-    spelling = {path: _torch_key(path) for path in shapes}
-    unknown = set(state_dict) - set(spelling.values())
+    keys = {path: key for key, path in torch_paths(state_dict, shapes).items()}
+    return {path: from_layout(path, np.asarray(state_dict[keys[path]])) for path in shapes}
+
+
+def torch_paths(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, str]:
+    """Which of the parameters ``wanted`` each torch key of ``found`` is; needs their shapes alone.
+
+    Raises:
+      UserError: keys that are unknown, missing or of another shape, by name.
+    """
+    paths = {_torch_key(path): path for path in wanted}
+    unknown = set(found) - set(paths)
     if unknown:
         raise UserError(f"The weights hold keys this network does not have: {_list(unknown)}.")
-    missing = set(spelling.values()) - set(state_dict)
+    missing = set(paths) - set(found)
     if missing:
         raise UserError(f"The weights lack keys this network needs: {_list(missing)}.")
-    params = {}
-    for path, wanted in shapes.items():
-        value = _from_layout(path, np.asarray(state_dict[spelling[path]]))
-        if value.shape != tuple(wanted.shape):
+    for key, path in paths.items():
+        shape, own = _shape_from_layout(path, tuple(found[key].shape)), tuple(wanted[path].shape)
+        if shape != own:
             raise UserError(
-                f"The weights' {spelling[path]} becomes {value.shape}, "
-                f"but this network's {path} is {tuple(wanted.shape)}."
+                f"The weights' {key} becomes {shape}, but this network's {path} is {own}."
             )
-        params[path] = value
-    return params
+    return paths
 
 
 def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -55,11 +62,17 @@ def _is_kernel(path: str) -> bool:
     return path.rpartition("/")[2] == "kernel"
 
 
-def _from_layout(path: str, value: np.ndarray) -> np.ndarray:
-    """[out, in, *size] -> [*size, in, out]."""
+def from_layout(path: str, value: np.ndarray) -> np.ndarray:
+    """The parameter ``path`` from torch's array: a kernel is [out, in, *size] there, [*size, in,
+    out] here.
+    """
     if not _is_kernel(path):
         return value
     return np.ascontiguousarray(value.transpose(*range(2, value.ndim), 1, 0))
+
+
+def _shape_from_layout(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[2:], *shape[1::-1]) if _is_kernel(path) else shape
 
 
 def _to_layout(path: str, value: np.ndarray) -> np.ndarray:

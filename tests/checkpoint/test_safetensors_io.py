@@ -4,6 +4,7 @@ broken."""
 import hashlib
 import json
 import os
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +157,21 @@ def test_place_puts_each_tensor_where_it_belongs(tmp_path):
         place(iter_safetensors(path), {**shardings, "z": sharding})
     with pytest.raises(UserError, match="holds a/kernel, for which"):
         place(iter_safetensors(path), {})
+
+
+def test_place_holds_one_tensor_at_a_time():
+    made: list[weakref.ref] = []
+
+    def make():
+        assert all(tensor() is None for tensor in made), "an earlier tensor is still held"
+        tensor = np.ones((64, 64), np.float32)
+        made.append(weakref.ref(tensor))
+        return tensor
+
+    names, one = [f"{i}" for i in range(4)], jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    # As bf16, for on a CPU jax may use a numpy array's own memory.
+    place(((n, make()) for n in names), dict.fromkeys(names, one), jnp.bfloat16)
+    assert len(made) == 4
 
 
 def test_fingerprints(tmp_path):
