@@ -80,7 +80,8 @@ def _text(
     texts: Sequence[str],
 ) -> Cache:
     made_from = text_fingerprint(texts, network.fingerprint, encoder.dtype)
-    made_from |= {"length": str(encoder.length)}
+    # Beside weights and dtype: length, which layer is taken, whether there is a pooled vector.
+    made_from |= {key: str(value) for key, value in encoder.settings().items()}
     folder = root / f"text_{name}_{digest(made_from)[:16]}"
     if folder.exists():
         return Cache.open(folder, made_from)

@@ -5,6 +5,7 @@ was drawn in, nor on the number of devices.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -99,8 +100,9 @@ class Generator(Drawer):
             raise UserError(f"{checkpoint} is no generator of pictures: its task is {task}.")
         config.sampling.update({k: v for k, v in changes.items() if v is not None})
         mesh = make_mesh()
-        task = parts.make_generation(config, constrain(mesh))
-        super().__init__(task, config, mesh, place_frozen(task, mesh), batch_size)
+        task, frozen = open_task(config, mesh)
+        assert isinstance(task, Generation)
+        super().__init__(task, config, mesh, frozen, batch_size)
         self.step, self.chosen = model.meta["step"], model.meta.get("chosen")
         self.fingerprints = {"weights": model.fingerprint} | {
             name: network.fingerprint for name, network in task.frozen.items()
@@ -159,10 +161,22 @@ class Generator(Drawer):
         return total / count
 
 
+def open_task(config: ConfigDict, mesh: Mesh) -> tuple[Task, dict[str, Params]]:
+    """A config's task, ready to run, and its frozen networks in their shards."""
+    task = parts.make_task(config, constrain(mesh))
+    frozen = place_frozen(task, mesh)
+    if isinstance(task, Generation):
+        null = {
+            name: parts.null_condition(encoder, frozen[name], mesh)
+            for name, encoder in task.encoders.items()
+        }
+        task = replace(task, null=null)
+    return task, frozen
+
+
 def place_frozen(task: Task, mesh: Mesh) -> dict[str, Params]:
     """A task's frozen networks in their shards, streamed tensor by tensor."""
-    frozen = {}
-    for name, network in task.frozen.items():
-        shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in network.tensors()}
-        frozen[name] = place(network.tensors(), shard_params(shapes, mesh), network.dtype)
-    return frozen
+    return {
+        name: place(network.tensors(), shard_params(dict(network.shapes), mesh), network.dtype)
+        for name, network in task.frozen.items()
+    }

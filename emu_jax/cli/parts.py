@@ -3,7 +3,7 @@
 Each function reads one section of a config made from :func:`emu_jax.cli.config.defaults`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.export import load_model
@@ -23,9 +24,10 @@ from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.conditioner import Conditioner, Encoded
 from emu_jax.nn.contrastive import ContrastiveModel
 from emu_jax.nn.discriminator import PatchDiscriminator
-from emu_jax.nn.functional import Network
+from emu_jax.nn.functional import Network, Params
 from emu_jax.nn.perceptual import Lpips, load_lpips
 from emu_jax.nn.unet import UNet
+from emu_jax.parallel.sharding import replicated
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.samplers import sampler_named
 from emu_jax.process.schedules import Cosine, Discrete, Flow, Schedule
@@ -151,6 +153,7 @@ def make_contrastive(config: ConfigDict, constrain: Constrain) -> Contrastive:
 
 
 def make_generation(config: ConfigDict, constrain: Constrain) -> Generation:
+    """Its null conditions are blank: what the encoders say of no text takes their weights."""
     codec, frozen = make_codec(config.codec)
     encoders = make_encoders(config.text)
     frozen |= frozen_encoders(config.text, encoders)
@@ -167,7 +170,7 @@ def make_generation(config: ConfigDict, constrain: Constrain) -> Generation:
         codec=codec,
         process=make_process(config.process),
         encoders=encoders,
-        null={name: null_condition(encoder) for name, encoder in encoders.items()},
+        null={name: blank_condition(encoder) for name, encoder in encoders.items()},
         sampling=make_sampling(config.sampling),
         groups=make_groups(config),
         frozen=frozen,
@@ -233,8 +236,9 @@ def make_codec(section: ConfigDict) -> tuple[Codec, dict[str, Frozen]]:
 
 
 def make_encoders(section: ConfigDict) -> dict[str, TextEncoder]:
+    """The encoders of ``config.text`` by name; an entry's name is its kind unless it gives one."""
     return {
-        name: make_encoder(name, options.length, path=options.path or None)
+        name: make_encoder(**{"kind": name, **options.to_dict()}, name=name)
         for name, options in section.items()
     }
 
@@ -242,27 +246,31 @@ def make_encoders(section: ConfigDict) -> dict[str, TextEncoder]:
 def frozen_encoders(section: ConfigDict, encoders: Mapping[str, TextEncoder]) -> dict[str, Frozen]:
     return {
         name: Frozen(
-            section[name].path or f"builtin:{name}",
+            section[name].get("path") or f"builtin:{name}",
             encoder.fingerprint,
-            partial(_items, encoder.load),
+            encoder.shapes(),
+            encoder.tensors,
             encoder.dtype,
         )
         for name, encoder in encoders.items()
     }
 
 
-def null_condition(encoder: TextEncoder) -> Encoded:
-    """One row: what the encoder says of no text, by its policy."""
+def blank_condition(encoder: TextEncoder) -> Encoded:
+    """One row of zeros, all of them visible, as the encoder's output is laid out."""
     tokens = encoder.tokenize([""])
-    params = {path: jnp.asarray(value) for path, value in encoder.load().items()}
-    empty = jax.jit(encoder.apply)(params, tokens["ids"], tokens["mask"])
+    told = jax.eval_shape(encoder.apply, encoder.shapes(), tokens["ids"], tokens["mask"])
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), told)
+    return zeros._replace(mask=np.ones_like(zeros.mask))
+
+
+def null_condition(encoder: TextEncoder, params: Params, mesh: Mesh) -> Encoded:
+    """One row: what the encoder says of no text, by its policy."""
     if encoder.null == "zeros":
-        return Encoded(
-            jnp.zeros_like(empty.states),
-            jnp.ones_like(empty.mask),
-            None if empty.pooled is None else jnp.zeros_like(empty.pooled),
-        )
-    return empty
+        return blank_condition(encoder)
+    tokens = encoder.tokenize([""])
+    apply = jax.jit(encoder.apply, out_shardings=replicated(mesh))
+    return jax.device_get(apply(params, tokens["ids"], tokens["mask"]))
 
 
 # Data --------------------------------------------------------------------------------------------
@@ -306,9 +314,6 @@ def _module(kind: Callable, arguments: Mapping[str, Any], rngs: nnx.Rngs) -> Any
         raise UserError(f"{kind.__name__}: {error}.") from error
 
 
-def _items(load: Callable[[], Mapping[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    yield from load().items()
-
-
 def _frozen_arrays(source: str, params: Mapping[str, Any]) -> Frozen:
-    return Frozen(source, fingerprint_params(params), partial(_items, lambda: params))
+    shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in params.items()}
+    return Frozen(source, fingerprint_params(params), shapes, lambda: iter(params.items()))

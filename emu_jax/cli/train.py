@@ -18,14 +18,13 @@ from emu_jax.checkpoint.transplant import transplant
 from emu_jax.cli import parts
 from emu_jax.cli.caches import open_caches
 from emu_jax.cli.config import load
-from emu_jax.cli.generator import place_frozen
+from emu_jax.cli.generator import open_task
 from emu_jax.cli.measure import Samples
 from emu_jax.data.pipeline import Part, make_stream
 from emu_jax.evaluation.grids import grid
 from emu_jax.nn.functional import Params
 from emu_jax.parallel.distributed import initialize
 from emu_jax.parallel.mesh import make_mesh
-from emu_jax.parallel.sharding import constrain
 from emu_jax.tasks.base import Batch, Task
 from emu_jax.training.stopping import EarlyStopping
 from emu_jax.training.trainer import Trainer, TrainSettings
@@ -61,8 +60,7 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
         )
         for name, sources in data.validation.items()
     }
-    task = parts.make_task(config, constrain(mesh))
-    frozen = place_frozen(task, mesh)
+    task, frozen = open_task(config, mesh)
     open_stream = partial(_open, config, task, frozen)
     return Trainer(
         task=task,

@@ -56,12 +56,13 @@ class Group:
 class Frozen:
     """A network used but not trained. A checkpoint names it by source and fingerprint only.
 
-    ``tensors`` streams (path, array) pairs, so that a network larger than one host's memory can be
-    placed into its shards one tensor at a time.
+    ``shapes`` says what it consists of; ``tensors`` streams it as (path, array) pairs, so that a
+    network larger than one host's memory can be placed into its shards one tensor at a time.
     """
 
     source: str
     fingerprint: str
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
     tensors: Callable[[], Iterator[tuple[str, np.ndarray]]]
     dtype: str = "float32"
 

@@ -2,16 +2,18 @@
 
 An encoder is a small picklable object: tokenizing happens on the host, in the data workers;
 ``apply`` is pure and happens inside the jitted step, with parameters as arguments. Weights stay on
-disk until ``load``, and a checkpoint names them by ``fingerprint``.
+disk until ``tensors`` streams them, and a checkpoint names them by ``fingerprint``.
 """
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
@@ -21,6 +23,8 @@ from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Params
 
 Tokens = dict[str, np.ndarray]
+Null = Literal["empty", "zeros"]
+DTYPES = ("float32", "bfloat16")  # T5 overflows in fp16
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class TextEncoder(ABC):
     """``length`` tokens a text; states of ``width``; a pooled vector of ``pooled_width`` (0: none).
 
     ``null`` says what stands for "no text" in classifier-free guidance: the encoded empty string,
-    or zeros in place of states and pooled vector. ``dtype`` is what ``load`` gives.
+    or zeros in place of states and pooled vector. ``dtype`` is what ``tensors`` gives, and so what
+    it computes in.
     """
 
     name: str
@@ -36,8 +41,18 @@ class TextEncoder(ABC):
     length: int
     width: int
     pooled_width: int = 0
-    null: Literal["empty", "zeros"] = "empty"
+    null: Null = "empty"
     dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.null not in get_args(Null):
+            raise UserError(
+                f"Encoder {self.name}: null is {' or '.join(get_args(Null))}, not {self.null!r}."
+            )
+        if self.dtype not in DTYPES:
+            raise UserError(
+                f"Encoder {self.name}: dtype is {' or '.join(DTYPES)}, not {self.dtype!r}."
+            )
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """``{"ids": int32 [b, length], "mask": bool [b, length]}``; longer texts are cut."""
@@ -60,33 +75,60 @@ class TextEncoder(ABC):
         """Pure; computes in the dtype of ``params``."""
 
     @abstractmethod
-    def load(self) -> dict[str, np.ndarray]:
-        """The flat parameters, in ``dtype``, as numpy arrays."""
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What ``tensors`` will give, without reading it."""
+
+    @abstractmethod
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(path, array in ``dtype``) of every parameter, one in memory at a time."""
 
     @property
     @abstractmethod
     def weights(self) -> Path:
-        """The safetensors file, or folder of them, that ``load`` reads."""
+        """The safetensors file, or folder of them, that ``tensors`` reads."""
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the weights."""
         return fingerprint(str(self.weights))
 
+    def settings(self) -> dict[str, Any]:
+        """What its output depends on beside the weights."""
+        aside = ("name", "folder", "null", "dtype")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in aside}
 
-# Name -> (module, function); imported when asked for, as the modules import the class above.
-_MAKERS = {"minilm": ("emu_jax.text.minilm", "make_minilm")}
+    def __getstate__(self) -> dict[str, Any]:
+        # Neither tokenizer nor network travels to a data worker; both are made again where needed.
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+# Kind -> (module, function); imported when asked for, as the modules import the class above.
+_MAKERS = {
+    "minilm": ("emu_jax.text.minilm", "make_minilm"),
+    "clip": ("emu_jax.text.clip", "make_clip"),
+    "t5": ("emu_jax.text.t5", "make_t5"),
+}
 
 
 def make_encoder(
-    name: str, length: int = 16, *, path: str | Path | None = None, dtype: str = "float32"
+    kind: str, length: int | None = None, *, name: str = "", **options: Any
 ) -> TextEncoder:
-    """The encoder called ``name``, its weights from ``path`` (None: where pip put them).
+    """An encoder of a kind, called ``name`` (else as its kind).
 
-    ``dtype`` is what its parameters are loaded as, and so what it computes in.
+    The options are those of the kind's own function; all take ``path`` (a folder or a hub name),
+    ``dtype`` and ``null``, and know a ``length`` of their own.
     """
-    if name not in _MAKERS:
-        raise UserError(f"No text encoder is called {name!r}; there is {', '.join(_MAKERS)}.")
-    module, function = _MAKERS[name]
+    if kind not in _MAKERS:
+        kinds = ", ".join(_MAKERS)
+        raise UserError(f"No kind of text encoder is called {kind!r}; there is {kinds}.")
+    module, function = _MAKERS[kind]
     maker: Callable[..., TextEncoder] = getattr(import_module(module), function)
-    return maker(name, length, path=path, dtype=dtype)
+    if length is not None:
+        options["length"] = length
+    known = [*inspect.signature(maker).parameters][1:]  # after the name
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise UserError(
+            f"A text encoder of kind {kind} takes no {unknown[0]!r}; it takes {', '.join(known)}."
+        )
+    return maker(name or kind, **options)

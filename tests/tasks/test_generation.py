@@ -44,8 +44,11 @@ class Table(TextEncoder):
         states = params["table"][ids]
         return Encoded(states, mask, jnp.tanh(states[:, :2, : self.pooled_width].sum(1)))
 
-    def load(self):
-        return {"table": np.random.default_rng(1).normal(size=(WORDS, WIDTH)).astype(np.float32)}
+    def shapes(self):
+        return {"table": jax.ShapeDtypeStruct((WORDS, WIDTH), np.float32)}
+
+    def tensors(self):
+        yield "table", np.random.default_rng(1).normal(size=(WORDS, WIDTH)).astype(np.float32)
 
     @property
     def weights(self):
@@ -98,7 +101,7 @@ def encoded(texts):
 
 
 FROZEN = {
-    "table": jax.tree.map(jnp.asarray, ENCODER.load()),
+    "table": {path: jnp.asarray(value) for path, value in ENCODER.tensors()},
     "codec": LATENT.network.init(jax.random.key(7))
     | {"latent/shift": jnp.array([0.3, -0.2]), "latent/scale": jnp.array([0.5, 2.0])},
 }

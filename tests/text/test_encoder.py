@@ -1,7 +1,8 @@
 """What all text encoders share."""
 
 import hashlib
-from dataclasses import dataclass
+import pickle
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,10 @@ class Letters(TextEncoder):
     def apply(self, params, ids, mask):
         raise NotImplementedError
 
-    def load(self):
+    def shapes(self):
+        raise NotImplementedError
+
+    def tensors(self):
         raise NotImplementedError
 
     @property
@@ -52,6 +56,33 @@ def test_fingerprint_follows_the_weights(letters):
     assert letters.fingerprint == hashlib.sha256(b"weights").hexdigest()
 
 
-def test_unknown_name():
-    with pytest.raises(UserError, match="'clop'; there is minilm"):
+def test_settings_are_what_cached_states_depend_on_beside_the_weights(letters):
+    assert letters.settings() == {"length": 4, "width": 8, "pooled_width": 0}
+    assert replace(letters, length=5).settings() != letters.settings()
+    aside = replace(letters, name="other", folder=letters.folder / "x", null="zeros")
+    assert aside.settings() == letters.settings()
+
+
+def test_only_the_description_is_pickled(letters):
+    letters.__dict__["network"] = lambda: None  # what a cached property leaves behind
+    again = pickle.loads(pickle.dumps(letters))
+    assert again == letters and "network" not in again.__dict__
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"null": "nothing"}, "letters: null is empty or zeros, not 'nothing'"),
+        ({"dtype": "float16"}, "letters: dtype is float32 or bfloat16, not 'float16'"),
+    ],
+)
+def test_settings_that_are_not_known(letters, change, words):
+    with pytest.raises(UserError, match=words):
+        replace(letters, **change)
+
+
+def test_unknown_kind_and_option():
+    with pytest.raises(UserError, match="'clop'; there is minilm, clip, t5"):
         make_encoder("clop", 16)
+    with pytest.raises(UserError, match=r"clip takes no 'lenght'; it takes length, path, layer"):
+        make_encoder("clip", lenght=16)

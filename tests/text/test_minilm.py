@@ -23,7 +23,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def params(encoder):
-    return encoder.load()
+    return dict(encoder.tensors())
 
 
 def test_tokens_equal_transformers(encoder):
@@ -80,7 +80,12 @@ def test_pickles_small_and_works_after(encoder):
 
 def test_dtype_of_the_parameters(encoder):
     half = make_encoder("minilm", 16, dtype="bfloat16")
-    assert {value.dtype for value in half.load().values()} == {jnp.dtype(jnp.bfloat16)}
+    tensors = dict(half.tensors())
+    assert {value.dtype for value in tensors.values()} == {jnp.dtype(jnp.bfloat16)}
+    shapes = half.shapes()
+    assert {path: (x.shape, x.dtype) for path, x in shapes.items()} == {
+        path: (x.shape, x.dtype) for path, x in tensors.items()
+    }
     assert half.fingerprint == encoder.fingerprint
 
 

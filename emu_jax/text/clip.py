@@ -1,0 +1,216 @@
+"""CLIP as a frozen encoder: the text tower of any of its sizes, and the picture tower beside it.
+
+Which CLIP it is, its folder says: ViT-L, SD 2.1's OpenCLIP-H and SDXL's OpenCLIP-bigG differ in
+their config.json alone. Folders of a text model, of a text model with projection and of a whole
+CLIP (both towers) are read, in either spelling: with the prefix ``text_model.``, as public files
+have it, and without, as transformers 5 writes the plain text model.
+
+The mask handed on is set at all positions. CLIP pads to a fixed length and its generators have
+always attended to every state, padding included; the causal attention inside keeps padding from
+reaching the text's own states and the pooled vector, so no mask is needed there.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from emu_jax.checkpoint.huggingface import find_folder, read_config, stream_params, weights_of
+from emu_jax.checkpoint.safetensors_io import read_shapes
+from emu_jax.errors import UserError
+from emu_jax.nn.clip import ClipText, ClipVision, Layer
+from emu_jax.nn.conditioner import Encoded
+from emu_jax.nn.functional import Network, Params
+from emu_jax.text.encoder import Null
+from emu_jax.text.pretrained import Pretrained, load_tokenizer
+
+TEXT_KINDS, VISION_KINDS = ("clip_text_model", "clip"), ("clip_vision_model", "clip")
+_TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_SPECIAL_TOKENS = 2  # start and end of text
+# What the published classes take where a config says nothing.
+_TEXT_DEFAULTS = dict(
+    vocab_size=49408,
+    hidden_size=512,
+    intermediate_size=2048,
+    num_hidden_layers=12,
+    num_attention_heads=8,
+    max_position_embeddings=77,
+    hidden_act="quick_gelu",
+    layer_norm_eps=1e-5,
+    eos_token_id=49407,
+)
+_VISION_DEFAULTS = dict(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    image_size=224,
+    patch_size=32,
+    hidden_act="quick_gelu",
+    layer_norm_eps=1e-5,
+)
+
+
+@dataclass(frozen=True)
+class Clip(Pretrained):
+    """CLIP's text tower. ``layer``: whose states are handed on, the last layer's after the final
+    norm or the penultimate layer's as they are (SDXL).
+    """
+
+    layer: Layer = "last"
+
+    def _make_tokenizer(self) -> Any:
+        from transformers import CLIPTokenizer  # takes seconds; a run on cached text needs none
+
+        return load_tokenizer(CLIPTokenizer, self.folder, _TOKENIZER_FILES)
+
+    def _network(self) -> Network:
+        return text_network(text_config(self.folder), _projection(self.folder, "text"))
+
+    @staticmethod
+    def _rename(key: str) -> str | None:
+        return tower_key("text", key)
+
+    def apply(self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Encoded:
+        states, pooled = self.network(params, ids, layer=self.layer)
+        return Encoded(states, jnp.ones_like(mask), pooled if self.pooled_width else None)
+
+
+def make_clip(
+    name: str,
+    length: int = 77,
+    *,
+    path: str | Path = "",
+    layer: Layer = "last",
+    pooled: bool = True,
+    dtype: str = "float32",
+    null: Null = "empty",
+) -> Clip:
+    """CLIP's text tower from a folder or hub name; ``pooled`` False: no pooled vector is given."""
+    if not path:
+        raise UserError(f"Encoder {name} needs path: a CLIP's folder or hub name.")
+    folder = find_folder(path)
+    config = text_config(folder)
+    longest = config["max_position_embeddings"]
+    if not _SPECIAL_TOKENS < length <= longest:
+        raise UserError(
+            f"Encoder {name} takes lengths from {_SPECIAL_TOKENS + 1} to {longest}, not {length}."
+        )
+    if layer not in get_args(Layer):
+        raise UserError(f"Encoder {name}: layer is {' or '.join(get_args(Layer))}, not {layer!r}.")
+    width = config["hidden_size"]
+    pooled_width = (_projection(folder, "text") or width) if pooled else 0
+    return Clip(name, folder, length, width, pooled_width, null, dtype, layer)
+
+
+@dataclass(frozen=True)
+class ClipImages:
+    """CLIP's picture tower: square pictures of ``image_size``, normalised as its folder's
+    preprocessor says, to embeddings in the space of the projected text.
+    """
+
+    folder: Path
+    image_size: int
+    network: Network
+    dtype: str = "float32"
+
+    def apply(self, params: Params, x: Float[Array, "b s s 3"]) -> Float[Array, "b d"]:
+        return self.network(params, x)
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(path, array in ``dtype``) of every parameter, one in memory at a time."""
+        shapes = self.network.shapes()
+        rename = partial(tower_key, "vision")
+        return stream_params(weights_of(self.folder), shapes, jnp.dtype(self.dtype), rename)
+
+
+def make_clip_images(path: str | Path, dtype: str = "float32") -> ClipImages:
+    """CLIP's picture tower from a folder or hub name, of a picture model or of a whole CLIP."""
+    folder = find_folder(path)
+    config = vision_config(folder)
+    network = vision_network(config, _projection(folder, "visual"))
+    return ClipImages(folder, config["image_size"], network, dtype)
+
+
+# What the files say ------------------------------------------------------------------------------
+
+
+def text_config(folder: Path) -> dict[str, Any]:
+    """The text tower's part of a folder's config, complete."""
+    return _TEXT_DEFAULTS | _section(read_config(folder, TEXT_KINDS), "text")
+
+
+def vision_config(folder: Path) -> dict[str, Any]:
+    """The picture tower's part of a folder's config, complete."""
+    return _VISION_DEFAULTS | _section(read_config(folder, VISION_KINDS), "vision")
+
+
+def _section(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
+    if config["model_type"] != "clip":
+        return dict(config)
+    # Old files of whole CLIPs say it twice, and the second is what counts.
+    return dict(config.get(f"{tower}_config_dict") or config.get(f"{tower}_config") or {})
+
+
+def text_network(config: Mapping[str, Any], projection: int | None) -> Network:
+    """The network of a complete text config; ``projection``: width of the pooled vector's."""
+    return Network(
+        lambda rngs: ClipText(
+            vocabulary=config["vocab_size"],
+            positions=config["max_position_embeddings"],
+            eos=config["eos_token_id"],
+            projection=projection,
+            **_shared(config),
+            rngs=rngs,
+        )
+    )
+
+
+def vision_network(config: Mapping[str, Any], projection: int | None) -> Network:
+    """The network of a complete picture config."""
+    return Network(
+        lambda rngs: ClipVision(
+            image_size=config["image_size"],
+            patch_size=config["patch_size"],
+            projection=projection,
+            **_shared(config),
+            rngs=rngs,
+        )
+    )
+
+
+def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(
+        width=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        feed_forward=config["intermediate_size"],
+        act=config["hidden_act"],
+        eps=config["layer_norm_eps"],
+    )
+
+
+def tower_key(tower: str, key: str) -> str | None:
+    """A file's key as the network of ``tower`` ("text" or "vision") spells it, None where it is
+    the other tower's, or a constant that old files hold.
+    """
+    other = {"text": ("vision_model.", "visual_"), "vision": ("text_model.", "text_")}[tower]
+    if key.startswith(other) or key == "logit_scale" or key.endswith("position_ids"):
+        return None
+    own = (f"{tower}_model.", "text_projection.", "visual_projection.")
+    return key if key.startswith(own) else f"{tower}_model.{key}"
+
+
+def _projection(folder: Path, tower: str) -> int | None:
+    """The width a tower's pooled vector is projected to, which the weights know best: a whole CLIP
+    keeps it outside the tower's config, a plain text model has the number but no projection.
+    """
+    key = f"{tower}_projection.weight"
+    shapes: Mapping[str, jax.ShapeDtypeStruct] = read_shapes(str(weights_of(folder)))
+    return shapes[key].shape[0] if key in shapes else None

@@ -1,0 +1,103 @@
+"""T5 v1.1 as a frozen encoder, up to XXL: states of a text's tokens, padding masked.
+
+Folders of the encoder alone and of the whole model are read; the decoder is left in the file. There
+is no pooled vector.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Array, Bool, Int
+
+from emu_jax.checkpoint.huggingface import find_folder, read_config
+from emu_jax.errors import UserError
+from emu_jax.nn.conditioner import Encoded
+from emu_jax.nn.functional import Network, Params
+from emu_jax.nn.t5 import T5Encoder
+from emu_jax.text.encoder import Null
+from emu_jax.text.pretrained import SENTENCEPIECE, Pretrained, load_tokenizer
+
+_TOKENIZER_FILES = (("tokenizer.json",), (SENTENCEPIECE,))
+# What the published class takes where a config says nothing.
+_DEFAULTS = dict(
+    vocab_size=32128,
+    d_model=512,
+    d_kv=64,
+    d_ff=2048,
+    num_layers=6,
+    num_heads=8,
+    relative_attention_num_buckets=32,
+    relative_attention_max_distance=128,
+    layer_norm_epsilon=1e-6,
+    feed_forward_proj="relu",
+)
+
+
+@dataclass(frozen=True)
+class T5(Pretrained):
+    """The encoder of T5 v1.1."""
+
+    def _make_tokenizer(self) -> Any:
+        from transformers import T5Tokenizer  # takes seconds; a run on cached text needs none
+
+        return load_tokenizer(T5Tokenizer, self.folder, _TOKENIZER_FILES)
+
+    def _network(self) -> Network:
+        return network(read_t5_config(self.folder))
+
+    @staticmethod
+    def _rename(key: str) -> str | None:
+        if key.startswith(("decoder.", "lm_head.")):
+            return None
+        return "shared.weight" if key == "encoder.embed_tokens.weight" else key
+
+    def apply(self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Encoded:
+        return Encoded(self.network(params, ids, mask), mask)
+
+
+def make_t5(
+    name: str,
+    length: int = 77,
+    *,
+    path: str | Path = "",
+    dtype: str = "float32",
+    null: Null = "empty",
+) -> T5:
+    """T5's encoder from a folder or hub name; positions are relative, so any length will do."""
+    if not path:
+        raise UserError(f"Encoder {name} needs path: a T5's folder or hub name.")
+    if length < 2:
+        raise UserError(f"Encoder {name} takes lengths from 2 on, not {length}.")
+    folder = find_folder(path)
+    return T5(name, folder, length, read_t5_config(folder)["d_model"], null=null, dtype=dtype)
+
+
+def read_t5_config(folder: Path) -> dict[str, Any]:
+    """A folder's config, complete; only the gated form of v1.1 is known."""
+    config = _DEFAULTS | read_config(folder, ("t5",))
+    if config["feed_forward_proj"] != "gated-gelu":
+        raise UserError(
+            f"{folder} is a T5 with feed-forward layers {config['feed_forward_proj']}; only T5 "
+            "v1.1, gated-gelu, is known."
+        )
+    return config
+
+
+def network(config: Mapping[str, Any]) -> Network:
+    """The network of a complete config."""
+    return Network(
+        lambda rngs: T5Encoder(
+            vocabulary=config["vocab_size"],
+            width=config["d_model"],
+            layers=config["num_layers"],
+            heads=config["num_heads"],
+            head_width=config["d_kv"],
+            feed_forward=config["d_ff"],
+            buckets=config["relative_attention_num_buckets"],
+            max_distance=config["relative_attention_max_distance"],
+            eps=config["layer_norm_epsilon"],
+            rngs=rngs,
+        )
+    )

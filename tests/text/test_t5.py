@@ -1,0 +1,122 @@
+"""T5's encoder read from folders, against transformers' classes and tokenizer on the same."""
+
+import encoders
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from transformers import T5Tokenizer
+
+from emu_jax.errors import UserError
+from emu_jax.text import pretrained
+from emu_jax.text.encoder import make_encoder
+
+TEXTS = ["a red fox", "", "cat " * 30]
+LENGTH = 9
+
+
+def tied_twice(folder):
+    """As old files hold it: the one table under both of its names."""
+    model = encoders.t5(folder)
+    file = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
+    safetensors.torch.save_file(tensors, file)
+    return model
+
+
+def other_name(folder):
+    """The table under the encoder's name alone."""
+    model = encoders.t5(folder, relative_attention_num_buckets=6, num_layers=1)
+    file = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    tensors["encoder.embed_tokens.weight"] = tensors.pop("shared.weight")
+    safetensors.torch.save_file(tensors, file)
+    return model
+
+
+def sharded(folder):
+    return encoders.t5(folder, shard="10KB", d_kv=16, num_heads=4, layer_norm_epsilon=1e-3)
+
+
+def whole(folder):
+    return encoders.t5(folder, whole=True).get_encoder()
+
+
+@pytest.mark.parametrize("write", [tied_twice, other_name, sharded, whole])
+def test_states_equal_transformers(write, tmp_path):
+    reference = write(tmp_path)
+    encoder = make_encoder("t5", LENGTH, path=tmp_path)
+    assert (encoder.width, encoder.pooled_width) == (24, 0)
+    tokens = encoder.tokenize(TEXTS)
+    ids, mask = torch.tensor(tokens["ids"]), torch.tensor(tokens["mask"])
+    with torch.no_grad():
+        want = reference(input_ids=ids, attention_mask=mask).last_hidden_state
+    params = {path: jnp.asarray(value) for path, value in encoder.tensors()}
+    got = jax.jit(encoder.apply)(params, **tokens)
+    np.testing.assert_allclose(got.states[tokens["mask"]], want[mask], atol=1e-4)
+    np.testing.assert_array_equal(got.mask, tokens["mask"])  # the padding stays masked
+    assert got.pooled is None
+
+
+def test_tokens_equal_transformers(tmp_path):
+    encoders.t5(tmp_path)
+    got = make_encoder("t5", LENGTH, path=tmp_path).tokenize(TEXTS)
+    tokenizer = T5Tokenizer.from_pretrained(str(tmp_path))
+    want = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=LENGTH)
+    np.testing.assert_array_equal(got["ids"], want["input_ids"])
+    np.testing.assert_array_equal(got["mask"], want["attention_mask"])
+    a, red, fox, cat, end = (
+        tokenizer.convert_tokens_to_ids(piece) for piece in ("▁a", "▁red", "▁fox", "▁cat", "</s>")
+    )
+    assert got["ids"][0].tolist() == [a, red, fox, end, 0, 0, 0, 0, 0]
+    assert got["ids"][1].tolist() == [end, *[0] * 8]
+    assert got["ids"][2].tolist() == [*[cat] * 8, end]  # cut, and still ended
+    assert list(got["mask"].sum(1)) == [4, 1, 9]
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda f: None, r"has no tokenizer: it needs tokenizer\.json, or spiece\.model"),
+        (lambda f: (f / "spiece.model").touch(), "`pip install sentencepiece protobuf`"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be read"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_read_is_one_sentence(write, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    encoders.t5(tmp_path)
+    encoder = make_encoder("t5", LENGTH, path=tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    write(tmp_path)
+    with pytest.raises(UserError, match=words) as error:
+        encoder.tokenize(TEXTS)
+    assert "\n" not in str(error.value)
+
+
+def test_dtype_and_shapes(tmp_path):
+    encoders.t5(tmp_path)
+    encoder = make_encoder("t5", LENGTH, path=tmp_path, dtype="bfloat16")
+    tensors = dict(encoder.tensors())
+    assert {path: (x.shape, x.dtype) for path, x in tensors.items()} == {
+        path: (x.shape, x.dtype) for path, x in encoder.shapes().items()
+    }
+    told = jax.eval_shape(encoder.apply, encoder.shapes(), **encoder.tokenize(TEXTS))
+    assert told.states.dtype == jnp.bfloat16
+
+
+def test_only_the_gated_form_is_known(tmp_path):
+    encoders.t5(tmp_path, feed_forward_proj="relu")
+    with pytest.raises(UserError, match="feed-forward layers relu; only T5 v1"):
+        make_encoder("t5", LENGTH, path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(dict(length=1), "lengths from 2 on, not 1"), (dict(path=""), "Encoder t5 needs path")],
+)
+def test_options_that_cannot_be(options, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        make_encoder("t5", **{"path": tmp_path, "length": LENGTH} | options)
