@@ -4,28 +4,52 @@ import math
 import re
 from collections import defaultdict
 
-_COLLECTIVE = re.compile(
-    r"= (?P<type>\(.*?\)|\S+) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all"
-    r"|ragged-all-to-all|collective-permute|collective-broadcast)(?P<start>-start)?\("
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
 )
+_COLLECTIVE = re.compile(rf"= (?P<type>\(.*?\)|\S+) (?P<opcode>(?:{'|'.join(KINDS)})(?:-start)?)\(")
 _SHAPE = re.compile(r"(?P<dtype>[a-z]+(?P<bits>\d+)\w*|pred)\[(?P<dims>[\d,]*)\]")
+
+
+def collective(opcode: str, result: str) -> tuple[str, int] | None:
+    """(kind, bytes of its results a device) of an operation and the text of its result's type.
+
+    Of an asynchronous pair the start counts; None for what sends nothing.
+    """
+    kind = opcode.removesuffix("-start")
+    if kind not in KINDS:
+        return None
+    sizes = [_bytes(shape) for shape in _SHAPE.finditer(result)]
+    if kind != opcode and kind in ("all-gather", "collective-permute"):
+        # The type of a start is (operands, results, contexts of 4 bytes).
+        sizes = [max(sizes)]
+    return kind, sum(sizes)
 
 
 def count_collectives(compiled_text: str) -> dict[str, tuple[int, int]]:
     """``jitted.lower(...).compile().as_text()`` -> {kind: (how many, bytes of their results a
     device)}.
 
-    An asynchronous pair counts once. What is inside a loop counts once, whatever its trip count.
+    What is inside a loop counts once, whatever its trip count.
     """
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for match in _COLLECTIVE.finditer(compiled_text):
-        sizes = [_bytes(shape) for shape in _SHAPE.finditer(match["type"])]
-        if match["start"] and match["kind"] in ("all-gather", "collective-permute"):
-            # The type of a start is (operands, results, contexts of 4 bytes).
-            sizes = [max(sizes)]
-        counts[match["kind"]][0] += 1
-        counts[match["kind"]][1] += sum(sizes)
+        found = collective(match["opcode"], match["type"])
+        if found:
+            counts[found[0]][0] += 1
+            counts[found[0]][1] += found[1]
     return {kind: (number, size) for kind, (number, size) in sorted(counts.items())}
+
+
+def result_bytes(result: str) -> int:
+    """Bytes of all arrays in the text of a type."""
+    return sum(_bytes(shape) for shape in _SHAPE.finditer(result))
 
 
 def _bytes(shape: re.Match[str]) -> int:

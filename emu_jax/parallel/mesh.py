@@ -5,6 +5,9 @@ Both axes divide the batch. ``fsdp`` also divides parameters and optimiser state
 crosses slices, where only the gradients' sum travels.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
@@ -15,8 +18,11 @@ from emu_jax.errors import UserError
 AXES = ("data", "fsdp")
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, slices: int = 1) -> Mesh:
-    """A mesh over all devices of all processes; -1 for one of the axes takes what is left.
+def make_mesh(
+    data: int = -1, fsdp: int = 1, slices: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh over ``devices``, by default all of all processes; -1 for one of the axes takes what
+    is left.
 
     With ``slices`` > 1 the devices come in that many groups with slow links between them (TPU
     slices; elsewhere, processes), and ``data`` runs across the groups.
@@ -24,7 +30,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, slices: int = 1) -> Mesh:
     Raises:
       UserError: the numbers do not multiply to the number of devices.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     wanted = f"data={data}, fsdp={fsdp}, slices={slices}"
     if min(data, fsdp) < -1 or 0 in (data, fsdp) or data == fsdp == -1 or slices < 1:
         raise UserError(f"A mesh of {wanted} is none: sizes are positive, and at most one is -1.")
@@ -39,20 +46,20 @@ def make_mesh(data: int = -1, fsdp: int = 1, slices: int = 1) -> Mesh:
         )
     if data % slices:
         raise UserError(f"A mesh of {wanted} on {count} devices: {slices} must divide data={data}.")
-    devices = _across(slices, data, fsdp) if slices > 1 else _within(data, fsdp)
-    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    if slices > 1:
+        grid = _across(devices, slices, data, fsdp)
+    else:
+        grid = mesh_utils.create_device_mesh((data, fsdp), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _within(data: int, fsdp: int) -> np.ndarray:
-    return mesh_utils.create_device_mesh((data, fsdp), allow_split_physical_axes=True)
-
-
-def _across(slices: int, data: int, fsdp: int) -> np.ndarray:
-    by_process = len({getattr(device, "slice_index", 0) for device in jax.devices()}) == 1
+def _across(devices: Sequence[Any], slices: int, data: int, fsdp: int) -> np.ndarray:
+    by_process = len({getattr(device, "slice_index", 0) for device in devices}) == 1
     try:
         return mesh_utils.create_hybrid_device_mesh(
             (data // slices, fsdp),
             (slices, 1),
+            devices,
             process_is_granule=by_process,
             allow_split_physical_axes=True,
         )

@@ -53,6 +53,15 @@ def shard_params(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def abstract_params(tree: Any, mesh: Mesh) -> Any:
+    """ShapeDtypeStructs of the leaves that carry the shardings of :func:`shard_params`."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        tree,
+        shard_params(tree, mesh),
+    )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
@@ -75,6 +84,17 @@ def constrain(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     return lambda x: jax.lax.with_sharding_constraint(x, sharding)
 
 
+def abstract_batch(host_batch: Any, mesh: Mesh) -> Any:
+    """What :func:`put_batch` would place, in shape alone: ``host_batch`` of ShapeDtypeStructs."""
+    sharding = batch_sharding(mesh)
+
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        _require_division(x.shape[0], mesh)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(place, host_batch)
+
+
 def put_batch(host_batch: Any, mesh: Mesh) -> Any:
     """Numpy arrays [rows of this process, ...] as global arrays [rows of all processes, ...].
 
@@ -83,12 +103,15 @@ def put_batch(host_batch: Any, mesh: Mesh) -> Any:
     sharding = batch_sharding(mesh)
 
     def put(array: np.ndarray) -> jax.Array:
-        rows = len(array) * jax.process_count()
-        if rows % mesh.size:
-            raise UserError(
-                f"A batch of {rows} does not divide over {mesh.size} devices; take a multiple of "
-                f"{mesh.size}."
-            )
+        _require_division(len(array) * jax.process_count(), mesh)
         return jax.make_array_from_process_local_data(sharding, array)
 
     return jax.tree.map(put, host_batch)
+
+
+def _require_division(rows: int, mesh: Mesh) -> None:
+    if rows % mesh.size:
+        raise UserError(
+            f"A batch of {rows} does not divide over {mesh.size} devices; take a multiple of "
+            f"{mesh.size}."
+        )

@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from emu_jax.nn.functional import Params
+from emu_jax.parallel.sharding import abstract_params
 from emu_jax.tasks.base import Task
 
 TrainState = dict[str, Any]
@@ -25,6 +27,13 @@ def init_state(task: Task, key: jax.Array) -> TrainState:
     """A fresh state; run under ``jax.jit`` with out_shardings, or ``jax.eval_shape`` for shapes."""
     params, state = task.init(key)
     return with_params(task, params, state)
+
+
+def abstract_state(task: Task, mesh: Mesh) -> TrainState:
+    """The state's shapes and where they lie; nothing is made."""
+    return abstract_params(
+        jax.eval_shape(lambda key: init_state(task, key), jax.random.key(0)), mesh
+    )
 
 
 def with_params(task: Task, params: Params, state: Params) -> TrainState:

@@ -14,16 +14,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from emu_jax.nn.functional import Params
+from emu_jax.parallel.sharding import replicated
 from emu_jax.tasks.base import Batch, Group, Metrics, Task
 from emu_jax.training.state import TrainState
 
+# Scopes that a profile finds these parts of the step by.
+OPTIMIZER, EMA = "optimizer", "ema"
 Step = Callable[[TrainState, Mapping[str, Params], Batch], tuple[TrainState, Metrics]]
 
 
+def jit_step(
+    task: Task, state: TrainState, mesh: Mesh, *, seed: int, accumulate: int = 1
+) -> Callable[..., Any]:
+    """:func:`make_step` under ``jax.jit``: the state donated, and lying afterwards as it did.
+
+    ``state`` may be abstract (:func:`emu_jax.training.state.abstract_state`).
+    """
+    return jax.jit(
+        make_step(task, seed=seed, accumulate=accumulate),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda x: x.sharding, state), replicated(mesh)),
+    )
+
+
 def make_step(task: Task, *, seed: int, accumulate: int = 1) -> Step:
-    """``step(state, frozen, batch) -> (state, metrics)``; jit it with the state donated.
+    """``step(state, frozen, batch) -> (state, metrics)``, to be compiled by :func:`jit_step`.
 
     ``accumulate`` splits every batch into that many micro-batches and averages their gradients.
     """
@@ -56,9 +74,11 @@ def make_step(task: Task, *, seed: int, accumulate: int = 1) -> Step:
                 )
                 grad_norm = optax.tree.norm(grads)
                 ok = finite & jnp.isfinite(scalars["loss"]) & jnp.isfinite(grad_norm)
-                updates, new_opt = group.optimizer.update(grads, opt_state, trained)
-                new = optax.apply_updates(trained, updates)
-                average = ema_update(average, new, number, group.ema_decay)
+                with jax.named_scope(OPTIMIZER):
+                    updates, new_opt = group.optimizer.update(grads, opt_state, trained)
+                    new = optax.apply_updates(trained, updates)
+                with jax.named_scope(EMA):
+                    average = ema_update(average, new, number, group.ema_decay)
                 scalars |= {
                     "grad_norm": grad_norm,
                     "update_norm": optax.tree.norm(updates),

@@ -24,10 +24,10 @@ from PIL import Image
 from emu_jax.checkpoint.manager import Checkpoints
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
-from emu_jax.parallel.sharding import put_batch, replicated, shard_params
+from emu_jax.parallel.sharding import put_batch
 from emu_jax.tasks.base import Batch, Task
-from emu_jax.training.state import TrainState, averaged, init_state, with_params
-from emu_jax.training.step import make_step
+from emu_jax.training.state import TrainState, abstract_state, averaged, init_state, with_params
+from emu_jax.training.step import jit_step
 from emu_jax.training.stopping import EarlyStopping, measured
 from emu_jax.training.trackers import Progress, Trackers, tile
 
@@ -141,15 +141,12 @@ class Trainer:
     def _restore(self, checkpoints: Checkpoints) -> tuple[TrainState, Mapping[str, Any]]:
         """(state, record) of the workdir's newest checkpoint, else the initial ones."""
         key = jax.random.key(self.settings.seed)
-        abstract = jax.eval_shape(lambda k: init_state(self.task, k), key)
-        shardings = shard_params(abstract, self.mesh)
+        abstract = abstract_state(self.task, self.mesh)
         if checkpoints.latest() is not None:
-            target = jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
-            )
-            state, meta = checkpoints.restore(None, target)
+            state, meta = checkpoints.restore(None, abstract)
             self._same_frozen(meta)
             return state, meta
+        shardings = jax.tree.map(lambda x: x.sharding, abstract)
         if self.initial is None:
             start = jax.jit(lambda k: init_state(self.task, k), out_shardings=shardings)
             return start(key), {"ended": "running"}
@@ -189,10 +186,8 @@ class Trainer:
         self, state: TrainState, first: int, checkpoints: Checkpoints, interrupt: "_Interrupt"
     ) -> str:
         settings = self.settings
-        step = jax.jit(
-            make_step(self.task, seed=settings.seed, accumulate=settings.accumulate),
-            donate_argnums=0,
-            out_shardings=(jax.tree.map(lambda x: x.sharding, state), replicated(self.mesh)),
+        step = jit_step(
+            self.task, state, self.mesh, seed=settings.seed, accumulate=settings.accumulate
         )
         pending: deque[_Pending] = deque()
         batches = self.stream(first)

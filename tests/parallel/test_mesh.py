@@ -44,11 +44,14 @@ def test_sizes_that_do_not_fit_are_one_sentence(sizes, words):
 
 def test_eight_devices():
     program = """
+        import jax
         from emu_jax.errors import UserError
         from emu_jax.parallel.mesh import make_mesh
         assert dict(make_mesh().shape) == {"data": 8, "fsdp": 1}
         assert dict(make_mesh(fsdp=4).shape) == {"data": 2, "fsdp": 4}
         assert dict(make_mesh(data=2, fsdp=-1).shape) == {"data": 2, "fsdp": 4}
+        assert dict(make_mesh(fsdp=2, devices=jax.devices()[4:]).shape) == {"data": 2, "fsdp": 2}
+        assert min(d.id for d in make_mesh(devices=jax.devices()[4:]).devices.flat) == 4
         assert sorted(d.id for d in make_mesh(fsdp=4).devices.flat) == list(range(8))
         for sizes in ({"fsdp": 3}, {"data": 4, "fsdp": 4}, {"slices": 2}):
             try:

@@ -78,7 +78,8 @@ STEP = """
     from emu_jax.parallel.collectives import count_collectives
     from emu_jax.parallel.mesh import make_mesh
     from emu_jax.parallel.sharding import (
-        batch_sharding, constrain, put_batch, replicated, shard_params,
+        abstract_batch, abstract_params, batch_sharding, constrain, put_batch, replicated,
+        shard_params,
     )
 
     WIDTH, LAYERS = 256, 3
@@ -107,6 +108,9 @@ STEP = """
         placed = jax.device_put(params, shardings)
         batch = put_batch({"x": x}, mesh)["x"]
         assert batch.sharding == batch_sharding(mesh)
+        shape = abstract_batch({"x": jax.ShapeDtypeStruct(x.shape, x.dtype)}, mesh)["x"]
+        assert (shape.shape, shape.sharding) == (batch.shape, batch.sharding)
+        assert {n: p.sharding for n, p in abstract_params(params, mesh).items()} == shardings
         assert batch.addressable_shards[0].data.shape == (4, WIDTH)
         step = jax.jit(make_step(constrain(mesh)), out_shardings=(replicated(mesh), shardings))
         compiled = step.lower(placed, batch).compile()
@@ -128,12 +132,13 @@ STEP = """
             # Weights are gathered at most once forward, once backward, and nothing else is.
             number, size = counts["all-gather"]
             assert LAYERS <= number <= 2 * LAYERS and size == number * WIDTH * WIDTH * 4
-    try:
-        put_batch({"x": x[:6]}, mesh)
-    except UserError as error:
-        assert "A batch of 6 does not divide over 8 devices" in str(error)
-    else:
-        raise AssertionError
+    for place in (put_batch, abstract_batch):
+        try:
+            place({"x": x[:6]}, mesh)
+        except UserError as error:
+            assert "A batch of 6 does not divide over 8 devices" in str(error)
+        else:
+            raise AssertionError(place)
 """
 
 

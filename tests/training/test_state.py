@@ -7,8 +7,15 @@ import optax
 import pytest
 
 from emu_jax.errors import UserError
+from emu_jax.parallel.mesh import make_mesh
 from emu_jax.tasks.base import Group
-from emu_jax.training.state import averaged, group_paths, init_state, with_params
+from emu_jax.training.state import (
+    abstract_state,
+    averaged,
+    group_paths,
+    init_state,
+    with_params,
+)
 
 
 class Task:
@@ -64,3 +71,14 @@ def test_shapes_come_without_arrays():
 def test_a_group_that_trains_nothing_is_refused():
     with pytest.raises(UserError, match=r"'denoiser/'.*critic/kernel"):
         init_state(Task(net=("denoiser/", None)), jax.random.key(0))
+
+
+def test_the_abstract_state_has_the_shapes_of_the_real_one():
+    def described(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+    task = Task(net=("net/", 0.9), critic=("critic/", None))
+    mesh = make_mesh()
+    abstract = abstract_state(task, mesh)
+    assert described(abstract) == described(init_state(task, jax.random.key(0)))
+    assert {x.sharding.mesh for x in jax.tree.leaves(abstract)} == {mesh}
