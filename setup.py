@@ -38,10 +38,13 @@ QUICKSTART = [  # pictures that anyone can build: emoji sets and their renderer
     "resvg-py>=0.3",
 ]
 
+PLAN = ["jax[tpu]>=0.10"]  # the TPU compiler, which needs no TPU
+
 CLOUD = ["gcsfs>=2025.9"]  # gs:// paths through etils.epath; TensorBoard files too
 
 TEST = [
     *QUICKSTART,
+    *PLAN,
     "basedpyright>=1.40",
     "diffusers>=0.38",  # with torch: the oracles of the parity tests
     "import-linter>=2.5",
@@ -66,7 +69,8 @@ setup(
     install_requires=TRAINING,
     extras_require={
         "cpu": [],  # the default
-        "tpu": ["jax[tpu]>=0.10", *CLOUD],
+        "plan": PLAN,
+        "tpu": [*PLAN, *CLOUD],
         "cuda13": ["jax[cuda13]>=0.10", *CLOUD],
         "quickstart": QUICKSTART,
         "test": TEST,

@@ -6,7 +6,7 @@ spelling.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -133,11 +133,26 @@ def defaults() -> ConfigDict:
 
 def load(argv: Sequence[str], program: str) -> tuple[ConfigDict, str]:
     """(config, workdir) from ``--config=FILE[:ARGUMENT] --workdir=DIR [--config.KEY=VALUE]``."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", None, "Where the run is kept.", flag_values=values)
+
+    values = parse(argv, program, define)
+    if not values.workdir:
+        raise UserError(f"{program} needs --workdir=DIR, where the run is kept and resumed from.")
+    return values.config, values.workdir
+
+
+def parse(
+    argv: Sequence[str], program: str, define: Callable[[flags.FlagValues], None]
+) -> flags.FlagValues:
+    """``--config=FILE[:ARGUMENT] [--config.KEY=VALUE]`` as ``.config``, and the flags that
+    ``define`` adds."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", help_string="Config file.", flag_values=values, sys_argv=[program, *argv]
     )
-    flags.DEFINE_string("workdir", None, "Where the run is kept.", flag_values=values)
+    define(values)
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
     if not path:
         raise UserError(
@@ -151,9 +166,7 @@ def load(argv: Sequence[str], program: str) -> tuple[ConfigDict, str]:
         raise UserError(_explain(error, argv, values)) from error
     if len(rest) > 1:
         raise UserError(f"{program} does not know what to do with {rest[1]!r}.")
-    if not values.workdir:
-        raise UserError(f"{program} needs --workdir=DIR, where the run is kept and resumed from.")
-    return values.config, values.workdir
+    return values
 
 
 def _explain(error: Exception, argv: Sequence[str], values: flags.FlagValues) -> str:

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "measure one model: faithfulness, finish, distances, copies",
     "compare": "measure several models and put them side by side in an HTML report",
     "reconstruct": "measure autoencoders by what comes back of held-out pictures",
+    "plan": "compile a training step for TPUs: memory, modelled time, traffic",
     "data": "build data sets and look at them",
 }
 

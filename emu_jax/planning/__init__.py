@@ -1,0 +1,1 @@
+"""The training step through the TPU compiler on any machine: memory, cost, traffic, profile."""

@@ -1,0 +1,102 @@
+"""TPU chips, and the devices of a topology that need not be there.
+
+Peak FLOP/s and bandwidth are Google Cloud's published figures a chip (cloud.google.com/tpu/docs/v4
+and so on). The memory is what the compiler lets a program use, which is what it names when one does
+not fit: a little less than the chip has. The clock is the published peak over what all matrix units
+of a chip do in a cycle (2 x 8 units of 128 x 128 on v4 and v5p, 4 on v5e, 4 of 256 x 256 on v6e, an
+addition and a multiplication each), as the compiler counts in cycles.
+"""
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from emu_jax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """``peak`` in bf16 FLOP/s, ``memory`` in bytes, ``bandwidth`` of it in bytes/s, ``clock`` in
+    Hz; ``options`` make one device of a chip, whatever its cores."""
+
+    name: str
+    peak: float
+    memory: float
+    bandwidth: float
+    clock: float
+    options: tuple[tuple[str, str], ...] = ()
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 275e12, 30.75 * GIB, 1.2e12, 1.05e9, (("chip_config_name", "megacore"),)),
+        Chip("v5e", 197e12, 15.75 * GIB, 0.819e12, 1.5e9),
+        Chip("v5p", 459e12, 95.74 * GIB, 2.765e12, 1.75e9),
+        Chip("v6e", 918e12, 31.25 * GIB, 1.64e12, 1.75e9),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """``devices`` of ``slices`` slices, all of them of one kind of chip."""
+
+    name: str
+    chip: Chip
+    slices: int
+    devices: Sequence[Any]
+
+
+def open_topology(name: str, slices: int = 1) -> Topology:
+    """The topology called e.g. ``v5e:16x16`` or ``v5p:4x4x8``: for compiling, not for running.
+
+    Raises:
+      UserError: there is no such topology, or the compiler is not installed.
+    """
+    match = re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*){1,2})", name)
+    if not match or match[1] not in CHIPS:
+        raise UserError(
+            f"There is no topology {name!r}; one is named like v5e:16x16 or v5p:4x4x8, with a chip "
+            f"out of {', '.join(CHIPS)}."
+        )
+    chip = CHIPS[match[1]]
+    _prepare()
+    options: dict[str, object] = dict(chip.options)
+    if slices > 1:
+        options["num_slices"] = slices
+    if math.prod(int(n) for n in match[2].split("x")) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)  # by default a host has four
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ").rstrip(".")
+        raise UserError(f"The compiler knows no topology {name}: {reason}.") from error
+    return Topology(name, chip, slices, found.devices)
+
+
+def _prepare() -> None:
+    """What must hold before libtpu is loaded: it then looks for no chip and keeps none locked."""
+    if find_spec("libtpu") is None:
+        raise UserError('The TPU compiler is not installed: pip install "emu_jax[plan]" brings it.')
+    # Compiling needs no chip, so nothing is run on one, nor are others kept from it.
+    jax.config.update("jax_platforms", "cpu")
+    for variable, value in {
+        "TPU_SKIP_MDS_QUERY": "1",  # no cloud machine to ask what it is
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        # Unset, they are asked for with loud complaints.
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TPU_MIN_LOG_LEVEL": "3",
+    }.items():
+        os.environ.setdefault(variable, value)

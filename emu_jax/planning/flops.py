@@ -1,0 +1,161 @@
+"""FLOPs of a model: what its mathematics needs, counted in the program before it is compiled.
+
+Matrix products and convolutions are counted, two FLOPs a multiplication; the elementwise rest,
+which the peak of a chip does not speak of, is not. Taps of a convolution that fall on padding are
+no work. A loop counts as often as it turns, of a conditional the dearest branch; a kernel counts
+what :mod:`emu_jax.planning.kernels` says of it.
+
+A training step's count is that of its losses' gradients with every rematerialisation taken out:
+frozen networks count forward only, trained ones forward and backward, nothing twice. Optimiser,
+average and what stands still in a step (``every`` > 1) change nothing: it is the step in which
+every group is updated.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from emu_jax.nn.functional import Params
+from emu_jax.planning.hlo import Shape
+from emu_jax.planning.kernels import work_of
+from emu_jax.tasks.base import Batch, Task
+from emu_jax.training.state import TrainState
+
+_CHECKPOINT = "remat2"  # what jax.checkpoint becomes
+
+
+def count_flops(f: Callable, *args: Any) -> float:
+    """FLOPs of ``f(*args)``; arrays or ShapeDtypeStructs."""
+    return _flops(jax.make_jaxpr(f)(*args).jaxpr)
+
+
+def gradient_flops(loss: Callable, trained: Params, *args: Any) -> float:
+    """FLOPs of ``jax.value_and_grad(loss)(trained, *args)`` when nothing is computed twice."""
+    closed = jax.make_jaxpr(loss)(trained, *args)
+    plain = core.jaxpr_as_fun(_plain(closed))
+
+    def rebuilt(trained: Params, *args: Any) -> jax.Array:
+        return plain(*jax.tree.leaves((trained, *args)))[0]
+
+    return count_flops(jax.value_and_grad(rebuilt), trained, *args)
+
+
+def step_flops(
+    task: Task, state: TrainState, frozen: Mapping[str, Params], batch: Batch
+) -> dict[str, float]:
+    """Group -> FLOPs of its loss's gradient on the whole batch."""
+    found = {}
+    for name, group in task.groups.items():
+        params = state["params"]
+        paths = set(group.paths(params))
+        trained = {path: value for path, value in params.items() if path in paths}
+        rest = {path: value for path, value in params.items() if path not in paths}
+
+        def loss(trained: Params, rest: Params, frozen: Any, batch: Any, name: str = name):
+            key, step = jax.random.key(0), jax.numpy.int32(0)
+            params = {**rest, **trained}
+            return task.loss(name, params, frozen, state["state"], batch, key, step)[0]
+
+        found[name] = gradient_flops(loss, trained, rest, frozen, batch)
+    return found
+
+
+def _flops(jaxpr: core.Jaxpr, inside: str = "") -> float:
+    """``inside`` names the functions that it is in, which an unnamed kernel is known by."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        name, params = eqn.primitive.name, eqn.params
+        if name == "dot_general":
+            total += _dot(eqn)
+        elif name == "conv_general_dilated":
+            total += _conv(eqn)
+        elif name == "pallas_call":
+            name = f"{inside}/{eqn.source_info.name_stack}/{params['name']}"
+            total += work_of(name, [_shape(v) for v in eqn.invars]).model_flops
+        elif name == "scan":
+            total += params["length"] * _flops(params["jaxpr"].jaxpr, inside)
+        elif name == "cond":
+            total += max(_flops(branch.jaxpr, inside) for branch in params["branches"])
+        else:
+            # Of a while loop, whose turns are not known, the body once.
+            name = f"{inside}/{params.get('name', '')}"
+            total += sum(_flops(jaxpr, name) for jaxpr in _inner(eqn))
+    return total
+
+
+def _inner(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
+    """The jaxprs among an equation's parameters."""
+    found = jax.tree.leaves(
+        list(eqn.params.values()), is_leaf=lambda x: isinstance(x, core.Jaxpr | core.ClosedJaxpr)
+    )
+    jaxprs = [x.jaxpr if isinstance(x, core.ClosedJaxpr) else x for x in found]
+    return [x for x in jaxprs if isinstance(x, core.Jaxpr)]
+
+
+def _plain(x: Any) -> Any:
+    """A program, or whatever an equation is told, without rematerialisation: all is saved."""
+    if isinstance(x, core.ClosedJaxpr):
+        return x.replace(jaxpr=_plain(x.jaxpr))  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(x, core.Jaxpr):
+        return x.replace(eqns=[_saving(eqn) for eqn in x.eqns])
+    return tuple(map(_plain, x)) if type(x) is tuple else x  # a named tuple is none
+
+
+def _saving(eqn: core.JaxprEqn) -> core.JaxprEqn:
+    params = {key: _plain(value) for key, value in eqn.params.items()}
+    if eqn.primitive.name == _CHECKPOINT:
+        params["policy"] = jax.checkpoint_policies.everything_saveable
+    return eqn.replace(params=params)
+
+
+def _shape(variable: Any) -> Shape:
+    return str(variable.aval.dtype), variable.aval.shape
+
+
+def _dot(eqn: core.JaxprEqn) -> float:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    (_, lhs), (_, out) = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
+    return 2.0 * math.prod(out) * math.prod(lhs[i] for i in contracted)
+
+
+def _conv(eqn: core.JaxprEqn) -> float:
+    params = eqn.params
+    numbers = params["dimension_numbers"]
+    lhs, rhs, out = (_shape(v)[1] for v in (*eqn.invars, eqn.outvars[0]))
+    taps = [
+        _taps(lhs[i], rhs[j], out[k], *window)
+        for i, j, k, *window in zip(
+            numbers.lhs_spec[2:],
+            numbers.rhs_spec[2:],
+            numbers.out_spec[2:],
+            params["window_strides"],
+            params["padding"],
+            params["lhs_dilation"],
+            params["rhs_dilation"],
+            strict=True,
+        )
+    ]
+    batch, features = (lhs[i] for i in numbers.lhs_spec[:2])
+    groups = params["feature_group_count"] * params["batch_group_count"]
+    return 2.0 * batch * features * rhs[numbers.rhs_spec[0]] * math.prod(taps) / groups
+
+
+def _taps(
+    size: int,
+    window: int,
+    outputs: int,
+    stride: int,
+    padding: tuple[int, int],
+    lhs_dilation: int,
+    rhs_dilation: int,
+) -> int:
+    """Along one dimension: pairs of an output and a tap that falls on an input."""
+    place = (
+        np.arange(outputs)[:, None] * stride + np.arange(window)[None] * rhs_dilation - padding[0]
+    )
+    inside = (place >= 0) & (place <= (size - 1) * lhs_dilation) & (place % lhs_dilation == 0)
+    return int(inside.sum())

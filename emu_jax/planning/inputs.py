@@ -1,0 +1,73 @@
+"""What training would feed its step, in shape alone: the batch and the frozen networks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from emu_jax.data.pipeline import StreamSpec
+from emu_jax.errors import UserError
+from emu_jax.parallel.sharding import abstract_batch, abstract_params
+from emu_jax.tasks.base import Task, to_unit_range
+from emu_jax.tasks.generation import Generation
+
+Shapes = Any  # a tree of ShapeDtypeStructs
+
+
+def abstract_frozen(task: Task, mesh: Mesh, without: tuple[str, ...] = ()) -> dict[str, Shapes]:
+    """The task's frozen networks but those in ``without``, as they would lie on the mesh."""
+    return {
+        name: abstract_params(
+            {path: _shape(x.shape, network.dtype) for path, x in network.tensors()}, mesh
+        )
+        for name, network in task.frozen.items()
+        if name not in without
+    }
+
+
+def train_batch(
+    task: Task,
+    spec: StreamSpec,
+    frozen: Mapping[str, Shapes],
+    mesh: Mesh,
+    *,
+    cached_latents: bool = False,
+    cached_text: bool = False,
+) -> dict[str, Shapes]:
+    """A batch of the training stream, of the shape of its squarest bucket (no other is larger)."""
+    b = spec.batch_size
+    height, width = min(spec.shapes(), key=lambda shape: abs(shape[0] - shape[1]))
+    image = _shape((b, height, width, 3), np.uint8)
+    rows: dict[str, Shapes] = {"record": _shape((b,), np.int32), "sizes": _shape((b, 6), np.int32)}
+    if cached_latents:
+        if not isinstance(task, Generation):
+            raise UserError("data.cache_latents is for generators: this task has no latents.")
+        rows["moments"] = jax.eval_shape(
+            lambda params, x: task.codec.moments(params, to_unit_range(x)),
+            frozen.get("codec", {}),
+            image,
+        )
+    else:
+        rows["image"] = image
+    for name, encoder in getattr(task, "encoders", {}).items():
+        if cached_text:
+            states = {
+                "states": _shape((b, encoder.length, encoder.width), encoder.dtype),
+                "mask": _shape((b, encoder.length), bool),
+            }
+            if encoder.pooled_width:
+                states["pooled"] = _shape((b, encoder.pooled_width), encoder.dtype)
+            rows.setdefault("text", {})[name] = states
+        else:
+            tokens = {
+                "ids": _shape((b, encoder.length), np.int32),
+                "mask": _shape((b, encoder.length), bool),
+            }
+            rows.setdefault("tokens", {})[name] = tokens
+    return {"train": abstract_batch(rows, mesh)}
+
+
+def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)

@@ -1,0 +1,175 @@
+"""Plans as a table to print, as JSON and as an HTML page."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from etils import epath
+
+from emu_jax.evaluation.curves import interval_plot
+from emu_jax.evaluation.report import Charts, Section, Table, Text, write_report
+from emu_jax.planning.chips import GIB
+from emu_jax.planning.cost import totals
+from emu_jax.planning.plan import Plan
+
+COLUMNS = (
+    "topology",
+    "mesh",
+    "GiB a chip",
+    "of",
+    "arguments",
+    "outputs",
+    "aliased",
+    "temporaries",
+    "TFLOP a chip",
+    "modelled ms",
+    "MFU",
+    "images/s a chip",
+    "compiled in s",
+)
+_KEYS = {"part": "Part of the step", "sort": "Sort of operation", "module": "Module"}
+_MODULES = 16
+_NOTE = """Memory is the compiler's own layout, in GiB a chip. The modelled step is a sum of the
+compiler's estimates, with neither waiting nor collectives in it: good to compare two versions of a
+step, no promise of a time. FLOPs are the model's, forward and backward, nothing counted twice."""
+
+
+def row(plan: Plan) -> list[object]:
+    """One plan's entries of the table; None for what a step that does not fit leaves open."""
+    data, fsdp = plan.mesh["data"], plan.mesh["fsdp"]
+    capacity = plan.topology.chip.memory / GIB
+    head: list[object] = [_name(plan), f"data {data} x fsdp {fsdp}"]
+    flops, compiled = plan.flops / plan.chips / 1e12, plan.compile_seconds
+    memory = plan.memory
+    if memory is None:
+        return [*head, "does not fit", capacity, *[None] * 4, flops, *[None] * 3, compiled]
+    sizes = (memory.arguments, memory.outputs, memory.aliased, memory.temporaries)
+    return [
+        *head,
+        memory.peak / GIB,
+        capacity,
+        *(size / GIB for size in sizes),
+        flops,
+        plan.seconds * 1e3,
+        f"{plan.mfu:.1%}",
+        plan.images_per_second,
+        compiled,
+    ]
+
+
+def record(plan: Plan, profile: bool) -> dict[str, Any]:
+    """A plan as JSON: bytes, FLOPs and seconds."""
+    found: dict[str, Any] = {
+        "topology": plan.topology.name,
+        "slices": plan.topology.slices,
+        "chips": plan.chips,
+        "mesh": dict(plan.mesh),
+        "batch_size": plan.batch_size,
+        "capacity": plan.topology.chip.memory,
+        "model_flops": plan.flops,
+        "compile_seconds": plan.compile_seconds,
+        "fits": plan.memory is not None,
+        "advice": plan.advice,
+    }
+    if plan.memory is None:
+        return found
+    found |= {
+        "memory": {**asdict(plan.memory), "peak": plan.memory.peak},
+        "modelled_seconds": plan.seconds,
+        "mfu": plan.mfu,
+        "images_per_second_a_chip": plan.images_per_second,
+        "open_loops": plan.open_loops,
+        "collectives": [asdict(one) for one in plan.traffic],
+    }
+    if profile:
+        sums = {key: totals(plan.terms, key) for key in _KEYS}
+        found["profile"] = {**sums, "part of sort": _crossed(plan)}
+    return found
+
+
+def print_plans(plans: Sequence[Plan], profile: bool) -> None:
+    """The table, the traffic and what to change; with ``profile``, where the time goes."""
+    print(_aligned([COLUMNS, *map(row, plans)]))
+    for plan in plans:
+        if plan.memory is None:
+            print(f"\n{plan.advice}")
+            continue
+        sent = [f"{t.count} {t.kind} ({t.link}, {t.bytes / 2**20:,.1f} MiB)" for t in plan.traffic]
+        if plan.open_loops:
+            print(
+                f"\n{plan.open_loops} loops on {_name(plan)} are of unknown length: they count once"
+            )
+        print(f"\n{_name(plan)} sends a step, a chip: {', '.join(sent) or 'nothing'}")
+        for key, title in _KEYS.items() if profile else ():
+            found = list(totals(plan.terms, key).items())[:_MODULES]
+            rows = [(name, s * 1e3, f"{s / plan.seconds:.1%}") for name, s in found]
+            print(f"\n{_aligned([(title, 'ms', ''), *rows])}")
+
+
+def save(folder: epath.PathLike, title: str, plans: Sequence[Plan], profile: bool) -> epath.Path:
+    """``plan.json`` and ``index.html`` in the folder; returns the page's place."""
+    folder = epath.Path(folder)
+    sections: list[Section] = [Table("Plan", COLUMNS, [row(plan) for plan in plans], note=_NOTE)]
+    for plan in plans:
+        if plan.memory is None:
+            sections.append(Text(f"{_name(plan)} does not fit", plan.advice))
+            continue
+        sent = [[t.kind, t.link, t.count, t.bytes / 2**20] for t in plan.traffic]
+        columns = ["collective", "link", "a step", "MiB of results a chip"]
+        sections.append(Table(f"Traffic on {_name(plan)}", columns, sent))
+        if profile:
+            sections += _profile(plan)
+    index = write_report(folder / "index.html", title, sections)
+    (folder / "plan.json").write_text(json.dumps([record(p, profile) for p in plans], indent=1))
+    return index
+
+
+def _profile(plan: Plan) -> list[Section]:
+    plots = {}
+    for key, title in _KEYS.items():
+        found = list(totals(plan.terms, key).items())[:_MODULES]
+        # From 0 to its value: a bar.
+        bars = {name: (s * 1e3, 0.0, s * 1e3) for name, s in found}
+        plots[f"{title}, modelled ms"] = interval_plot(bars, title)
+    crossed = _crossed(plan)
+    parts = list(totals(plan.terms, "part"))
+    rows = [
+        [sort, *(by_part.get(part, 0.0) * 1e3 for part in parts), sum(by_part.values()) * 1e3]
+        for sort, by_part in crossed.items()
+    ]
+    return [
+        Charts(f"Where the step goes on {_name(plan)}", [], plots),
+        Table("Modelled ms, by sort and part", ["", *parts, "all"], rows),
+    ]
+
+
+def _crossed(plan: Plan) -> dict[str, dict[str, float]]:
+    """Sort -> part -> seconds."""
+    return {
+        sort: totals([term for term in plan.terms if term.sort == sort], "part")
+        for sort in totals(plan.terms, "sort")
+    }
+
+
+def _name(plan: Plan) -> str:
+    slices = plan.topology.slices
+    return plan.topology.name + (f", {slices} slices" if slices > 1 else "")
+
+
+def _aligned(rows: Sequence[Sequence[object]]) -> str:
+    """Rows of words and numbers as columns of text, words to the left, numbers to the right."""
+    words = [[_word(value) for value in one] for one in rows]
+    widths = [max(map(len, column)) for column in zip(*words, strict=True)]
+    lines = []
+    for values, cells in zip(rows, words, strict=True):
+        padded = [
+            cell.rjust(width) if isinstance(value, float | int) else cell.ljust(width)
+            for value, cell, width in zip(values, cells, widths, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _word(value: object) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

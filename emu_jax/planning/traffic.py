@@ -1,0 +1,68 @@
+"""What a program sends between chips: collectives by kind and by the links they cross.
+
+ICI are the links inside a slice; DCN is the network between slices, some hundred times slower. On
+TPUs a program is compiled for one slice: what crosses to another leaves through its host, as a
+``send`` that names the collective it is part of, and every other collective stays inside.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from emu_jax.parallel.collectives import collective, result_bytes
+from emu_jax.planning.hlo import Instruction, Program
+
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+# How the TPU compiler writes a reduce-scatter: a fusion of an all-reduce and a slice of it.
+_SCATTERED = "all-reduce-scatter"
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """All collectives of one kind on one sort of link; ``bytes`` of their results a chip."""
+
+    kind: str
+    link: str
+    count: int
+    bytes: int
+
+
+def traffic(program: Program) -> list[Traffic]:
+    """Every collective, as often as it runs."""
+    totals: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for kind, link, size, times in _collectives(program):
+        totals[kind, link][0] += times
+        totals[kind, link][1] += times * size
+    return [Traffic(*key, *total) for key, total in sorted(totals.items())]
+
+
+def _collectives(program: Program) -> Iterator[tuple[str, str, int, int]]:
+    """(kind, link, bytes, times). One that is overlapped with the work of several fusions is in
+    each of them, under one channel, and counts once."""
+    seen = set()
+    for outer, times in program.run():
+        for instruction in (outer, *program.inside(outer)):
+            found = _sent(instruction)
+            channel = _CHANNEL.search(instruction.rest)
+            if not found or (channel and channel[1] in seen):
+                continue
+            if channel:
+                seen.add(channel[1])
+            kind, link, size = found
+            if any(name.startswith(_SCATTERED) for name in outer.calls.get("calls", ())):
+                kind, size = "reduce-scatter", result_bytes(outer.type)
+            yield kind, link, size, times
+
+
+def _sent(instruction: Instruction) -> tuple[str, str, int] | None:
+    if instruction.opcode == "send":
+        between = _BETWEEN_SLICES.search(instruction.rest)
+        if not between:
+            return None
+        # The type of a send is (what is sent, context, token).
+        data = instruction.type.removeprefix("(").split("{")[0]
+        return between[1].lower().replace("_", "-"), "DCN", result_bytes(data)
+    found = collective(instruction.opcode, instruction.type)
+    return (found[0], "ICI", found[1]) if found else None

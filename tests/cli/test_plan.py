@@ -1,0 +1,73 @@
+"""``emu-jax plan`` as a whole, on a step that compiles in seconds; and what it refuses."""
+
+import json
+
+import pytest
+import runs
+
+from emu_jax.cli.main import main
+
+pytest.importorskip("libtpu")  # the compiler: Linux on x86 only
+
+CONFIG = f"--config={runs.ROOT}/configs/latent_diffusion.py:size=test"
+# One stage, nothing but the denoiser: a text encoder and a codec would take a minute to compile.
+SMALL = (
+    "--config.mesh.fsdp=4",
+    "--config.data.cache_latents=True",
+    "--config.data.cache_text=True",
+    "--config.denoiser.widths=(8,)",
+    "--config.denoiser.mid_depth=0",
+)
+
+
+def test_a_plan_of_a_generators_step(tmp_path, capsys):
+    arguments = [CONFIG, "--topology=v5e:2x2", f"--out={tmp_path}", "--profile", *SMALL]
+    assert main(["plan", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "data 1 x fsdp 4" in out and "v5e:2x2 sends a step" in out and "backward" in out
+
+    (plan,) = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["fits"] and plan["chips"] == 4 and plan["batch_size"] == 8
+    memory = plan["memory"]
+    assert 0 < memory["aliased"] <= memory["arguments"] < memory["peak"] < plan["capacity"]
+    assert plan["model_flops"] > 0
+    assert plan["mfu"] == pytest.approx(plan["model_flops"] / 4 / plan["modelled_seconds"] / 197e12)
+    assert {"all-reduce"} <= {one["kind"] for one in plan["collectives"]}
+    for by in ("part", "sort", "module"):
+        total = sum(plan["profile"][by].values())
+        assert total == pytest.approx(plan["modelled_seconds"])
+    assert {"forward", "backward", "optimiser", "average"} <= plan["profile"]["part"].keys()
+    assert {"matrix product", "convolution"} <= plan["profile"]["sort"].keys()
+    assert any("ResnetBlock" in module for module in plan["profile"]["module"])
+
+    page = (tmp_path / "index.html").read_text()
+    for words in ("v5e:2x2", "Traffic", "Where the step goes", "<svg", "ResnetBlock"):
+        assert words in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--topology=v5e:2x2", "--out=x", "--config.mesh.fsdp=3"],
+            "fsdp=3, slices=1 does not fit 4",
+        ),
+        (["--topology=v5e:4x4", "--out=x"], "A batch of 8 does not divide over 16 devices"),
+        (
+            ["--topology=v5e:2x2", "--out=x", "--slices=2", "--config.mesh.fsdp=8"],
+            "2 must divide data=1",
+        ),
+        (["--topology=v5:2x2", "--out=x"], "There is no topology 'v5:2x2'"),
+        (["--out=x"], "needs --topology="),
+        (["--topology=v5e:2x2"], "needs --out=DIR"),
+        (
+            ["--topology=v5e:2x2", "--out=x", "--config.mesh.fspd=4"],
+            "did you mean --config.mesh.fsdp",
+        ),
+        (["--topology=v5e:2x2", "--out=x", "--workdir=y"], "workdir"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_sentence(arguments, words, capsys):
+    assert main(["plan", CONFIG, *arguments]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1

@@ -1,0 +1,128 @@
+"""The yardstick on program text, term by term."""
+
+# ruff: noqa: E501  (programs as the compiler writes them)
+
+import pytest
+
+from emu_jax.errors import UserError
+from emu_jax.planning.chips import CHIPS
+from emu_jax.planning.cost import module_of, part_of, spent, totals
+from emu_jax.planning.hlo import read_program
+from emu_jax.planning.kernels import work_of
+
+CHIP = CHIPS["v5e"]
+CYCLES = 'backend_config={"estimated_cycles":"1500"}'  # a microsecond at 1.5 GHz
+TEXT = f"""HloModule m
+
+%product (p: bf16[8,8]) -> bf16[8,8] {{
+  %p = bf16[8,8]{{1,0}} parameter(0)
+  ROOT %conv.1 = bf16[8,8]{{1,0}} convolution(%p, %p), metadata={{op_name="jit(step)/transpose(jvp())/dot_general"}}
+}}
+
+%convolved (p.1: bf16[8,8]) -> bf16[8,8] {{
+  %p.1 = bf16[8,8]{{1,0}} parameter(0)
+  %conv.2 = bf16[8,8]{{1,0}} convolution(%p.1, %p.1), metadata={{op_name="jit(step)/jvp()/conv_general_dilated"}}
+  ROOT %act = bf16[8,8]{{1,0}} tanh(%conv.2)
+}}
+
+%moved (p.2: bf16[8,8]) -> bf16[8,8] {{
+  %p.2 = bf16[8,8]{{1,0}} parameter(0)
+  ROOT %turned = bf16[8,8]{{0,1}} transpose(%p.2), metadata={{op_name="jit(step)/jvp()/transpose"}}
+}}
+
+%updated (p.3: f32[8,8]) -> f32[8,8] {{
+  %p.3 = f32[8,8]{{1,0}} parameter(0)
+  %moment = f32[8,8]{{1,0}} multiply(%p.3, %p.3), metadata={{op_name="jit(step)/optimizer/mul"}}
+  ROOT %kept = f32[8,8]{{1,0}} select(%p.3, %moment), metadata={{op_name="jit(step)/jit(_where)/select_n"}}
+}}
+
+ENTRY %main (a: bf16[2,4,512,64]) -> bf16[8,8] {{
+  %a = bf16[2,4,512,64]{{3,2,1,0}} parameter(0)
+  %mask = s8[1,4,4]{{2,1,0}} constant({{...}})
+  %attention = bf16[2,4,512,64]{{3,2,1,0}} custom-call(%mask, %a, %a, %a), custom_call_target="tpu_custom_call", metadata={{op_name="jit(step)/jvp()/splash_mha_fwd/pallas_call"}}
+  %f1 = bf16[8,8]{{1,0}} fusion(%a), calls=%product, metadata={{op_name="jit(step)/transpose(jvp())/dot_general"}}, {CYCLES}
+  %f2 = bf16[8,8]{{1,0}} fusion(%f1), calls=%convolved, metadata={{op_name="jit(step)/jvp()/tanh"}}, {CYCLES}
+  %f3 = bf16[8,8]{{0,1}} fusion(%f2), calls=%moved, {CYCLES}
+  %f4 = f32[8,8]{{1,0}} fusion(%f3), calls=%updated, metadata={{op_name="jit(step)/jit(_where)/select_n"}}, {CYCLES}
+  ROOT %sum = f32[] reduce(%f4), metadata={{op_name="jit(step)/reduce_sum"}}, {CYCLES}
+}}
+"""
+
+
+def test_every_term_finds_its_part_and_its_sort():
+    terms = list(spent(read_program(TEXT), CHIP))
+    product = 2 * 2 * 4 * 512 * 512 * 64
+    kernel = 2 * product / (CHIP.peak / 2)  # heads of 64 on a unit of 128
+    micro = pytest.approx(1e-6)
+    assert totals(terms, "sort") == {
+        "matrix product": micro,
+        "convolution": micro,
+        "copy": micro,
+        "elementwise": pytest.approx(2e-6),
+        "kernel": pytest.approx(kernel),
+    }
+    assert totals(terms, "part") == {
+        "backward": micro,
+        "forward": pytest.approx(2e-6 + kernel),
+        "optimiser": micro,
+        "rest": micro,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("jit(step)/jvp()/while/body/closed_call/tanh", "forward"),
+        ("jit(step)/jvp(jit(silu))/mul", "forward"),
+        ("jit(step)/transpose(jvp())/dot_general", "backward"),
+        ("jit(step)/transpose(jvp())/checkpoint/rematted_computation/dot_general", "recomputed"),
+        ("jit(step)/optimizer/jit(clip)/mul", "optimiser"),
+        ("jit(step)/ema/add", "average"),
+        ("jit(step)/reduce_sum", "rest"),
+        ("", "rest"),
+    ],
+)
+def test_parts_of_a_step(name, part):
+    assert part_of(name) == part
+
+
+@pytest.mark.parametrize(
+    ("stack", "module"),
+    [
+        (("emu_jax/nn/unet.py UNet.__call__", "emu_jax/nn/unet.py Stage.block"), "UNet/Stage"),
+        (
+            (
+                "emu_jax/nn/functional.py Network.__call__",
+                "emu_jax/nn/attention.py Attention.__call__",
+                "flax/nnx/nn/linear.py Linear.__call__",
+            ),
+            "Attention/Linear",
+        ),
+        (
+            ("emu_jax/nn/layers.py GroupNorm.__call__", "emu_jax/nn/layers.py GroupNorm._mean"),
+            "GroupNorm",
+        ),
+        (
+            ("emu_jax/training/step.py make_step.<locals>.step", "optax/tree.py tree_norm"),
+            "make_step",
+        ),
+        ((), "without a name"),
+    ],
+)
+def test_modules(stack, module):
+    calls = [call.split(" ") for call in stack]
+    assert module_of(tuple((f"/home/me/{file}", name) for file, name in calls)) == module
+
+
+def test_attentions_kernels_come_to_the_flops_of_plain_attention():
+    q, k = ("bf16", (2, 4, 512, 64)), ("bf16", (2, 4, 77, 64))
+    product = 2 * 2 * 4 * 512 * 77 * 64
+    kernels = [
+        work_of(f"jit(f)/{name}/pallas_call", [("s8", (1, 4, 4)), q, k, k])
+        for name in ("splash_mha_fwd_residuals", "splash_mha_dq_no_residuals", "splash_mha_dkv")
+    ]
+    assert [work.flops / product for work in kernels] == [2, 3, 4]
+    assert sum(work.model_flops for work in kernels) == 6 * product
+    assert {work.head_width for work in kernels} == {64}
+    with pytest.raises(UserError, match="what the kernel 'fused_norm' computes"):
+        work_of("fused_norm", [q])

@@ -1,0 +1,61 @@
+"""What is planned for is what training feeds: against the real stream, caches included."""
+
+import jax
+import pytest
+import runs
+
+from emu_jax.cli import parts
+from emu_jax.cli.config import read
+from emu_jax.cli.generator import place_frozen
+from emu_jax.cli.train import _open
+from emu_jax.errors import UserError
+from emu_jax.parallel.mesh import make_mesh
+from emu_jax.planning.inputs import abstract_frozen, train_batch
+
+
+def described(tree):
+    return jax.tree.map(lambda x: (tuple(x.shape), str(x.dtype)), tree)
+
+
+def small(name, pictures, tmp_path):
+    config = read(f"{runs.ROOT}/configs/{name}.py:size=test")
+    for source in config.data.train.values():
+        source.update(dict(dataset="folder/tiny", select=""))
+    config.data.update(dict(data_dir=str(pictures), cache_dir=str(tmp_path), image_size=16))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "latents", "text"),
+    [
+        ("latent_diffusion", False, False),
+        ("latent_diffusion", True, True),
+        ("autoencoder", False, False),
+        ("judge", False, False),
+    ],
+)
+def test_the_batch_is_the_streams(name, latents, text, pictures, tmp_path):
+    config = small(name, pictures, tmp_path)
+    config.data.update(dict(cache_latents=latents, cache_text=text))
+    mesh, spec = make_mesh(), parts.stream_spec(config)
+    task = parts.make_task(config)
+    frozen = place_frozen(task, mesh)
+    stream = _open(config, task, frozen, parts.make_parts(config, config.data.train), spec)(0)
+    planned = train_batch(task, spec, frozen, mesh, cached_latents=latents, cached_text=text)
+    assert described(planned) == {"train": described(next(stream))}
+    shapes = abstract_frozen(task, mesh)
+    assert described(shapes) == described(frozen)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    assert shardings == jax.tree.map(lambda x: x.sharding, frozen)
+
+
+def test_a_task_without_latents_is_refused(pictures, tmp_path):
+    config = small("autoencoder", pictures, tmp_path)
+    with pytest.raises(UserError, match="cache_latents is for generators"):
+        train_batch(
+            parts.make_task(config),
+            parts.stream_spec(config),
+            {},
+            make_mesh(),
+            cached_latents=True,
+        )
