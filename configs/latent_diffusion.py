@@ -11,6 +11,13 @@ held-out part are never shown. stage=quality_tune starts from the pre-trained EM
 offset 0.1, a small constant rate, few steps.
 
 size=tiny: 64 x 64 pictures, two CPU cores. size=test: a few thousand parameters for tests.
+
+size=sdxl (2.57 B parameters, SDXL's shape) and size=emu (2.8 B, Emu's: the standard U-Net with more
+channels and more blocks a stage; its exact widths are unpublished) are 1024 x 1024 in bf16, with
+latents and texts from caches. Their texts are known by widths only, which is enough to plan:
+
+    emu-jax plan --config=configs/latent_diffusion.py:size=emu --topology=v5p:4x4x8 \\
+        --config.mesh.fsdp=16 --out=runs/plan
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +31,9 @@ NEEDLES = "needle >= 0 and needle < 300"
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    chosen = options(argument, size=("tiny", "test"), stage=("pretrain", "quality_tune"))
+    chosen = options(
+        argument, size=("tiny", "test", "sdxl", "emu"), stage=("pretrain", "quality_tune")
+    )
     config = defaults()
     config.task = "generation"
     config.drop_text = 0.1
@@ -98,6 +107,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         _quality_tune(config)
     if chosen.size == "test":
         _shrink(config)
+    elif chosen.size != "tiny":
+        _enlarge(config, chosen.size)
     return config
 
 
@@ -133,3 +144,25 @@ def _shrink(config: ConfigDict) -> None:
             checkpoint_every=2,
         )
     )
+
+
+def _enlarge(config: ConfigDict, size: str) -> None:
+    """1024 x 1024, told its sizes as SDXL is."""
+    config.compute_dtype = "bfloat16"
+    config.data.image_size = 1024
+    config.conditioner.size_features = 256
+    config.train.batch_size = 256
+    if size == "sdxl":
+        config.text = dict(clip=dict(kind="given", length=77, width=2048, pooled_width=1280))
+        unet = dict(widths=(320, 640, 1280), transformer_depth=(0, 2, 10), mid_depth=10, blocks=2)
+    else:
+        config.text = dict(
+            clip=dict(kind="given", length=77, width=768, pooled_width=768),
+            t5=dict(kind="given", length=77, width=4096, pooled_width=0),
+        )
+        config.conditioner.width = 1280
+        unet = dict(
+            widths=(448, 896, 1792, 1792), transformer_depth=(1, 1, 1, 0), mid_depth=1, blocks=4
+        )
+    with config.denoiser.ignore_type():
+        config.denoiser.update(dict(unet, head_width=64))

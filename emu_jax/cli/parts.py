@@ -258,8 +258,9 @@ def frozen_encoders(section: ConfigDict, encoders: Mapping[str, TextEncoder]) ->
 
 def blank_condition(encoder: TextEncoder) -> Encoded:
     """One row of zeros, all of them visible, as the encoder's output is laid out."""
-    tokens = encoder.tokenize([""])
-    told = jax.eval_shape(encoder.apply, encoder.shapes(), tokens["ids"], tokens["mask"])
+    ids = jax.ShapeDtypeStruct((1, encoder.length), np.int32)
+    mask = jax.ShapeDtypeStruct((1, encoder.length), bool)
+    told = jax.eval_shape(encoder.apply, encoder.shapes(), ids, mask)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), told)
     return zeros._replace(mask=np.ones_like(zeros.mask))
 

@@ -12,6 +12,7 @@ from emu_jax.errors import UserError
 from emu_jax.parallel.sharding import abstract_batch, abstract_params
 from emu_jax.tasks.base import Task, to_unit_range
 from emu_jax.tasks.generation import Generation
+from emu_jax.text.given import GivenStates
 
 Shapes = Any  # a tree of ShapeDtypeStructs
 
@@ -20,7 +21,7 @@ def abstract_frozen(task: Task, mesh: Mesh, without: tuple[str, ...] = ()) -> di
     """The task's frozen networks but those in ``without``, as they would lie on the mesh."""
     return {
         name: abstract_params(
-            {path: _shape(x.shape, network.dtype) for path, x in network.tensors()}, mesh
+            {path: _shape(x.shape, network.dtype) for path, x in network.shapes.items()}, mesh
         )
         for name, network in task.frozen.items()
         if name not in without
@@ -60,6 +61,8 @@ def train_batch(
             if encoder.pooled_width:
                 states["pooled"] = _shape((b, encoder.pooled_width), encoder.dtype)
             rows.setdefault("text", {})[name] = states
+        elif isinstance(encoder, GivenStates):
+            encoder.refuse()
         else:
             tokens = {
                 "ids": _shape((b, encoder.length), np.int32),

@@ -107,6 +107,7 @@ _MAKERS = {
     "minilm": ("emu_jax.text.minilm", "make_minilm"),
     "clip": ("emu_jax.text.clip", "make_clip"),
     "t5": ("emu_jax.text.t5", "make_t5"),
+    "given": ("emu_jax.text.given", "make_given"),
 }
 
 

@@ -1,6 +1,7 @@
 """From config sections to parts: what is built, and what is refused."""
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import jax
@@ -99,6 +100,22 @@ def test_the_null_condition_follows_the_encoders_policy():
     assert zeros.states.shape == empty.states.shape and zeros.pooled.shape == empty.pooled.shape
     assert not zeros.states.any()
     assert zeros.mask.all()
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [
+        ("sdxl", 2_567_463_684 + 12 * (2 * 9 * 320 + 1)),  # 16 channels in and out, not 4
+        ("emu", pytest.approx(2.8e9, rel=0.01)),
+    ],
+)
+def test_the_large_sizes_by_shape_alone(size, parameters):
+    task = parts.make_task(read(f"{runs.ROOT}/configs/latent_diffusion.py:size={size}"))
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    assert sum(math.prod(shape.shape) for shape in params.values()) == parameters
+    # Nobody can compute their texts: training them is refused, not begun.
+    with pytest.raises(UserError, match="the text encoder clip the config says widths only"):
+        next(task.frozen["clip"].tensors())
 
 
 @pytest.mark.parametrize(
