@@ -14,7 +14,8 @@ size=tiny: 64 x 64 pictures, two CPU cores. size=test: a few thousand parameters
 
 size=sdxl (2.57 B parameters, SDXL's shape) and size=emu (2.8 B, Emu's: the standard U-Net with more
 channels and more blocks a stage; its exact widths are unpublished) are 1024 x 1024 in bf16, with
-latents and texts from caches. Their texts are known by widths only, which is enough to plan:
+latents and texts from caches. Their texts are known by widths only, and the shipped autoencoder
+stands in for one of its 16 channels at their size, which is enough to plan, not to train:
 
     emu-jax plan --config=configs/latent_diffusion.py:size=emu --topology=v5p:4x4x8 \\
         --config.mesh.fsdp=16 --out=runs/plan

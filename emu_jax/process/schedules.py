@@ -33,6 +33,7 @@ under the same noise, so the same difficulty needs s times the noise-to-signal r
 of Stable Diffusion 3.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple
@@ -45,7 +46,7 @@ from jaxtyping import Array, Float
 from emu_jax.errors import UserError
 
 
-class Schedule:
+class Schedule(ABC):
     """What every schedule answers. Times and results are fp32 arrays of any shape."""
 
     steps: int | None = None
@@ -54,13 +55,13 @@ class Schedule:
     zero_terminal: bool = False
     """Whether nothing of the picture is left at t = 1: alpha(1) = 0."""
 
+    @abstractmethod
     def log_snr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """lambda(t), equation (2); infinite where there is no noise or no signal."""
-        raise NotImplementedError
 
+    @abstractmethod
     def at_log_snr(self, log_snr: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """The time of a log-SNR: the inverse of ``log_snr``, held within [0, 1]."""
-        raise NotImplementedError
 
     def alpha(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """The factor of the signal, equation (3) unless the schedule has its own."""
