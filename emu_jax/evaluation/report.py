@@ -197,7 +197,8 @@ body {
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
 }
 main { max-width: 1080px; margin: 0 auto; padding: 40px 20px 80px; }
-h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; }
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em;
+  overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 44px 0 10px; }
 p { max-width: 72ch; margin: 0 0 12px; }
 .subtitle { color: var(--faint); }
@@ -209,8 +210,10 @@ th { font-weight: 600; text-align: left; }
 .plain tbody tr:last-child td { border-bottom: 0; }
 .plain thead { color: var(--faint); }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
-.pictures thead th { text-align: center; padding: 4px 8px; color: var(--faint); }
-.pictures tbody th { font-weight: 400; max-width: 260px; padding: 8px 20px 8px 0;
+.plain thead th { min-width: 6em; overflow-wrap: anywhere; }
+.pictures thead th { text-align: center; padding: 4px 8px; color: var(--faint);
+  overflow-wrap: anywhere; }
+.pictures tbody th { font-weight: 400; min-width: 7em; max-width: 260px; padding: 8px 20px 8px 0;
   overflow-wrap: anywhere; }
 .pictures tbody tr + tr > * { border-top: 1px solid var(--rule); }
 .pictures td { padding: 10px 8px; text-align: center; vertical-align: top; }
