@@ -27,8 +27,8 @@ pictures of the same prompts say how far to believe it. Intervals are 95 %, by b
 prompts. Faithful: the judge finds the picture's own prompt the likest of all prompts. Finish: a
 probe finds it finished as the needles are. Copied: nearer to a needle than 99 % of real pictures
 that are none. Contrast: the deviation of a picture's luma. Distances are small where alike."""
-_PAIRED = """The first named minus the second, prompt by prompt; an interval that leaves out 0 is a difference
-that the choice of prompts does not explain."""
+_PAIRED = """The first named minus the second, prompt by prompt; an interval that leaves out
+0 is a difference that the choice of prompts does not explain."""
 
 
 @dataclass
