@@ -3,7 +3,9 @@
     emu-jax train --config=configs/autoencoder.py:size=tiny --workdir=runs/autoencoder
 
 size=tiny: 64 x 64 pictures -> 8 x 8 x 16; the shipped weights `builtin:autoencoder_64` come from
-it. size=test: a network of a few thousand parameters for tests.
+it. size=f8: Emu's own, f = 8 with the widths of the field's standard autoencoder, trained on
+256 x 256 crops of a data set of yours, `folder/pictures`; it wants `--config.loss.perceptual_path`
+(weights of VGG-16 and LPIPS). size=test: a network of a few thousand parameters for tests.
 `--config.latent_channels=4` or 8 gives the narrower spaces of the paper's comparison,
 `--config.autoencoder.fourier_bands=0` the plain one.
 """
@@ -17,7 +19,7 @@ PICTURES = "part == tuned|kept and group != flags|brands|extras|signs"
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    chosen = options(argument, size=("tiny", "test"))
+    chosen = options(argument, size=("tiny", "f8", "test"))
     tiny = chosen.size == "tiny"
     config = defaults()
     config.task = "autoencoding"
@@ -88,4 +90,36 @@ def get_config(argument: str | None = None) -> ConfigDict:
             checkpoint_every=2,
         )
     )
+    if chosen.size == "f8":
+        _enlarge(config)
     return config
+
+
+def _enlarge(config: ConfigDict) -> None:
+    config.compute_dtype = "bfloat16"
+    config.autoencoder.update(dict(widths=(128, 256, 512, 512), blocks=2, groups=32))
+    config.autoencoder.update(
+        dict(decoder_widths=(128, 256, 512, 512), decoder_blocks=3, mid_attention=True)
+    )
+    config.discriminator.update(dict(enabled=True, channels=64, layers=3, groups=32))
+    config.loss.update(dict(perceptual_weight=1.0, adversarial_start=50_000))
+    config.groups.autoencoder.ema_decay = 0.9999
+    config.groups.autoencoder.optimizer.update(
+        dict(learning_rate=1e-4, schedule="constant", warmup=10_000, b2=0.999)
+    )
+    config.groups.discriminator.first_step = 50_000
+    config.groups.discriminator.optimizer.learning_rate = 1e-4
+    config.data.image_size = 256
+    config.data.random_crop = True
+    config.data.train = dict(pictures=source("folder/pictures"))
+    config.data.validation = dict()
+    config.train.update(
+        dict(
+            steps=500_000,
+            batch_size=256,
+            log_every=100,
+            validate_every=5000,
+            preview_every=5000,
+            checkpoint_every=5000,
+        )
+    )

@@ -12,14 +12,27 @@ offset 0.1, a small constant rate, few steps.
 
 size=tiny: 64 x 64 pictures, two CPU cores. size=test: a few thousand parameters for tests.
 
-size=sdxl (2.57 B parameters, SDXL's shape) and size=emu (2.8 B, Emu's: the standard U-Net with more
-channels and more blocks a stage; its exact widths are unpublished) are 1024 x 1024 in bf16, with
-latents and texts from caches. Their texts are known by widths only, and the shipped autoencoder
-stands in for one of its 16 channels at their size, which is enough to plan, not to train:
+size=emu (2.8 B parameters, Emu's: the standard U-Net with more channels and more blocks a stage;
+its exact widths are unpublished) reads CLIP ViT-L and T5-XXL, size=sdxl (2.57 B, SDXL's shape) CLIP
+ViT-L and OpenCLIP-bigG, both in bf16, on data sets of yours: `folder/pictures`, for tuning
+`folder/needles`. Resolution rises in stages, each of which picks up the one before; Emu's last has
+noise offset 0.02:
+
+    emu-jax train --config=configs/latent_diffusion.py:size=emu,resolution=256 \\
+        --config.codec.path=runs/autoencoder --config.mesh.fsdp=16 \\
+        --config.text.clip.path=CLIP --config.text.t5.path=T5 --workdir=runs/emu_256
+    ... :size=emu,resolution=512 ... --workdir=runs/emu_512
+    ... :size=emu,resolution=1024 ... --workdir=runs/emu_1024
+    ... :size=emu,stage=quality_tune ... --workdir=runs/emu_tuned
+
+Pre-training encodes pictures and texts inside the step, tuning reads both from caches. Planning
+needs none of all this:
 
     emu-jax plan --config=configs/latent_diffusion.py:size=emu --topology=v5p:4x4x8 \\
         --config.mesh.fsdp=16 --out=runs/plan
 """
+
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -33,7 +46,10 @@ NEEDLES = "needle >= 0"  # a thousand; "... and needle < 100" for a hundred of t
 
 def get_config(argument: str | None = None) -> ConfigDict:
     chosen = options(
-        argument, size=("tiny", "test", "sdxl", "emu"), stage=("pretrain", "quality_tune")
+        argument,
+        size=("tiny", "test", "sdxl", "emu"),
+        stage=("pretrain", "quality_tune"),
+        resolution=("1024", "512", "256"),  # of sdxl and emu
     )
     config = defaults()
     config.task = "generation"
@@ -109,7 +125,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     if chosen.size == "test":
         _shrink(config)
     elif chosen.size != "tiny":
-        _enlarge(config, chosen.size)
+        _enlarge(config, chosen.size, chosen.stage, int(chosen.resolution))
     return config
 
 
@@ -147,23 +163,56 @@ def _shrink(config: ConfigDict) -> None:
     )
 
 
-def _enlarge(config: ConfigDict, size: str) -> None:
-    """1024 x 1024, told its sizes as SDXL is."""
+def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None:
+    """The published size: what is not said of it is as latent diffusion's and SDXL's is."""
+    tuning, last = stage == "quality_tune", resolution == 1024
     config.compute_dtype = "bfloat16"
-    config.data.image_size = 1024
-    config.conditioner.size_features = 256
-    config.train.batch_size = 256
+    # Their shapes, to plan with; to train, the paths of real ones.
+    config.codec.path = f"{Path(__file__).parent}/autoencoder.py:size=f8"
+    text = dict(path="", length=77, dtype="bfloat16")
     if size == "sdxl":
-        config.text = dict(clip=dict(kind="given", length=77, width=2048, pooled_width=1280))
+        sides = dict(text, kind="clip", layer="penultimate", null="zeros")
+        config.text = dict(
+            clip_l=dict(sides, size="vit_l", pooled=False), clip_g=dict(sides, size="openclip_bigg")
+        )
+        config.conditioner = dict(width=0, combine="channels", size_features=256)
         unet = dict(widths=(320, 640, 1280), transformer_depth=(0, 2, 10), mid_depth=10, blocks=2)
     else:
         config.text = dict(
-            clip=dict(kind="given", length=77, width=768, pooled_width=768),
-            t5=dict(kind="given", length=77, width=4096, pooled_width=0),
+            clip=dict(text, kind="clip", size="vit_l"), t5=dict(text, kind="t5", size="xxl")
         )
-        config.conditioner.width = 1280
+        config.conditioner = dict(width=1280, combine="tokens", size_features=256)
         unet = dict(
             widths=(448, 896, 1792, 1792), transformer_depth=(1, 1, 1, 0), mid_depth=1, blocks=4
         )
     with config.denoiser.ignore_type():
         config.denoiser.update(dict(unet, head_width=64))
+    config.process.update(
+        dict(schedule="scaled_linear", prediction="eps", time_input="index", time_density="uniform")
+    )
+    if not tuning:
+        config.process.noise_offset = 0.02 if last and size == "emu" else 0.0
+    config.sampling.update(dict(steps=20, guidance_scale=5.0))
+    config.groups.generator.ema_decay = 0.9999
+    config.groups.generator.optimizer.update(
+        dict(
+            learning_rate=1e-5 if tuning else 1e-4,
+            schedule="constant",
+            warmup=100 if tuning else 10_000,
+            b2=0.999,
+        )
+    )
+    before = {256: "", 512: f"runs/{size}_256", 1024: f"runs/{size}_512"}
+    config.init_from = f"runs/{size}_{resolution}" if tuning else before[resolution]
+    config.measure.judge = ""
+    config.data.update(
+        dict(image_size=resolution, buckets=last, cache_latents=tuning, cache_text=tuning)
+    )
+    config.data.train = dict(pictures=source("folder/needles" if tuning else "folder/pictures"))
+    config.data.validation = dict()
+    config.train.update(
+        dict(steps=15_000, batch_size=64, checkpoint_every=250)
+        if tuning
+        else dict(steps=200_000 if last else 600_000, batch_size=2048, checkpoint_every=1000)
+    )
+    config.train.update(dict(validate_every=0, preview_every=1000))

@@ -3,7 +3,7 @@
 Each function reads one section of a config made from :func:`emu_jax.cli.config.defaults`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.safetensors_io import fingerprint_params
+from emu_jax.cli.config import read
 from emu_jax.data.pipeline import Part, StreamSpec
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
@@ -217,13 +218,18 @@ def make_sampling(section: ConfigDict) -> Sampling:
 
 
 def make_codec(section: ConfigDict) -> tuple[Codec, dict[str, Frozen]]:
-    """The codec, and its weights to freeze, from an autoencoder's run or exported model."""
+    """The codec, and its weights to freeze, from an autoencoder's run or exported model.
+
+    A path that is a config file says the shapes alone, of an autoencoder still to be trained:
+    enough to plan a generator's step with.
+    """
     if section.kind == "identity":
         return IdentityCodec(), {}
     if section.kind != "autoencoder":
         raise UserError(f"codec.kind is autoencoder or identity, not {section.kind!r}.")
-    model = load_model(locate(section.path), dtype=np.float32)
-    made_by = ConfigDict(model.config)
+    planned = Path(section.path.split(":")[0]).suffix == ".py"
+    model = None if planned else load_model(locate(section.path), dtype=np.float32)
+    made_by = ConfigDict(model.config) if model else read(section.path)
     if made_by.get("task") != "autoencoding":
         task = made_by.get("task")
         raise UserError(f"codec.path {section.path} is no autoencoder: its task is {task}.")
@@ -232,7 +238,19 @@ def make_codec(section: ConfigDict) -> tuple[Codec, dict[str, Frozen]]:
         channels=made_by.latent_channels,
         factor=2 ** (len(made_by.autoencoder.widths) - 1),
     )
-    return codec, {"codec": _frozen_arrays(section.path, codec_params(model.params))}
+    if model:
+        return codec, {"codec": _frozen_arrays(section.path, codec_params(model.params))}
+    return codec, {"codec": Frozen(section.path, "none", codec.shapes(), _untrained(section.path))}
+
+
+def _untrained(path: str) -> Callable[[], Iterator[tuple[str, np.ndarray]]]:
+    def refuse() -> Iterator[tuple[str, np.ndarray]]:
+        raise UserError(
+            f"codec.path {path} is a config file, which is enough to plan a step, not to run one: "
+            "name the run or the exported model of an autoencoder trained by it."
+        )
+
+    return refuse
 
 
 def make_encoders(section: ConfigDict) -> dict[str, TextEncoder]:

@@ -12,7 +12,6 @@ from emu_jax.errors import UserError
 from emu_jax.parallel.sharding import abstract_batch, abstract_params
 from emu_jax.tasks.base import Task, to_unit_range
 from emu_jax.tasks.generation import Generation
-from emu_jax.text.given import GivenStates
 
 Shapes = Any  # a tree of ShapeDtypeStructs
 
@@ -61,8 +60,6 @@ def train_batch(
             if encoder.pooled_width:
                 states["pooled"] = _shape((b, encoder.pooled_width), encoder.dtype)
             rows.setdefault("text", {})[name] = states
-        elif isinstance(encoder, GivenStates):
-            encoder.refuse()
         else:
             tokens = {
                 "ids": _shape((b, encoder.length), np.int32),

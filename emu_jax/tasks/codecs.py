@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from emu_jax.nn import autoencoder as gaussian
@@ -40,6 +41,11 @@ class AutoencoderCodec:
     network: Network
     channels: int
     factor: int
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What :func:`codec_params` gives of a trained one."""
+        figure = jax.ShapeDtypeStruct((self.channels,), jnp.float32)
+        return {**self.network.shapes(), LATENT_SHIFT: figure, LATENT_SCALE: figure}
 
     def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w m"]:
         return self.network(params, x, method="encode")

@@ -28,7 +28,7 @@ from emu_jax.nn.clip import ClipText, ClipVision, Layer
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Network, Params
 from emu_jax.text.encoder import Null
-from emu_jax.text.pretrained import Pretrained, load_tokenizer
+from emu_jax.text.pretrained import NO_FOLDER, Pretrained, load_tokenizer
 
 TEXT_KINDS, VISION_KINDS = ("clip_text_model", "clip"), ("clip_vision_model", "clip")
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -44,6 +44,30 @@ _TEXT_DEFAULTS = dict(
     hidden_act="quick_gelu",
     layer_norm_eps=1e-5,
     eos_token_id=49407,
+)
+# The published text towers, each with a projection as wide as itself.
+_SIZES = dict(
+    vit_l=dict(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        hidden_act="quick_gelu",
+    ),
+    openclip_h=dict(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=23,  # of 24: Stable Diffusion 2.1 leaves the last one out
+        num_attention_heads=16,
+        hidden_act="gelu",
+    ),
+    openclip_bigg=dict(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=20,
+        hidden_act="gelu",
+    ),
 )
 _VISION_DEFAULTS = dict(
     hidden_size=768,
@@ -64,14 +88,20 @@ class Clip(Pretrained):
     """
 
     layer: Layer = "last"
+    defaults = _TEXT_DEFAULTS
+    sizes = _SIZES
 
-    def _make_tokenizer(self) -> Any:
+    @classmethod
+    def read_config(cls, folder: Path) -> dict[str, Any]:
+        return text_config(folder)
+
+    def _make_tokenizer(self, folder: Path) -> Any:
         from transformers import CLIPTokenizer  # takes seconds; a run on cached text needs none
 
-        return load_tokenizer(CLIPTokenizer, self.folder, _TOKENIZER_FILES)
+        return load_tokenizer(CLIPTokenizer, folder, _TOKENIZER_FILES)
 
-    def _network(self) -> Network:
-        return text_network(text_config(self.folder), _projection(self.folder, "text"))
+    def _network(self, config: Mapping[str, Any]) -> Network:
+        return text_network(config, _text_projection(self.folder, config))
 
     @staticmethod
     def _rename(key: str) -> str | None:
@@ -87,16 +117,16 @@ def make_clip(
     length: int = 77,
     *,
     path: str | Path = "",
+    size: str = "",
     layer: Layer = "last",
     pooled: bool = True,
     dtype: str = "float32",
     null: Null = "empty",
 ) -> Clip:
-    """CLIP's text tower from a folder or hub name; ``pooled`` False: no pooled vector is given."""
-    if not path:
-        raise UserError(f"Encoder {name} needs path: a CLIP's folder or hub name.")
-    folder = find_folder(path)
-    config = text_config(folder)
+    """CLIP's text tower from a folder or hub name, or, to plan with, of a published size: vit_l,
+    openclip_h or openclip_bigg. ``pooled`` False: no pooled vector is given.
+    """
+    folder, config = Clip.find(name, path, size)
     longest = config["max_position_embeddings"]
     if not _SPECIAL_TOKENS < length <= longest:
         raise UserError(
@@ -105,8 +135,8 @@ def make_clip(
     if layer not in get_args(Layer):
         raise UserError(f"Encoder {name}: layer is {' or '.join(get_args(Layer))}, not {layer!r}.")
     width = config["hidden_size"]
-    pooled_width = (_projection(folder, "text") or width) if pooled else 0
-    return Clip(name, folder, length, width, pooled_width, null, dtype, layer)
+    pooled_width = (_text_projection(folder, config) or width) if pooled else 0
+    return Clip(name, folder, length, width, pooled_width, null, dtype, layer, size=size)
 
 
 @dataclass(frozen=True)
@@ -205,6 +235,10 @@ def tower_key(tower: str, key: str) -> str | None:
         return None
     own = (f"{tower}_model.", "text_projection.", "visual_projection.")
     return key if key.startswith(own) else f"{tower}_model.{key}"
+
+
+def _text_projection(folder: Path, config: Mapping[str, Any]) -> int | None:
+    return config["hidden_size"] if folder == NO_FOLDER else _projection(folder, "text")
 
 
 def _projection(folder: Path, tower: str) -> int | None:

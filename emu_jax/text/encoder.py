@@ -94,7 +94,7 @@ class TextEncoder(ABC):
 
     def settings(self) -> dict[str, Any]:
         """What its output depends on beside the weights."""
-        aside = ("name", "folder", "null", "dtype")
+        aside = ("name", "folder", "null", "dtype", "size")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in aside}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,7 +107,6 @@ _MAKERS = {
     "minilm": ("emu_jax.text.minilm", "make_minilm"),
     "clip": ("emu_jax.text.clip", "make_clip"),
     "t5": ("emu_jax.text.t5", "make_t5"),
-    "given": ("emu_jax.text.given", "make_given"),
 }
 
 

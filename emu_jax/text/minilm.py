@@ -8,9 +8,11 @@ states = the last hidden states; pooled = their mean over the text's tokens, not
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,8 +37,15 @@ _UNUSED = re.compile(r"pooler\.|embeddings\.position_ids$")
 class MiniLM(Pretrained):
     """A BERT whose sentence vector is the mean of its states."""
 
-    def _make_tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+    @classmethod
+    def read_config(cls, folder: Path) -> dict[str, Any]:
+        config = read_config(folder, ("bert",))
+        if config.get("hidden_act", "gelu") != "gelu":
+            raise UserError(f"{folder} is a BERT with {config['hidden_act']}, only gelu is known.")
+        return config
+
+    def _make_tokenizer(self, folder: Path) -> Tokenizer:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.enable_truncation(self.length)
         tokenizer.enable_padding(length=self.length)
         return tokenizer
@@ -47,8 +56,7 @@ class MiniLM(Pretrained):
         mask = np.array([row.attention_mask for row in rows], bool).reshape(-1, self.length)
         return ids, mask
 
-    def _network(self) -> Network:
-        config = _read_config(self.folder)
+    def _network(self, config: Mapping[str, Any]) -> Network:
         return Network(
             lambda rngs: Bert(
                 vocabulary=config["vocab_size"],
@@ -92,7 +100,7 @@ def make_minilm(
     for file in ("config.json", "tokenizer.json", "model.safetensors"):
         if not (folder / file).is_file():
             raise UserError(f"{folder} has no {file}: give a BERT's folder, or `{MEND}`.")
-    config = _read_config(folder)
+    config = MiniLM.read_config(folder)
     longest = config["max_position_embeddings"]
     if not _SPECIAL_TOKENS < length <= longest:
         raise UserError(
@@ -107,10 +115,3 @@ def _package_folder() -> Path:
     if spec is None or spec.origin is None:
         raise UserError(f"The MiniLM text encoder is not installed: `{MEND}`.")
     return Path(spec.origin).parent / "model"
-
-
-def _read_config(folder: Path) -> dict:
-    config = read_config(folder, ("bert",))
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"{folder} is a BERT with {config['hidden_act']}, only gelu is known.")
-    return config

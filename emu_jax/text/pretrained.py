@@ -1,38 +1,92 @@
 """Encoders whose config, weights and tokenizer lie in a folder as the Hugging Face libraries write
 it. A kind of network says how its config is read and how its keys are spelt; the rest is here.
+
+A published model is also known by its size alone, without a folder: enough to plan a step with,
+which needs no weights.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emu_jax.checkpoint.huggingface import stream_params, tokenizer_folder_of, weights_of
+from emu_jax.checkpoint.huggingface import (
+    find_folder,
+    stream_params,
+    tokenizer_folder_of,
+    weights_of,
+)
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Network
 from emu_jax.text.encoder import TextEncoder
 
 SENTENCEPIECE = "spiece.model"
+NO_FOLDER = Path()
 
 
 @dataclass(frozen=True)
 class Pretrained(TextEncoder):
-    """A text encoder read from ``folder``."""
+    """A text encoder read from ``folder``, or, without one (``NO_FOLDER``), known by its ``size``.
+
+    ``sizes``: what is published under a name, as the part of config.json that is not as in
+    ``defaults``.
+    """
+
+    size: str = field(default="", kw_only=True)
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @classmethod
+    def find(cls, name: str, path: str | Path, size: str) -> tuple[Path, dict[str, Any]]:
+        """(folder, complete config) of the encoder that a config calls ``name``.
+
+        Raises:
+          UserError: neither path nor size, no such size, or a folder that is not of that size.
+        """
+        known = ", ".join(cls.sizes)
+        if size and size not in cls.sizes:
+            raise UserError(f"Encoder {name}: size is one of {known}, not {size!r}.")
+        if not (path or size):
+            raise UserError(
+                f"Encoder {name} needs path, a model's folder or hub name; to plan a step its size "
+                f"is enough: {known}."
+            )
+        folder = find_folder(path).absolute() if path else NO_FOLDER
+        config = cls.config_of(folder, size)
+        for key, value in cls.sizes.get(size, {}).items():
+            if config[key] != value:
+                raise UserError(
+                    f"Encoder {name}: {folder} is no {size}, its {key} is {config[key]} and not "
+                    f"{value}; give another folder, or an empty size to take this one as it is."
+                )
+        return folder, config
+
+    @classmethod
+    def config_of(cls, folder: Path, size: str) -> dict[str, Any]:
+        """The folder's config, complete; without a folder the size's."""
+        if folder == NO_FOLDER:
+            return {**cls.defaults, **cls.sizes[size]}
+        return cls.read_config(folder)
+
+    @classmethod
+    @abstractmethod
+    def read_config(cls, folder: Path) -> dict[str, Any]:
+        """The folder's config, complete."""
 
     @cached_property
     def network(self) -> Network:
-        return self._network()
+        return self._network(self.config_of(self.folder, self.size))
 
     @abstractmethod
-    def _network(self) -> Network:
-        """The network that the folder's config describes."""
+    def _network(self, config: Mapping[str, Any]) -> Network:
+        """The network of a complete config."""
 
     @staticmethod
     def _rename(key: str) -> str | None:
@@ -41,7 +95,20 @@ class Pretrained(TextEncoder):
 
     @property
     def weights(self) -> Path:
-        return weights_of(self.folder)
+        return weights_of(self._existing_folder())
+
+    @property
+    def fingerprint(self) -> str:
+        return "none" if self.folder == NO_FOLDER else super().fingerprint
+
+    def _existing_folder(self) -> Path:
+        if self.folder == NO_FOLDER:
+            raise UserError(
+                f"Of the text encoder {self.name} the config says the size ({self.size}) alone, "
+                "which is enough to plan a step, not to run one: name a folder or hub model, "
+                f"config.text.{self.name}.path."
+            )
+        return self.folder
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         return {
@@ -54,10 +121,10 @@ class Pretrained(TextEncoder):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return self._make_tokenizer()
+        return self._make_tokenizer(self._existing_folder())
 
     @abstractmethod
-    def _make_tokenizer(self) -> Any:
+    def _make_tokenizer(self, folder: Path) -> Any:
         """The folder's own tokenizer: which token pads is its choice."""
 
     def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxtyping import Array, Bool, Int
 
-from emu_jax.checkpoint.huggingface import find_folder, read_config
+from emu_jax.checkpoint.huggingface import read_config
 from emu_jax.errors import UserError
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Network, Params
@@ -35,17 +35,44 @@ _DEFAULTS = dict(
 )
 
 
+# The published sizes of v1.1.
+_SIZES = {
+    name: dict(
+        d_model=width,
+        d_kv=64,
+        d_ff=feed_forward,
+        num_layers=layers,
+        num_heads=heads,
+        feed_forward_proj="gated-gelu",
+    )
+    for name, width, feed_forward, layers, heads in (
+        ("small", 512, 1024, 8, 6),
+        ("base", 768, 2048, 12, 12),
+        ("large", 1024, 2816, 24, 16),
+        ("xl", 2048, 5120, 24, 32),
+        ("xxl", 4096, 10240, 24, 64),
+    )
+}
+
+
 @dataclass(frozen=True)
 class T5(Pretrained):
     """The encoder of T5 v1.1."""
 
-    def _make_tokenizer(self) -> Any:
+    defaults = _DEFAULTS
+    sizes = _SIZES
+
+    @classmethod
+    def read_config(cls, folder: Path) -> dict[str, Any]:
+        return read_t5_config(folder)
+
+    def _make_tokenizer(self, folder: Path) -> Any:
         from transformers import T5Tokenizer  # takes seconds; a run on cached text needs none
 
-        return load_tokenizer(T5Tokenizer, self.folder, _TOKENIZER_FILES)
+        return load_tokenizer(T5Tokenizer, folder, _TOKENIZER_FILES)
 
-    def _network(self) -> Network:
-        return network(read_t5_config(self.folder))
+    def _network(self, config: Mapping[str, Any]) -> Network:
+        return network(config)
 
     @staticmethod
     def _rename(key: str) -> str | None:
@@ -62,16 +89,17 @@ def make_t5(
     length: int = 77,
     *,
     path: str | Path = "",
+    size: str = "",
     dtype: str = "float32",
     null: Null = "empty",
 ) -> T5:
-    """T5's encoder from a folder or hub name; positions are relative, so any length will do."""
-    if not path:
-        raise UserError(f"Encoder {name} needs path: a T5's folder or hub name.")
+    """T5's encoder from a folder or hub name, or, to plan with, of a published size: small, base,
+    large, xl or xxl. Positions are relative, so any length will do.
+    """
     if length < 2:
         raise UserError(f"Encoder {name} takes lengths from 2 on, not {length}.")
-    folder = find_folder(path)
-    return T5(name, folder, length, read_t5_config(folder)["d_model"], null=null, dtype=dtype)
+    folder, config = T5.find(name, path, size)
+    return T5(name, folder, length, config["d_model"], null=null, dtype=dtype, size=size)
 
 
 def read_t5_config(folder: Path) -> dict[str, Any]:

@@ -102,20 +102,39 @@ def test_the_null_condition_follows_the_encoders_policy():
     assert zeros.mask.all()
 
 
+def size_of(shapes):
+    return sum(math.prod(shape.shape) for shape in shapes.values())
+
+
 @pytest.mark.parametrize(
-    ("size", "parameters"),
+    ("size", "parameters", "texts"),
     [
-        ("sdxl", 2_567_463_684 + 12 * (2 * 9 * 320 + 1)),  # 16 channels in and out, not 4
-        ("emu", pytest.approx(2.8e9, rel=0.01)),
+        # 16 channels in and out, not 4; the two CLIPs of SDXL's pipeline.
+        ("sdxl", 2_567_463_684 + 12 * (2 * 9 * 320 + 1), 123_650_304 + 694_659_840),
+        ("emu", pytest.approx(2.8e9, rel=0.01), 123_650_304 + 4_762_310_656),
     ],
 )
-def test_the_large_sizes_by_shape_alone(size, parameters):
+def test_the_large_sizes_by_shape_alone(size, parameters, texts):
     task = parts.make_task(read(f"{runs.ROOT}/configs/latent_diffusion.py:size={size}"))
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
-    assert sum(math.prod(shape.shape) for shape in params.values()) == parameters
-    # Nobody can compute their texts: training them is refused, not begun.
-    with pytest.raises(UserError, match="the text encoder clip the config says widths only"):
-        task.encoders["clip"].tokenize(["a fox"])
+    assert size_of(params) == parameters
+    assert sum(size_of(task.frozen[name].shapes) for name in task.encoders) == texts
+    assert (task.codec.channels, task.codec.factor) == (16, 8)
+    # Without weights no run is begun: the first thing that it asks for is refused.
+    encoder = next(iter(task.encoders))
+    for network, words in ((encoder, rf"config\.text\.{encoder}\.path"), ("codec", r"codec\.path")):
+        with pytest.raises(UserError, match=words) as refused:
+            next(task.frozen[network].tensors())
+        assert "enough to plan a step, not to run one" in str(refused.value)
+
+
+def test_the_stages_of_the_large_sizes_follow_one_another():
+    stages = ["resolution=256", "resolution=512", "resolution=1024", "stage=quality_tune"]
+    configs = [read(f"{runs.ROOT}/configs/latent_diffusion.py:size=emu,{s}") for s in stages]
+    assert [c.init_from for c in configs] == ["", *(f"runs/emu_{n}" for n in (256, 512, 1024))]
+    assert [c.data.image_size for c in configs] == [256, 512, 1024, 1024]
+    assert [c.process.noise_offset for c in configs] == [0.0, 0.0, 0.02, 0.1]
+    assert configs[-1].train.batch_size == 64 and configs[-1].train.steps <= 15_000
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """CLIP's towers read from folders, against transformers' classes and tokenizer on the same."""
 
+import math
 import pickle
 
 import encoders
@@ -202,3 +203,33 @@ def test_another_kind_of_model_is_named(tmp_path):
     encoders.t5(tmp_path)
     with pytest.raises(UserError, match="a model of type t5; wanted is clip_text_model or clip"):
         make_encoder("clip", LENGTH, path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters", "width"),
+    [
+        ("vit_l", 123_650_304, 768),
+        ("openclip_h", 340_387_840 + 1024 * 1024, 1024),
+        ("openclip_bigg", 694_659_840, 1280),
+    ],
+)
+def test_a_published_size_without_its_folder_is_known_in_shape(size, parameters, width):
+    encoder = make_encoder("clip", size=size, dtype="bfloat16")
+    shapes = encoder.shapes().values()
+    assert sum(math.prod(x.shape) for x in shapes) == parameters
+    assert {x.dtype for x in shapes} == {jnp.dtype(jnp.bfloat16)}
+    assert (encoder.width, encoder.pooled_width) == (width, width)
+    with pytest.raises(UserError, match=r"enough to plan a step.*config\.text\.clip\.path"):
+        encoder.tokenize(["a fox"])
+    with pytest.raises(UserError, match="enough to plan a step"):
+        next(encoder.tensors())
+
+
+def test_a_folder_of_another_size_is_refused(tmp_path):
+    encoders.clip_text(tmp_path)
+    with pytest.raises(UserError, match="is no vit_l, its hidden_size is 24 and not 768"):
+        make_encoder("clip", path=tmp_path, length=LENGTH, size="vit_l")
+    with pytest.raises(UserError, match="size is one of vit_l, openclip_h, openclip_bigg, not"):
+        make_encoder("clip", size="vit_xl")
+    with pytest.raises(UserError, match="needs path, a model's folder or hub name"):
+        make_encoder("clip")

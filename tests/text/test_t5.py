@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from transformers import T5Tokenizer
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from emu_jax.errors import UserError
+from emu_jax.nn.torch_layout import torch_paths
 from emu_jax.text import pretrained
 from emu_jax.text.encoder import make_encoder
 
@@ -120,3 +121,34 @@ def test_only_the_gated_form_is_known(tmp_path):
 def test_options_that_cannot_be(options, words, tmp_path):
     with pytest.raises(UserError, match=words):
         make_encoder("t5", **{"path": tmp_path, "length": LENGTH} | options)
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "feed_forward", "layers", "heads"),
+    [
+        ("small", 512, 1024, 8, 6),
+        ("base", 768, 2048, 12, 12),
+        ("large", 1024, 2816, 24, 16),
+        ("xl", 2048, 5120, 24, 32),
+        ("xxl", 4096, 10240, 24, 64),
+    ],
+)
+def test_a_published_size_without_its_folder_is_known_in_shape(
+    size, width, feed_forward, layers, heads
+):
+    config = T5Config(
+        vocab_size=32128,
+        d_model=width,
+        d_kv=64,
+        d_ff=feed_forward,
+        num_layers=layers,
+        num_heads=heads,
+        feed_forward_proj="gated-gelu",
+    )
+    with torch.device("meta"):
+        reference = T5EncoderModel(config).state_dict()
+    del reference["encoder.embed_tokens.weight"]
+    encoder = make_encoder("t5", size=size)
+    torch_paths(reference, encoder.shapes())  # refuses keys too many, too few or of another shape
+    with pytest.raises(UserError, match="enough to plan a step"):
+        next(encoder.tensors())
