@@ -1,0 +1,181 @@
+"""Imagen's Efficient U-Net, for super-resolution (Saharia et al. 2022, appendix B.1).
+
+Most of its depth lies at its smallest maps. A stage halves the map before its convolutions on the
+way down and doubles it behind them on the way up; one skip a stage, times 1 / sqrt 2, joins the
+two; residual blocks have scale-shift norms. Attention follows a stage's blocks, in the stages that
+have any. ``middle`` adds residual blocks between the two ways, at the coarsest map.
+
+    e = time_embedding(sinusoids(t)) + class_embedding(sinusoids(level)) + pooled text
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from emu_jax.errors import UserError
+from emu_jax.nn.attention import AddedKVAttention, Attend, attend
+from emu_jax.nn.embeddings import TextTimeEmbedding, TimestepEmbedding, sinusoids
+from emu_jax.nn.layers import Downsample, GroupNorm, Upsample, activation, conv
+from emu_jax.nn.resnet import ResnetBlock
+from emu_jax.nn.transformer import Constrain
+
+_SKIP_SCALE = 2**-0.5
+
+
+class EfficientUNet(nnx.Module):
+    """``unet(x, t, context, context_mask, level=level)`` -> the network's output, as large as x.
+
+    The low-resolution picture is concatenated to ``x`` by the caller and counted in
+    ``in_channels``; ``level`` is the noise in it. One value a stage, the finest first: ``widths``;
+    ``blocks`` (residual blocks, on each way); ``attention``: "none", "cross" (text alone) or "full"
+    (text and pixels). ``context_width`` is the text's, ``text_pool_heads`` the heads that pool it.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        attention: Sequence[str],
+        head_width: int,
+        context_width: int,
+        text_pool_heads: int,
+        middle: int = 0,
+        level: bool = True,
+        time_width: int | None = None,
+        groups: int = 32,
+        attend: Attend = attend,
+        constrain: Constrain = lambda x: x,
+        rngs: nnx.Rngs,
+    ):
+        if not len(widths) == len(blocks) == len(attention):
+            raise UserError(
+                f"An Efficient U-Net of {len(widths)} widths takes as many blocks and attention, "
+                f"not {len(blocks)} and {len(attention)}."
+            )
+        temb = time_width or 4 * widths[0]
+        self.time_inputs = widths[0]
+        self.act, self.constrain = activation("silu"), constrain
+
+        def resnet(inputs: int, outputs: int) -> ResnetBlock:
+            return ResnetBlock(
+                inputs, outputs, temb_channels=temb, groups=groups, scale_shift=True, rngs=rngs
+            )
+
+        def stage(inputs: int, i: int, resampler: nnx.Module) -> Stage:
+            sides = [inputs] + [widths[i]] * (blocks[i] - 1)
+            return Stage(
+                [resnet(side, widths[i]) for side in sides],
+                _attention(
+                    attention[i], widths[i], head_width, context_width, groups, attend, rngs
+                ),
+                resampler,
+            )
+
+        self.conv_in = conv(in_channels, widths[0], rngs=rngs)
+        self.time_embedding = TimestepEmbedding(widths[0], temb, rngs=rngs)
+        self.class_embedding = TimestepEmbedding(widths[0], temb, rngs=rngs) if level else None
+        self.add_embedding = TextTimeEmbedding(
+            context_width, temb, text_pool_heads, attend=attend, rngs=rngs
+        )
+        self.mid_blocks = nnx.List(resnet(widths[-1], widths[-1]) for _ in range(middle))
+        before = [widths[0], *widths[:-1]]
+        self.down_blocks = nnx.List(
+            stage(before[i], i, Downsample(before[i], rngs=rngs)) for i in range(len(widths))
+        )
+        self.up_blocks = nnx.List(
+            stage(
+                widths[min(i + 1, len(widths) - 1)] + widths[i], i, Upsample(widths[i], rngs=rngs)
+            )
+            for i in reversed(range(len(widths)))
+        )
+        self.conv_norm_out = GroupNorm(widths[0], groups, eps=1e-5, rngs=rngs)
+        self.conv_out = conv(widths[0], out_channels, zero=True, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, "b"],
+        context: Float[Array, "b l d"],
+        context_mask: Bool[Array, "b l"] | None = None,
+        vector: None = None,
+        level: Float[Array, "b"] | None = None,
+    ) -> Float[Array, "b h w o"]:
+        """Sides of x are multiples of 2^stages, or of any size: odd maps are cut back."""
+        if (level is not None) != (self.class_embedding is not None):
+            raise UserError("An Efficient U-Net is told the level of a low-resolution picture.")
+
+        def sines(value: Array) -> Array:
+            return sinusoids(value, self.time_inputs).astype(x.dtype)
+
+        temb = self.time_embedding(sines(t)) + self.add_embedding(context, context_mask)
+        if self.class_embedding is not None and level is not None:
+            temb = temb + self.class_embedding(sines(level))
+        temb = self.act(temb)
+
+        x = self.constrain(self.conv_in(x))
+        skips, sizes = [], []
+        for block in self.down_blocks:
+            sizes.append((x.shape[1], x.shape[2]))
+            x = self.constrain(block.resampler(x))
+            x = self.constrain(block(x, temb, context, context_mask))
+            skips.append(x)
+        for block in self.mid_blocks:
+            x = self.constrain(block(x, temb))
+        for block in self.up_blocks:
+            x = jnp.concatenate([x, skips.pop() * _SKIP_SCALE], axis=-1)
+            x = self.constrain(block(x, temb, context, context_mask))
+            x = self.constrain(block.resampler(x, sizes.pop()))
+        return self.conv_out(self.act(self.conv_norm_out(x)))
+
+
+class Stage(nnx.Module):
+    """Residual blocks, then attention if any; ``resampler`` is called by the network."""
+
+    def __init__(
+        self,
+        resnets: Sequence[ResnetBlock],
+        attention: nnx.Module | None,
+        resampler: nnx.Module,
+    ):
+        self.resnets = nnx.List(resnets)
+        self.attention = attention
+        self.resampler = resampler
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], temb: Array, context: Array, mask: Array | None
+    ) -> Float[Array, "b h w d"]:
+        for resnet in self.resnets:
+            x = resnet(x, temb)
+        return x if self.attention is None else self.attention(x, context, mask)
+
+
+def _attention(
+    kind: str,
+    width: int,
+    head_width: int,
+    context_width: int,
+    groups: int,
+    attend: Attend,
+    rngs: nnx.Rngs,
+) -> AddedKVAttention | None:
+    if kind not in ("none", "cross", "full"):
+        raise UserError(f"A stage's attention is none, cross or full, not {kind!r}.")
+    if kind == "none":
+        return None
+    if width % head_width:
+        raise UserError(f"A stage of {width} channels does not divide into heads of {head_width}.")
+    return AddedKVAttention(
+        width,
+        width // head_width,
+        head_width,
+        context_width=context_width,
+        groups=groups,
+        only_cross_attention=kind == "cross",
+        attend=attend,
+        rngs=rngs,
+    )
