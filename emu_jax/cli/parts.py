@@ -25,6 +25,7 @@ from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.conditioner import Conditioner, Encoded
 from emu_jax.nn.contrastive import ContrastiveModel
 from emu_jax.nn.discriminator import PatchDiscriminator
+from emu_jax.nn.efficient_unet import EfficientUNet
 from emu_jax.nn.functional import Network, Params
 from emu_jax.nn.perceptual import Lpips, load_lpips
 from emu_jax.nn.unet import UNet
@@ -37,6 +38,7 @@ from emu_jax.tasks.base import Frozen, Group, Task
 from emu_jax.tasks.codecs import AutoencoderCodec, Codec, IdentityCodec, codec_params
 from emu_jax.tasks.contrastive import Contrastive
 from emu_jax.tasks.generation import Generation, Sampling
+from emu_jax.tasks.upsampling import LowResolution
 from emu_jax.text.encoder import TextEncoder, make_encoder
 from emu_jax.training.optimizers import make_optimizer
 
@@ -162,8 +164,9 @@ def make_generation(config: ConfigDict, constrain: Constrain) -> Generation:
     arguments = dict(config.conditioner, encoders=widths, width=config.conditioner.width or None)
     conditioner = partial(_module, Conditioner, arguments)
     told = nnx.eval_shape(lambda: conditioner(nnx.Rngs(0)))
+    low = make_low_resolution(config, codec)
     denoiser = make_denoiser(
-        config.denoiser, codec.channels, told.context_width, told.vector_width, constrain
+        config.denoiser, codec.channels, told.context_width, told.vector_width, low, constrain
     )
     return Generation(
         denoiser=denoiser,
@@ -178,24 +181,44 @@ def make_generation(config: ConfigDict, constrain: Constrain) -> Generation:
         drop_text=config.drop_text,
         compute_dtype=jnp.dtype(config.compute_dtype),
         previews=config.sampling.previews,
+        low=low,
     )
 
 
+def make_low_resolution(config: ConfigDict, codec: Codec) -> LowResolution | None:
+    """What a super-resolution stage is told; configs of other families have no such section."""
+    section = config.get("low_resolution")
+    if not section or not section.factor:
+        return None
+    if codec.factor != 1:
+        raise UserError(
+            "Super-resolution (low_resolution.factor) is for pixels: codec.kind=identity."
+        )
+    return LowResolution(**section)
+
+
 def make_denoiser(
-    section: ConfigDict, channels: int, context_width: int, vector_width: int, constrain: Constrain
+    section: ConfigDict,
+    channels: int,
+    context_width: int,
+    vector_width: int,
+    low: LowResolution | None,
+    constrain: Constrain,
 ) -> Network:
-    kinds = {"unet": UNet}
+    kinds = {"unet": UNet, "efficient_unet": EfficientUNet}
     arguments = section.to_dict()
     kind = arguments.pop("kind")
     if kind not in kinds:
         raise UserError(f"denoiser.kind is one of {', '.join(kinds)}, not {kind!r}.")
     arguments |= {
-        "in_channels": channels,
+        "in_channels": 2 * channels if low else channels,
         "out_channels": channels,
         "context_width": context_width,
         "vector_width": vector_width or None,
         "constrain": constrain,
     }
+    if low:
+        arguments["level"] = True
     return Network(partial(_module, kinds[kind], arguments))
 
 
@@ -214,6 +237,7 @@ def make_sampling(section: ConfigDict) -> Sampling:
         section.spacing,
         section.guidance_scale,
         section.guidance_rescale,
+        section.get("threshold", "none"),
     )
 
 

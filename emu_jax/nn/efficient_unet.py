@@ -30,7 +30,8 @@ class EfficientUNet(nnx.Module):
     The low-resolution picture is concatenated to ``x`` by the caller and counted in
     ``in_channels``; ``level`` is the noise in it. One value a stage, the finest first: ``widths``;
     ``blocks`` (residual blocks, on each way); ``attention``: "none", "cross" (text alone) or "full"
-    (text and pixels). ``context_width`` is the text's, ``text_pool_heads`` the heads that pool it.
+    (text and pixels). ``context_width`` is the text's. The text's summary is a vector of
+    ``vector_width``, or, without one, its tokens pooled by attention of ``text_pool_heads``.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class EfficientUNet(nnx.Module):
         attention: Sequence[str],
         head_width: int,
         context_width: int,
-        text_pool_heads: int,
+        vector_width: int | None = None,
+        text_pool_heads: int | None = None,
         middle: int = 0,
-        level: bool = True,
+        level: bool = False,
         time_width: int | None = None,
         groups: int = 32,
         attend: Attend = attend,
@@ -79,9 +81,14 @@ class EfficientUNet(nnx.Module):
         self.conv_in = conv(in_channels, widths[0], rngs=rngs)
         self.time_embedding = TimestepEmbedding(widths[0], temb, rngs=rngs)
         self.class_embedding = TimestepEmbedding(widths[0], temb, rngs=rngs) if level else None
-        self.add_embedding = TextTimeEmbedding(
-            context_width, temb, text_pool_heads, attend=attend, rngs=rngs
-        )
+        if (vector_width is None) == (text_pool_heads is None):
+            raise UserError("An Efficient U-Net takes either vector_width or text_pool_heads.")
+        if vector_width:
+            self.add_embedding = TimestepEmbedding(vector_width, temb, rngs=rngs)
+        else:
+            self.add_embedding = TextTimeEmbedding(
+                context_width, temb, text_pool_heads or 1, attend=attend, rngs=rngs
+            )
         self.mid_blocks = nnx.List(resnet(widths[-1], widths[-1]) for _ in range(middle))
         before = [widths[0], *widths[:-1]]
         self.down_blocks = nnx.List(
@@ -102,7 +109,7 @@ class EfficientUNet(nnx.Module):
         t: Float[Array, "b"],
         context: Float[Array, "b l d"],
         context_mask: Bool[Array, "b l"] | None = None,
-        vector: None = None,
+        vector: Float[Array, "b p"] | None = None,
         level: Float[Array, "b"] | None = None,
     ) -> Float[Array, "b h w o"]:
         """Sides of x are multiples of 2^stages, or of any size: odd maps are cut back."""
@@ -112,7 +119,13 @@ class EfficientUNet(nnx.Module):
         def sines(value: Array) -> Array:
             return sinusoids(value, self.time_inputs).astype(x.dtype)
 
-        temb = self.time_embedding(sines(t)) + self.add_embedding(context, context_mask)
+        temb = self.time_embedding(sines(t))
+        if isinstance(self.add_embedding, TextTimeEmbedding):
+            temb = temb + self.add_embedding(context, context_mask)
+        elif vector is not None:
+            temb = temb + self.add_embedding(vector.astype(x.dtype))
+        else:
+            raise UserError("This Efficient U-Net needs a vector.")
         if self.class_embedding is not None and level is not None:
             temb = temb + self.class_embedding(sines(level))
         temb = self.act(temb)

@@ -26,6 +26,7 @@ SMALL = dict(
     text_pool_heads=4,
     time_width=TIME,
     groups=GROUPS,
+    level=True,
 )
 
 
