@@ -28,6 +28,13 @@ SOURCES = {
         "validation.held_out.openmoji",
         "validation.held_out.fluent",
     ),
+    "pixel_diffusion": (
+        "train.openmoji",
+        "train.fluent",
+        "validation.kept.openmoji",
+        "validation.held_out.openmoji",
+        "validation.held_out.fluent",
+    ),
     "judge": (
         "train.openmoji",
         "train.fluent",
@@ -40,7 +47,11 @@ SOURCES = {
 
 
 def command(config: str, workdir: Path, data_dir: Path, *more: str) -> list[str]:
-    """``emu-jax train`` with the config's test size on ``folder/tiny``, 16 x 16 pictures."""
+    """``emu-jax train`` with the config's test size on ``folder/tiny``, 16 x 16 pictures.
+
+    ``config`` may have options, "pixel_diffusion:part=super".
+    """
+    config, _, options = config.partition(":")
     overrides = [
         f"--config.data.{source}.{key}"
         for source in SOURCES[config]
@@ -48,7 +59,7 @@ def command(config: str, workdir: Path, data_dir: Path, *more: str) -> list[str]
     ]
     return [
         *(sys.executable, "-m", "emu_jax.train"),
-        f"--config={ROOT}/configs/{config}.py:size=test",
+        f"--config={ROOT}/configs/{config}.py:{','.join(filter(None, ('size=test', options)))}",
         f"--workdir={workdir}",
         f"--config.data.data_dir={data_dir}",
         "--config.data.image_size=16",

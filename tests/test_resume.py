@@ -23,8 +23,16 @@ def autoencoder(pictures, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("config", ["autoencoder", "latent_diffusion"])
+@pytest.mark.parametrize(
+    ("config", "devices"),
+    [
+        ("autoencoder", 1),
+        ("autoencoder", 8),
+        ("latent_diffusion", 1),
+        ("latent_diffusion", 8),
+        ("pixel_diffusion:part=super", 1),
+    ],
+)
 def test_a_killed_run_equals_the_unbroken_one(config, devices, pictures, tmp_path, request):
     more = [f"--config.train.steps={STEPS}", "--config.train.validate_every=8"]
     if devices > 1:

@@ -16,7 +16,7 @@ from etils import epath
 from tqdm import tqdm
 
 from emu_jax.cli import parts
-from emu_jax.cli.generator import Generator
+from emu_jax.cli.cascade import open_generator
 from emu_jax.cli.judge import SHIPPED, Judge, part, yardstick
 from emu_jax.cli.sample import add_sampling_arguments, positive, read_prompts, sampling_changes
 from emu_jax.data.source import DEFAULT_DATA_DIR
@@ -98,7 +98,7 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
 
 
 def _draw(name: str, prompts: Sequence[str], kept: str, arguments: argparse.Namespace) -> Drawn:
-    generator = Generator(name, **sampling_changes(arguments))
+    generator = open_generator(name, **sampling_changes(arguments))
     seeds = [arguments.seed + i for i in range(len(prompts))]
     pictures = generator.draw(prompts, seeds)
     images = [next(pictures)]  # the first batch compiles: it is not in the time

@@ -23,7 +23,8 @@ from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.sharding import constrain, put_batch, shard_params
-from emu_jax.tasks.base import Task
+from emu_jax.process.noise import fold_in
+from emu_jax.tasks.base import Task, to_unit_range
 from emu_jax.tasks.generation import Generation
 from emu_jax.training.trainer import VALIDATION_SEED
 
@@ -43,10 +44,28 @@ class Drawer:
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self._generate = jax.jit(self._draw_batch)
 
+    @property
+    def side(self) -> int:
+        """Height and width in pixels that it was trained to draw."""
+        return self.config.data.image_size
+
+    @property
+    def factor(self) -> int:
+        """How many times it enlarges the pictures it is shown; 1: it is shown none."""
+        return self._task.low.factor if self._task.low else 1
+
     def draw_with(
-        self, params: Params, prompts: Sequence[str], seeds: Sequence[int], negative: str = ""
+        self,
+        params: Params,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negative: str = "",
+        low: Sequence[UInt8[np.ndarray, "h w 3"]] | None = None,
     ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        """One picture a (prompt, seed), in order, as they are done."""
+        """One picture a (prompt, seed), in order, as they are done.
+
+        ``low``: the pictures, all of one size, that a super-resolution stage enlarges.
+        """
         for start in range(0, len(prompts), self.batch_size):
             rows = list(zip(prompts, seeds, strict=True))[start : start + self.batch_size]
             full = rows + [rows[-1]] * (self.batch_size - len(rows))
@@ -55,6 +74,9 @@ class Drawer:
                 "negative": self._tokens([negative] * len(full)) if negative else {},
                 "seed": np.array([seed for _, seed in full], np.uint32),
             }
+            if low is not None:
+                shown = list(low[start : start + self.batch_size])
+                batch["low"] = np.stack(shown + [shown[-1]] * (self.batch_size - len(rows)))
             images = self._generate(params, self._frozen, put_batch(batch, self._mesh))
             yield from np.asarray(images)[: len(rows)]
 
@@ -64,7 +86,7 @@ class Drawer:
     def _draw_batch(
         self, params: Params, frozen: Mapping[str, Params], batch: Mapping[str, Any]
     ) -> jax.Array:
-        task, side = self._task, self.config.data.image_size
+        task, side = self._task, self.side
 
         def encode(tokens: Mapping[str, Any]) -> dict[str, Any]:
             return {
@@ -72,15 +94,23 @@ class Drawer:
                 for name, rows in tokens.items()
             }
 
+        keys = jax.vmap(jax.random.key)(batch["seed"])
+        height = width = side // task.codec.factor
+        low = None
+        if "low" in batch:
+            low = to_unit_range(batch["low"])
+            height, width = (self.factor * n for n in low.shape[1:3])
+            keys = fold_in(keys, side)  # not the noise that the picture was drawn from
         sizes = jax.numpy.tile(np.array([side, side, 0, 0, side, side]), (self.batch_size, 1))
         return task.generate(
             params,
             frozen,
             encode(batch["tokens"]),
             sizes,
-            jax.vmap(jax.random.key)(batch["seed"]),
-            (side // task.codec.factor, side // task.codec.factor),
+            keys,
+            (height, width),
             negative=encode(batch["negative"]) or None,
+            low=low,
         )
 
 
@@ -112,10 +142,14 @@ class Generator(Drawer):
         self._params = place(params, shard_params(wanted, mesh))
 
     def draw(
-        self, prompts: Sequence[str], seeds: Sequence[int], negative: str = ""
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negative: str = "",
+        low: Sequence[UInt8[np.ndarray, "h w 3"]] | None = None,
     ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """One picture a (prompt, seed), in order, as they are done."""
-        return self.draw_with(self._params, prompts, seeds, negative)
+        return self.draw_with(self._params, prompts, seeds, negative, low)
 
     def costs(self) -> dict[str, float]:
         """Parameters of its own, calls of the denoiser a picture, and FLOPs of these calls."""
@@ -125,6 +159,8 @@ class Generator(Drawer):
 
         def call(params: Params, x: jax.Array, t: jax.Array) -> jax.Array:
             by = task.condition(params, task.null, jax.numpy.zeros((1, 6), np.int32))
+            if task.low:
+                by = by._replace(spatial=x, level=t)
             return task.denoise(params, x, t, by)
 
         t = jax.ShapeDtypeStruct((1,), np.float32)

@@ -16,6 +16,7 @@ from emu_jax.errors import UserError
 COMMANDS = {
     "train": "train a model: pre-training or quality-tuning, as the config says",
     "sample": "draw pictures from prompts",
+    "upsample": "enlarge pictures with a super-resolution checkpoint",
     "export": "write a run's weights as a model folder",
     "evaluate": "measure one model: faithfulness, finish, distances, copies",
     "compare": "measure several models and put them side by side in an HTML report",

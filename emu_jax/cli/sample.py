@@ -15,7 +15,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from emu_jax.cli.generator import Generator
+from emu_jax.cli.cascade import open_generator
 from emu_jax.errors import UserError
 from emu_jax.evaluation.grids import grid
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     if not prompts:
         raise UserError('There is nothing to draw: give prompts, e.g. emu-jax sample "a red fox".')
 
-    generator = Generator(arguments.checkpoint, **sampling_changes(arguments))
+    generator = open_generator(arguments.checkpoint, **sampling_changes(arguments))
     wanted = [
         (prompt, arguments.seed + i) for prompt in prompts for i in range(arguments.per_prompt)
     ]
@@ -49,9 +49,11 @@ def main(argv: Sequence[str]) -> int:
         [wanted[i][0] for i in missing], [wanted[i][1] for i in missing], arguments.negative
     )
     for i, image in zip(missing, tqdm(drawn, total=len(missing), desc="pictures"), strict=True):
-        _save(Image.fromarray(image), paths[i])
+        save_picture(Image.fromarray(image), paths[i])
     images = [np.asarray(Image.open(path.open("rb")).convert("RGB")) for path in paths]
-    _save(grid(np.stack(images), [prompt for prompt, _ in wanted], scale=2), folder / "grid.png")
+    save_picture(
+        grid(np.stack(images), [prompt for prompt, _ in wanted], scale=2), folder / "grid.png"
+    )
     print(f"{len(paths)} pictures in {folder}, all of them in {folder / 'grid.png'}")
     return 0
 
@@ -95,8 +97,8 @@ def _file_name(prompt: str, seed: int, recipe: list[object]) -> str:
     return f"{words or 'picture'}_{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}.png"
 
 
-def _save(image: Image.Image, path: epath.Path) -> None:
-    """Whole or not at all."""
+def save_picture(image: Image.Image, path: epath.Path) -> None:
+    """As a PNG file, whole or not at all."""
     temporary = path.parent / f"{path.name}.tmp"
     with temporary.open("wb") as file:
         image.save(file, "PNG")

@@ -1,0 +1,79 @@
+"""Cascades of pixel diffusion: what one checkpoint draws, others enlarge, each trained by itself.
+
+``A+B+C`` names one wherever a model is named: A draws, B enlarges what A drew, C what B made of it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from emu_jax.cli.generator import Generator
+from emu_jax.data.mixture import Part
+from emu_jax.errors import UserError
+
+Image = UInt8[np.ndarray, "h w 3"]
+
+
+class Cascade:
+    """Draws as a :class:`Generator` does; ``changes`` are of the stage that draws, the first."""
+
+    def __init__(self, checkpoints: Sequence[str], batch_size: int = 16, **changes: Any):
+        base = Generator(checkpoints[0], batch_size, **changes)
+        refuse_upsampler(base, checkpoints[0])
+        self.stages = [base, *(Generator(name, batch_size) for name in checkpoints[1:])]
+        side = base.side
+        for name, stage in zip(checkpoints[1:], self.stages[1:], strict=True):
+            if stage.factor == 1:
+                raise UserError(f"{name} enlarges nothing: it draws, and goes first in a cascade.")
+            if side * stage.factor != stage.side:
+                raise UserError(
+                    f"{name} enlarges pictures of {stage.side // stage.factor} pixels, and gets "
+                    f"them with {side}: it does not follow {checkpoints[0]}."
+                )
+            side = stage.side
+        self.side, self.batch_size = side, base.batch_size
+        self.config, self.step, self.chosen = base.config, base.step, base.chosen
+        self.fingerprints = dict(base.fingerprints)
+        for i, stage in enumerate(self.stages[1:], 1):
+            self.fingerprints |= {f"stage_{i}/{k}": v for k, v in stage.fingerprints.items()}
+
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], negative: str = ""
+    ) -> Iterator[Image]:
+        """One picture a (prompt, seed), in order, as they are done."""
+        for start in range(0, len(prompts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            images = list(self.stages[0].draw(prompts[part], seeds[part], negative))
+            for stage in self.stages[1:]:
+                images = list(stage.draw(prompts[part], seeds[part], negative, low=images))
+            yield from images
+
+    def costs(self) -> dict[str, float]:
+        """Of all stages together."""
+        every = [stage.costs() for stage in self.stages]
+        return {name: sum(costs[name] for costs in every) for name in every[0]}
+
+    def loss(self, part: Part) -> float:
+        """The validation loss of the stage that draws."""
+        return self.stages[0].loss(part)
+
+
+def open_generator(name: str, batch_size: int = 16, **changes: Any) -> Generator | Cascade:
+    """What a model's name stands for, ready to draw: a generator, or with ``+`` a cascade."""
+    checkpoints = name.split("+")
+    if len(checkpoints) > 1:
+        return Cascade(checkpoints, batch_size, **changes)
+    generator = Generator(name, batch_size, **changes)
+    refuse_upsampler(generator, name)
+    return generator
+
+
+def refuse_upsampler(generator: Generator, name: str) -> None:
+    """Raises UserError for a super-resolution stage, which draws nothing by itself."""
+    if generator.factor > 1:
+        raise UserError(
+            f"{name} enlarges pictures: name it behind what draws them, BASE+{name}, or use "
+            "emu-jax upsample."
+        )
