@@ -20,6 +20,7 @@ from emu_jax.checkpoint.safetensors_io import fingerprint_params
 from emu_jax.data.pipeline import Part, StreamSpec
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
+from emu_jax.nn.attention import Attend, attend
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.conditioner import Conditioner, Encoded
 from emu_jax.nn.contrastive import ContrastiveModel
@@ -61,10 +62,13 @@ def locate(path: str) -> str:
     return str(folder)
 
 
-def make_task(config: ConfigDict, constrain: Constrain = lambda x: x) -> Task:
-    """The task of a config; ``constrain`` is called at the networks' block boundaries."""
+def make_task(
+    config: ConfigDict, constrain: Constrain = lambda x: x, attend: Attend = attend
+) -> Task:
+    """The task of a config; ``constrain`` is called at the networks' block boundaries, ``attend``
+    computes a generator's attention."""
     makers = {
-        "generation": make_generation,
+        "generation": partial(make_generation, attend=attend),
         "autoencoding": make_autoencoding,
         "contrastive": make_contrastive,
     }
@@ -152,7 +156,7 @@ def make_contrastive(config: ConfigDict, constrain: Constrain) -> Contrastive:
 # Generation --------------------------------------------------------------------------------------
 
 
-def make_generation(config: ConfigDict, constrain: Constrain) -> Generation:
+def make_generation(config: ConfigDict, constrain: Constrain, attend: Attend) -> Generation:
     """Its null conditions are blank: what the encoders say of no text takes their weights."""
     codec, frozen = make_codec(config.codec)
     encoders = make_encoders(config.text)
@@ -162,7 +166,8 @@ def make_generation(config: ConfigDict, constrain: Constrain) -> Generation:
     conditioner = partial(_module, Conditioner, arguments)
     told = nnx.eval_shape(lambda: conditioner(nnx.Rngs(0)))
     denoiser = make_denoiser(
-        config.denoiser, codec.channels, told.context_width, told.vector_width, constrain
+        *(config.denoiser, codec.channels, told.context_width, told.vector_width),
+        *(constrain, attend),
     )
     return Generation(
         denoiser=denoiser,
@@ -181,7 +186,12 @@ def make_generation(config: ConfigDict, constrain: Constrain) -> Generation:
 
 
 def make_denoiser(
-    section: ConfigDict, channels: int, context_width: int, vector_width: int, constrain: Constrain
+    section: ConfigDict,
+    channels: int,
+    context_width: int,
+    vector_width: int,
+    constrain: Constrain,
+    attend: Attend,
 ) -> Network:
     kinds = {"unet": UNet}
     arguments = section.to_dict()
@@ -194,6 +204,7 @@ def make_denoiser(
         "context_width": context_width,
         "vector_width": vector_width or None,
         "constrain": constrain,
+        "attend": attend,
     }
     return Network(partial(_module, kinds[kind], arguments))
 
