@@ -65,6 +65,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         mid_depth=1,
         head_width=32,
         groups=32,
+        scan=False,  # each stack of transformer layers as one loop
+        remat="none",  # or block, dots: what the backward pass computes anew
     )
     config.process = dict(
         schedule="cosine",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from emu_jax.checkpoint.export import load_model, save_model
 from emu_jax.cli import parts
+from emu_jax.nn.stack import unstacked
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,10 +19,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     arguments = parser.parse_args(argv)
     model = load_model(parts.locate(arguments.checkpoint))
-    # A critic is of no use without its training.
-    kept = {
-        path: value for path, value in model.params.items() if not path.startswith("discriminator/")
-    }
+    # A critic is of no use without its training; and layers go by number, however they were run.
+    kept = unstacked(
+        {path: x for path, x in model.params.items() if not path.startswith("discriminator/")}
+    )
     # Where the data lay on the machine that trained is nobody else's business.
     for place in ("data_dir", "cache_dir"):
         model.config["data"].pop(place, None)

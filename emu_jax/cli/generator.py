@@ -21,6 +21,8 @@ from emu_jax.data.mixture import Part
 from emu_jax.data.pipeline import make_stream
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
+from emu_jax.nn.stack import relaid
+from emu_jax.parallel.attention import make_attend
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.sharding import constrain, put_batch, shard_params
 from emu_jax.process.noise import fold_in
@@ -138,7 +140,8 @@ class Generator(Drawer):
             name: network.fingerprint for name, network in task.frozen.items()
         }
         wanted = jax.eval_shape(task.init, jax.random.key(0))[0]
-        params = ((path, model.params[path]) for path in wanted if path in model.params)
+        found = relaid(model.params, wanted)
+        params = ((path, found[path]) for path in wanted if path in found)
         self._params = place(params, shard_params(wanted, mesh))
 
     def draw(
@@ -197,9 +200,15 @@ class Generator(Drawer):
         return total / count
 
 
-def open_task(config: ConfigDict, mesh: Mesh) -> tuple[Task, dict[str, Params]]:
-    """A config's task, ready to run, and its frozen networks in their shards."""
-    task = parts.make_task(config, constrain(mesh))
+def open_task(
+    config: ConfigDict, mesh: Mesh, attention: str = "auto"
+) -> tuple[Task, dict[str, Params]]:
+    """A config's task, ready to run, and its frozen networks in their shards.
+
+    ``attention`` is not read off the config: a model may be drawn with on other devices than those
+    that it was trained on.
+    """
+    task = parts.make_task(config, constrain(mesh), make_attend(attention, mesh))
     frozen = place_frozen(task, mesh)
     if isinstance(task, Generation):
         null = {
@@ -210,9 +219,10 @@ def open_task(config: ConfigDict, mesh: Mesh) -> tuple[Task, dict[str, Params]]:
     return task, frozen
 
 
-def place_frozen(task: Task, mesh: Mesh) -> dict[str, Params]:
-    """A task's frozen networks in their shards, streamed tensor by tensor."""
+def place_frozen(task: Task, mesh: Mesh, without: Sequence[str] = ()) -> dict[str, Params]:
+    """A task's frozen networks, but those in ``without``, streamed into their shards."""
     return {
         name: place(network.tensors(), shard_params(dict(network.shapes), mesh), network.dtype)
         for name, network in task.frozen.items()
+        if name not in without
     }

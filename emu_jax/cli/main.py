@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "measure several models and put them side by side in an HTML report",
     "reconstruct": "measure autoencoders by what comes back of held-out pictures",
     "plan": "compile a training step for TPUs: memory, modelled time, traffic",
+    "bench": "time a training step and a sampler on the devices that are here",
     "data": "build data sets and look at them",
 }
 

@@ -21,6 +21,7 @@ from emu_jax.cli.config import read
 from emu_jax.data.pipeline import Part, StreamSpec
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
+from emu_jax.nn.attention import Attend, attend
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.conditioner import Conditioner, Encoded
 from emu_jax.nn.contrastive import ContrastiveModel
@@ -64,10 +65,13 @@ def locate(path: str) -> str:
     return str(folder)
 
 
-def make_task(config: ConfigDict, constrain: Constrain = lambda x: x) -> Task:
-    """The task of a config; ``constrain`` is called at the networks' block boundaries."""
+def make_task(
+    config: ConfigDict, constrain: Constrain = lambda x: x, attend: Attend = attend
+) -> Task:
+    """The task of a config; ``constrain`` is called at the networks' block boundaries, ``attend``
+    computes a generator's attention."""
     makers = {
-        "generation": make_generation,
+        "generation": partial(make_generation, attend=attend),
         "autoencoding": make_autoencoding,
         "contrastive": make_contrastive,
     }
@@ -155,7 +159,7 @@ def make_contrastive(config: ConfigDict, constrain: Constrain) -> Contrastive:
 # Generation --------------------------------------------------------------------------------------
 
 
-def make_generation(config: ConfigDict, constrain: Constrain) -> Generation:
+def make_generation(config: ConfigDict, constrain: Constrain, attend: Attend) -> Generation:
     """Its null conditions are blank: what the encoders say of no text takes their weights."""
     codec, frozen = make_codec(config.codec)
     encoders = make_encoders(config.text)
@@ -166,7 +170,8 @@ def make_generation(config: ConfigDict, constrain: Constrain) -> Generation:
     told = nnx.eval_shape(lambda: conditioner(nnx.Rngs(0)))
     low = make_low_resolution(config, codec)
     denoiser = make_denoiser(
-        config.denoiser, codec.channels, told.context_width, told.vector_width, low, constrain
+        *(config.denoiser, codec.channels, told.context_width, told.vector_width),
+        *(low, constrain, attend),
     )
     return Generation(
         denoiser=denoiser,
@@ -204,6 +209,7 @@ def make_denoiser(
     vector_width: int,
     low: LowResolution | None,
     constrain: Constrain,
+    attend: Attend,
 ) -> Network:
     kinds = {"unet": UNet, "efficient_unet": EfficientUNet}
     arguments = section.to_dict()
@@ -216,6 +222,7 @@ def make_denoiser(
         "context_width": context_width,
         "vector_width": vector_width or None,
         "constrain": constrain,
+        "attend": attend,
     }
     if low:
         arguments["level"] = True

@@ -8,14 +8,17 @@ prints a row a topology: memory, modelled time, traffic. Neither data sets nor f
 made. Status 1 where a step does not fit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from emu_jax.cli import parts
 from emu_jax.cli.config import parse
 from emu_jax.errors import UserError
+from emu_jax.parallel.attention import make_attend
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.sharding import constrain
 from emu_jax.planning.chips import Topology, open_topology
@@ -23,7 +26,8 @@ from emu_jax.planning.flops import step_flops
 from emu_jax.planning.inputs import abstract_frozen, train_batch
 from emu_jax.planning.plan import Plan, make_plan
 from emu_jax.planning.report import print_plans, save
-from emu_jax.training.state import abstract_state
+from emu_jax.tasks.base import Batch, Task
+from emu_jax.training.state import TrainState, abstract_state
 
 PROGRAM = "emu-jax plan"
 
@@ -48,19 +52,9 @@ def plan(config: ConfigDict, topology: Topology) -> Plan:
     """The config's training step on one topology."""
     settings = {**config.mesh, "slices": topology.slices}
     mesh = make_mesh(**settings, devices=topology.devices)
-    task = parts.make_task(config, constrain(mesh))
-    data = config.data
-    # A text that is read from a cache needs no encoder.
-    without = tuple(getattr(task, "encoders", {})) if data.cache_text else ()
-    frozen = abstract_frozen(task, mesh, without)
-    batch = train_batch(
-        task,
-        parts.stream_spec(config),
-        frozen,
-        mesh,
-        cached_latents=data.cache_latents,
-        cached_text=data.cache_text,
-    )
+    task = parts.make_task(config, constrain(mesh), make_attend(config.attention, mesh))
+    frozen = abstract_frozen(task, mesh, unread(config, task))
+    batch = step_batch(config, task, frozen, mesh)
     state = abstract_state(task, mesh)
     return make_plan(
         task,
@@ -69,9 +63,33 @@ def plan(config: ConfigDict, topology: Topology) -> Plan:
         state,
         frozen,
         batch,
-        sum(step_flops(task, state, frozen, batch).values()),
+        model_flops(config, state, frozen, batch),
         seed=config.train.seed,
         accumulate=config.train.accumulate,
+    )
+
+
+def model_flops(
+    config: ConfigDict, state: TrainState, frozen: Mapping[str, Any], batch: Batch
+) -> float:
+    """FLOPs of the config's step: of its mathematics, with attention not padded to any tiles."""
+    return sum(step_flops(parts.make_task(config), state, frozen, batch).values())
+
+
+def unread(config: ConfigDict, task: Task) -> tuple[str, ...]:
+    """Frozen networks that the step does without: a text read from a cache needs no encoder."""
+    return tuple(getattr(task, "encoders", {})) if config.data.cache_text else ()
+
+
+def step_batch(config: ConfigDict, task: Task, frozen: Mapping[str, Any], mesh: Mesh) -> Batch:
+    """The abstract batch of the config's training stream."""
+    return train_batch(
+        task,
+        parts.stream_spec(config),
+        frozen,
+        mesh,
+        cached_latents=config.data.cache_latents,
+        cached_text=config.data.cache_text,
     )
 
 

@@ -23,6 +23,7 @@ from emu_jax.cli.measure import Samples
 from emu_jax.data.pipeline import Part, make_stream
 from emu_jax.evaluation.grids import grid
 from emu_jax.nn.functional import Params
+from emu_jax.nn.stack import relaid
 from emu_jax.parallel.distributed import initialize
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.tasks.base import Batch, Task
@@ -35,15 +36,20 @@ INTERRUPTED = 128 + 15  # what a shell says of a process that SIGTERM ended
 def main(argv: Sequence[str]) -> int:
     """Trains; 0 when the run has ended by itself, 143 when it was told to stop and can go on."""
     config, workdir = load(argv, "emu-jax train")
-    if config.deterministic:
-        flags = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
-    initialize()
+    prepare(config)
     trainer = build(config, workdir)
     reason = trainer.run()
     if jax.process_index() == 0:
         print(f"{reason}: {workdir}", flush=True)
     return INTERRUPTED if reason == "interrupted" else 0
+
+
+def prepare(config: ConfigDict) -> None:
+    """What must be said before any device is used: the compiler's flags, the other processes."""
+    if config.deterministic:
+        flags = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    initialize()
 
 
 def build(config: ConfigDict, workdir: str) -> Trainer:
@@ -60,7 +66,7 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
         )
         for name, sources in data.validation.items()
     }
-    task, frozen = open_task(config, mesh)
+    task, frozen = open_task(config, mesh, config.attention)
     open_stream = partial(_open, config, task, frozen)
     return Trainer(
         task=task,
@@ -120,7 +126,7 @@ def _initial(task: Task, config: ConfigDict) -> tuple[Params, Params]:
     model = load_model(parts.locate(config.init_from), dtype=np.float32)
     key = jax.random.key(config.train.seed)
     shapes, _ = jax.eval_shape(task.init, key)
-    reused, report = transplant(shapes, model.params, skip=config.init_skip or None)
+    reused, report = transplant(shapes, relaid(model.params, shapes), skip=config.init_skip or None)
     params, state = jax.jit(task.init)(key)
     if jax.process_index() == 0:
         print(f"init_from {config.init_from}:\n{report}", flush=True)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from emu_jax.nn.attention import Attend, Attention, attend
 from emu_jax.nn.layers import GroupNorm, LayerNorm, conv, linear
+from emu_jax.nn.stack import Scanned, rematerialised
 
 Constrain = Callable[[Array], Array]
 
@@ -87,7 +88,8 @@ class SpatialTransformer(nnx.Module):
     """x + a stack of ``depth`` layers over x's pixels; ``proj_out`` starts at zero.
 
     ``linear_projection`` stores the two projections as dense layers (SD 2, SDXL), else as 1 x 1
-    convolutions (SD 1); they compute the same.
+    convolutions (SD 1); they compute the same. ``scan`` keeps the stack as one loop, ``remat``
+    names what is kept of each layer (:mod:`emu_jax.nn.stack`).
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class SpatialTransformer(nnx.Module):
         groups: int = 32,
         linear_projection: bool = True,
         only_cross_attention: bool = False,
+        scan: bool = False,
+        remat: str = "none",
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
         rngs: nnx.Rngs,
@@ -111,10 +115,10 @@ class SpatialTransformer(nnx.Module):
             return conv(inputs, outputs, 1, zero=zero, rngs=rngs)
 
         inner = heads * head_width
-        self.constrain = constrain
+        self.constrain, self.remat = constrain, remat
         self.norm = GroupNorm(channels, groups, eps=1e-6, rngs=rngs)
         self.proj_in = project(channels, inner, zero=False)
-        self.transformer_blocks = nnx.List(
+        layers = [
             TransformerBlock(
                 inner,
                 heads,
@@ -125,7 +129,8 @@ class SpatialTransformer(nnx.Module):
                 rngs=rngs,
             )
             for _ in range(depth)
-        )
+        ]
+        self.transformer_blocks = Scanned(layers) if scan else nnx.List(layers)
         self.proj_out = project(inner, channels, zero=True)
 
     def __call__(
@@ -137,6 +142,13 @@ class SpatialTransformer(nnx.Module):
         b, h, w, _ = x.shape
         y = self.proj_in(self.norm(x))
         y = y.reshape(b, h * w, -1)
-        for block in self.transformer_blocks:
-            y = self.constrain(block(y, context, mask))
+        if isinstance(self.transformer_blocks, Scanned):
+            y = self.transformer_blocks(y, context, mask, around=self._layer)
+        else:
+            for block in self.transformer_blocks:
+                y = self._layer(block)(y, context, mask)
         return x + self.proj_out(y.reshape(b, h, w, -1))
+
+    def _layer(self, block: Callable[..., Array]) -> Callable[..., Array]:
+        kept = rematerialised(block, self.remat)
+        return lambda *args: self.constrain(kept(*args))

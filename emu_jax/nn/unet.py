@@ -21,6 +21,7 @@ from emu_jax.nn.attention import AddedKVAttention, Attend, attend
 from emu_jax.nn.embeddings import TextTimeEmbedding, TimestepEmbedding, sinusoids
 from emu_jax.nn.layers import Downsample, GroupNorm, Upsample, activation, conv, linear
 from emu_jax.nn.resnet import ResnetBlock
+from emu_jax.nn.stack import rematerialised
 from emu_jax.nn.transformer import Constrain, SpatialTransformer
 
 
@@ -37,7 +38,9 @@ class Stage(nnx.Module):
         *,
         downsampler: nnx.Module | None = None,
         upsampler: nnx.Module | None = None,
+        remat: str = "none",
     ):
+        self.remat = remat
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List(attentions)
         self.downsamplers = nnx.List([] if downsampler is None else [downsampler])
@@ -45,8 +48,13 @@ class Stage(nnx.Module):
 
     def block(self, i: int, x: Array, temb: Array, *text: Array | None) -> Array:
         """Residual block ``i`` and the attention behind it; ``text`` is a context and its mask."""
-        x = self.resnets[i](x, temb)
-        return self.attentions[i](x, *text) if i < len(self.attentions) else x
+        x = rematerialised(self.resnets[i], self.remat)(x, temb)
+        if i >= len(self.attentions):
+            return x
+        attention = self.attentions[i]
+        if not isinstance(attention, SpatialTransformer):  # which does so layer by layer
+            attention = rematerialised(attention, self.remat)
+        return attention(x, *text)
 
 
 class UNet(nnx.Module):
@@ -72,6 +80,10 @@ class UNet(nnx.Module):
     skips are multiplied with). ``downsample_first`` halves the map in
     front of every stage's convolutions, the first stage's too, and doubles it behind them, instead
     of halving between the stages.
+
+    How it is computed and not what (:mod:`emu_jax.nn.stack`): ``scan`` makes each stack of
+    transformer layers one loop, compiled once, its parameters stacked; ``remat`` names what is kept
+    of every layer and residual block for the backward pass: "none" (all), "block", "dots".
     """
 
     def __init__(
@@ -103,6 +115,8 @@ class UNet(nnx.Module):
         act: str = "silu",
         groups: int = 32,
         eps: float = 1e-5,
+        scan: bool = False,
+        remat: str = "none",
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
         rngs: nnx.Rngs,
@@ -127,6 +141,9 @@ class UNet(nnx.Module):
                 raise UserError(f"A stage of {width} channels does not divide into {n} heads.")
         if attention == "added_kv" and max(*depths, mid_depth) > 1:
             raise UserError("Added-KV attention has no depth: transformer_depth is 0 or 1.")
+        if attention == "added_kv" and scan:
+            raise UserError("Added-KV attention has no stack to scan: leave scan=False.")
+        rematerialised(lambda x: x, remat)  # refuses a policy that is none
         if vector_width and text_pool_heads:
             raise UserError("A U-Net takes either vector_width or text_pool_heads, not both.")
         if context_width is None and (text_width or text_pool_heads or attention == "added_kv"):
@@ -168,6 +185,8 @@ class UNet(nnx.Module):
                     *size,
                     depth,
                     linear_projection=linear_projection,
+                    scan=scan,
+                    remat=remat,
                     constrain=constrain,
                     **options,
                 )
@@ -215,12 +234,14 @@ class UNet(nnx.Module):
                     resnets,
                     attentions(i, depths[i], blocks[i]),
                     downsampler=down,
+                    remat=remat,
                 )
             )
 
         self.mid_block = Stage(
             [resnet(width, width) for _ in range(2)],
             attentions(stages - 1, mid_depth, 1),
+            remat=remat,
         )
 
         self.up_blocks = nnx.List()
@@ -235,6 +256,7 @@ class UNet(nnx.Module):
                     resnets,
                     attentions(i, depths[i], blocks[i] + 1),
                     upsampler=up,
+                    remat=remat,
                 )
             )
 

@@ -13,10 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from emu_jax.errors import UserError
+from emu_jax.nn.stack import SCANNED
 from emu_jax.parallel.mesh import AXES
 
-# Under this segment parameters carry a leading axis of layers that lax.scan walks along.
-SCANNED = "blocks_scan"
 # Gathering an array this small costs more than keeping it everywhere.
 SMALL = 2**14
 

@@ -1,1 +1,1 @@
-"""The training step through the TPU compiler on any machine: memory, cost, traffic, profile."""
+"""What a training step takes: through the TPU compiler on any machine, or by running it."""

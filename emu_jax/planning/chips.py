@@ -47,6 +47,24 @@ CHIPS = {
 }
 
 
+# How devices that are here name themselves -> dense bf16 FLOP/s: the chips above, and GPUs by
+# NVIDIA's data sheets.
+PEAKS = {
+    r"TPU v4": CHIPS["v4"].peak,
+    r"TPU v5( lite|e)": CHIPS["v5e"].peak,
+    r"TPU v5p?": CHIPS["v5p"].peak,
+    r"TPU v6( lite|e)": CHIPS["v6e"].peak,
+    r"NVIDIA A100.*": 312e12,
+    r"NVIDIA H100 PCIe": 756e12,
+    r"NVIDIA (H100 80GB HBM3|H200)": 989e12,
+}
+
+
+def peak_of(kind: str) -> float | None:
+    """The peak of a device by its ``device_kind``; None where it is not known (CPUs)."""
+    return next((peak for name, peak in PEAKS.items() if re.fullmatch(name, kind)), None)
+
+
 @dataclass(frozen=True)
 class Topology:
     """``devices`` of ``slices`` slices, all of them of one kind of chip."""

@@ -1,9 +1,11 @@
-"""What training would feed its step, in shape alone: the batch and the frozen networks."""
+"""What training would feed its step, in shape alone: the batch and the frozen networks; and arrays
+of these shapes, where no data set is at hand."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -67,6 +69,25 @@ def train_batch(
             }
             rows.setdefault("tokens", {})[name] = tokens
     return {"train": abstract_batch(rows, mesh)}
+
+
+def synthetic(shapes: Shapes, key: jax.Array) -> Any:
+    """Arrays for a tree of ShapeDtypeStructs, made where they lie: noise for pixels and floats,
+    true for masks, 0 for every other number (token ids among them)."""
+    leaves, tree = jax.tree.flatten(shapes)
+
+    def fill(i: int, x: jax.ShapeDtypeStruct) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            return jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
+        if x.dtype == np.uint8:
+            return jax.random.bits(jax.random.fold_in(key, i), x.shape, x.dtype)
+        return jnp.full(x.shape, x.dtype == bool, x.dtype)
+
+    made = jax.jit(
+        lambda: [fill(i, x) for i, x in enumerate(leaves)],
+        out_shardings=[x.sharding for x in leaves],
+    )()
+    return jax.tree.unflatten(tree, made)
 
 
 def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -145,12 +145,12 @@ def advise(error: str, topology: Topology, held: int, fsdp: int, rows: int) -> s
     elif rows_a_chip > 1:
         change = (
             f"each chip works on {rows_a_chip} pictures at once: lower train.batch_size, raise "
-            "train.accumulate, or rematerialise activations"
+            "train.accumulate, or rematerialise activations (denoiser.remat)"
         )
     else:
         change = (
-            "each chip works on a single picture already: rematerialise activations, raise "
-            "mesh.fsdp, or take chips with more memory"
+            "each chip works on a single picture already: rematerialise activations "
+            "(denoiser.remat), raise mesh.fsdp, or take chips with more memory"
         )
     return f"The step {says} {chip.memory / GIB:.2f} GiB a chip on {topology.name}; {change}."
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from emu_jax.errors import UserError
+from emu_jax.nn.stack import SCANNED
 
 
 def make_schedule(
@@ -82,4 +83,10 @@ def _rsqrt(learning_rate: float, n: Any, warmup: int) -> Any:
 
 
 def _matrices(params: Any) -> Any:
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    """Not norms and biases; the axis of layers of a scanned stack makes no matrix of them."""
+
+    def matrix(path: Any, p: jax.Array) -> bool:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return p.ndim > (2 if SCANNED in name.split("/") else 1)
+
+    return jax.tree_util.tree_map_with_path(matrix, params)

@@ -9,7 +9,7 @@ import pytest
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.planning import chips
-from emu_jax.planning.chips import CHIPS, open_topology
+from emu_jax.planning.chips import CHIPS, open_topology, peak_of
 
 pytest.importorskip("libtpu")  # the compiler: Linux on x86 only
 
@@ -20,8 +20,15 @@ pytest.importorskip("libtpu")  # the compiler: Linux on x86 only
 def test_a_device_is_a_chip(name, devices):
     topology = open_topology(name)
     assert len(topology.devices) == devices
+    assert peak_of(topology.devices[0].device_kind) == topology.chip.peak
     assert topology.chip is CHIPS[name.split(":")[0]]
     assert dict(make_mesh(fsdp=-1, data=1, devices=topology.devices).shape)["fsdp"] == devices
+
+
+def test_a_peak_goes_by_the_name_that_the_device_gives_itself():
+    assert peak_of("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_of("NVIDIA A100-SXM4-40GB") == 312e12
+    assert peak_of("cpu") is None and peak_of("NVIDIA H100") is None
 
 
 def test_slices_are_what_data_runs_across():

@@ -1,6 +1,7 @@
 """What is planned for is what training feeds: against the real stream, caches included."""
 
 import jax
+import numpy as np
 import pytest
 import runs
 
@@ -10,7 +11,8 @@ from emu_jax.cli.generator import place_frozen
 from emu_jax.cli.train import _open
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
-from emu_jax.planning.inputs import abstract_frozen, train_batch
+from emu_jax.parallel.sharding import abstract_batch, batch_sharding
+from emu_jax.planning.inputs import abstract_frozen, synthetic, train_batch
 
 
 def described(tree):
@@ -47,6 +49,18 @@ def test_the_batch_is_the_streams(name, latents, text, pictures, tmp_path):
     assert described(shapes) == described(frozen)
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     assert shardings == jax.tree.map(lambda x: x.sharding, frozen)
+
+
+def test_made_up_arrays_are_what_was_asked_for():
+    mesh = make_mesh()
+    kinds = {"image": "uint8", "ids": "int32", "mask": "bool", "states": "bfloat16", "x": "float32"}
+    rows = {name: jax.ShapeDtypeStruct((8, 64), kind) for name, kind in kinds.items()}
+    made = synthetic(abstract_batch(rows, mesh), jax.random.key(0))
+    assert described(made) == described(rows)
+    assert {x.sharding for x in made.values()} == {batch_sharding(mesh)}
+    assert len(np.unique(made["image"])) > 100 and not np.any(made["ids"]) and np.all(made["mask"])
+    assert np.std(made["x"]) == pytest.approx(1, abs=0.2)
+    assert not np.allclose(made["x"], made["states"].astype("float32"), atol=0.1)
 
 
 def test_a_task_without_latents_is_refused(pictures, tmp_path):

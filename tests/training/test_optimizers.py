@@ -111,6 +111,19 @@ def test_decay_is_the_rate_times_the_weight_and_leaves_biases_alone(name):
         assert np.array_equal(moved["bias"], params["bias"])
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_the_axis_of_layers_makes_no_matrix_of_a_stacks_biases(name):
+    shapes = {"a/blocks_scan/kernel": (2, 3, 4), "a/blocks_scan/bias": (2, 4), "a/kernel": (3, 4)}
+    params = {path: np.ones(shape, np.float32) for path, shape in shapes.items()}
+    zero = [jax.tree.map(np.zeros_like, params)]
+    moved = updated(params, zero, name=name, b1=0.0)
+    assert {path for path, value in moved.items() if np.all(value < 1)} == {
+        "a/blocks_scan/kernel",
+        "a/kernel",
+    }
+    assert np.all(moved["a/blocks_scan/bias"] == 1)
+
+
 def test_adafactors_first_update_is_the_sign_of_the_gradient():
     """Nothing this small is factored: g / sqrt(g^2), whose RMS of one is not clipped."""
     params, gradients = params_and_gradients()

@@ -1,0 +1,104 @@
+"""``emu-jax bench``: how fast a config's training step and its sampler run here.
+
+    emu-jax bench --config=FILE[:OPTIONS] --out=DIR [--measure=train] [--measure=sample]
+        [--pictures=16] [--repeats=10] [--warmup=2] [--config.KEY=VALUE]
+
+Runs the very step that ``emu-jax train`` would run, on made-up batches, so no data set is needed,
+and draws pictures as ``emu-jax sample`` would. Prints a line each and writes ``bench.json``.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict
+
+from emu_jax.cli import parts
+from emu_jax.cli.config import parse
+from emu_jax.cli.generator import place_frozen
+from emu_jax.cli.plan import model_flops, step_batch, unread
+from emu_jax.cli.train import prepare
+from emu_jax.errors import UserError
+from emu_jax.parallel.attention import make_attend
+from emu_jax.parallel.mesh import make_mesh
+from emu_jax.parallel.sharding import constrain, shard_params
+from emu_jax.planning.bench import Speed, bench_sampler, bench_step
+from emu_jax.tasks.generation import Generation
+from emu_jax.training.state import abstract_state, averaged
+
+PROGRAM = "emu-jax bench"
+MEASURES = ("train", "sample")
+
+
+def main(argv: Sequence[str]) -> int:
+    values = parse(argv, PROGRAM, _define)
+    if not values.out:
+        raise UserError(f"{PROGRAM} needs --out=DIR, where bench.json goes.")
+    config = values.config
+    if "sample" in values.measure and config.task != "generation":
+        raise UserError(f"The task {config.task} draws no pictures: give --measure=train.")
+    prepare(config)
+    speeds = bench(config, values)
+    if jax.process_index() == 0:
+        device = jax.devices()[0]
+        for name, speed in speeds.items():
+            print(speed.line(name, device.device_kind))
+        out = epath.Path(values.out) / "bench.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        found = {
+            "arguments": list(argv),
+            "jax": jax.__version__,
+            "device": device.device_kind,
+            "devices": jax.device_count(),
+            "mesh": dict(make_mesh(**config.mesh).shape),
+            "compute_dtype": config.compute_dtype,
+            **{name: speed.record() for name, speed in speeds.items()},
+        }
+        out.write_text(json.dumps(found, indent=1))
+        print(f"report: {out}")
+    return 0
+
+
+def bench(config: ConfigDict, values: Any) -> dict[str, Speed]:
+    """What is asked for -> its speed."""
+    mesh = make_mesh(**config.mesh)
+    task = parts.make_task(config, constrain(mesh), make_attend(config.attention, mesh))
+    frozen = place_frozen(task, mesh, unread(config, task))
+    counts = dict(warmup=values.warmup, repeats=values.repeats)
+    speeds, params = {}, None
+    if "train" in values.measure:
+        state, batch = abstract_state(task, mesh), step_batch(config, task, frozen, mesh)
+        flops = model_flops(config, state, frozen, batch)
+        train = config.train
+        speeds["train"], state = bench_step(
+            *(task, mesh, state, frozen, batch, flops),
+            seed=train.seed,
+            accumulate=train.accumulate,
+            **counts,
+        )
+        params = averaged(state)
+        del state  # the optimiser's part of it
+    if "sample" in values.measure:
+        assert isinstance(task, Generation)
+        if params is None:
+            init, key = lambda key: task.init(key)[0], jax.random.key(config.train.seed)
+            lie = shard_params(jax.eval_shape(init, key), mesh)
+            params = jax.jit(init, out_shardings=lie)(key)
+        side = config.data.image_size
+        speeds["sample"] = bench_sampler(
+            task, mesh, params, frozen, side, values.pictures, **counts
+        )
+    return speeds
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_multi_enum(
+        "measure", list(MEASURES), MEASURES, "What to time; may be repeated.", flag_values=values
+    )
+    flags.DEFINE_integer("pictures", 16, "Drawn at once.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("repeats", 10, "Timed calls.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("warmup", 2, "Calls before them.", lower_bound=0, flag_values=values)
+    flags.DEFINE_string("out", None, "Folder for bench.json.", flag_values=values)

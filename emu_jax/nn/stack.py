@@ -1,0 +1,101 @@
+"""Equal layers on top of each other: which of their activations are kept, and as what they lie.
+
+Rematerialisation: the backward pass computes a layer's activations anew instead of keeping them.
+A policy says what is kept of every layer all the same:
+
+    none    everything; nothing is computed twice
+    block   its input only: least memory, one more forward pass
+    dots    its input, results of matrix products (attention's weights are none of them), and what
+            attention kernels keep under the name ``ATTENTION``: the cheap rest is computed anew
+
+A scanned stack has one layer's modules with a leading axis of layers on every parameter, under a
+path segment of its own, and is walked along by ``lax.scan``: compiled once, however high.
+
+    .../0/to_q/kernel [i, o], .../1/to_q/kernel [i, o]  <->  .../blocks_scan/to_q/kernel [2, i, o]
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_policies
+
+from emu_jax.errors import UserError
+
+# The segment of a path under which parameters carry a leading axis of layers.
+SCANNED = "blocks_scan"
+ATTENTION = "attention"
+
+POLICIES: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "block": checkpoint_policies.nothing_saveable,
+    "dots": checkpoint_policies.save_from_both_policies(
+        checkpoint_policies.dots_with_no_batch_dims_saveable,
+        checkpoint_policies.save_only_these_names(ATTENTION),
+    ),
+}
+
+
+def rematerialised(layer: Callable, policy: str) -> Callable:
+    """``layer``, of whose activations ``policy`` says what is kept.
+
+    Raises:
+      UserError: there is no such policy.
+    """
+    if policy not in POLICIES:
+        raise UserError(f"remat is one of {', '.join(POLICIES)}, not {policy!r}.")
+    if policy == "none":
+        return layer
+    return jax.checkpoint(lambda *args: layer(*args), policy=POLICIES[policy])
+
+
+class Scanned(nnx.Module):
+    """Layers of one structure as one loop; ``scanned(x, *rest)`` hands each ``layer(x, *rest)`` on.
+
+    They start as the given ones, one after the other, would.
+    """
+
+    def __init__(self, layers: Sequence[nnx.Module]):
+        graph, first = nnx.split(layers[0])
+        states = [first, *(nnx.state(layer) for layer in layers[1:])]
+        self.blocks_scan = nnx.merge(graph, jax.tree.map(lambda *x: jnp.stack(x), *states))
+
+    def __call__(self, x: Any, *rest: Any, around: Callable[[Callable], Callable]) -> Any:
+        """``around`` is put around every layer: rematerialisation, constraints."""
+        graph, stacked = nnx.split(self.blocks_scan)
+
+        def body(x: Any, state: nnx.State) -> tuple[Any, None]:
+            return around(nnx.merge(graph, state))(x, *rest), None
+
+        return jax.lax.scan(body, x, stacked)[0]
+
+
+def relaid(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """``params`` with stacks built and cut as the paths of ``wanted`` ask for; the rest as it is.
+
+    Host arrays. A stack that lacks layers, or has some more, stays as it lies.
+    """
+    found = dict(params)
+    for path, shape in wanted.items():
+        if path in found or SCANNED not in path.split("/"):
+            continue
+        layers = [path.replace(SCANNED, str(i), 1) for i in range(shape.shape[0])]
+        more = path.replace(SCANNED, str(len(layers)), 1)
+        if all(layer in found for layer in layers) and more not in found:
+            found[path] = np.stack([found.pop(layer) for layer in layers])
+    cut = unstacked({path: value for path, value in found.items() if path not in wanted})
+    return {path: value for path, value in found.items() if path in wanted} | cut
+
+
+def unstacked(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Every layer of a scanned stack under its own number."""
+    found = {}
+    for path, value in params.items():
+        if SCANNED in path.split("/"):
+            found |= {path.replace(SCANNED, str(i), 1): layer for i, layer in enumerate(value)}
+        else:
+            found[path] = value
+    return found

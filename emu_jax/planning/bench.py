@@ -1,0 +1,200 @@
+"""How fast a training step and a sampler run on the devices that are here.
+
+With n devices, the median t of the calls after the warm-up, and the model's FLOPs F of one call as
+:mod:`emu_jax.planning.flops` counts them (nothing counted twice, whatever is computed twice):
+
+    TFLOP/s a device = F / n / t / 10^12                                                         (1)
+    MFU = F / n / t / peak                                                                       (2)
+
+The peak is that of bf16, also where a config computes in fp32. Every call is waited for, so a time
+holds the host's share of it too.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from emu_jax.nn.conditioner import Encoded
+from emu_jax.nn.functional import Params
+from emu_jax.parallel.sharding import abstract_batch
+from emu_jax.planning.chips import peak_of
+from emu_jax.planning.flops import count_flops
+from emu_jax.planning.inputs import synthetic
+from emu_jax.tasks.base import Batch, Task
+from emu_jax.tasks.generation import Generation
+from emu_jax.training.state import TrainState, init_state
+from emu_jax.training.step import jit_step
+
+
+@dataclass(frozen=True)
+class Speed:
+    """``seconds`` of every call after the warm-up; ``flops`` of one call on all ``images``; the
+    ``peak`` of a device in FLOP/s, None where it is not known; ``memory`` the most bytes a device
+    has held so far, where it says so."""
+
+    images: int
+    devices: int
+    flops: float
+    peak: float | None
+    compile_seconds: float
+    seconds: tuple[float, ...]
+    memory: int | None = None
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The 10th and the 90th percentile."""
+        low, high = np.percentile(self.seconds, (10, 90))
+        return float(low), float(high)
+
+    @property
+    def flops_per_second(self) -> float:
+        """A device's, eq. (1) without the 10^12."""
+        return self.flops / self.devices / self.median
+
+    @property
+    def mfu(self) -> float | None:
+        return None if self.peak is None else self.flops_per_second / self.peak
+
+    @property
+    def images_per_second(self) -> float:
+        """A device's."""
+        return self.images / self.devices / self.median
+
+    def record(self) -> dict[str, Any]:
+        """As JSON: seconds, bytes, FLOPs."""
+        low, high = self.spread
+        return {
+            "images": self.images,
+            "seconds": self.median,
+            "seconds_10": low,
+            "seconds_90": high,
+            "every_seconds": list(self.seconds),
+            "images_per_second_a_device": self.images_per_second,
+            "model_flops": self.flops,
+            "tflops_per_second_a_device": self.flops_per_second / 1e12,
+            "mfu": self.mfu,
+            "compile_seconds": self.compile_seconds,
+            "peak_memory": self.memory,
+        }
+
+    def line(self, name: str, kind: str) -> str:
+        """One line to read; ``kind`` of device."""
+        low, high = (1e3 * seconds for seconds in self.spread)
+        if self.mfu is None:
+            used = f"no MFU, as no peak is known of {kind}"
+        else:
+            used = f"MFU {self.mfu:.1%}"
+        return (
+            f"{name}: {self.images} pictures on {self.devices} x {kind} in {1e3 * self.median:.4g} "
+            f"ms ({low:.4g} to {high:.4g}, {len(self.seconds)} times), "
+            f"{self.images_per_second:.4g} img/s and {self.flops_per_second / 1e12:.4g} TFLOP/s a "
+            f"device, {used}; compiled in {self.compile_seconds:.1f} s"
+        )
+
+
+def bench_step(
+    task: Task,
+    mesh: Mesh,
+    state: TrainState,
+    frozen: Mapping[str, Params],
+    batch: Batch,
+    flops: float,
+    *,
+    seed: int = 0,
+    accumulate: int = 1,
+    warmup: int = 2,
+    repeats: int = 10,
+) -> tuple[Speed, TrainState]:
+    """The step's speed, and the state that it leaves.
+
+    ``state`` and ``batch`` are abstract and lie on the mesh: the first is initialised by ``seed``,
+    the second made up. ``frozen`` is real.
+    """
+    made = synthetic(batch, jax.random.key(seed))
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    init = jax.jit(lambda key: init_state(task, key), out_shardings=shardings)
+    held = init(jax.random.key(seed))
+    step = jit_step(task, state, mesh, seed=seed, accumulate=accumulate)
+    compiled, compile_seconds = _compiled(step, held, frozen, made)
+
+    def call() -> Any:
+        nonlocal held
+        held, metrics = compiled(held, frozen, made)
+        return held, metrics
+
+    seconds = _timed(call, warmup, repeats)
+    speed = _speed(jax.tree.leaves(batch)[0].shape[0], mesh, flops, compile_seconds, seconds)
+    return speed, held
+
+
+def bench_sampler(
+    task: Generation,
+    mesh: Mesh,
+    params: Params,
+    frozen: Mapping[str, Params],
+    side: int,
+    images: int,
+    *,
+    warmup: int = 2,
+    repeats: int = 10,
+) -> Speed:
+    """The speed of drawing pictures of ``side`` pixels, from the texts' states to uint8.
+
+    ``images`` at once, rounded up to a multiple of the mesh's devices.
+    """
+    images = math.ceil(images / mesh.size) * mesh.size
+    shape = side // task.codec.factor, side // task.codec.factor
+
+    def draw(params: Params, frozen: Any, rows: Mapping[str, Any]) -> jax.Array:
+        sizes = jnp.tile(jnp.array([side, side, 0, 0, side, side]), (images, 1))
+        encoded = {name: Encoded(*states) for name, states in rows["text"].items()}
+        keys = jax.vmap(jax.random.key)(rows["seed"])
+        return task.generate(params, frozen, encoded, sizes, keys, shape)
+
+    def many(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((images, *x.shape[1:]), x.dtype)
+
+    rows = {
+        "text": {name: tuple(jax.tree.map(many, null)) for name, null in task.null.items()},
+        "seed": jax.ShapeDtypeStruct((images,), np.uint32),
+    }
+    made = synthetic(abstract_batch(rows, mesh), jax.random.key(0))
+    used = {name: frozen[name] for name in ("codec",) if name in frozen}
+    flops = count_flops(draw, params, used, made)
+    compiled, compile_seconds = _compiled(jax.jit(draw), params, used, made)
+    seconds = _timed(lambda: compiled(params, used, made), warmup, repeats)
+    return _speed(images, mesh, flops, compile_seconds, seconds)
+
+
+def _compiled(f: Any, *args: Any) -> tuple[Callable[..., Any], float]:
+    start = time.perf_counter()
+    return f.lower(*args).compile(), time.perf_counter() - start
+
+
+def _timed(call: Callable[[], Any], warmup: int, repeats: int) -> tuple[float, ...]:
+    seconds = []
+    for _ in range(warmup + repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return tuple(seconds[warmup:])
+
+
+def _speed(
+    images: int, mesh: Mesh, flops: float, compile_seconds: float, seconds: tuple[float, ...]
+) -> Speed:
+    device = mesh.local_devices[0]
+    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    peak = peak_of(device.device_kind)
+    return Speed(images, mesh.size, flops, peak, compile_seconds, seconds, memory)

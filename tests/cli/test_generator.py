@@ -1,0 +1,32 @@
+"""The shipped generator with its layers as one loop: the same weights, the same answers."""
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from emu_jax.checkpoint.export import load_model
+from emu_jax.cli import parts
+from emu_jax.nn.functional import subtree
+from emu_jax.nn.stack import SCANNED, relaid
+
+
+def test_shipped_weights_load_into_a_scanned_network():
+    model = load_model(parts.locate("builtin:latent_diffusion_64"), dtype=np.float32)
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=(1, 8, 8, 16)).astype("f"), np.array([0.4], np.float32)
+    outputs = []
+    for scan in (False, True):
+        config = ConfigDict(model.config)
+        config.denoiser.scan = scan
+        task = parts.make_task(config)
+        wanted = jax.eval_shape(task.init, jax.random.key(0))[0]
+        assert any(SCANNED in path for path in wanted) == scan
+        params = relaid(model.params, wanted)
+        assert {path: x.shape for path, x in params.items()} == {
+            path: x.shape for path, x in wanted.items()
+        }
+        by = jax.jit(task.condition)(params, task.null, np.zeros((1, 6), np.int32))
+        network = subtree(params, "denoiser")
+        outputs.append(np.asarray(jax.jit(task.denoiser)(network, x, t, *by)))
+    assert np.std(outputs[0]) > 0.1
+    np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)
