@@ -7,11 +7,11 @@ on matrices and convolutions only (biases and norm scales are left alone), then 
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from emu_jax.errors import UserError
+from emu_jax.parallel.sharding import SCANNED
 
 
 def make_schedule(
@@ -81,5 +81,6 @@ def _rsqrt(learning_rate: float, n: Any, warmup: int) -> Any:
     return learning_rate * (warmup / (jnp.maximum(n, 0) + warmup)) ** 0.5
 
 
-def _matrices(params: Any) -> Any:
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+def _matrices(params: Mapping[str, Any]) -> dict[str, bool]:
+    """Which paths hold matrices or convolutions; the axis of a scanned stack's layers is none."""
+    return {path: p.ndim - (SCANNED in path.split("/")) > 1 for path, p in params.items()}
