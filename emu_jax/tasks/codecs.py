@@ -1,32 +1,39 @@
 """Codecs: the way between pictures and the space a generator works in.
 
 ``moments`` is what a cache may hold; ``sample`` draws the generator's clean data from it inside the
-step; ``decode`` is differentiable and gives pictures in [-1, 1]. Latents are shifted and scaled per
-channel to zero mean and unit variance by figures measured after the autoencoder's training and
-stored with it.
+step; ``decode`` gives pictures in [-1, 1]. Latents are shifted and scaled per channel to zero mean
+and unit variance by figures measured after the autoencoder's training and stored with it; decoding
+them is differentiable. Tokens are the numbers of codes.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
+from emu_jax.errors import UserError
 from emu_jax.nn import autoencoder as gaussian
 from emu_jax.nn.functional import Network, Params, subtree
+from emu_jax.nn.quantizer import lookup, nearest
 
 LATENT_SHIFT, LATENT_SCALE = "latent/shift", "latent/scale"
+CODEBOOK = "codebook/embedding"
 
 
 class Codec(Protocol):
-    @property
-    def channels(self) -> int: ...
+    """``factor``: pixels along a side of what becomes one position."""
 
     @property
     def factor(self) -> int: ...
 
-    def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w m"]: ...
+    def row(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of one picture's clean data of ``height`` x ``width`` positions."""
+        ...
+
+    def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> jax.Array: ...
 
     def sample(self, params: Params, moments: jax.Array, key: jax.Array) -> jax.Array: ...
 
@@ -40,6 +47,9 @@ class AutoencoderCodec:
     network: Network
     channels: int
     factor: int
+
+    def row(self, height: int, width: int) -> tuple[int, ...]:
+        return height, width, self.channels
 
     def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w m"]:
         return self.network(params, x, method="encode")
@@ -62,6 +72,9 @@ class IdentityCodec:
     channels: int = 3
     factor: int = 1
 
+    def row(self, height: int, width: int) -> tuple[int, ...]:
+        return height, width, self.channels
+
     def moments(self, params: Params, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
         return x
 
@@ -74,7 +87,61 @@ class IdentityCodec:
         return z
 
 
+@dataclass(frozen=True)
+class TokenCodec:
+    """A vector-quantised autoencoder: a picture is a map of numbers of its ``codes`` codes."""
+
+    network: Network
+    codes: int
+    factor: int
+
+    def row(self, height: int, width: int) -> tuple[int, ...]:
+        return height, width
+
+    def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> Int[Array, "b h w"]:
+        return nearest(params[CODEBOOK], self.network(params, x, method="encode"))
+
+    def sample(
+        self, params: Params, moments: Int[Array, "b h w"], key: jax.Array
+    ) -> Int[Array, "b h w"]:
+        return moments
+
+    def decode(self, params: Params, z: Int[Array, "b h w"]) -> Float[Array, "b H W 3"]:
+        return self.network(params, lookup(params[CODEBOOK], z), method="decode")
+
+
+@dataclass(frozen=True)
+class GivenTokens:
+    """Tokens of known shape, of an autoencoder that is not here: enough to plan a step that reads
+    them from a cache.
+    """
+
+    codes: int
+    factor: int
+
+    def refuse(self) -> NoReturn:
+        """What to say where more than shapes is wanted."""
+        raise UserError(
+            "Of the codec the config says shapes only: a step can be planned with them "
+            "(data.cache_latents=True), not run; name a trained autoencoder in config.codec."
+        )
+
+    def row(self, height: int, width: int) -> tuple[int, ...]:
+        return height, width
+
+    def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> Int[Array, "b h w"]:
+        return jnp.zeros((len(x), *self.row(*(s // self.factor for s in x.shape[1:3]))), jnp.int32)
+
+    def sample(
+        self, params: Params, moments: Int[Array, "b h w"], key: jax.Array
+    ) -> Int[Array, "b h w"]:
+        return moments
+
+    def decode(self, params: Params, z: Int[Array, "b h w"]) -> NoReturn:
+        self.refuse()
+
+
 def codec_params(model: Mapping[str, Any]) -> Params:
-    """What an :class:`AutoencoderCodec` is given, from an autoencoding task's model."""
-    statistics = {path: model[path] for path in (LATENT_SHIFT, LATENT_SCALE)}
-    return {**subtree(dict(model), "autoencoder"), **statistics}
+    """What a codec is given, from an autoencoding task's model."""
+    stored = (CODEBOOK,) if CODEBOOK in model else (LATENT_SHIFT, LATENT_SCALE)
+    return {**subtree(dict(model), "autoencoder"), **{path: model[path] for path in stored}}

@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Network, Params, nest, subtree
-from emu_jax.process.gaussian import GaussianProcess
-from emu_jax.process.guidance import guided
+from emu_jax.process.guidance import guided, rising
+from emu_jax.process.protocol import Data, Process
 from emu_jax.process.sampling import sample, time_grid
 from emu_jax.tasks.base import Batch, Frozen, Group, Metrics, cast, to_pixels, to_unit_range
 from emu_jax.tasks.codecs import Codec
@@ -37,13 +37,17 @@ class Conditions(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn: a sampler, its steps and their spacing, classifier-free guidance."""
+    """How pictures are drawn: a sampler, its steps and their spacing, classifier-free guidance.
+
+    ``guidance_ramp``: guidance rises from none to its scale in the course of sampling.
+    """
 
     sampler: Any
     steps: int = 25
     spacing: Literal["trailing", "uniform", "karras"] = "trailing"
     guidance_scale: float = 5.0
     guidance_rescale: float = 0.0
+    guidance_ramp: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Generation:
     denoiser: Network
     conditioner: Network
     codec: Codec
-    process: GaussianProcess
+    process: Process
     encoders: Mapping[str, TextEncoder]
     null: Mapping[str, Encoded]
     sampling: Sampling
@@ -137,7 +141,7 @@ class Generation:
         n = rows["sizes"].shape[0]
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
         encoded = self.encode(frozen, rows, jnp.zeros((n,), bool))
-        _, h, w, _ = self.clean(frozen, rows, key).shape
+        h, w = self.clean(frozen, rows, key).shape[1:3]
         return {"samples": self.generate(params, frozen, encoded, rows["sizes"], keys, (h, w))}
 
     def finish(
@@ -173,15 +177,16 @@ class Generation:
         def network(x: Array, t: Array, by: Conditions) -> Array:
             return self.denoise(params, x, self.process.told(t), by)
 
+        scale = sampling.guidance_scale
         denoise = guided(
             network,
             self.condition(params, encoded, sizes),
             # At 1 the other condition has no say: half the work.
-            None if sampling.guidance_scale == 1 else self.condition(params, negative, sizes),
-            sampling.guidance_scale,
+            None if scale == 1 else self.condition(params, negative, sizes),
+            rising(scale) if sampling.guidance_ramp else scale,
             sampling.guidance_rescale,
         )
-        start = self.process.prior(keys, (b, *shape, self.codec.channels))
+        start = self.process.prior(keys, (b, *self.codec.row(*shape)))
         x0 = sample(
             denoise,
             self.process,
@@ -226,11 +231,10 @@ class Generation:
         return Conditions(*self.conditioner(network, cast(encoded, self.compute_dtype), sizes))
 
     def denoise(
-        self, params: Params, x: Float[Array, "b h w c"], told: Float[Array, "b"], by: Conditions
-    ) -> Float[Array, "b h w c"]:
+        self, params: Params, x: Data, told: Float[Array, "b"], by: Conditions
+    ) -> Float[Array, "b h w o"]:
         """One call of the denoiser in the compute dtype; fp32 out."""
-        network = cast(subtree(params, "denoiser"), self.compute_dtype)
-        x = x.astype(self.compute_dtype)
+        network, x = cast((subtree(params, "denoiser"), x), self.compute_dtype)
         return self.denoiser(network, x, told, *by).astype(jnp.float32)
 
 
