@@ -1,25 +1,53 @@
-"""The Fourier-feature autoencoder (Emu, section 2.1 of its paper).
+"""Autoencoders: Emu's with Fourier features (section 2.1 of its paper), Muse's with a codebook.
 
     emu-jax train --config=configs/autoencoder.py:size=tiny --workdir=runs/autoencoder
+    emu-jax train --config=configs/autoencoder.py:size=tiny,kind=vq --workdir=runs/vq
 
-size=tiny: 64 x 64 pictures -> 8 x 8 x 16; the shipped weights `builtin:autoencoder_64` come from
-it. size=f8: Emu's own, f = 8 with the widths of the field's standard autoencoder, trained on
-256 x 256 crops of a data set of yours, `folder/pictures`; it wants `--config.loss.perceptual_path`
-(weights of VGG-16 and LPIPS). size=test: a network of a few thousand parameters for tests.
-`--config.latent_channels=4` or 8 gives the narrower spaces of the paper's comparison,
-`--config.autoencoder.fourier_bands=0` the plain one.
+kind=kl, size=tiny: 64 x 64 pictures -> 8 x 8 x 16; the shipped weights `builtin:autoencoder_64`
+come from it. size=f8: Emu's own, f = 8 with the widths of the field's standard autoencoder, trained
+on 256 x 256 crops. `--config.latent_channels=4` or 8 gives the narrower spaces of the paper's
+comparison, `--config.autoencoder.fourier_bands=0` the plain one.
+
+kind=vq, size=tiny: 64 x 64 pictures -> 16 x 16 numbers of 1,024 codes, for masked generation.
+size=f16 (256 x 256 -> 16 x 16) and size=f8 (512 x 512 -> 64 x 64) are Muse's, with 8,192 codes:
+convolutions only, 2 residual blocks a resolution, 128 channels times multiples that are ours, batch
+256, a million steps in bf16. They need pictures of one's own
+(`--config.data.train.pictures.dataset=folder/mine`, `--config.data.validation.held_out.pictures.
+dataset`) and the perceptual network's weights (`--config.loss.perceptual_path=DIR`, or
+`--config.loss.perceptual_weight=0` to do without).
+
+stage=decoder trains a larger decoder for a trained autoencoder whose encoder and codebook stay as
+they are, so that whatever was trained on its tokens fits still:
+
+    emu-jax train --config=configs/autoencoder.py:size=tiny,kind=vq,stage=decoder \\
+        --config.init_from=runs/vq --workdir=runs/vq_decoder
+
+size=test: networks of a few thousand parameters for tests.
 """
 
 from ml_collections import ConfigDict
 
 from emu_jax.cli.config import defaults, group, options, source
+from emu_jax.errors import UserError
 
 # Flags, logos and signs are left out.
 PICTURES = "part == tuned|kept and group != flags|brands|extras|signs"
+# Muse's two: stage widths from full size to the smallest, picture side, decoder's stage widths.
+LARGE = {
+    "f16": ((128, 128, 256, 256, 512), 256, (128, 256, 256, 512, 512)),
+    "f8": ((128, 256, 256, 512), 512, (192, 256, 512, 512)),
+}
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    chosen = options(argument, size=("tiny", "f8", "test"))
+    chosen = options(
+        argument,
+        size=("tiny", "test", *LARGE),
+        kind=("kl", "vq"),
+        stage=("pretrain", "decoder"),
+    )
+    if chosen.kind == "kl" and (chosen.size == "f16" or chosen.stage == "decoder"):
+        raise UserError(f"size={chosen.size},stage={chosen.stage} is of kind=vq: add it.")
     tiny = chosen.size == "tiny"
     config = defaults()
     config.task = "autoencoding"
@@ -36,6 +64,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         mid_attention=False,
         quant_conv=False,
     )
+    # Without codes the latents are Gaussian.
+    config.quantizer = dict(codes=0, commitment=0.25, decay=0.99, dead=0.03, frozen=False)
     config.discriminator = dict(
         enabled=not tiny, channels=32 if tiny else 4, layers=2, groups=8 if tiny else 4
     )
@@ -90,36 +120,82 @@ def get_config(argument: str | None = None) -> ConfigDict:
             checkpoint_every=2,
         )
     )
-    if chosen.size == "f8":
+    if chosen.kind == "vq":
+        _quantise(config, tiny)
+    if chosen.size in LARGE:
         _enlarge(config)
+        (_muse if chosen.kind == "vq" else _emu)(config, chosen.size)
+    if chosen.stage == "decoder":
+        _larger_decoder(config)
     return config
 
 
+def _quantise(config: ConfigDict, tiny: bool) -> None:
+    """Codes for latents, one halving less: a token says less than 16 numbers."""
+    config.quantizer.codes = 1024 if tiny else 16
+    if tiny:
+        config.autoencoder.update(dict(widths=(16, 32, 96), decoder_widths=(24, 48, 128)))
+
+
 def _enlarge(config: ConfigDict) -> None:
+    """What the full sizes share."""
     config.compute_dtype = "bfloat16"
-    config.autoencoder.update(dict(widths=(128, 256, 512, 512), blocks=2, groups=32))
-    config.autoencoder.update(
-        dict(decoder_widths=(128, 256, 512, 512), decoder_blocks=3, mid_attention=True)
-    )
+    config.autoencoder.groups = 32
     config.discriminator.update(dict(enabled=True, channels=64, layers=3, groups=32))
-    config.loss.update(dict(perceptual_weight=1.0, adversarial_start=50_000))
     config.groups.autoencoder.ema_decay = 0.9999
     config.groups.autoencoder.optimizer.update(
-        dict(learning_rate=1e-4, schedule="constant", warmup=10_000, b2=0.999)
+        dict(learning_rate=1e-4, schedule="constant", warmup=10_000)
     )
-    config.groups.discriminator.first_step = 50_000
     config.groups.discriminator.optimizer.learning_rate = 1e-4
-    config.data.image_size = 256
-    config.data.random_crop = True
     config.data.train = dict(pictures=source("folder/pictures"))
-    config.data.validation = dict()
+    config.data.validation = dict(held_out=dict(pictures=source("folder/held_out")))
     config.train.update(
         dict(
-            steps=500_000,
             batch_size=256,
             log_every=100,
-            validate_every=5000,
-            preview_every=5000,
-            checkpoint_every=5000,
+            validate_every=10_000,
+            preview_every=10_000,
+            checkpoint_every=5_000,
         )
     )
+
+
+def _emu(config: ConfigDict, size: str) -> None:
+    """Emu's own factor and channels, with the widths and losses of the field's standard one."""
+    del size
+    widths = (128, 256, 512, 512)
+    config.autoencoder.update(dict(widths=widths, decoder_widths=widths, mid_attention=True))
+    config.autoencoder.update(dict(blocks=2, decoder_blocks=3))
+    config.loss.update(dict(perceptual_weight=1.0, adversarial_start=50_000))
+    config.groups.discriminator.first_step = 50_000
+    config.data.update(dict(image_size=256, random_crop=True))
+    config.train.steps = 500_000
+
+
+def _muse(config: ConfigDict, size: str) -> None:
+    """Muse's VQGAN as far as it is published; Adam 1e-4, b 0.9/0.99, decay 1e-4."""
+    widths, side, _ = LARGE[size]
+    config.latent_channels = 64
+    config.quantizer.codes = 8192
+    with config.autoencoder.ignore_type():
+        config.autoencoder.update(
+            dict(widths=widths, decoder_widths=widths, blocks=2, decoder_blocks=2)
+        )
+    config.autoencoder.fourier_bands = 0
+    config.loss.update(dict(perceptual_weight=0.05, adversarial_start=20_000))
+    config.groups.autoencoder.optimizer.weight_decay = 1e-4
+    config.groups.discriminator.first_step = 20_000
+    config.groups.discriminator.optimizer.update(dict(b1=0.9, b2=0.99))
+    config.data.image_size = side
+    config.train.steps = 1_000_000
+
+
+def _larger_decoder(config: ConfigDict) -> None:
+    """A decoder one block deeper, anew; all else as it was trained."""
+    config.init_skip = "autoencoder/decoder/"
+    config.autoencoder.decoder_blocks += 1
+    for widths, _, larger in LARGE.values():
+        if config.autoencoder.decoder_widths == widths:
+            config.autoencoder.decoder_widths = larger
+    config.quantizer.frozen = True
+    config.groups.autoencoder.pattern = "autoencoder/decoder/"

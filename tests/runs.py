@@ -35,6 +35,13 @@ SOURCES = {
         "validation.held_out.openmoji",
         "validation.held_out.fluent",
     ),
+    "masked": (
+        "train.openmoji",
+        "train.fluent",
+        "validation.kept.openmoji",
+        "validation.held_out.openmoji",
+        "validation.held_out.fluent",
+    ),
     "judge": (
         "train.openmoji",
         "train.fluent",

@@ -29,14 +29,24 @@ from emu_jax.nn.discriminator import PatchDiscriminator
 from emu_jax.nn.efficient_unet import EfficientUNet
 from emu_jax.nn.functional import Network, Params
 from emu_jax.nn.perceptual import Lpips, load_lpips
+from emu_jax.nn.token_transformer import TokenTransformer
 from emu_jax.nn.unet import UNet
 from emu_jax.parallel.sharding import replicated
+from emu_jax.process.decoding import ParallelDecoding
 from emu_jax.process.gaussian import GaussianProcess
+from emu_jax.process.masking import MaskingProcess
 from emu_jax.process.samplers import sampler_named
 from emu_jax.process.schedules import Cosine, Discrete, Flow, Schedule
 from emu_jax.tasks.autoencoding import Autoencoding
 from emu_jax.tasks.base import Frozen, Group, Task
-from emu_jax.tasks.codecs import AutoencoderCodec, Codec, IdentityCodec, codec_params
+from emu_jax.tasks.bottlenecks import Quantizer
+from emu_jax.tasks.codecs import (
+    AutoencoderCodec,
+    Codec,
+    IdentityCodec,
+    TokenCodec,
+    codec_params,
+)
 from emu_jax.tasks.contrastive import Contrastive
 from emu_jax.tasks.generation import Generation, Sampling
 from emu_jax.tasks.upsampling import LowResolution
@@ -101,7 +111,19 @@ def make_groups(config: ConfigDict) -> dict[str, Group]:
 
 def autoencoder_network(config: ConfigDict, constrain: Constrain) -> Network:
     arguments = dict(config.autoencoder, latent_channels=config.latent_channels)
+    if quantized(config):
+        arguments["variational"] = False
     return Network(partial(_module, Autoencoder, {**arguments, "constrain": constrain}))
+
+
+def autoencoder_factor(config: ConfigDict) -> int:
+    """Pixels along a side of what becomes one position of the latents."""
+    return 2 ** (len(config.autoencoder.widths) - 1)
+
+
+def quantized(config: ConfigDict) -> int:
+    """How many codes an autoencoder has; 0: its latents are Gaussian."""
+    return config.quantizer.codes if "quantizer" in config else 0
 
 
 def make_autoencoding(config: ConfigDict, constrain: Constrain) -> Autoencoding:
@@ -121,6 +143,13 @@ def make_autoencoding(config: ConfigDict, constrain: Constrain) -> Autoencoding:
     groups = make_groups(config)
     if not discriminator:
         groups.pop("discriminator", None)
+    quantizer = None
+    if quantized(config):
+        quantizer = Quantizer(config.latent_channels, **config.quantizer)
+        if quantizer.frozen and not config.init_from:
+            raise UserError(
+                "quantizer.frozen needs init_from, the trained autoencoder whose codes it keeps."
+            )
     return Autoencoding(
         autoencoder=autoencoder_network(config, constrain),
         discriminator=discriminator,
@@ -133,6 +162,7 @@ def make_autoencoding(config: ConfigDict, constrain: Constrain) -> Autoencoding:
         adversarial_weight=loss.adversarial_weight,
         adversarial_start=loss.adversarial_start,
         compute_dtype=jnp.dtype(config.compute_dtype),
+        quantizer=quantizer,
     )
 
 
@@ -169,18 +199,20 @@ def make_generation(config: ConfigDict, constrain: Constrain, attend: Attend) ->
     conditioner = partial(_module, Conditioner, arguments)
     told = nnx.eval_shape(lambda: conditioner(nnx.Rngs(0)))
     low = make_low_resolution(config, codec)
+    side = max(map(max, stream_spec(config).shapes())) // codec.factor
     denoiser = make_denoiser(
-        *(config.denoiser, codec.channels, told.context_width, told.vector_width),
+        *(config.denoiser, codec, side, told.context_width, told.vector_width),
         *(low, constrain, attend),
     )
+    process = make_process(config.process, codec)
     return Generation(
         denoiser=denoiser,
         conditioner=Network(conditioner),
         codec=codec,
-        process=make_process(config.process),
+        process=process,
         encoders=encoders,
         null={name: blank_condition(encoder) for name, encoder in encoders.items()},
-        sampling=make_sampling(config.sampling),
+        sampling=make_sampling(config.sampling, process),
         groups=make_groups(config),
         frozen=frozen,
         drop_text=config.drop_text,
@@ -204,48 +236,70 @@ def make_low_resolution(config: ConfigDict, codec: Codec) -> LowResolution | Non
 
 def make_denoiser(
     section: ConfigDict,
-    channels: int,
+    codec: Codec,
+    side: int,
     context_width: int,
     vector_width: int,
     low: LowResolution | None,
     constrain: Constrain,
     attend: Attend,
 ) -> Network:
-    kinds = {"unet": UNet, "efficient_unet": EfficientUNet}
+    """``side``: positions along the longest side of a picture."""
     arguments = section.to_dict()
     kind = arguments.pop("kind")
-    if kind not in kinds:
-        raise UserError(f"denoiser.kind is one of {', '.join(kinds)}, not {kind!r}.")
     arguments |= {
-        "in_channels": 2 * channels if low else channels,
-        "out_channels": channels,
         "context_width": context_width,
         "vector_width": vector_width or None,
         "constrain": constrain,
         "attend": attend,
     }
-    if low:
-        arguments["level"] = True
+    if isinstance(codec, TokenCodec):
+        kinds = {"token_transformer": TokenTransformer}
+        arguments |= {"codes": codec.codes, "side": side}
+    else:
+        kinds = {"unet": UNet, "efficient_unet": EfficientUNet}
+        channels = codec.row(side, side)[-1]
+        arguments |= {"in_channels": 2 * channels if low else channels, "out_channels": channels}
+        if low:
+            arguments["level"] = True
+    if kind not in kinds:
+        data = "tokens" if isinstance(codec, TokenCodec) else "continuous data"
+        raise UserError(
+            f"denoiser.kind is one of {', '.join(kinds)} for this codec, which gives {data}, "
+            f"not {kind!r}."
+        )
     return Network(partial(_module, kinds[kind], arguments))
 
 
-def make_process(section: ConfigDict) -> GaussianProcess:
+def make_process(section: ConfigDict, codec: Codec) -> GaussianProcess | MaskingProcess:
+    """Noise, or, where ``process.kind`` says so, masks."""
     arguments = section.to_dict()
+    kind = arguments.pop("kind", "gaussian")
+    if kind not in ("gaussian", "masking"):
+        raise UserError(f"process.kind is gaussian or masking, not {kind!r}.")
+    if (kind == "masking") != isinstance(codec, TokenCodec):
+        given = "tokens" if isinstance(codec, TokenCodec) else "no tokens"
+        raise UserError(
+            f"process.kind {kind} does not fit codec.path, whose codec gives {given}: masking is "
+            "for a vector-quantised autoencoder, gaussian for any other."
+        )
+    if isinstance(codec, TokenCodec):
+        return MaskingProcess(codec.codes)
     schedule = arguments.pop("schedule")
     if schedule not in SCHEDULES:
         raise UserError(f"process.schedule is one of {', '.join(SCHEDULES)}, not {schedule!r}.")
     return GaussianProcess(SCHEDULES[schedule](), **arguments)
 
 
-def make_sampling(section: ConfigDict) -> Sampling:
-    return Sampling(
-        sampler_named(section.sampler),
-        section.steps,
-        section.spacing,
-        section.guidance_scale,
-        section.guidance_rescale,
-        section.get("threshold", "none"),
-    )
+def make_sampling(section: ConfigDict, process: GaussianProcess | MaskingProcess) -> Sampling:
+    arguments = section.to_dict()
+    arguments.pop("previews")
+    name, temperature = arguments.pop("sampler"), arguments.pop("temperature", 0.0)
+    if isinstance(process, GaussianProcess):
+        return Sampling(sampler_named(name), **arguments)
+    if name != "parallel":
+        raise UserError(f"Tokens are drawn by the sampler parallel, not {name!r}.")
+    return Sampling(ParallelDecoding(temperature), **arguments)
 
 
 def make_codec(section: ConfigDict) -> tuple[Codec, dict[str, Frozen]]:
@@ -264,10 +318,12 @@ def make_codec(section: ConfigDict) -> tuple[Codec, dict[str, Frozen]]:
     if made_by.get("task") != "autoencoding":
         task = made_by.get("task")
         raise UserError(f"codec.path {section.path} is no autoencoder: its task is {task}.")
-    codec = AutoencoderCodec(
-        network=autoencoder_network(made_by, lambda x: x),
-        channels=made_by.latent_channels,
-        factor=2 ** (len(made_by.autoencoder.widths) - 1),
+    network, factor = autoencoder_network(made_by, lambda x: x), autoencoder_factor(made_by)
+    codes = quantized(made_by)
+    codec = (
+        TokenCodec(network, codes, made_by.latent_channels, factor)
+        if codes
+        else AutoencoderCodec(network, made_by.latent_channels, factor)
     )
     if model:
         return codec, {"codec": _frozen_arrays(section.path, codec_params(model.params))}

@@ -1,8 +1,8 @@
 """``emu-jax reconstruct A B ...``: autoencoders measured by what comes back of held-out pictures.
 
-Each picture goes there and back by the mean of its latents. One HTML file with the pictures side by
-side, the figures as JSON and Markdown beside it. The judge's features give the Frechet distance
-between pictures and reconstructions (``--judge=""``: none).
+Each picture goes there and back by the mean of its latents, or by their nearest codes. One HTML
+file with the pictures side by side, the figures as JSON and Markdown beside it. The judge's
+features give the Frechet distance between pictures and reconstructions (``--judge=""``: none).
 """
 
 import argparse
@@ -112,13 +112,14 @@ def _table(found: Mapping[str, _Found]) -> tuple[list[str], list[list[Any]]]:
         [
             name,
             " x ".join(map(str, one.facts["latents"])),
+            one.facts["codes"] or "none",
             one.facts["fourier_bands"],
             one.facts["parameters"],
             *(f"{one.figures[key]:{'.2f' if key == 'psnr' else '.3f'}}" for key in keys),
         ]
         for name, one in found.items()
     ]
-    return ["", "latents", "Fourier bands", "parameters", *keys], rows
+    return ["", "latents", "codes", "Fourier bands", "parameters", *keys], rows
 
 
 def _pictures(originals: Images, found: Mapping[str, _Found]) -> Pictures:
@@ -141,25 +142,28 @@ def _autoencoder(
         raise UserError(f"{name} is no autoencoder: its task is {config.get('task')}.")
     task = parts.make_autoencoding(config, lambda x: x)
     own = {k: v for k, v in model.params.items() if k.startswith("autoencoder/")}
-    params = {path: jax.numpy.asarray(value) for path, value in own.items()}
+    # What is not a network's is the task's state: a codebook, say.
+    rest = {k: v for k, v in model.params.items() if k.startswith(("codebook/", "latent/"))}
+    params, state = jax.tree.map(jax.numpy.asarray, (own, rest))
 
     @jax.jit
-    def there_and_back(params: Params, images: jax.Array) -> jax.Array:
-        return to_pixels(task.reconstruct(params, to_unit_range(images)))
+    def there_and_back(params: Params, state: Params, images: jax.Array) -> jax.Array:
+        return to_pixels(task.reconstruct(params, to_unit_range(images), state))
 
     def reconstruct(images: Images) -> Images:
         rows = []
         for start in range(0, len(images), batch_size):
             index = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-            rows.append(np.asarray(there_and_back(params, images[index])))
+            rows.append(np.asarray(there_and_back(params, state, images[index])))
         return np.concatenate(rows)[: len(images)]
 
     side = config.data.image_size
-    small = side // 2 ** (len(config.autoencoder.widths) - 1)
+    small = side // parts.autoencoder_factor(config)
     facts = {
         "step": model.meta["step"],
         "weights": model.fingerprint,
         "latents": [small, small, config.latent_channels],
+        "codes": parts.quantized(config),
         "fourier_bands": config.autoencoder.fourier_bands,
         "parameters": sum(value.size for value in own.values()),
     }

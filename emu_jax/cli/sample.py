@@ -62,7 +62,9 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of how to draw; what is not given is as the checkpoint was trained."""
     parser.add_argument("--seed", type=int, default=0, help="of the first picture of each prompt")
     parser.add_argument("--steps", type=positive, help="of the sampler")
-    parser.add_argument("--sampler", help="ddim, ancestral, euler, heun or dpmpp_2m")
+    parser.add_argument(
+        "--sampler", help="ddim, ancestral, euler, heun, dpmpp_2m; tokens: parallel"
+    )
     parser.add_argument("--guidance_scale", type=float)
     parser.add_argument("--batch_size", type=positive, default=16)
 

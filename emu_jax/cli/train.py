@@ -122,12 +122,18 @@ def _restarted(name: str, stream: Callable) -> Callable[[], Iterator[Batch]]:
 
 
 def _initial(task: Task, config: ConfigDict) -> tuple[Params, Params]:
-    """Parameters from ``init_from`` where they fit, fresh ones where they do not, and a report."""
+    """Parameters and state (a codebook) from ``init_from`` where they fit, fresh ones where they do
+    not, and a report.
+    """
     model = load_model(parts.locate(config.init_from), dtype=np.float32)
     key = jax.random.key(config.train.seed)
-    shapes, _ = jax.eval_shape(task.init, key)
-    reused, report = transplant(shapes, relaid(model.params, shapes), skip=config.init_skip or None)
+    shapes, extra = jax.eval_shape(task.init, key)
+    wanted = {**shapes, **extra}
+    reused, report = transplant(wanted, relaid(model.params, wanted), skip=config.init_skip or None)
     params, state = jax.jit(task.init)(key)
     if jax.process_index() == 0:
         print(f"init_from {config.init_from}:\n{report}", flush=True)
-    return {**params, **reused}, state
+    return (
+        {path: reused.get(path, value) for path, value in params.items()},
+        {path: reused.get(path, value) for path, value in state.items()},
+    )

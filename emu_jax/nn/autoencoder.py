@@ -1,4 +1,4 @@
-"""The Kullback-Leibler autoencoder: pictures to latents of a small diagonal Gaussian, and back.
+"""The convolutional autoencoder: pictures to a small map of latents, and back.
 
 Structured and named as diffusers' AutoencoderKL, so that public autoencoders convert key by key.
 Emu's Fourier feature transform comes before the encoder's first convolution, without parameters:
@@ -7,9 +7,13 @@ Emu's Fourier feature transform comes before the encoder's first convolution, wi
 
 so that small differences of colour, which the loss hardly sees, are large differences of input.
 
-The encoder gives the moments (mu, log sigma^2) of a Gaussian over latents,
+The encoder of a Kullback-Leibler autoencoder gives the moments (mu, log sigma^2) of a Gaussian over
+latents,
 
     z = mu + sigma eps,   KL(q || N(0, 1)) = 1/2 sum (mu^2 + sigma^2 - 1 - log sigma^2)          (2)
+
+that of a vector-quantised one (``variational=False``) the latents themselves, which
+``emu_jax.nn.quantizer`` then replaces by codes.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,6 +36,8 @@ _EPS = 1e-6
 class Autoencoder(nnx.Module):
     """f = 2^(len(widths) - 1). ``encode`` gives moments, ``decode`` pictures, both by method.
 
+    Without ``variational`` the moments are the mean alone, ``latent_channels`` wide.
+
     ``blocks`` residual blocks a stage in the encoder, ``decoder_blocks`` (default ``blocks`` + 1)
     in the decoder, whose stages are ``decoder_widths`` (default ``widths``; both from full size to
     the smallest). ``quant_conv``: 1 x 1 convolutions on both sides of the latents.
@@ -43,6 +49,7 @@ class Autoencoder(nnx.Module):
         widths: Sequence[int] = (128, 256, 512, 512),
         blocks: int = 2,
         latent_channels: int = 16,
+        variational: bool = True,
         groups: int = 32,
         mid_attention: bool = True,
         fourier_bands: int = 0,
@@ -54,10 +61,11 @@ class Autoencoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.fourier_bands = fourier_bands
+        encoded = latent_channels * (2 if variational else 1)
         common = {"mid_attention": mid_attention, "attend": attend, "constrain": constrain}
         self.encoder = Encoder(
             3 * (1 + 2 * fourier_bands),
-            2 * latent_channels,
+            encoded,
             widths,
             blocks,
             groups,
@@ -73,12 +81,12 @@ class Autoencoder(nnx.Module):
             **common,
             rngs=rngs,
         )
-        both, one = 2 * latent_channels, latent_channels
-        self.quant_conv = conv(both, both, 1, rngs=rngs) if quant_conv else None
+        one = latent_channels
+        self.quant_conv = conv(encoded, encoded, 1, rngs=rngs) if quant_conv else None
         self.post_quant_conv = conv(one, one, 1, rngs=rngs) if quant_conv else None
 
-    def encode(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h/f w/f 2*c"]:
-        """Moments (mean, then log-variance, on the last axis) of pictures in [-1, 1]."""
+    def encode(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h/f w/f m"]:
+        """Moments (mean, then any log-variance, on the last axis) of pictures in [-1, 1]."""
         moments = self.encoder(fourier_features(x, self.fourier_bands))
         return moments if self.quant_conv is None else self.quant_conv(moments)
 

@@ -41,7 +41,7 @@ examples where they teach most (location > 0: towards noise, where the text deci
 Everything here is computed and returned in fp32, whatever the dtype of what comes in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -51,21 +51,10 @@ from jaxtyping import Array, Float
 
 from emu_jax.errors import UserError
 from emu_jax.process.noise import normal
+from emu_jax.process.protocol import Corrupted, Transform
 from emu_jax.process.schedules import Schedule
 
 TOLD_LOG_SNR_BOUND = 20.0
-
-Transform = Callable[[Float[Array, "b *d"]], Float[Array, "b *d"]]
-
-
-class Corrupted(NamedTuple):
-    """A training example: the network sees x and told, and is to answer target."""
-
-    x: Float[Array, "b *d"]
-    t: Float[Array, " b"]
-    told: Float[Array, " b"]
-    target: Float[Array, "b *d"]
-    weight: Float[Array, " b"]
 
 
 class Prediction(NamedTuple):
@@ -231,6 +220,12 @@ class GaussianProcess:
         x0 = jnp.asarray(x0, jnp.float32)
         alpha, sigma = self._factors(t, x0)
         return alpha * x0 + sigma * normal(key, x0.shape)
+
+    def shown(
+        self, key: jax.Array, known: Float[Array, "b *d"], t: Float[Array, ""]
+    ) -> Float[Array, "b *d"]:
+        """A known part is as noisy as all the rest."""
+        return self.diffuse(key, known, t)
 
     def _draw_time(self, key: jax.Array, rows: int) -> Float[Array, " b"]:
         """Where between the bounds each row's t lies, 0 to 1, by the density of (8)."""

@@ -5,7 +5,12 @@ prompt, which is just another u), classifier-free guidance (Ho & Salimans 2022) 
 
     g = u + w (c - u)                                                                      (1)
 
-w = 1 is the plain conditional model. A large w widens the output's distribution, which shows as
+w = 1 is the plain conditional model. Muse's w rises over sampling, so that the first tokens are as
+diverse as the model is and the last as true to the text as asked:
+
+    w(t) = 1 + (w - 1) (1 - t)                                                             (3)
+
+A large w widens the output's distribution, which shows as
 overexposure; guidance rescale (Lin et al. 2023) gives back c's standard deviation, in part:
 
     g' = phi g std(c) / std(g) + (1 - phi) g,   std over all of a row                      (2)
@@ -33,6 +38,11 @@ def guide(
     return uncond + scale * (cond - uncond)
 
 
+def rising(scale: float | Array) -> Callable[[Float[Array, " b"]], Float[Array, " b"]]:
+    """Equation (3), of t."""
+    return lambda t: 1 + (scale - 1) * (1 - t)
+
+
 def rescale(
     guided: Float[Array, "b *d"], cond: Float[Array, "b *d"], phi: float | Array
 ) -> Float[Array, "b *d"]:
@@ -47,10 +57,12 @@ def guided(
     network: Callable[[Array, Array, Any], Array],
     cond: PyTree[Array],
     uncond: PyTree[Array] | None,
-    scale: float | Array,
+    scale: float | Array | Callable[[Float[Array, " b"]], Float[Array, " b"]],
     phi: float = 0.0,
 ) -> Denoise:
     """``denoise(x, t)`` from ``network(x, t, conditioning)``, in one call for cond and uncond.
+
+    ``scale`` is w, or says w of t (``rising``).
 
     cond and uncond are trees of [b, ...] arrays of the same shapes. Row i's two halves are
     neighbours in the doubled batch, so a batch that is sharded over devices stays where it is.
@@ -63,7 +75,8 @@ def guided(
     def denoise(x: Float[Array, "b *d"], t: Float[Array, " b"]) -> Float[Array, "b *d"]:
         output = network(_interleave(x, x), _interleave(t, t), both)
         output = output.reshape(x.shape[0], 2, *output.shape[1:])
-        result = guide(output[:, 0], output[:, 1], scale)
+        w = scale(t).reshape(-1, *(1,) * (output.ndim - 2)) if callable(scale) else scale
+        result = guide(output[:, 0], output[:, 1], w)
         return rescale(result, output[:, 0], phi) if phi else result
 
     return denoise

@@ -1,8 +1,9 @@
-"""Samplers: one step of a Gaussian process from time t to an earlier time s.
+"""Samplers: one step of a process, here the Gaussian, from time t to an earlier time s.
 
 A sampler is a pure pair. ``init(x)`` makes its memory; ``step(predict, process, x, memory, t, s,
 key)`` gives x at s and the new memory, where ``predict(x, t)`` runs the network and returns
-(x0, eps). The loop around it is ``emu_jax.process.sampling``.
+(x0, eps). Tokens have theirs in ``emu_jax.process.decoding``; the loop around all of them is
+``emu_jax.process.sampling``.
 
 Without new noise, x follows the probability-flow ODE. Divide x = alpha x0 + sigma eps by alpha or
 by sigma, and with the noise-to-signal ratio r = sigma/alpha and w = 1/r the ODE is
@@ -55,29 +56,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from emu_jax.errors import UserError
-from emu_jax.process.gaussian import GaussianProcess, Prediction
+from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.noise import normal
-
-Predict = Callable[[Float[Array, "b *d"], Float[Array, ""]], Prediction]
+from emu_jax.process.protocol import Data
 
 MOSTLY_NOISE = 100.0
 
 
 class Sampler(Protocol):
-    def init(self, x: Float[Array, "b *d"]) -> Any:
+    """Of one kind of process, whose ``predict`` it knows to read."""
+
+    def init(self, x: Data) -> Any:
         """The memory before the first step."""
         ...
 
     def step(
         self,
-        predict: Predict,
-        process: GaussianProcess,
-        x: Float[Array, "b *d"],
+        predict: Callable[[Data, Float[Array, ""]], Any],
+        process: Any,
+        x: Data,
         memory: Any,
         t: Float[Array, ""],
         s: Float[Array, ""],
         key: jax.Array,
-    ) -> tuple[Float[Array, "b *d"], Any]:
+    ) -> tuple[Data, Any]:
         """x at s from x at t, s < t, and the new memory."""
         ...
 

@@ -6,7 +6,8 @@ compiled once whatever the number of steps:
     from noise           x = process.prior(key, shape),            times = time_grid(process, n)
     from a picture       x = process.diffuse(key, x0, times[k]),   times = times[k:]
     part of a picture    known=x0, known_mask=mask: before every step the known part is replaced by
-                         x0 noised to that step's time, and at the end by x0 itself
+                         x0 as the process shows it at that step's time (noised; tokens as they
+                         are), and at the end by x0 itself
 
 ``advance`` is the same loop for any run of steps, its state in and out. Feedback learning takes k
 steps and one more with a gradient:
@@ -26,9 +27,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from emu_jax.errors import UserError
-from emu_jax.process.gaussian import GaussianProcess, Transform
+from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.guidance import Denoise
 from emu_jax.process.noise import fold_in
+from emu_jax.process.protocol import Data, Process, Transform, as_data
 from emu_jax.process.samplers import Sampler
 
 KARRAS_RHO = 7.0
@@ -38,31 +40,31 @@ KARRAS_RATIOS = (0.002, 80.0)
 class State(NamedTuple):
     """A sample under way."""
 
-    x: Float[Array, "b *d"]
+    x: Data
     memory: Any
 
 
-def start(sampler: Sampler, x: Float[Array, "b *d"]) -> State:
+def start(sampler: Sampler, x: Data) -> State:
     """The state before the first step."""
-    x = jnp.asarray(x, jnp.float32)
+    x = as_data(x)
     return State(x, sampler.init(x))
 
 
 def sample(
     denoise: Denoise,
-    process: GaussianProcess,
+    process: Process,
     sampler: Sampler,
     times: Float[Array, " n_plus_1"],
     key: jax.Array,
-    x: Float[Array, "b *d"],
+    x: Data,
     *,
-    known: Float[Array, "b *d"] | None = None,
+    known: Data | None = None,
     known_mask: Bool[Array, "b *m"] | None = None,
     transform: Transform | None = None,
-) -> Float[Array, "b *d"]:
-    """x0 (fp32) from x at times[0], by way of ``times`` (the last is 0).
+) -> Data:
+    """x0 (fp32, or tokens) from x at times[0], by way of ``times`` (the last is 0).
 
-    ``denoise(x, t)`` gives the network's output for fp32 x and t [b], guidance included.
+    ``denoise(x, t)`` gives the network's output for x and t [b], guidance included.
     ``known_mask`` is true where ``known`` is to be kept, and broadcasts to x. ``transform`` acts on
     every predicted x0 (``guidance.static_clip``, ``dynamic_threshold``).
     """
@@ -80,19 +82,19 @@ def sample(
     )
     if known is None or known_mask is None:
         return state.x
-    return jnp.where(known_mask, jnp.asarray(known, jnp.float32), state.x)
+    return jnp.where(known_mask, as_data(known), state.x)
 
 
 def advance(
     denoise: Denoise,
-    process: GaussianProcess,
+    process: Process,
     sampler: Sampler,
     times: Float[Array, " n_plus_1"],
     key: jax.Array,
     state: State,
     steps: Int[Array, " k"],
     *,
-    known: Float[Array, "b *d"] | None = None,
+    known: Data | None = None,
     known_mask: Bool[Array, "b *m"] | None = None,
     transform: Transform | None = None,
 ) -> State:
@@ -113,8 +115,8 @@ def advance(
         x, memory = state
         key_i = fold_in(key, i)
         if known is not None and known_mask is not None:
-            noised = process.diffuse(fold_in(key_i, 1), known, times[i])
-            x = jnp.where(known_mask, noised, x)
+            shown = process.shown(fold_in(key_i, 1), as_data(known), times[i])
+            x = jnp.where(known_mask, shown, x)
         key_step = fold_in(key_i, 0)
         x, memory = sampler.step(predict, process, x, memory, times[i], times[i + 1], key_step)
         return State(x, memory), None
@@ -123,7 +125,7 @@ def advance(
 
 
 def time_grid(
-    process: GaussianProcess,
+    process: Process,
     n: int,
     spacing: Literal["trailing", "uniform", "karras"] = "trailing",
 ) -> Float[Array, " n_plus_1"]:
@@ -149,6 +151,8 @@ def time_grid(
         case "uniform":
             return jnp.asarray([*np.linspace(high, low, n), 0], jnp.float32)
         case "karras":
+            if not isinstance(process, GaussianProcess):
+                raise UserError('spacing="karras" is of noise: choose trailing for tokens')
             schedule = process.schedule
             log_snr = schedule.log_snr(jnp.array([high, low], jnp.float32))
             ends = jnp.clip(jnp.exp(-log_snr / 2), *KARRAS_RATIOS) ** (1 / KARRAS_RHO)

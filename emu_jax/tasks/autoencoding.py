@@ -1,19 +1,21 @@
-"""The autoencoder that gives latent diffusion its space (Emu, section 1.1 of the paper's method).
+"""The autoencoder that gives generators their space (Emu's section 2.1; Muse's VQGAN).
 
 Two groups, updated in turn:
 
-    autoencoder    L1 + w_p LPIPS + w_kl KL + lambda(x') w_a (-D(x'))      (1)
+    autoencoder    L1 + w_p LPIPS + penalty + lambda(x') w_a (-D(x'))      (1)
     discriminator  hinge on D(x), D(x')                                    (2)
 
-x' = decode(z), z ~ q(z | x). lambda balances the adversarial gradient against the reconstruction's,
+x' = decode(z): for latent diffusion z is a draw from q(z | x) and the penalty w_kl KL, for masked
+generation z is the nearest codes and the penalty a commitment to them. lambda balances the
+adversarial gradient against the reconstruction's,
 
     lambda = |d rec / d x'| / (|d adv / d x'| + 1e-6), clipped to [0, 100],
 
 both taken at the reconstructed pixels: latent diffusion takes them at the decoder's last layer,
 which costs another backward pass through it and ranks the two losses the same way.
 
-The mean and standard deviation of each latent channel are measured once training is over and kept
-in the state; a generator works on (z - shift) / scale.
+The mean and standard deviation of each Gaussian latent channel are measured once training is over
+and kept in the state, where a codebook lies too; a generator works on (z - shift) / scale.
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,6 +32,7 @@ from emu_jax.nn import autoencoder as gaussian
 from emu_jax.nn.discriminator import hinge_discriminator_loss, hinge_generator_loss
 from emu_jax.nn.functional import Network, Params, nest, subtree
 from emu_jax.tasks.base import Batch, Frozen, Group, Metrics, cast, to_pixels, to_unit_range
+from emu_jax.tasks.bottlenecks import Bottleneck, GaussianBottleneck, Quantizer
 from emu_jax.tasks.codecs import LATENT_SCALE, LATENT_SHIFT
 
 STATISTICS_BATCHES = 64
@@ -38,6 +41,7 @@ STATISTICS_BATCHES = 64
 @dataclass(frozen=True)
 class Autoencoding:
     """``discriminator`` None: (1) without its last term; ``lpips`` None: without its second.
+    ``quantizer`` None: a Gaussian, its KL weighed by ``kl_weight``.
 
     The L1 is a mean over pixels, the KL a sum over a picture's latents (nats a picture).
     """
@@ -54,14 +58,18 @@ class Autoencoding:
     adversarial_start: int = 0
     compute_dtype: Any = jnp.float32
     stream: str = "train"
+    quantizer: Quantizer | None = None
+
+    @property
+    def bottleneck(self) -> Bottleneck:
+        return self.quantizer or GaussianBottleneck(self.latent_channels, self.kl_weight)
 
     def init(self, key: jax.Array) -> tuple[Params, Params]:
         first, second = jax.random.split(key)
         params = nest("autoencoder", self.autoencoder.init(first))
         if self.discriminator:
             params |= nest("discriminator", self.discriminator.init(second))
-        channels = (self.latent_channels,)
-        return params, {LATENT_SHIFT: jnp.zeros(channels), LATENT_SCALE: jnp.ones(channels)}
+        return params, self.bottleneck.init(jax.random.fold_in(key, 2))
 
     def loss(
         self,
@@ -77,9 +85,9 @@ class Autoencoding:
         params = cast(params, self.compute_dtype)
         if group == "discriminator":
             # The same posterior sample for both groups is not needed: a fresh one is as good.
-            fake = jax.lax.stop_gradient(self._reconstruct(params, x, key)[0])
+            fake = jax.lax.stop_gradient(self._reconstruct(params, x, state, key)[0])
             return self._discriminator_loss(params, x, fake, state)
-        fake, moments = self._reconstruct(params, x, key)
+        fake, penalty, state, told = self._reconstruct(params, x, state, key)
         lpips = self.lpips
 
         def reconstruction(fake: Array) -> tuple[Array, Metrics]:
@@ -92,21 +100,23 @@ class Autoencoding:
             return total, metrics
 
         rec, metrics = reconstruction(fake)
-        kl = jnp.mean(gaussian.kl(moments))
         mse = jnp.mean(jnp.square((fake - x).astype(jnp.float32)))
-        metrics |= {"kl": kl, "psnr": psnr(mse)}
-        loss = rec + self.kl_weight * kl
+        metrics |= {**told, "psnr": psnr(mse)}
+        loss = rec + penalty
         if self.discriminator:
             adversarial, weight = self._adversarial(params, fake, reconstruction, step)
             loss = loss + weight * adversarial
             metrics |= {"adversarial": adversarial, "adversarial_weight": weight}
         return loss, (state, metrics)
 
-    def _reconstruct(self, params: Params, x: Array, key: jax.Array) -> tuple[Array, Array]:
+    def _reconstruct(
+        self, params: Params, x: Array, state: Params, key: jax.Array
+    ) -> tuple[Array, Array, Params, Metrics]:
+        """(pictures, and what the bottleneck says beside the latents)."""
         network = subtree(params, "autoencoder")
         moments = self.autoencoder(network, x, method="encode")
-        z = gaussian.sample(moments, key)
-        return self.autoencoder(network, z, method="decode"), moments
+        z, penalty, state, told = self.bottleneck(moments, state, key)
+        return self.autoencoder(network, z, method="decode"), penalty, state, told
 
     def _adversarial(
         self, params: Params, fake: Array, reconstruction: Any, step: jax.Array
@@ -148,10 +158,10 @@ class Autoencoding:
         batch: Batch,
         key: jax.Array,
     ) -> dict[str, tuple[Array, Array]]:
-        """L1 and PSNR (dB, mean over pictures, peak-to-peak 2) of reconstructions from the mean."""
+        """L1 and PSNR (dB, mean over pictures, peak-to-peak 2) of settled reconstructions."""
         (rows,) = batch.values()
         x = to_unit_range(rows["image"])
-        fake = self.reconstruct(params, x)
+        fake = self.reconstruct(params, x, state)
         valid = rows["valid"].astype(jnp.float32)
         l1 = jnp.mean(jnp.abs(fake - x), axis=(1, 2, 3))
         decibel = psnr(jnp.mean(jnp.square(jnp.clip(fake, -1, 1) - x), axis=(1, 2, 3)))
@@ -168,7 +178,7 @@ class Autoencoding:
     ) -> dict[str, Array]:
         (rows,) = batch.values()
         image = rows["image"][:16]
-        fake = to_pixels(self.reconstruct(params, to_unit_range(image)))
+        fake = to_pixels(self.reconstruct(params, to_unit_range(image), state))
         pairs = jnp.stack([image, fake], axis=1).reshape(-1, *image.shape[1:])
         return {"original_and_reconstruction": pairs}
 
@@ -179,7 +189,12 @@ class Autoencoding:
         state: Params,
         batches: Iterable[Batch],
     ) -> Params:
-        """Each latent channel's mean and standard deviation over the first training batches."""
+        """Each latent channel's mean and standard deviation over the first training batches.
+
+        Codes need no measuring.
+        """
+        if self.quantizer:
+            return state
 
         @jax.jit
         def sums(params: Params, image: Array, key: jax.Array) -> Array:
@@ -200,11 +215,13 @@ class Autoencoding:
             LATENT_SCALE: scale.astype(np.float32),
         }
 
-    def reconstruct(self, params: Params, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        """Pictures in [-1, 1] there and back, by the mean of their latents."""
+    def reconstruct(
+        self, params: Params, x: Float[Array, "b h w 3"], state: Params
+    ) -> Float[Array, "b h w 3"]:
+        """Pictures in [-1, 1] there and back, by the mean of their latents or the nearest codes."""
         network = cast(subtree(params, "autoencoder"), self.compute_dtype)
         moments = self.autoencoder(network, x.astype(self.compute_dtype), method="encode")
-        z = gaussian.mean(moments)
+        z = self.bottleneck.settled(moments, state)
         return self.autoencoder(network, z, method="decode").astype(jnp.float32)
 
 

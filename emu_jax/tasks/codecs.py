@@ -1,9 +1,9 @@
 """Codecs: the way between pictures and the space a generator works in.
 
 ``moments`` is what a cache may hold; ``sample`` draws the generator's clean data from it inside the
-step; ``decode`` is differentiable and gives pictures in [-1, 1]. Latents are shifted and scaled per
-channel to zero mean and unit variance by figures measured after the autoencoder's training and
-stored with it.
+step; ``decode`` gives pictures in [-1, 1]. Latents are shifted and scaled per channel to zero mean
+and unit variance by figures measured after the autoencoder's training and stored with it; decoding
+them is differentiable. Tokens are the numbers of codes.
 """
 
 from collections.abc import Mapping
@@ -12,22 +12,27 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from emu_jax.nn import autoencoder as gaussian
 from emu_jax.nn.functional import Network, Params, subtree
+from emu_jax.nn.quantizer import lookup, nearest
 
 LATENT_SHIFT, LATENT_SCALE = "latent/shift", "latent/scale"
+CODEBOOK = "codebook/embedding"
 
 
 class Codec(Protocol):
-    @property
-    def channels(self) -> int: ...
+    """``factor``: pixels along a side of what becomes one position."""
 
     @property
     def factor(self) -> int: ...
 
-    def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w m"]: ...
+    def row(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of one picture's clean data of ``height`` x ``width`` positions."""
+        ...
+
+    def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> jax.Array: ...
 
     def sample(self, params: Params, moments: jax.Array, key: jax.Array) -> jax.Array: ...
 
@@ -46,6 +51,9 @@ class AutoencoderCodec:
         """What :func:`codec_params` gives of a trained one."""
         figure = jax.ShapeDtypeStruct((self.channels,), jnp.float32)
         return {**self.network.shapes(), LATENT_SHIFT: figure, LATENT_SCALE: figure}
+
+    def row(self, height: int, width: int) -> tuple[int, ...]:
+        return height, width, self.channels
 
     def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w m"]:
         return self.network(params, x, method="encode")
@@ -68,6 +76,9 @@ class IdentityCodec:
     channels: int = 3
     factor: int = 1
 
+    def row(self, height: int, width: int) -> tuple[int, ...]:
+        return height, width, self.channels
+
     def moments(self, params: Params, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
         return x
 
@@ -80,7 +91,38 @@ class IdentityCodec:
         return z
 
 
+@dataclass(frozen=True)
+class TokenCodec:
+    """A vector-quantised autoencoder: a picture is a map of numbers of its ``codes`` codes, each a
+    vector of ``width``.
+    """
+
+    network: Network
+    codes: int
+    width: int
+    factor: int
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What :func:`codec_params` gives of a trained one."""
+        book = jax.ShapeDtypeStruct((self.codes, self.width), jnp.float32)
+        return {**self.network.shapes(), CODEBOOK: book}
+
+    def row(self, height: int, width: int) -> tuple[int, ...]:
+        return height, width
+
+    def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> Int[Array, "b h w"]:
+        return nearest(params[CODEBOOK], self.network(params, x, method="encode"))
+
+    def sample(
+        self, params: Params, moments: Int[Array, "b h w"], key: jax.Array
+    ) -> Int[Array, "b h w"]:
+        return moments
+
+    def decode(self, params: Params, z: Int[Array, "b h w"]) -> Float[Array, "b H W 3"]:
+        return self.network(params, lookup(params[CODEBOOK], z), method="decode")
+
+
 def codec_params(model: Mapping[str, Any]) -> Params:
-    """What an :class:`AutoencoderCodec` is given, from an autoencoding task's model."""
-    statistics = {path: model[path] for path in (LATENT_SHIFT, LATENT_SCALE)}
-    return {**subtree(dict(model), "autoencoder"), **statistics}
+    """What a codec is given, from an autoencoding task's model."""
+    stored = (CODEBOOK,) if CODEBOOK in model else (LATENT_SHIFT, LATENT_SCALE)
+    return {**subtree(dict(model), "autoencoder"), **{path: model[path] for path in stored}}

@@ -18,9 +18,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from emu_jax.errors import UserError
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Network, Params, nest, subtree
-from emu_jax.process.gaussian import GaussianProcess
-from emu_jax.process.guidance import dynamic_threshold, guided, static_clip
+from emu_jax.process.guidance import dynamic_threshold, guided, rising, static_clip
 from emu_jax.process.noise import fold_in
+from emu_jax.process.protocol import Data, Process
 from emu_jax.process.sampling import sample, time_grid
 from emu_jax.tasks.base import Batch, Frozen, Group, Metrics, cast, to_pixels, to_unit_range
 from emu_jax.tasks.codecs import Codec
@@ -48,6 +48,7 @@ class Conditions(NamedTuple):
 class Sampling:
     """How pictures are drawn: a sampler, its steps and their spacing, classifier-free guidance.
 
+    ``guidance_ramp``: guidance rises from none to its scale in the course of sampling.
     ``threshold`` holds every predicted x0 within the range of pixels (``process.guidance``).
     """
 
@@ -56,6 +57,7 @@ class Sampling:
     spacing: Literal["trailing", "uniform", "karras"] = "trailing"
     guidance_scale: float = 5.0
     guidance_rescale: float = 0.0
+    guidance_ramp: bool = False
     threshold: Literal["none", "static", "dynamic"] = "none"
 
     def __post_init__(self):
@@ -77,7 +79,7 @@ class Generation:
     denoiser: Network
     conditioner: Network
     codec: Codec
-    process: GaussianProcess
+    process: Process
     encoders: Mapping[str, TextEncoder]
     null: Mapping[str, Encoded]
     sampling: Sampling
@@ -211,17 +213,16 @@ class Generation:
         def network(x: Array, t: Array, by: Conditions) -> Array:
             return self.denoise(params, x, self.process.told(t), by)
 
+        scale = sampling.guidance_scale
         denoise = guided(
             network,
             self.condition(params, encoded, sizes)._replace(**seen),
             # At 1 the other condition has no say: half the work.
-            None
-            if sampling.guidance_scale == 1
-            else self.condition(params, negative, sizes)._replace(**seen),
-            sampling.guidance_scale,
+            None if scale == 1 else self.condition(params, negative, sizes)._replace(**seen),
+            rising(scale) if sampling.guidance_ramp else scale,
             sampling.guidance_rescale,
         )
-        start = self.process.prior(keys, (b, *shape, self.codec.channels))
+        start = self.process.prior(keys, (b, *self.codec.row(*shape)))
         x0 = sample(
             denoise,
             self.process,
@@ -274,11 +275,10 @@ class Generation:
         return Conditions(*self.conditioner(network, cast(encoded, self.compute_dtype), sizes))
 
     def denoise(
-        self, params: Params, x: Float[Array, "b h w c"], told: Float[Array, "b"], by: Conditions
-    ) -> Float[Array, "b h w c"]:
+        self, params: Params, x: Data, told: Float[Array, "b"], by: Conditions
+    ) -> Float[Array, "b h w o"]:
         """One call of the denoiser in the compute dtype; fp32 out."""
-        network = cast(subtree(params, "denoiser"), self.compute_dtype)
-        x = x.astype(self.compute_dtype)
+        network, x = cast((subtree(params, "denoiser"), x), self.compute_dtype)
         if by.spatial is not None:
             x = jnp.concatenate([x, by.spatial.astype(x.dtype)], axis=-1)
         text = by.context, by.mask, by.vector

@@ -7,7 +7,6 @@ on matrices and convolutions only (biases and norm scales are left alone), then 
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -82,11 +81,6 @@ def _rsqrt(learning_rate: float, n: Any, warmup: int) -> Any:
     return learning_rate * (warmup / (jnp.maximum(n, 0) + warmup)) ** 0.5
 
 
-def _matrices(params: Any) -> Any:
-    """Not norms and biases; the axis of layers of a scanned stack makes no matrix of them."""
-
-    def matrix(path: Any, p: jax.Array) -> bool:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return p.ndim > (2 if SCANNED in name.split("/") else 1)
-
-    return jax.tree_util.tree_map_with_path(matrix, params)
+def _matrices(params: Mapping[str, Any]) -> dict[str, bool]:
+    """Which paths hold matrices or convolutions; the axis of a scanned stack's layers is none."""
+    return {path: p.ndim - (SCANNED in path.split("/")) > 1 for path, p in params.items()}

@@ -137,11 +137,22 @@ def test_the_stages_of_the_large_sizes_follow_one_another():
     assert configs[-1].train.batch_size == 64 and configs[-1].train.steps <= 15_000
 
 
+def test_muses_base_model_by_shape_alone():
+    """Counted in closed form by its network's own test, and the projection of T5-XXL's states."""
+    task = parts.make_task(read(f"{runs.ROOT}/configs/masked.py:size=base"))
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    count = sum(math.prod(shape.shape) for shape in params.values())
+    assert count == pytest.approx(3.26e9 + 4097 * 2048, rel=0.01)
+    assert task.process.mask == 8192
+    with pytest.raises(UserError, match="Of the codec the config says shapes only"):
+        next(task.frozen["codec"].tensors())
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
         ("task", "drawing", "config.task is one of generation, autoencoding"),
-        ("codec.kind", "wavelet", "codec.kind is autoencoder or identity"),
+        ("codec.kind", "wavelet", "codec.kind is autoencoder, identity"),
         ("codec.path", "builtin:nothing", "No weights called builtin:nothing"),
         ("denoiser.kind", "mlp", "denoiser.kind is one of unet"),
         ("process.schedule", "sine", "process.schedule is one of cosine"),

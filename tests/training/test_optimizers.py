@@ -101,14 +101,17 @@ def test_adamw_is_torchs_and_decays_matrices_alone(clip):
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_decay_is_the_rate_times_the_weight_and_leaves_biases_alone(name):
-    """With no gradient an update is the decay and nothing else."""
+    """With no gradient an update is the decay and nothing else; a stack's layers are no rows."""
     params, _ = params_and_gradients()
+    params |= {f"blocks_scan/{path}": np.stack([value] * 2) for path, value in params.items()}
     zero = [jax.tree.map(np.zeros_like, params)]
     for rate in (1e-2, 1e-3):
         moved = updated(params, zero, name=name, b1=0.0, learning_rate=rate)
-        expected = params["kernel"] * (1 - rate * CONFIG["weight_decay"])
-        np.testing.assert_allclose(moved["kernel"], expected, rtol=1e-6)
-        assert np.array_equal(moved["bias"], params["bias"])
+        for stack in ("", "blocks_scan/"):
+            kernel, bias = f"{stack}kernel", f"{stack}bias"
+            expected = params[kernel] * (1 - rate * CONFIG["weight_decay"])
+            np.testing.assert_allclose(moved[kernel], expected, rtol=1e-6)
+            assert np.array_equal(moved[bias], params[bias])
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])

@@ -1,0 +1,179 @@
+"""Masked generation as whole programs: the real commands on a small data set, codebook and all."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+from ml_collections import ConfigDict
+from PIL import Image
+
+from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.manager import Checkpoints
+from emu_jax.cli import parts
+from emu_jax.cli.main import main
+from emu_jax.data.images import prepare
+from emu_jax.data.mixture import Part
+from emu_jax.data.source import open_source
+from emu_jax.tasks.base import to_unit_range
+
+# A rate so high, and so many codes revived, that four steps leave their traces.
+VQ = (
+    "--config.train.steps=4",
+    "--config.quantizer.dead=0.5",
+    "--config.discriminator.enabled=False",
+)
+RATE = "--config.groups.generator.optimizer.learning_rate=0.05"
+
+
+def train(config, size, workdir, pictures, *more):
+    """``runs.train`` of another variant of the test size."""
+    arguments = runs.command(config, workdir, pictures, *more)[3:]
+    arguments[0] = arguments[0].replace("size=test", size)
+    assert main(["train", *arguments]) == 0
+
+
+def again(workdir, copy, step):
+    """A copy of a run as it was when ``step`` had just been saved."""
+    shutil.copytree(workdir, copy)
+    for folder in (copy / "checkpoints").iterdir():
+        if folder.name.isdigit() and int(folder.name) > step:
+            shutil.rmtree(folder)
+    return copy
+
+
+def same(one, other):
+    expected, found = runs.arrays(one), runs.arrays(other)
+    assert expected.keys() == found.keys()
+    different = [name for name in expected if not np.array_equal(expected[name], found[name])]
+    assert not different
+    assert runs.lines(one / "metrics.jsonl") == runs.lines(other / "metrics.jsonl")
+    return expected
+
+
+@pytest.fixture(scope="module")
+def vq_run(pictures, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("vq") / "run"
+    train("autoencoder", "size=test,kind=vq", workdir, pictures, *VQ)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    return (
+        "--config.data.cache_latents=True",
+        "--config.data.cache_text=True",
+        f"--config.data.cache_dir={folder}",
+    )
+
+
+@pytest.fixture(scope="module")
+def masked_run(vq_run, cached, pictures, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("masked") / "run"
+    more = (f"--config.codec.path={vq_run}", "--config.train.steps=4", RATE, *cached)
+    train("masked", "size=test", workdir, pictures, *more)
+    return workdir
+
+
+def test_a_codebook_is_resumed_bit_for_bit(vq_run, pictures, tmp_path):
+    """Revived codes too: their places are drawn from the step's own key."""
+    copy = again(vq_run, tmp_path / "again", 2)
+    train("autoencoder", "size=test,kind=vq", copy, pictures, *VQ)
+    arrays = same(vq_run, copy)
+    assert arrays["state/codebook/embedding"].shape == (16, 16)
+    with Checkpoints(str(vq_run / "checkpoints"), read_only=True) as saved:
+        earlier = saved.read_arrays(2)["state/codebook/embedding"]
+    assert not np.array_equal(earlier, arrays["state/codebook/embedding"])
+    logged = [line for line in runs.lines(vq_run / "metrics.jsonl") if "autoencoder/loss" in line]
+    assert [line["step"] for line in logged] == [1, 2, 3, 4]
+    assert all(1 <= line["autoencoder/perplexity"] <= 16 for line in logged)
+    assert logged[0]["autoencoder/revived"] > 0
+
+
+def test_a_masked_run_is_resumed_bit_for_bit(masked_run, vq_run, cached, pictures, tmp_path):
+    copy = again(masked_run, tmp_path / "again", 2)
+    more = (f"--config.codec.path={vq_run}", "--config.train.steps=4", RATE, *cached)
+    train("masked", "size=test", copy, pictures, *more)
+    same(masked_run, copy)
+
+
+def test_cached_tokens_are_the_codecs_own(masked_run, cached, vq_run, pictures):
+    """The 24 pictures of a validation set, in order."""
+    folder = Path(cached[-1].split("=")[1])
+    found = [np.load(path) for path in folder.glob("latents_*/*/moments.npy")]
+    (tokens,) = [one for one in found if len(one) == 24]
+    codec, frozen = parts.make_codec(ConfigDict(dict(kind="autoencoder", path=str(vq_run))))
+    source = open_source("folder/tiny", str(pictures))
+    images = [prepare(source.read(r), (16, 16))[0] for r in Part(source).records()]
+    params = {path: jnp.asarray(value) for path, value in frozen["codec"].tensors()}
+    own = jax.jit(codec.moments)(params, to_unit_range(jnp.asarray(np.stack(images))))
+    np.testing.assert_array_equal(tokens, own)
+    assert tokens.dtype == np.int32 and len(np.unique(tokens)) > 3
+
+
+def test_a_larger_decoder_keeps_encoder_and_codes(vq_run, pictures, tmp_path, capsys):
+    workdir = tmp_path / "decoder"
+    more = (f"--config.init_from={vq_run}", *VQ[2:], "--config.train.steps=2")
+    train("autoencoder", "size=test,kind=vq,stage=decoder", workdir, pictures, *more)
+    before, after = load_model(str(vq_run)).params, load_model(str(workdir)).params
+    for path, value in before.items():
+        if not path.startswith("autoencoder/decoder/"):
+            np.testing.assert_array_equal(after[path], value, err_msg=path)
+    grown = [path for path in after if path not in before]
+    assert grown and all(path.startswith("autoencoder/decoder/") for path in grown)
+
+    out, sets = tmp_path / "report", ["--pictures=folder/tiny", f"--data_dir={pictures}"]
+    models = [str(vq_run), str(workdir)]
+    assert main(["reconstruct", *models, "--judge=", *sets, f"--out={out}"]) == 0
+    record = json.loads((out / "reconstruct.json").read_text())
+    assert [record[model]["codes"] for model in models] == [16, 16]
+    psnr = [record[model]["figures"]["psnr"]["value"] for model in models]
+    lines = runs.lines(vq_run / "metrics.jsonl")
+    logged = next(n["held_out/psnr"] for n in lines if n["step"] == 4 and "held_out/psnr" in n)
+    assert psnr[0] == pytest.approx(logged, abs=0.05) and psnr[1] != psnr[0]
+
+
+def test_a_masked_checkpoint_is_exported_drawn_and_compared(masked_run, pictures, tmp_path):
+    model = tmp_path / "model"
+    assert main(["export", str(masked_run), f"--out={model}", "--dtype=float32"]) == 0
+    drawn = {}
+    for name, checkpoint, more in (
+        ("run", masked_run, []),
+        ("model", model, []),
+        ("negative", model, ["--negative=blue ball"]),
+    ):
+        options = ["--guidance_scale=8", f"--checkpoint={checkpoint}", f"--out={tmp_path / name}"]
+        assert main(["sample", "a red disc", "blue ball", *options, *more]) == 0
+        files = sorted(f for f in (tmp_path / name).glob("*.png") if f.name != "grid.png")
+        drawn[name] = [np.asarray(Image.open(file)) for file in files]
+    assert len(drawn["run"]) == 2 and drawn["run"][0].shape == (16, 16, 3)
+    np.testing.assert_array_equal(drawn["model"], drawn["run"])
+    assert not np.array_equal(drawn["negative"], drawn["run"])
+    assert not np.array_equal(drawn["run"][0], drawn["run"][1])
+
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "report"
+    prompts.write_text("a red disc\nblue ball\n")
+    arguments = ["--judge=", f"--prompts={prompts}", f"--data_dir={pictures}", f"--out={out}"]
+    assert main(["compare", str(masked_run), str(model), *arguments]) == 0
+    facts = json.loads((out / "compare.json").read_text())["models"][str(model)]
+    assert facts["evaluations"] == 4 and facts["flops"] > 0
+
+
+def test_what_does_not_fit_is_one_sentence(masked_run, vq_run, pictures, tmp_path, capsys):
+    out = f"--out={tmp_path}"
+    assert main(["sample", "a", f"--checkpoint={masked_run}", "--sampler=ddim", out]) == 2
+    assert "drawn by the sampler parallel, not 'ddim'" in capsys.readouterr().err
+    arguments = runs.command("masked", tmp_path / "run", pictures)[3:]
+    for more, words in (
+        (f"--config.codec.path={vq_run} --config.process.kind=gaussian", "codec gives tokens"),
+        (f"--config.codec.path={vq_run} --config.denoiser.kind=unet", "one of token_transformer"),
+        ("--config.codec.path=builtin:autoencoder_64", "gives no tokens|one of unet"),
+    ):
+        assert main(["train", *arguments, *more.split()]) == 2
+        err = capsys.readouterr().err
+        assert any(word in err for word in words.split("|")), err
