@@ -3,7 +3,7 @@
 A picture goes down through stages of residual blocks (each followed by attention where its stage
 has any), through a middle, and up again, every block on the way up reading what one block on the
 way down wrote. A constructor's arguments are all that distinguishes SD 1.5 from SDXL, DeepFloyd IF
-or Imagen's Efficient U-Net; names of parameters are those of diffusers' UNet2DConditionModel.
+or Imagen's base; names of parameters are those of diffusers' UNet2DConditionModel.
 
     e = time_embedding(sinusoids(t)) + class_embedding(sinusoids(level)) + add_embedding(vector)
 """
@@ -76,10 +76,7 @@ class UNet(nnx.Module):
 
     Pixel diffusion's variants: ``attention="added_kv"`` (text and pixels in one attention, with
     ``context_norm``), ``resample="resnet"`` (residual blocks that halve and double),
-    ``scale_shift``, ``output_scale_factor`` (residual sums are divided by it), ``skip_scale`` (what
-    skips are multiplied with). ``downsample_first`` halves the map in
-    front of every stage's convolutions, the first stage's too, and doubles it behind them, instead
-    of halving between the stages.
+    ``scale_shift``, ``output_scale_factor`` (residual sums are divided by it).
 
     How it is computed and not what (:mod:`emu_jax.nn.stack`): ``scan`` makes each stack of
     transformer layers one loop, compiled once, its parameters stacked; ``remat`` names what is kept
@@ -108,10 +105,8 @@ class UNet(nnx.Module):
         only_cross_attention: bool | Sequence[bool] = False,
         context_norm: bool = False,
         resample: Literal["conv", "resnet"] = "conv",
-        downsample_first: bool = False,
         scale_shift: bool = False,
         output_scale_factor: float = 1.0,
-        skip_scale: float = 1.0,
         act: str = "silu",
         groups: int = 32,
         eps: float = 1e-5,
@@ -152,8 +147,7 @@ class UNet(nnx.Module):
             )
 
         temb = time_width or 4 * widths[0]
-        self.time_inputs, self.skip_scale = widths[0], skip_scale
-        self.downsample_first = downsample_first
+        self.time_inputs = widths[0]
         self.act, self.constrain = activation(act), constrain
         self.reads_text = context_width is not None
 
@@ -215,20 +209,14 @@ class UNet(nnx.Module):
         )
 
         # The widths of all that is written on the way down, in order: the skips.
-        skips = [] if downsample_first else [widths[0]]
+        skips = [widths[0]]
         self.down_blocks = nnx.List()
         width = widths[0]
         for i in range(stages):
             before, width = width, widths[i]
             resnets = [resnet(before if j == 0 else width, width) for j in range(blocks[i])]
-            down = None
-            if downsample_first:
-                down = resampler("down", before)
-                skips += [before]
-            skips += [width] * blocks[i]
-            if not downsample_first and i < stages - 1:
-                down = resampler("down", width)
-                skips += [width]
+            down = resampler("down", width) if i < stages - 1 else None
+            skips += [width] * (blocks[i] + 1 if down else blocks[i])
             self.down_blocks.append(
                 Stage(
                     resnets,
@@ -250,7 +238,7 @@ class UNet(nnx.Module):
             for _ in range(blocks[i] + 1):
                 resnets.append(resnet(width + skips.pop(), widths[i]))
                 width = widths[i]
-            up = resampler("up", width) if i > 0 or downsample_first else None
+            up = resampler("up", width) if i > 0 else None
             self.up_blocks.append(
                 Stage(
                     resnets,
@@ -297,17 +285,13 @@ class UNet(nnx.Module):
             context = self.encoder_hid_proj(context)
         text = (context, context_mask)
 
-        size = x.shape[1], x.shape[2]
         x = self.constrain(self.conv_in(x))
-        skips = [] if self.downsample_first else [x]
+        skips = [x]
         for stage in self.down_blocks:
-            if self.downsample_first:
-                x = self.constrain(_resample(stage.downsamplers[0], x, temb))
-                skips.append(x)
             for i in range(len(stage.resnets)):
                 x = self.constrain(stage.block(i, x, temb, *text))
                 skips.append(x)
-            if stage.downsamplers and not self.downsample_first:
+            if stage.downsamplers:
                 x = self.constrain(_resample(stage.downsamplers[0], x, temb))
                 skips.append(x)
 
@@ -316,11 +300,11 @@ class UNet(nnx.Module):
 
         for stage in self.up_blocks:
             for i in range(len(stage.resnets)):
-                x = jnp.concatenate([x, skips.pop() * self.skip_scale], axis=-1)
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
                 x = self.constrain(stage.block(i, x, temb, *text))
             if stage.upsamplers:
-                target = (skips[-1].shape[1], skips[-1].shape[2]) if skips else size
-                x = self.constrain(_resample(stage.upsamplers[0], x, temb, target))
+                size = skips[-1].shape[1], skips[-1].shape[2]
+                x = self.constrain(_resample(stage.upsamplers[0], x, temb, size))
         return self.conv_out(self.act(self.conv_norm_out(x)))
 
 

@@ -309,39 +309,6 @@ def inputs(config: dict, size: int = 8) -> tuple:
     return x, np.array([3.0, 700.0], np.float32), rng.standard_normal((2, 5, width), np.float32)
 
 
-def test_efficient_unet_convolves_below_the_input_size():
-    """All its convolutions but the first, the last and the last up-sampler's run at half size."""
-    config = TINY | dict(blocks=(1, 2), downsample_first=True, skip_scale=2**-0.5)
-    seen = []
-
-    def note(x):
-        seen.append(x.shape)
-        return x
-
-    net = network(config | dict(constrain=note))
-    y = jax.eval_shape(net, net.shapes(), *inputs(config))
-    maps = [shape[1] for shape in seen if len(shape) == 4]
-    assert y.shape == (2, 8, 8, 4)
-    assert maps == [8, 4, 4, 2, 2, 2, 2, 2, 2, 2, 2, 4, 4, 4, 8]
-
-
-def test_skip_scale_is_a_scale_of_what_reads_the_skips():
-    """Scaling the finest skip = scaling, in the block that reads it, the shortcut's rows for it
-    (its norm does not see a scale, as long as no group straddles the seam)."""
-    config = TINY | dict(widths=(32,), transformer_depth=0, context_width=None)
-    x, t, _ = inputs(TINY)
-    params = random_params(config)
-    scaled = dict(params)
-    for i in range(2):
-        kernel = f"up_blocks/0/resnets/{i}/conv_shortcut/kernel"
-        scaled[kernel] = params[kernel] * np.repeat([1, 0.5], 32)[:, None].astype(np.float32)
-    np.testing.assert_allclose(
-        compiled(network(config | dict(skip_scale=0.5)))(params, x, t),
-        compiled(network(config))(scaled, x, t),
-        atol=1e-3,
-    )
-
-
 @pytest.mark.parametrize("config", [TINY, TINY_ADDED_KV, TINY_ADDED_KV | dict(text_pool_heads=2)])
 def test_masked_tokens_are_never_seen(config: dict):
     net, params = compiled(network(config)), random_params(config)
