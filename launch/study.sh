@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# The tables of docs/study.md, each by one call (2 CPU cores, the times are there):
+#
+#     bash launch/study.sh autoencoders | set_size | steps | noise_offset | learning_rate | ema | stopping
+#
+# Runs lie in runs/study and are shared between tables: what is trained already is not trained
+# again, and what was broken off goes on. A table's report is runs/study/TABLE/index.html, its
+# figures runs/study/TABLE/figures.md.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+cd "$ROOT"
+runs="runs/study"
+pretrained="builtin:latent_diffusion_64"
+trap 'if [[ $? -ne 0 ]]; then echo "stopped in: $PART" >&2; fi' EXIT
+
+# tune NAME [--config...]: 300 steps of quality-tuning as the config does it, changed as said, every
+# fiftieth kept. Nothing is drawn or judged on the way: the tables' comparisons do that.
+tune() {
+    local name="$1"; shift
+    part "$name"
+    emu-jax train --config=configs/latent_diffusion.py:size=tiny,stage=quality_tune \
+        --config.data.data_dir="$EMU_JAX_DATA" --workdir="$runs/$name" --config.measure.judge= \
+        --config.train.steps=300 --config.train.validate_every=0 --config.train.preview_every=0 \
+        --config.train.checkpoint_every=50 --config.train.keep_last=20 "$@"
+}
+
+# autoencoder NAME CHANNELS BANDS: three of them, by three seeds, at 32 x 32 pixels.
+autoencoder() {
+    local name="$1" channels="$2" bands="$3" seed
+    for seed in 0 1 2; do
+        part "$name, seed $seed"
+        emu-jax train --config=configs/autoencoder.py:size=tiny --config.data.image_size=32 \
+            --config.data.data_dir="$EMU_JAX_DATA" --workdir="$runs/${name}_$seed" \
+            --config.latent_channels="$channels" --config.autoencoder.fourier_bands="$bands" \
+            --config.train.seed="$seed" --config.train.steps=400 \
+            --config.train.validate_every=0 --config.train.preview_every=0
+        autoencoders+=("$runs/${name}_$seed")
+    done
+}
+
+compare() {
+    local table="$1"; shift
+    part "$table"
+    emu-jax compare "$@" --data_dir="$EMU_JAX_DATA" --out="$runs/$table"
+}
+
+needles() {
+    echo "--config.data.train.needles.select=needle >= 0 and needle < $1"
+}
+
+part "virtual environment"
+setup_env quickstart
+export PATH="$VENV/bin:$PATH"
+
+part "pictures"
+emu-jax data build emoji/openmoji --data_dir="$EMU_JAX_DATA"
+emu-jax data build emoji/fluent --data_dir="$EMU_JAX_DATA"
+
+case "${1:-}" in
+    autoencoders)
+        autoencoders=()
+        autoencoder ae_4 4 0
+        autoencoder ae_8 8 0
+        autoencoder ae_16 16 0
+        autoencoder fourier_16 16 2
+        part autoencoders
+        emu-jax reconstruct "${autoencoders[@]}" --data_dir="$EMU_JAX_DATA" --out="$runs/autoencoders"
+        ;;
+    set_size)
+        tune needles_100 "$(needles 100)"
+        tune needles_300 "$(needles 300)"
+        tune needles_1000 "$(needles 1000)" --config.train.steps=600
+        compare set_size "$pretrained" "$runs"/needles_{100,300,1000}@300
+        ;;
+    steps)
+        tune needles_1000 "$(needles 1000)" --config.train.steps=600
+        compare steps "$pretrained" "$runs"/needles_1000@{50,100,300,600}
+        ;;
+    noise_offset)
+        tune needles_1000 "$(needles 1000)" --config.train.steps=600
+        tune offset_0 "$(needles 1000)" --config.process.noise_offset=0.0
+        compare noise_offset "$runs/offset_0" "$runs/needles_1000@300"
+        ;;
+    learning_rate)
+        tune rate_3e-5 "$(needles 1000)" --config.groups.generator.optimizer.learning_rate=3e-5
+        tune needles_1000 "$(needles 1000)" --config.train.steps=600
+        tune rate_3e-4 "$(needles 1000)" --config.groups.generator.optimizer.learning_rate=3e-4
+        compare learning_rate "$runs/rate_3e-5" "$runs/needles_1000@300" "$runs/rate_3e-4"
+        ;;
+    ema)
+        tune needles_1000 "$(needles 1000)" --config.train.steps=600
+        compare ema "$runs"/needles_1000@{100,100-raw,300,300-raw}
+        ;;
+    stopping)
+        # Ten times the rate, so that there is something to stop for, and all the patience in the
+        # world, so that there is a last step to compare with.
+        tune overtrained "$(needles 100)" --config.groups.generator.optimizer.learning_rate=1e-3 \
+            --config.measure.judge=builtin:judge_64 --config.train.validate_every=50 \
+            --config.train.stop.metric=samples/both --config.train.stop.mode=max \
+            --config.train.stop.patience=1000
+        compare stopping "$pretrained" "$runs/overtrained@best" "$runs/overtrained@last"
+        ;;
+    *)
+        sed -n '2,4p' "${BASH_SOURCE[0]}" | cut -c3- >&2
+        exit 2
+        ;;
+esac
+parts
