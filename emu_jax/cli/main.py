@@ -1,8 +1,9 @@
 """The command line: ``emu-jax <command> ...`` hands the rest to ``emu_jax.cli.<command>.main``.
 
 A command is imported only when it is called, so that help and a misspelt name answer at once.
-What a user can mend ends in one sentence and status 2, an interruption in status 130; anything
-else is a defect of ours and keeps its traceback.
+What a user can mend ends in one sentence and status 2, an interruption in status 130, the loss of
+another process of the run in 75 ("try again" in sysexits.h); anything else is a defect of ours and
+keeps its traceback.
 """
 
 import difflib
@@ -11,7 +12,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from emu_jax.errors import UserError
+from emu_jax.errors import LostProcess, UserError
 
 COMMANDS = {
     "train": "train a model: pre-training or quality-tuning, as the config says",
@@ -26,6 +27,7 @@ COMMANDS = {
     "data": "build data sets and look at them",
 }
 
+LOST = 75
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -37,15 +39,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _command(arguments[0])(arguments[1:]) or 0
-    except UserError as error:
-        return _refuse(str(error))
-    except OSError as error:
-        if error.errno not in _FULL_DISK:
+    except BaseException as error:
+        status = report(error)
+        if status is None:
             raise
-        return _refuse(f"the disk is full: {error.filename or error}; free some space and go on")
-    except KeyboardInterrupt:
-        print("emu-jax: interrupted", file=sys.stderr)
-        return 130
+        return status
+
+
+def report(error: BaseException) -> int | None:
+    """Says in one sentence what ended a command; its exit status, None for a defect of ours."""
+    match error:
+        case UserError():
+            status, sentence = 2, str(error)
+        case OSError() if error.errno in _FULL_DISK:
+            where = error.filename or error
+            status, sentence = 2, f"the disk is full: {where}; free some space and go on"
+        case LostProcess():
+            status, sentence = LOST, str(error)
+        case KeyboardInterrupt():
+            status, sentence = 130, "interrupted"
+        case _:
+            return None
+    print(f"emu-jax: {sentence}", file=sys.stderr)
+    return status
 
 
 def _command(name: str):
@@ -60,11 +76,6 @@ def _usage() -> str:
     lines = [f"  {name:<13}{text}" for name, text in COMMANDS.items()]
     head = "usage: emu-jax <command> ...   (emu-jax <command> --help says more)"
     return "\n".join([head, "", "commands:", *lines])
-
-
-def _refuse(sentence: str) -> int:
-    print(f"emu-jax: {sentence}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

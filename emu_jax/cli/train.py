@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.export import load_model
@@ -19,13 +20,15 @@ from emu_jax.cli import parts
 from emu_jax.cli.caches import open_caches
 from emu_jax.cli.config import load
 from emu_jax.cli.generator import open_task
+from emu_jax.cli.main import report
 from emu_jax.cli.measure import Samples
-from emu_jax.data.pipeline import Part, make_stream
+from emu_jax.data.pipeline import Part, StreamSpec, make_stream
 from emu_jax.evaluation.grids import grid
 from emu_jax.nn.functional import Params
 from emu_jax.nn.stack import relaid
-from emu_jax.parallel.distributed import initialize
+from emu_jax.parallel.distributed import ending_together, initialize
 from emu_jax.parallel.mesh import make_mesh
+from emu_jax.parallel.sharding import process_rows
 from emu_jax.tasks.base import Batch, Task
 from emu_jax.training.stopping import EarlyStopping
 from emu_jax.training.trainer import Trainer, TrainSettings
@@ -34,11 +37,12 @@ INTERRUPTED = 128 + 15  # what a shell says of a process that SIGTERM ended
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains; 0 when the run has ended by itself, 143 when it was told to stop and can go on."""
+    """Trains; 0 when the run has ended by itself, 143 when it was told to stop and can go on, 75
+    when another of its processes was lost."""
     config, workdir = load(argv, "emu-jax train")
     prepare(config)
-    trainer = build(config, workdir)
-    reason = trainer.run()
+    with ending_together(report):
+        reason = build(config, workdir).run()
     if jax.process_index() == 0:
         print(f"{reason}: {workdir}", flush=True)
     return INTERRUPTED if reason == "interrupted" else 0
@@ -67,7 +71,7 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
         for name, sources in data.validation.items()
     }
     task, frozen = open_task(config, mesh, config.attention)
-    open_stream = partial(_open, config, task, frozen)
+    open_stream = partial(_open, config, task, frozen, mesh)
     return Trainer(
         task=task,
         settings=settings,
@@ -94,15 +98,19 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
 
 
 def _open(
-    config: ConfigDict, task: Task, frozen: dict[str, Params], sources: list[Part], spec: Any
+    config: ConfigDict,
+    task: Task,
+    frozen: dict[str, Params],
+    mesh: Mesh,
+    sources: list[Part],
+    spec: StreamSpec,
 ) -> Callable[[int], Iterator[dict[str, Any]]]:
     """first step -> this host's rows of one stream, through the caches the config asks for."""
     encoders = getattr(task, "encoders", {})
     caches = open_caches(config, task, frozen, sources, spec)
     tokenize = {name: encoder.tokenize for name, encoder in encoders.items()}
-    return lambda first: make_stream(
-        spec, sources, tokenize, first, jax.process_index(), jax.process_count(), caches
-    )
+    rows = process_rows(spec.batch_size, mesh)
+    return lambda first: make_stream(spec, sources, tokenize, first, caches, rows)
 
 
 def _together(streams: dict[str, Callable]) -> Callable[[int], Iterator[Batch]]:
@@ -133,6 +141,8 @@ def _initial(task: Task, config: ConfigDict) -> tuple[Params, Params]:
     params, state = jax.jit(task.init)(key)
     if jax.process_index() == 0:
         print(f"init_from {config.init_from}:\n{report}", flush=True)
+    # On the host: an array of one host's device cannot be laid over the devices of several.
+    params, state = jax.device_get((params, state))
     return (
         {path: reused.get(path, value) for path, value in params.items()},
         {path: reused.get(path, value) for path, value in state.items()},

@@ -89,16 +89,10 @@ class Loader:
         parts: Sequence[Part],
         tokenize: Mapping[str, Tokenize],
         caches: Caches = Caches(),
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Int[np.ndarray, "r"] | None = None,
     ):
         if not parts:
             raise UserError("A stream needs at least one source.")
-        if spec.batch_size % process_count:
-            raise UserError(
-                f"A batch of {spec.batch_size} rows cannot be shared by {process_count} hosts: "
-                "choose a multiple."
-            )
         if caches.moments:
             if spec.crop != "centre":
                 raise UserError("Cached moments are of the centred crop: set crop to 'centre'.")
@@ -118,8 +112,7 @@ class Loader:
                 cache.require(captions_fingerprint(self.captions.texts))
         lengths = [len(part.source.manifest) for part in parts]
         self._offsets = np.cumsum([0, *lengths[:-1]])
-        share = spec.batch_size // process_count
-        self._rows = process_index * share, (process_index + 1) * share
+        self._rows = np.arange(spec.batch_size) if rows is None else rows
 
     @property
     def steps(self) -> int:
@@ -128,7 +121,7 @@ class Loader:
         return steps if self.spec.num_steps is None else min(steps, self.spec.num_steps)
 
     def __call__(self, n: int) -> HostBatch:
-        rows = self.plan.batch(int(n)).rows(*self._rows)
+        rows = self.plan.batch(int(n)).take(self._rows)
         record = self._offsets[rows.sources] + rows.records
         batch: HostBatch = {"record": record.astype(np.int32)}
         if self.spec.sequential:
@@ -185,17 +178,17 @@ def make_stream(
     parts: Sequence[Part],
     tokenize: Mapping[str, Tokenize],
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
     caches: Caches = Caches(),
+    rows: Int[np.ndarray, "r"] | None = None,
 ) -> grain.DatasetIterator[HostBatch]:
     """This host's rows of batch start_step, start_step + 1, ...; `close()` it when done.
 
-    `tokenize`: {encoder: texts -> {ids [b, L], mask [b, L]}}. The rows of all hosts, one after
-    the other, are the global batch. Raises UserError for what the spec, the sources or the caches
-    cannot give; a picture that cannot be read raises it from `next`, naming record and source.
+    `tokenize`: {encoder: texts -> {ids [b, L], mask [b, L]}}. `rows`: the places in the batch that
+    this host reads, those of its devices; None: all. Raises UserError for what the spec, the
+    sources or the caches cannot give; a picture that cannot be read raises it from `next`, naming
+    record and source.
     """
-    return stream(Loader(spec, parts, tokenize, caches, process_index, process_count), start_step)
+    return stream(Loader(spec, parts, tokenize, caches, rows), start_step)
 
 
 def stream(loader: Loader, start_step: int = 0) -> grain.DatasetIterator[HostBatch]:

@@ -80,11 +80,10 @@ class Batch:
     seeds: UInt64[np.ndarray, "b"]  # of each row's augmentation
     valid: Bool[np.ndarray, "b"]  # False: padding beyond the end of a sequential plan
 
-    def rows(self, start: int, stop: int) -> "Batch":
-        """Rows start to stop: one host's share."""
-        part = slice(start, stop)
+    def take(self, rows: Int[np.ndarray, "r"]) -> "Batch":
+        """Some of the rows: one host's share."""
         fields = (self.sources, self.records, self.seeds, self.valid)
-        return Batch(self.bucket, *(field[part] for field in fields))
+        return Batch(self.bucket, *(field[rows] for field in fields))
 
 
 class Roster:

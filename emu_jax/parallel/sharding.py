@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Int
 
 from emu_jax.errors import UserError
 from emu_jax.nn.stack import SCANNED
@@ -94,10 +96,22 @@ def abstract_batch(host_batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, host_batch)
 
 
+def process_rows(rows: int, mesh: Mesh) -> Int[np.ndarray, "r"]:
+    """Which rows of a batch of so many this process's devices hold, ascending.
+
+    A mesh laid along a TPU's links need not keep a host's devices together: to take the rows by the
+    process's number would give them other random numbers than on one host.
+    """
+    _require_division(rows, mesh)
+    held = batch_sharding(mesh).addressable_devices_indices_map((rows,))
+    return np.sort(np.concatenate([np.arange(rows)[index] for index in held.values() if index]))
+
+
 def put_batch(host_batch: Any, mesh: Mesh) -> Any:
     """Numpy arrays [rows of this process, ...] as global arrays [rows of all processes, ...].
 
-    Processes hold equally many rows, and the devices divide their sum.
+    Processes hold equally many rows, those of :func:`process_rows`, and the devices divide their
+    sum.
     """
     sharding = batch_sharding(mesh)
 
@@ -106,6 +120,13 @@ def put_batch(host_batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding, array)
 
     return jax.tree.map(put, host_batch)
+
+
+def fetch(tree: Any) -> Any:
+    """Global arrays whole in the memory of every host; all processes must ask."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def _require_division(rows: int, mesh: Mesh) -> None:

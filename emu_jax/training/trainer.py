@@ -8,6 +8,7 @@ Batch n is a function of (seed, n), so the position in the data is the step numb
 need be saved.
 """
 
+import os
 import signal
 import threading
 from collections import deque
@@ -21,10 +22,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from PIL import Image
 
+from emu_jax.checkpoint.agreement import newest
 from emu_jax.checkpoint.manager import Checkpoints
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
-from emu_jax.parallel.sharding import put_batch
+from emu_jax.parallel.sharding import fetch, put_batch
 from emu_jax.tasks.base import Batch, Task
 from emu_jax.training.state import TrainState, abstract_state, averaged, init_state, with_params
 from emu_jax.training.step import jit_step
@@ -142,7 +144,7 @@ class Trainer:
         """(state, record) of the workdir's newest checkpoint, else the initial ones."""
         key = jax.random.key(self.settings.seed)
         abstract = abstract_state(self.task, self.mesh)
-        if checkpoints.latest() is not None:
+        if newest(checkpoints) is not None:
             state, meta = checkpoints.restore(None, abstract)
             self._same_frozen(meta)
             return state, meta
@@ -285,7 +287,7 @@ class Trainer:
         if method not in self._compiled:
             self._compiled[method] = jax.jit(getattr(self.task, method))
         key = jax.random.fold_in(jax.random.key(VALIDATION_SEED), index)
-        return jax.device_get(
+        return fetch(
             self._compiled[method](
                 averaged(state), self.frozen, state["state"], put_batch(batch, self.mesh), key
             )
@@ -345,15 +347,16 @@ def _due(number: int, every: int, last: int | None = None) -> bool:
 class _Interrupt:
     """SIGTERM and SIGINT ask for a save at the next step; a second one ends the process.
 
-    On several hosts jax itself listens for SIGTERM, and its handler must stay in place.
+    On several hosts jax itself listens for SIGTERM, which tells every other process, and its
+    handler must stay in place; SIGINT is passed on to it.
     """
 
     def __enter__(self) -> "_Interrupt":
         self._flag = threading.Event()
         self._previous = {}
-        main = threading.current_thread() is threading.main_thread()
-        if main and jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
+        own = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is threading.main_thread():
+            for number in own:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -364,6 +367,8 @@ class _Interrupt:
     def _handle(self, number: int, frame: object) -> None:
         self._flag.set()
         signal.signal(number, self._previous[number])
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def agreed(self, step: int) -> bool:
         """Whether to stop after ``step``; on several hosts all give the same answer."""

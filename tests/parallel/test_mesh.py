@@ -69,17 +69,25 @@ def test_two_processes_find_each_other_and_make_two_slices():
         import jax, numpy as np
         from emu_jax.parallel.distributed import initialize
         from emu_jax.parallel.mesh import make_mesh
-        from emu_jax.parallel.sharding import put_batch
+        from emu_jax.parallel.sharding import fetch, process_rows, put_batch
         initialize()
         initialize()  # A second call changes nothing.
         assert jax.process_count() == 2 and jax.device_count() == 4
         mesh = make_mesh(fsdp=2, slices=2)
         # fsdp stays inside a process, data runs across.
         assert [{d.process_index for d in row} for row in mesh.devices] == [{0}, {1}]
-        rows = np.arange(4) + 4 * jax.process_index()
+        rows = process_rows(8, mesh)
+        assert rows.tolist() == [list(range(4)), list(range(4, 8))][jax.process_index()]
         batch = put_batch({"a": {"x": rows}}, mesh)
         assert batch["a"]["x"].shape == (8,)
         assert jax.jit(lambda b: (b["a"]["x"] ** 2).sum())(batch) == 140
+        # A mesh that takes a device of each process in turn, as one along a TPU's links may.
+        a, b, c, d = jax.devices()
+        mesh = make_mesh(fsdp=2, devices=[a, c, b, d])
+        rows = process_rows(8, mesh)
+        assert rows.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]][jax.process_index()]
+        batch = put_batch({"x": 10 * rows}, mesh)
+        assert fetch(batch)["x"].tolist() == list(range(0, 80, 10))
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -92,7 +100,7 @@ def test_two_processes_find_each_other_and_make_two_slices():
 
 def test_a_single_machine_waits_for_nobody(monkeypatch):
     called = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: called.append(args))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: called.append(args))
     for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "OMPI_MCA_orte_hnp_uri"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
@@ -109,7 +117,7 @@ def test_a_single_machine_waits_for_nobody(monkeypatch):
 
 
 def test_a_coordinator_without_the_rest_is_one_sentence(monkeypatch):
-    def refuse(*args):
+    def refuse(*args, **_):
         raise ValueError("Number of processes must be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
