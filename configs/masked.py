@@ -8,7 +8,7 @@
 Data and stages are those of latent_diffusion.py: the haystack, then needles alone, batch 64, a
 small constant rate, few steps. (Noise offset has no counterpart in tokens.)
 
-size=tiny: 64 x 64 pictures as 16 x 16 tokens, 4.6 M parameters, for two CPU cores. No weights of it
+size=tiny: 64 x 64 pictures as 16 x 16 tokens, 5.8 M parameters, for two CPU cores. No weights of it
 are shipped: `--config.codec.path` names the autoencoder (by default runs/vq), which is trained
 first. size=test: a few thousand parameters for tests.
 
