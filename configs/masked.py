@@ -27,22 +27,14 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from emu_jax.cli.config import defaults, group, options, source
-from emu_jax.evaluation.references import KEPT, Sets
-
-# Flags, logos and signs are left out.
-HAYSTACK = "part == tuned|kept and group != flags|brands|extras|signs"
-NEEDLES = "needle >= 0"
+from emu_jax.cli import haystack
+from emu_jax.cli.config import options
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     chosen = options(argument, size=("tiny", "test", "base"), stage=("pretrain", "quality_tune"))
-    config = defaults()
-    config.task = "generation"
-    config.drop_text = 0.1
+    config = haystack.pretraining()
     config.codec = dict(kind="autoencoder", path="runs/vq")
-    config.text = dict(minilm=dict(length=16, path=""))
-    config.conditioner = dict(width=0, combine="tokens", size_features=0)
     config.denoiser = dict(
         kind="token_transformer", width=192, depth=6, heads=6, mlp_width=768, remat=False
     )
@@ -57,81 +49,16 @@ def get_config(argument: str | None = None) -> ConfigDict:
         guidance_ramp=True,
         previews=16,
     )
-    # Pictures of kept concepts, drawn and judged at every validation; no judge: none.
-    config.measure = dict(
-        judge="",
-        count=64,
-        captions=Sets.captions,
-        needles=Sets.needles,
-        haystack=Sets.haystack,
-    )
-    config.groups = dict(
-        generator=group(
-            "denoiser/|conditioner/",
-            ema_decay=0.999,
-            learning_rate=6e-4,
-            schedule="cosine",
-            warmup=500,
-            final=0.02,
-            b2=0.96,
-            weight_decay=0.045,
-        )
-    )
-    config.data.flip = False  # clocks, letters and right hands are not to be learnt mirrored
+    config.groups = haystack.generator(learning_rate=6e-4, warmup=500, b2=0.96, weight_decay=0.045)
     config.data.cache_latents = True
-    config.data.cache_text = True
-    config.data.train = dict(
-        openmoji=source("emoji/openmoji", select=HAYSTACK, weight=0.9),
-        fluent=source("emoji/fluent", select=HAYSTACK, weight=0.1),
-    )
-    config.data.validation = dict(
-        kept=dict(openmoji=source("emoji/openmoji", select=KEPT)),
-        held_out=dict(
-            openmoji=source("emoji/openmoji", select="part == held_out"),
-            fluent=source("emoji/fluent", select="part == held_out"),
-        ),
-    )
-    config.train.update(dict(steps=16000, batch_size=32, validate_every=1000, preview_every=1000))
     if chosen.size == "base":
         _enlarge(config)
     if chosen.stage == "quality_tune":
-        _quality_tune(config)
+        haystack.quality_tune(config, "runs/masked")
     if chosen.size == "test":
-        _shrink(config)
+        haystack.shrink(config)
+        config.denoiser.update(dict(width=16, depth=2, heads=2, mlp_width=32))
     return config
-
-
-def _quality_tune(config: ConfigDict) -> None:
-    """Emu's second stage: a few superb pictures, a small constant rate, stopped early."""
-    config.init_from = "runs/masked"
-    config.groups.generator.optimizer.update(
-        dict(learning_rate=1e-4, schedule="constant", warmup=20, weight_decay=0.0)
-    )
-    config.measure.judge = "builtin:judge_64"
-    config.data.train = dict(needles=source("emoji/fluent", select=NEEDLES))
-    config.train.update(
-        dict(steps=300, batch_size=64, validate_every=100, preview_every=100, checkpoint_every=100)
-    )
-
-
-def _shrink(config: ConfigDict) -> None:
-    """The same program with next to no arithmetic."""
-    config.denoiser.update(dict(width=16, depth=2, heads=2, mlp_width=32))
-    config.sampling.update(dict(steps=2, previews=8))
-    config.measure.judge = ""
-    config.groups.generator.optimizer.warmup = 1
-    config.data.cache_latents = False
-    config.data.cache_text = False
-    config.train.update(
-        dict(
-            steps=6,
-            batch_size=8,
-            log_every=1,
-            validate_every=3,
-            preview_every=0,
-            checkpoint_every=2,
-        )
-    )
 
 
 def _enlarge(config: ConfigDict) -> None:

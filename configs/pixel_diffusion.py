@@ -19,13 +19,9 @@ networks is chosen to have its numbers of parameters.
 
 from ml_collections import ConfigDict
 
-from emu_jax.cli.config import defaults, group, options, source
+from emu_jax.cli import haystack
+from emu_jax.cli.config import options, source
 from emu_jax.errors import UserError
-from emu_jax.evaluation.references import KEPT, Sets
-
-# Flags, logos and signs are left out.
-HAYSTACK = "part == tuned|kept and group != flags|brands|extras|signs"
-NEEDLES = "needle >= 0"  # a thousand; "... and needle < 100" for a hundred of them
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -40,12 +36,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         raise UserError(
             "part=super_1024 is of size=imagen; the small cascade ends with part=super."
         )
-    config = defaults()
-    config.task = "generation"
-    config.drop_text = 0.1
+    config = haystack.pretraining(needles_share=0.4 if base else 0.5)
     config.codec = dict(kind="identity")
-    config.text = dict(minilm=dict(length=16, path=""))
-    config.conditioner = dict(width=0, combine="tokens", size_features=0)
     # How much smaller the picture is that it is shown; 0: none. ``level``: the noise in it, 0 to 1.
     config.low_resolution = dict(factor=0 if base else 2, level=0.1, crop=0)
     config.denoiser = (
@@ -91,91 +83,30 @@ def get_config(argument: str | None = None) -> ConfigDict:
         threshold="dynamic",
         previews=16,
     )
-    # Pictures of kept concepts, drawn and judged at every validation; no judge: none.
-    config.measure = dict(
-        judge="",
-        count=64,
-        captions=Sets.captions,
-        needles=Sets.needles,
-        haystack=Sets.haystack,
-    )
-    config.groups = dict(
-        generator=group(
-            "denoiser/|conditioner/",
-            ema_decay=0.999,
-            learning_rate=1e-3,
-            schedule="cosine",
-            warmup=200,
-            final=0.02,
-            b2=0.99,
-            weight_decay=0.01,
-        )
-    )
-    config.data.flip = False
+    config.groups = haystack.generator(learning_rate=1e-3)
     config.data.image_size = 32 if base else 64
-    config.data.cache_text = True
-    config.data.train = dict(
-        openmoji=source("emoji/openmoji", select=HAYSTACK, weight=0.6 if base else 0.5),
-        fluent=source("emoji/fluent", select=HAYSTACK, weight=0.4 if base else 0.5),
-    )
-    config.data.validation = dict(
-        kept=dict(openmoji=source("emoji/openmoji", select=KEPT)),
-        held_out=dict(
-            openmoji=source("emoji/openmoji", select="part == held_out"),
-            fluent=source("emoji/fluent", select="part == held_out"),
-        ),
-    )
-    config.train.update(
-        dict(
-            steps=16_000 if base else 3000,
-            batch_size=32,
-            validate_every=1000,
-            preview_every=1000,
-        )
-    )
+    if not base:
+        config.train.steps = 3000
     if tuning:
-        _quality_tune(config, f"runs/{'pixels' if base else 'super'}")
+        # No judge by the way: it knows 64 pixels.
+        haystack.quality_tune(config, "runs/pixels" if base else "runs/super", judge="")
+        config.process.noise_offset = 0.1
     if chosen.size == "test":
+        haystack.shrink(config)
         _shrink(config, base)
     elif chosen.size == "imagen":
         _enlarge(config, chosen.part, tuning)
     return config
 
 
-def _quality_tune(config: ConfigDict, before: str) -> None:
-    """A few superb pictures, a small constant rate, stopped early."""
-    config.init_from = before
-    config.process.noise_offset = 0.1
-    config.groups.generator.optimizer.update(
-        dict(learning_rate=1e-4, schedule="constant", warmup=20, weight_decay=0.0)
-    )
-    config.data.train = dict(needles=source("emoji/fluent", select=NEEDLES))
-    config.train.update(
-        dict(steps=300, batch_size=64, validate_every=100, preview_every=100, checkpoint_every=100)
-    )
-
-
 def _shrink(config: ConfigDict, base: bool) -> None:
-    """The same program with next to no arithmetic."""
+    """Next to no arithmetic."""
     sizes = dict(widths=(8, 16), head_width=8, groups=4)
     with config.denoiser.ignore_type():
         if base:
             config.denoiser.update(dict(sizes, blocks=1, transformer_depth=(0, 1)))
         else:
             config.denoiser.update(dict(sizes, blocks=(1, 1), attention=("none", "full")))
-    config.sampling.update(dict(steps=2, previews=8))
-    config.groups.generator.optimizer.warmup = 1
-    config.data.cache_text = False
-    config.train.update(
-        dict(
-            steps=6,
-            batch_size=8,
-            log_every=1,
-            validate_every=3,
-            preview_every=0,
-            checkpoint_every=2,
-        )
-    )
 
 
 def _enlarge(config: ConfigDict, part: str, tuning: bool) -> None:
