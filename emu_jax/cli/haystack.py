@@ -4,6 +4,8 @@ A config says its parts (codec, process, denoiser, sampling) and takes texts, da
 here, so that families are compared on the same (docs/quality_tuning.md).
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from emu_jax.cli.config import defaults, group, source
@@ -48,9 +50,11 @@ def pretraining(needles_share: float = 0.1) -> ConfigDict:
     return config
 
 
-def generator(**optimizer: object) -> ConfigDict:
+def generator(**optimizer: Any) -> ConfigDict:
     """``config.groups`` of a generator: denoiser and conditioner together, averaged."""
-    changes = dict(schedule="cosine", warmup=200, final=0.02, b2=0.99, weight_decay=0.01)
+    changes: dict[str, Any] = dict(
+        schedule="cosine", warmup=200, final=0.02, b2=0.99, weight_decay=0.01
+    )
     pattern = "denoiser/|conditioner/"
     return ConfigDict(dict(generator=group(pattern, ema_decay=0.999, **(changes | optimizer))))
 
