@@ -82,14 +82,22 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.groups = haystack.generator(learning_rate=1.2e-3)
     config.data.cache_latents = True
     if chosen.stage == "quality_tune":
-        haystack.quality_tune(config, "builtin:latent_diffusion_64")
-        config.process.update(dict(noise_offset=0.1, time_density="uniform"))
+        _quality_tune(config)
     if chosen.size == "test":
-        haystack.shrink(config)
-        config.denoiser.update(dict(widths=(8, 16), blocks=1, head_width=8, groups=4))
+        _shrink(config)
     elif chosen.size != "tiny":
         _enlarge(config, chosen.size, chosen.stage, int(chosen.resolution))
     return config
+
+
+def _quality_tune(config: ConfigDict) -> None:
+    haystack.quality_tune(config, "builtin:latent_diffusion_64")
+    config.process.update(dict(noise_offset=0.1, time_density="uniform"))
+
+
+def _shrink(config: ConfigDict) -> None:
+    haystack.shrink(config)
+    config.denoiser.update(dict(widths=(8, 16), blocks=1, head_width=8, groups=4))
 
 
 def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None:

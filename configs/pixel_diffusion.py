@@ -71,7 +71,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         time_density="uniform",
         time_location=0.0,
         time_scale=1.0,
-        noise_offset=0.0,
+        noise_offset=0.1 if tuning else 0.0,
         bounds=(1e-3, 1.0),
     )
     config.sampling = dict(
@@ -90,7 +90,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     if tuning:
         # No judge by the way: it knows 64 pixels.
         haystack.quality_tune(config, "runs/pixels" if base else "runs/super", judge="")
-        config.process.noise_offset = 0.1
     if chosen.size == "test":
         haystack.shrink(config)
         _shrink(config, base)
