@@ -152,7 +152,7 @@ def test_muses_base_model_by_shape_alone():
     ("key", "value", "words"),
     [
         ("task", "drawing", "config.task is one of generation, autoencoding"),
-        ("codec.kind", "wavelet", "codec.kind is autoencoder, identity"),
+        ("codec.kind", "wavelet", "codec.kind is autoencoder or identity"),
         ("codec.path", "builtin:nothing", "No weights called builtin:nothing"),
         ("denoiser.kind", "mlp", "denoiser.kind is one of unet"),
         ("process.schedule", "sine", "process.schedule is one of cosine"),
