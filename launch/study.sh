@@ -74,7 +74,7 @@ case "${1:-}" in
         ;;
     steps)
         tune needles_1000 "$(needles 1000)" --config.train.steps=600
-        compare steps "$pretrained" "$runs"/needles_1000@{50,100,300,600}
+        compare steps "$pretrained" "$runs"/needles_1000@{50,100,200,300,600}
         ;;
     noise_offset)
         tune needles_1000 "$(needles 1000)" --config.train.steps=600
