@@ -38,6 +38,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.cli import haystack
 from emu_jax.cli.config import options, source
+from emu_jax.errors import UserError
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -47,6 +48,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         stage=("pretrain", "quality_tune"),
         resolution=("1024", "512", "256"),  # of sdxl and emu
     )
+    if chosen.size in ("tiny", "test") and chosen.resolution != "1024":
+        raise UserError(f"resolution={chosen.resolution} is of the sizes sdxl and emu.")
     config = haystack.pretraining()
     config.codec = dict(kind="autoencoder", path="builtin:autoencoder_64")
     config.denoiser = dict(

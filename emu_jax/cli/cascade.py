@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 
 from emu_jax.cli.generator import Generator
@@ -62,7 +63,8 @@ class Cascade:
 
 def open_generator(name: str, batch_size: int = 16, **changes: Any) -> Generator | Cascade:
     """What a model's name stands for, ready to draw: a generator, or with ``+`` a cascade."""
-    checkpoints = name.split("+")
+    one = epath.Path(name.split("@")[0]).expanduser().exists()  # a folder with a plus in its name
+    checkpoints = [name] if one else name.split("+")
     if len(checkpoints) > 1:
         return Cascade(checkpoints, batch_size, **changes)
     generator = Generator(name, batch_size, **changes)

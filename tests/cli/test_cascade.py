@@ -9,8 +9,9 @@ import runs
 from PIL import Image
 
 from emu_jax.cli import parts
-from emu_jax.cli.cascade import Cascade
+from emu_jax.cli.cascade import Cascade, open_generator
 from emu_jax.cli.config import read
+from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 
@@ -76,6 +77,12 @@ def test_a_cascade_is_a_model_like_any_other(base, super_resolution, tmp_path):
     assert costs["parameters"] == sum(stage["parameters"] for stage in stages)
     assert costs["evaluations"] == 2 * 3 + 2  # guidance doubles the first's three steps
     assert costs["flops"] > stages[0]["flops"] > 0
+
+
+def test_a_folder_with_a_plus_in_its_name_is_no_cascade(base, tmp_path):
+    (tmp_path / "a+b").symlink_to(base)
+    assert isinstance(open_generator(str(tmp_path / "a+b")), Generator)
+    assert isinstance(open_generator(f"{tmp_path}/a+b@2"), Generator)
 
 
 def test_a_picture_of_another_size_is_enlarged_too(super_resolution, tmp_path):
