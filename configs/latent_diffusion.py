@@ -126,7 +126,7 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
             widths=(448, 896, 1792, 1792), transformer_depth=(1, 1, 1, 0), mid_depth=1, blocks=4
         )
     with config.denoiser.ignore_type():
-        config.denoiser.update(dict(unet, head_width=64, scan=size == "sdxl", remat="dots"))
+        config.denoiser.update(dict(unet, head_width=64, scan=size == "sdxl", remat="block"))
     config.process.update(
         dict(schedule="scaled_linear", prediction="eps", time_input="index", time_density="uniform")
     )

@@ -22,9 +22,9 @@ from emu_jax.cli.generator import place_frozen
 from emu_jax.cli.plan import model_flops, step_batch, unread
 from emu_jax.cli.train import prepare
 from emu_jax.errors import UserError
-from emu_jax.parallel.attention import make_attend
 from emu_jax.parallel.mesh import make_mesh
-from emu_jax.parallel.sharding import constrain, shard_params
+from emu_jax.parallel.placement import placement
+from emu_jax.parallel.sharding import shard_params
 from emu_jax.planning.bench import Speed, bench_sampler, bench_step
 from emu_jax.tasks.generation import Generation
 from emu_jax.training.state import abstract_state, averaged
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 def bench(config: ConfigDict, values: Any) -> dict[str, Speed]:
     """What is asked for -> its speed."""
     mesh = make_mesh(**config.mesh)
-    task = parts.make_task(config, constrain(mesh), make_attend(config.attention, mesh))
+    task = parts.make_task(config, placement(mesh, config.attention))
     frozen = place_frozen(task, mesh, unread(config, task))
     counts = dict(warmup=values.warmup, repeats=values.repeats)
     speeds, params = {}, None

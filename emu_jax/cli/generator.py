@@ -22,9 +22,9 @@ from emu_jax.data.pipeline import make_stream
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.nn.stack import relaid
-from emu_jax.parallel.attention import make_attend
 from emu_jax.parallel.mesh import make_mesh
-from emu_jax.parallel.sharding import constrain, put_batch, shard_params
+from emu_jax.parallel.placement import placement
+from emu_jax.parallel.sharding import put_batch, shard_params
 from emu_jax.planning.flops import count_flops
 from emu_jax.process.noise import fold_in
 from emu_jax.tasks.base import Task, to_unit_range
@@ -208,7 +208,7 @@ def open_task(
     ``attention`` is not read off the config: a model may be drawn with on other devices than those
     that it was trained on.
     """
-    task = parts.make_task(config, constrain(mesh), make_attend(attention, mesh))
+    task = parts.make_task(config, placement(mesh, attention))
     frozen = place_frozen(task, mesh)
     if isinstance(task, Generation):
         null = {

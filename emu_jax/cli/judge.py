@@ -39,7 +39,7 @@ class Judge:
             raise UserError(f"{path} is no judge: its task is {config.get('task')}.")
         self.name, self.fingerprint = path, model.fingerprint
         self.side, self.background = config.data.image_size, tuple(config.data.background)
-        self._task = parts.make_contrastive(config, lambda x: x)
+        self._task = parts.make_contrastive(config, parts.ONE_DEVICE)
         ((self._encoder, self._text),) = self._task.encoders.items()
         self._params = {name: jax.numpy.asarray(value) for name, value in model.params.items()}
         self._frozen = {

@@ -21,7 +21,6 @@ from emu_jax.cli.config import read
 from emu_jax.data.pipeline import Part, StreamSpec
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
-from emu_jax.nn.attention import Attend, attend
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.conditioner import Conditioner, Encoded
 from emu_jax.nn.contrastive import ContrastiveModel
@@ -31,6 +30,7 @@ from emu_jax.nn.functional import Network, Params
 from emu_jax.nn.perceptual import Lpips, load_lpips
 from emu_jax.nn.token_transformer import TokenTransformer
 from emu_jax.nn.unet import UNet
+from emu_jax.parallel.placement import ONE_DEVICE, Placement
 from emu_jax.parallel.sharding import replicated
 from emu_jax.process.decoding import ParallelDecoding
 from emu_jax.process.gaussian import GaussianProcess
@@ -75,19 +75,16 @@ def locate(path: str) -> str:
     return str(folder)
 
 
-def make_task(
-    config: ConfigDict, constrain: Constrain = lambda x: x, attend: Attend = attend
-) -> Task:
-    """The task of a config; ``constrain`` is called at the networks' block boundaries, ``attend``
-    computes a generator's attention."""
+def make_task(config: ConfigDict, on: Placement = ONE_DEVICE) -> Task:
+    """The task of a config, on one device or as ``on`` says."""
     makers = {
-        "generation": partial(make_generation, attend=attend),
+        "generation": make_generation,
         "autoencoding": make_autoencoding,
         "contrastive": make_contrastive,
     }
     if config.task not in makers:
         raise UserError(f"config.task is one of {', '.join(makers)}, not {config.task!r}.")
-    return makers[config.task](config, constrain)
+    return makers[config.task](config, on)
 
 
 def make_groups(config: ConfigDict) -> dict[str, Group]:
@@ -126,7 +123,7 @@ def quantized(config: ConfigDict) -> int:
     return config.quantizer.codes if "quantizer" in config else 0
 
 
-def make_autoencoding(config: ConfigDict, constrain: Constrain) -> Autoencoding:
+def make_autoencoding(config: ConfigDict, on: Placement) -> Autoencoding:
     critic = config.discriminator.to_dict()
     discriminator = None
     if critic.pop("enabled"):
@@ -151,7 +148,7 @@ def make_autoencoding(config: ConfigDict, constrain: Constrain) -> Autoencoding:
                 "quantizer.frozen needs init_from, the trained autoencoder whose codes it keeps."
             )
     return Autoencoding(
-        autoencoder=autoencoder_network(config, constrain),
+        autoencoder=autoencoder_network(config, on.constrain),
         discriminator=discriminator,
         lpips=lpips,
         latent_channels=config.latent_channels,
@@ -169,14 +166,14 @@ def make_autoencoding(config: ConfigDict, constrain: Constrain) -> Autoencoding:
 # The judge ---------------------------------------------------------------------------------------
 
 
-def make_contrastive(config: ConfigDict, constrain: Constrain) -> Contrastive:
+def make_contrastive(config: ConfigDict, on: Placement) -> Contrastive:
     encoders = make_encoders(config.text)
     pooled = [encoder.pooled_width for encoder in encoders.values()]
     if len(pooled) != 1 or not pooled[0]:
         raise UserError(
             "A judge reads one text encoder, one with a pooled vector: see config.text."
         )
-    arguments = dict(config.judge, text_width=pooled[0], constrain=constrain)
+    arguments = dict(config.judge, text_width=pooled[0], constrain=on.constrain)
     return Contrastive(
         model=Network(partial(_module, ContrastiveModel, arguments)),
         encoders=encoders,
@@ -189,7 +186,7 @@ def make_contrastive(config: ConfigDict, constrain: Constrain) -> Contrastive:
 # Generation --------------------------------------------------------------------------------------
 
 
-def make_generation(config: ConfigDict, constrain: Constrain, attend: Attend) -> Generation:
+def make_generation(config: ConfigDict, on: Placement) -> Generation:
     """Its null conditions are blank: what the encoders say of no text takes their weights."""
     codec, frozen = make_codec(config.codec)
     encoders = make_encoders(config.text)
@@ -202,7 +199,7 @@ def make_generation(config: ConfigDict, constrain: Constrain, attend: Attend) ->
     side = max(map(max, stream_spec(config).shapes())) // codec.factor
     denoiser = make_denoiser(
         *(config.denoiser, codec, side, told.context_width, told.vector_width),
-        *(low, constrain, attend),
+        *(low, on),
     )
     process = make_process(config.process, codec)
     return Generation(
@@ -241,8 +238,7 @@ def make_denoiser(
     context_width: int,
     vector_width: int,
     low: LowResolution | None,
-    constrain: Constrain,
-    attend: Attend,
+    on: Placement,
 ) -> Network:
     """``side``: positions along the longest side of a picture."""
     arguments = section.to_dict()
@@ -250,13 +246,15 @@ def make_denoiser(
     arguments |= {
         "context_width": context_width,
         "vector_width": vector_width or None,
-        "constrain": constrain,
-        "attend": attend,
+        "constrain": on.constrain,
+        "attend": on.attend,
     }
     if isinstance(codec, TokenCodec):
         kinds = {"token_transformer": TokenTransformer}
         arguments |= {"codes": codec.codes, "side": side}
     else:
+        if kind == "unet":
+            arguments["gather"] = on.gather
         kinds = {"unet": UNet, "efficient_unet": EfficientUNet}
         channels = codec.row(side, side)[-1]
         arguments |= {"in_channels": 2 * channels if low else channels, "out_channels": channels}

@@ -18,9 +18,8 @@ from ml_collections import ConfigDict
 from emu_jax.cli import parts
 from emu_jax.cli.config import parse
 from emu_jax.errors import UserError
-from emu_jax.parallel.attention import make_attend
 from emu_jax.parallel.mesh import make_mesh
-from emu_jax.parallel.sharding import constrain
+from emu_jax.parallel.placement import placement
 from emu_jax.planning.chips import Topology, open_topology
 from emu_jax.planning.flops import step_flops
 from emu_jax.planning.inputs import abstract_frozen, train_batch
@@ -52,7 +51,7 @@ def plan(config: ConfigDict, topology: Topology) -> Plan:
     """The config's training step on one topology."""
     settings = {**config.mesh, "slices": topology.slices}
     mesh = make_mesh(**settings, devices=topology.devices)
-    task = parts.make_task(config, constrain(mesh), make_attend(config.attention, mesh))
+    task = parts.make_task(config, placement(mesh, config.attention))
     frozen = abstract_frozen(task, mesh, unread(config, task))
     batch = step_batch(config, task, frozen, mesh)
     state = abstract_state(task, mesh)

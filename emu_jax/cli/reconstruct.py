@@ -140,7 +140,7 @@ def _autoencoder(
     config = ConfigDict(model.config)
     if config.get("task") != "autoencoding":
         raise UserError(f"{name} is no autoencoder: its task is {config.get('task')}.")
-    task = parts.make_autoencoding(config, lambda x: x)
+    task = parts.make_autoencoding(config, parts.ONE_DEVICE)
     own = {k: v for k, v in model.params.items() if k.startswith("autoencoder/")}
     # What is not a network's is the task's state: a codebook, say.
     rest = {k: v for k, v in model.params.items() if k.startswith(("codebook/", "latent/"))}

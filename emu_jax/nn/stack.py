@@ -29,8 +29,16 @@ from emu_jax.errors import UserError
 SCANNED = "blocks_scan"
 ATTENTION = "attention"
 
-POLICIES: dict[str, Callable[..., Any] | None] = {
-    "none": None,
+Gather = Callable[[Any], Any]
+
+
+def _not_weights(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Within a layer only weights are told where to lie (``gather``)."""
+    return primitive.name != "sharding_constraint"
+
+
+POLICIES: dict[str, Callable[..., Any]] = {
+    "none": _not_weights,
     "block": checkpoint_policies.nothing_saveable,
     "dots": checkpoint_policies.save_from_both_policies(
         checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -39,17 +47,32 @@ POLICIES: dict[str, Callable[..., Any] | None] = {
 }
 
 
-def rematerialised(layer: Callable, policy: str) -> Callable:
+def rematerialised(layer: nnx.Module, policy: str, gather: Gather | None = None) -> Callable:
     """``layer``, of whose activations ``policy`` says what is kept.
+
+    ``gather`` brings weights together from the devices that share them. Whatever the policy, the
+    backward pass does so again: all of a model's weights at once would need its memory.
 
     Raises:
       UserError: there is no such policy.
     """
+    require_policy(policy)
+
+    def gathered(*args: Any) -> Any:
+        if gather is None:
+            return layer(*args)
+        graph, weights = nnx.split(layer)
+        return nnx.merge(graph, gather(weights))(*args)
+
+    if policy == "none" and gather is None:
+        return layer
+    return jax.checkpoint(gathered, policy=POLICIES[policy])
+
+
+def require_policy(policy: str) -> None:
+    """Raises a UserError where no policy has this name."""
     if policy not in POLICIES:
         raise UserError(f"remat is one of {', '.join(POLICIES)}, not {policy!r}.")
-    if policy == "none":
-        return layer
-    return jax.checkpoint(lambda *args: layer(*args), policy=POLICIES[policy])
 
 
 class Scanned(nnx.Module):
@@ -63,7 +86,7 @@ class Scanned(nnx.Module):
         states = [first, *(nnx.state(layer) for layer in layers[1:])]
         self.blocks_scan = nnx.merge(graph, jax.tree.map(lambda *x: jnp.stack(x), *states))
 
-    def __call__(self, x: Any, *rest: Any, around: Callable[[Callable], Callable]) -> Any:
+    def __call__(self, x: Any, *rest: Any, around: Callable[[nnx.Module], Callable]) -> Any:
         """``around`` is put around every layer: rematerialisation, constraints."""
         graph, stacked = nnx.split(self.blocks_scan)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from emu_jax.nn.attention import Attend, Attention, attend
 from emu_jax.nn.layers import GroupNorm, LayerNorm, conv, linear
-from emu_jax.nn.stack import Scanned, rematerialised
+from emu_jax.nn.stack import Gather, Scanned, rematerialised
 
 Constrain = Callable[[Array], Array]
 
@@ -26,8 +26,25 @@ class GEGLU(nnx.Module):
         self.proj = linear(inputs, 2 * outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b o"]:
-        value, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return value * jax.nn.gelu(gate, approximate=False)
+        return _gated(self.proj(x))
+
+
+@jax.custom_vjp
+def _gated(x: Float[Array, "*b 2*c"]) -> Float[Array, "*b c"]:
+    """The first half times gelu(the second); of the many arrays between, the backward pass keeps
+    none."""
+    value, gate = jnp.split(x, 2, axis=-1)
+    return value * jax.nn.gelu(gate, approximate=False)
+
+
+def _gated_backward(x: Array, dout: Array) -> tuple[Array]:
+    value, gate = (z.astype(jnp.float32) for z in jnp.split(x, 2, axis=-1))
+    below = jax.scipy.stats.norm.cdf(gate)
+    slope = below + gate * jax.scipy.stats.norm.pdf(gate)
+    return (jnp.concatenate([dout * gate * below, dout * value * slope], axis=-1).astype(x.dtype),)
+
+
+_gated.defvjp(lambda x: (_gated(x), x), _gated_backward)
 
 
 class FeedForward(nnx.Module):
@@ -107,6 +124,7 @@ class SpatialTransformer(nnx.Module):
         remat: str = "none",
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
+        gather: Gather | None = None,
         rngs: nnx.Rngs,
     ):
         def project(inputs: int, outputs: int, zero: bool) -> nnx.Module:
@@ -115,7 +133,7 @@ class SpatialTransformer(nnx.Module):
             return conv(inputs, outputs, 1, zero=zero, rngs=rngs)
 
         inner = heads * head_width
-        self.constrain, self.remat = constrain, remat
+        self.constrain, self.gather, self.remat = constrain, gather, remat
         self.norm = GroupNorm(channels, groups, eps=1e-6, rngs=rngs)
         self.proj_in = project(channels, inner, zero=False)
         layers = [
@@ -149,6 +167,6 @@ class SpatialTransformer(nnx.Module):
                 y = self._layer(block)(y, context, mask)
         return x + self.proj_out(y.reshape(b, h, w, -1))
 
-    def _layer(self, block: Callable[..., Array]) -> Callable[..., Array]:
-        kept = rematerialised(block, self.remat)
+    def _layer(self, block: nnx.Module) -> Callable[..., Array]:
+        kept = rematerialised(block, self.remat, self.gather)
         return lambda *args: self.constrain(kept(*args))

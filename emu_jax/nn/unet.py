@@ -21,7 +21,7 @@ from emu_jax.nn.attention import AddedKVAttention, Attend, attend
 from emu_jax.nn.embeddings import TextTimeEmbedding, TimestepEmbedding, sinusoids
 from emu_jax.nn.layers import Downsample, GroupNorm, Upsample, activation, conv, linear
 from emu_jax.nn.resnet import ResnetBlock
-from emu_jax.nn.stack import rematerialised
+from emu_jax.nn.stack import Gather, rematerialised, require_policy
 from emu_jax.nn.transformer import Constrain, SpatialTransformer
 
 
@@ -39,8 +39,9 @@ class Stage(nnx.Module):
         downsampler: nnx.Module | None = None,
         upsampler: nnx.Module | None = None,
         remat: str = "none",
+        gather: Gather | None = None,
     ):
-        self.remat = remat
+        self.remat, self.gather = remat, gather
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List(attentions)
         self.downsamplers = nnx.List([] if downsampler is None else [downsampler])
@@ -48,12 +49,12 @@ class Stage(nnx.Module):
 
     def block(self, i: int, x: Array, temb: Array, *text: Array | None) -> Array:
         """Residual block ``i`` and the attention behind it; ``text`` is a context and its mask."""
-        x = rematerialised(self.resnets[i], self.remat)(x, temb)
+        x = rematerialised(self.resnets[i], self.remat, self.gather)(x, temb)
         if i >= len(self.attentions):
             return x
         attention = self.attentions[i]
         if not isinstance(attention, SpatialTransformer):  # which does so layer by layer
-            attention = rematerialised(attention, self.remat)
+            attention = rematerialised(attention, self.remat, self.gather)
         return attention(x, *text)
 
 
@@ -114,6 +115,7 @@ class UNet(nnx.Module):
         remat: str = "none",
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
+        gather: Gather | None = None,
         rngs: nnx.Rngs,
     ):
         stages = len(widths)
@@ -138,7 +140,7 @@ class UNet(nnx.Module):
             raise UserError("Added-KV attention has no depth: transformer_depth is 0 or 1.")
         if attention == "added_kv" and scan:
             raise UserError("Added-KV attention has no stack to scan: leave scan=False.")
-        rematerialised(lambda x: x, remat)  # refuses a policy that is none
+        require_policy(remat)
         if vector_width and text_pool_heads:
             raise UserError("A U-Net takes either vector_width or text_pool_heads, not both.")
         if context_width is None and (text_width or text_pool_heads or attention == "added_kv"):
@@ -182,6 +184,7 @@ class UNet(nnx.Module):
                     scan=scan,
                     remat=remat,
                     constrain=constrain,
+                    gather=gather,
                     **options,
                 )
             return [build() for _ in range(count)] if depth else []
@@ -223,6 +226,7 @@ class UNet(nnx.Module):
                     attentions(i, depths[i], blocks[i]),
                     downsampler=down,
                     remat=remat,
+                    gather=gather,
                 )
             )
 
@@ -230,6 +234,7 @@ class UNet(nnx.Module):
             [resnet(width, width) for _ in range(2)],
             attentions(stages - 1, mid_depth, 1),
             remat=remat,
+            gather=gather,
         )
 
         self.up_blocks = nnx.List()
@@ -245,6 +250,7 @@ class UNet(nnx.Module):
                     attentions(i, depths[i], blocks[i] + 1),
                     upsampler=up,
                     remat=remat,
+                    gather=gather,
                 )
             )
 

@@ -85,6 +85,26 @@ def constrain(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     return lambda x: jax.lax.with_sharding_constraint(x, sharding)
 
 
+def gather(mesh: Mesh) -> Callable[[Any], Any] | None:
+    """A function that brings weights together on every device; networks call it where a layer uses
+    its own. None where every device has them all.
+
+    Left to itself, the partitioner multiplies by the features that a device holds, for all rows,
+    and sends results to and fro: copies in and out of layouts that no chip likes.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return None
+    everywhere = replicated(mesh)
+
+    def constrained(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, everywhere)
+
+    # A gradient is not constrained likewise: its sum goes straight to the devices' shares.
+    whole = jax.custom_vjp(constrained)
+    whole.defvjp(lambda x: (constrained(x), None), lambda _, dx: (dx,))
+    return lambda tree: jax.tree.map(whole, tree)
+
+
 def abstract_batch(host_batch: Any, mesh: Mesh) -> Any:
     """What :func:`put_batch` would place, in shape alone: ``host_batch`` of ShapeDtypeStructs."""
     sharding = batch_sharding(mesh)

@@ -81,7 +81,6 @@ def make_step(task: Task, *, seed: int, accumulate: int = 1) -> Step:
                     average = ema_update(average, new, number, group.ema_decay)
                 scalars |= {
                     "grad_norm": grad_norm,
-                    "update_norm": optax.tree.norm(updates),
                     "param_norm": optax.tree.norm(trained),
                     # The schedule counts the group's own updates, not steps.
                     "learning_rate": group.learning_rate(

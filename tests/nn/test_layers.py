@@ -1,5 +1,6 @@
 """Norms, convolutions and resampling against torch."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -50,6 +51,27 @@ def test_layer_norm():
     scale, bias = (torch.tensor(np.asarray(p[...])).double() for p in (ours.scale, ours.bias))
     theirs = F.layer_norm(torch.tensor(x).double(), (10,), scale, bias, 1e-5)
     np.testing.assert_allclose(ours(jnp.asarray(x)), theirs.numpy(), atol=5e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7, 12), (3, 12)])
+@pytest.mark.parametrize("cls", [layers.GroupNorm, layers.LayerNorm])
+def test_the_norms_derivatives(cls, shape):
+    x, dout = draw(*shape) + 3, draw(*shape)
+    module = norm(12, *([4] if cls is layers.GroupNorm else []), cls=cls)
+    graph, params = nnx.split(module)
+    _, pull = jax.vjp(lambda params, x: nnx.merge(graph, params)(x), params, jnp.asarray(x))
+    dparams, dx = pull(jnp.asarray(dout))
+    given = torch.tensor(x, requires_grad=True)
+    scale, bias = (
+        torch.tensor(np.asarray(p[...]), requires_grad=True) for p in (module.scale, module.bias)
+    )
+    if cls is layers.GroupNorm:
+        theirs = F.group_norm(given.movedim(-1, 1), 4, scale, bias, 1e-5).movedim(1, -1)
+    else:
+        theirs = F.layer_norm(given, (12,), scale, bias, 1e-5)
+    theirs.backward(torch.tensor(dout))
+    for ours, other in ((dx, given), (dparams["scale"], scale), (dparams["bias"], bias)):
+        np.testing.assert_allclose(ours[...], other.grad.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("cls, args", [(layers.GroupNorm, (2,)), (layers.LayerNorm, ())])

@@ -138,3 +138,21 @@ def test_residual_blocks_are_rematerialised_too():
 def test_an_unknown_policy_is_refused():
     with pytest.raises(UserError, match=r"none, block, dots, not 'full'"):
         rematerialised(lambda x: x, "full")
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("remat", list(POLICIES))
+def test_the_backward_pass_gathers_weights_again(remat, scan, expected):
+    """Forward once and backward once, whatever else is kept."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    one = jax.custom_vjp(lambda x: jax.lax.with_sharding_constraint(x, here))
+    one.defvjp(lambda x: (jax.lax.with_sharding_constraint(x, here), None), lambda _, dx: (dx,))
+    network = stack(scan=scan, remat=remat, gather=lambda tree: jax.tree.map(one, tree))
+    params = relaid(PARAMS, network.shapes())
+    layers = [path for path in params if "transformer_blocks/" in path]
+    program = str(jax.make_jaxpr(jax.grad(partial(loss, network)))(params, INPUTS))
+    # A bias is not asked for again.
+    kernels = [path for path in layers if path.endswith("kernel")]
+    assert program.count("sharding_constraint[") >= len(layers) + len(kernels)
+    for path, gradient in unstacked(gradients(network, params)[1][0]).items():
+        np.testing.assert_allclose(gradient, expected[1][0][path], atol=1e-6, err_msg=path)

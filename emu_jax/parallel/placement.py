@@ -1,0 +1,32 @@
+"""What a network is told of the devices it runs on: three callables, and no mesh."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from emu_jax.nn.attention import Attend, attend
+from emu_jax.parallel.attention import make_attend
+from emu_jax.parallel.sharding import constrain, gather
+
+
+@dataclass(frozen=True)
+class Placement:
+    """``constrain`` holds activations [b, ...] to the batch rule between blocks, ``gather`` brings
+    a layer's weights together, ``attend`` computes a generator's attention.
+    """
+
+    constrain: Callable[[jax.Array], jax.Array] = lambda x: x
+    gather: Callable[[Any], Any] | None = None
+    attend: Attend = attend
+
+
+ONE_DEVICE = Placement()
+
+
+def placement(mesh: Mesh, attention: str) -> Placement:
+    """That of a mesh's devices, with the attention of that kind
+    (:mod:`emu_jax.parallel.attention`)."""
+    return Placement(constrain(mesh), gather(mesh), make_attend(attention, mesh))
