@@ -11,6 +11,8 @@ held-out part are never shown. stage=quality_tune starts from the pre-trained EM
 offset 0.1, a small constant rate, few steps.
 
 size=tiny: 64 x 64 pictures, two CPU cores. size=test: a few thousand parameters for tests.
+denoiser=transformer puts a diffusion transformer in the U-Net's place; of it no weights are shipped
+(`--config.init_from=RUN` to tune one).
 
 size=emu (2.8 B parameters, Emu's: the standard U-Net with more channels and more blocks a stage;
 its exact widths are unpublished) reads CLIP ViT-L and T5-XXL, size=sdxl (2.57 B, SDXL's shape) CLIP
@@ -47,9 +49,12 @@ def get_config(argument: str | None = None) -> ConfigDict:
         size=("tiny", "test", "sdxl", "emu"),
         stage=("pretrain", "quality_tune"),
         resolution=("1024", "512", "256"),  # of sdxl and emu
+        denoiser=("unet", "transformer"),  # of tiny and test
     )
     if chosen.size in ("tiny", "test") and chosen.resolution != "1024":
         raise UserError(f"resolution={chosen.resolution} is of the sizes sdxl and emu.")
+    if chosen.size in ("sdxl", "emu") and chosen.denoiser != "unet":
+        raise UserError(f"denoiser={chosen.denoiser} is of the sizes tiny and test.")
     config = haystack.pretraining()
     config.codec = dict(kind="autoencoder", path="builtin:autoencoder_64")
     config.denoiser = dict(
@@ -84,6 +89,10 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     config.groups = haystack.generator(learning_rate=1.2e-3)
     config.data.cache_latents = True
+    if chosen.denoiser == "transformer":
+        config.denoiser = dict(
+            kind="transformer", patch=1, width=192, depth=8, heads=6, mlp_width=768, remat=False
+        )
     if chosen.stage == "quality_tune":
         _quality_tune(config)
     if chosen.size == "test":
@@ -100,7 +109,10 @@ def _quality_tune(config: ConfigDict) -> None:
 
 def _shrink(config: ConfigDict) -> None:
     haystack.shrink(config)
-    config.denoiser.update(dict(widths=(8, 16), blocks=1, head_width=8, groups=4))
+    if config.denoiser.kind == "transformer":
+        config.denoiser.update(dict(width=16, depth=2, heads=2, mlp_width=32))
+    else:
+        config.denoiser.update(dict(widths=(8, 16), blocks=1, head_width=8, groups=4))
 
 
 def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None:

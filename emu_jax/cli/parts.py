@@ -24,6 +24,7 @@ from emu_jax.errors import UserError
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.conditioner import Conditioner, Encoded
 from emu_jax.nn.contrastive import ContrastiveModel
+from emu_jax.nn.diffusion_transformer import DiffusionTransformer
 from emu_jax.nn.discriminator import PatchDiscriminator
 from emu_jax.nn.efficient_unet import EfficientUNet
 from emu_jax.nn.functional import Network, Params
@@ -255,7 +256,11 @@ def make_denoiser(
     else:
         if kind == "unet":
             arguments["gather"] = on.gather
-        kinds = {"unet": UNet, "efficient_unet": EfficientUNet}
+        kinds = {
+            "unet": UNet,
+            "efficient_unet": EfficientUNet,
+            "transformer": DiffusionTransformer,
+        }
         channels = codec.row(side, side)[-1]
         arguments |= {"in_channels": 2 * channels if low else channels, "out_channels": channels}
         if low:
