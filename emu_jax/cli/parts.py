@@ -59,6 +59,7 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "linear": partial(Discrete, "linear"),
     "scaled_linear": partial(Discrete, "scaled_linear"),
     "scaled_linear_zero_snr": partial(Discrete, "scaled_linear", zero_terminal_snr=True),
+    "squared_cosine": partial(Discrete, "cosine"),
     "flow": Flow,
 }
 Constrain = Callable[[jax.Array], jax.Array]
