@@ -40,14 +40,24 @@ def find_pipeline(path: str | Path, variant: str = "", pickle: bool = False) -> 
     """
     if Path(path).expanduser().is_dir():
         return Path(path).expanduser()
-    head = "".join(f"{part}/" for part in str(path).split("/")[2:]) or "*"
-    ends = [f".{variant}.safetensors", f".{variant}-*.safetensors"] if variant else [".safetensors"]
-    ends += [".bin"] if pickle else []
+    subfolder = "/".join(str(path).split("/")[2:])
+    return _fetch(path, *pipeline_patterns(subfolder, variant, pickle))
+
+
+def pipeline_patterns(subfolder: str, variant: str, pickle: bool) -> tuple[list[str], list[str]]:
+    """Which of a hub model's files a pipeline, or one component in ``subfolder``, is read from:
+    (patterns of wanted files, of those among them that are not).
+    """
+    head = f"{subfolder}/" if subfolder else "*"
+    names = [f".{variant}", f".{variant}-*"] if variant else [""]
+    kinds = [".safetensors", *([".bin"] if pickle else [])]
+    ends = [name + kind for name in names for kind in kinds]
     stems = ("model", "diffusion_pytorch_model")
     wanted = [f"{head}{stem}*{end}" for stem in stems for end in ends]
     wanted += ["model_index.json", *(f"{head}*{end}" for end in (".json", ".txt"))]
     # A variant's name stands between two dots.
-    return _fetch(path, wanted, [] if variant else ["*model.*.safetensors", "*model.*.bin"])
+    others = [] if variant else ["*model.*.safetensors", "*model.*.bin"]
+    return wanted, ["safety_checker/*", *others]
 
 
 def _fetch(path: str | Path, wanted: list[str], unwanted: list[str]) -> Path:

@@ -103,6 +103,9 @@ def _save(imported: pipelines.Imported, config: Mapping[str, Any], out: Path) ->
 def _advice(out: Path, sections: Mapping[str, Any]) -> str:
     paths = [f"--config.codec.path={sections['codec']['path']}"]
     paths += [f"--config.text.{name}.path={x['path']}" for name, x in sections["text"].items()]
+    # The noise that it was trained on, where the config of a family says another.
+    process = sections["process"]
+    paths += [f"--config.process.{key}={process[key]}" for key in ("schedule", "prediction")]
     lines = [
         f"{out}: draw with  emu-jax sample PROMPT --checkpoint={out}",
         f"train with --config.init_from={out}",

@@ -54,7 +54,26 @@ SDXL = dict(
     addition_time_embed_dim=256,
     projection_class_embeddings_input_dim=2816,
 )
-UNETS = dict(sd15=SD15, sd21=SD21, sdxl=SDXL)
+# DeepFloyd IF's first stage, whose head_dim is the width of a head.
+IF_XL = dict(
+    sample_size=64,
+    in_channels=3,
+    out_channels=6,
+    attention_head_dim=64,
+    block_out_channels=[704, 1408, 2112, 2816],
+    cross_attention_dim=2816,
+    down_block_types=["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * 3,
+    mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+    up_block_types=["SimpleCrossAttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"],
+    layers_per_block=3,
+    encoder_hid_dim=4096,
+    addition_embed_type="text",
+    addition_embed_type_num_heads=64,
+    resnet_time_scale_shift="scale_shift",
+    cross_attention_norm="group_norm",
+    act_fn="gelu",
+)
+UNETS = dict(sd15=SD15, sd21=SD21, sdxl=SDXL, if_xl=IF_XL)
 SD_VAE = dict(
     block_out_channels=[128, 256, 512, 512],
     down_block_types=["DownEncoderBlock2D"] * 4,
@@ -118,7 +137,7 @@ def test_every_tensor_of_a_public_autoencoder_has_a_home(name):
     assert public_arguments(written).keys() == autoencoder.DEFAULTS.keys()
 
 
-@pytest.mark.parametrize("size", UNETS)
+@pytest.mark.parametrize("size", ["sd15", "sd21", "sdxl"])
 def test_the_config_of_that_size_has_this_denoiser(size):
     """So ``init_from`` an import fills every parameter of a tuning run."""
     config = read(f"configs/latent_diffusion.py:size={size},stage=quality_tune")

@@ -32,6 +32,11 @@ def trip(request, tmp_path_factory):
     return request.param, source, ours, back
 
 
+def quick(function):
+    """Jitted, with little spent on optimising what runs once."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def tensors(folder: Path) -> dict:
     return {
         file.relative_to(folder): safetensors.torch.load_file(file)
@@ -68,6 +73,7 @@ def test_a_run_from_the_same_noise_is_diffusers(trip, monkeypatch):
     sampler = {"sd15": "dpmpp_2m"}.get(name)
     changes = dict(steps=steps, guidance_scale=scale, sampler=sampler)
     generator = Generator(str(ours), batch_size=2, **changes)
+    generator._generate = quick(generator._draw_batch)
     drawn = np.stack(list(generator.draw(PROMPTS, [3, 4])))
 
     pipeline = DiffusionPipeline.from_pretrained(back, safety_checker=None)
@@ -123,7 +129,6 @@ def test_one_call_of_each_network_is_diffusers(trip):
         ).sample
         moments = pipeline.vae.encode(first(pixels)).latent_dist.parameters
         decoded = pipeline.vae.decode(first(x) / pipeline.vae.config.scaling_factor).sample
-    quick = lambda f: jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})  # noqa: E731
     output = quick(task.denoiser)(params, x, t, context, None, vector)
     errors = dict(
         denoiser=close(np.asarray(output), last(wanted)),
