@@ -55,7 +55,11 @@ def _export_public(model: Model, kept: Mapping[str, Any], out: Path, dtype: str)
 
     def typed(model: Model, params: Mapping[str, Any]) -> Model:
         target = None if dtype == "keep" else dtype
-        cast = {path: cast_floats(x, target) for path, x in params.items()}
+        # But for a latent space's figures, which become a setting and not a tensor.
+        cast = {
+            path: x if path.startswith("latent/") else cast_floats(x, target)
+            for path, x in params.items()
+        }
         return Model(cast, model.config, model.meta, model.fingerprint)
 
     match model.config.get("task"):

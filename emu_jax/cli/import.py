@@ -106,9 +106,8 @@ def _advice(out: Path, sections: Mapping[str, Any]) -> str:
     # The noise that it was trained on, where the config of a family says another.
     process = sections["process"]
     paths += [f"--config.process.{key}={process[key]}" for key in ("schedule", "prediction")]
-    lines = [
-        f"{out}: draw with  emu-jax sample PROMPT --checkpoint={out}",
-        f"train with --config.init_from={out}",
-        *paths,
-    ]
-    return " \\\n    ".join(lines)
+    training = " \\\n    ".join([f"--config.init_from={out}", *paths])
+    return (
+        f"{out}: drawn with by  emu-jax sample PROMPT --checkpoint={out}, and tuned by "
+        f"emu-jax train with\n    {training}"
+    )

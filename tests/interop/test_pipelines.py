@@ -173,12 +173,13 @@ def test_without_the_public_files_at_hand_they_are_written_anew(trip, tmp_path):
 
 
 def test_weights_keep_their_dtype_or_take_the_one_asked_for(trip, tmp_path):
-    _, _, ours, _ = trip
+    _, source, ours, _ = trip
     out = tmp_path / "half"
     arguments = [str(ours), f"--out={out}", "--format=diffusers", "--dtype=float16"]
     assert main(["export", *arguments]) == 0
     held = safetensors.torch.load_file(out / "unet/diffusion_pytorch_model.safetensors")
     assert {x.dtype for x in held.values()} == {torch.float16}
+    assert settings(out) == settings(source)
     again = tmp_path / "again"
     assert main(["import", str(out), f"--out={again}"]) == 0
     params = load_model(str(again), prefix_filter="denoiser/").params
