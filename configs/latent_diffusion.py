@@ -16,9 +16,9 @@ denoiser=transformer puts a diffusion transformer in the U-Net's place; of it no
 
 size=emu (2.8 B parameters, Emu's: the standard U-Net with more channels and more blocks a stage;
 its exact widths are unpublished) reads CLIP ViT-L and T5-XXL, size=sdxl (2.57 B, SDXL's shape) CLIP
-ViT-L and OpenCLIP-bigG, both in bf16, on data sets of yours: `folder/pictures`, for tuning
-`folder/needles`. Resolution rises in stages, each of which picks up the one before; Emu's last has
-noise offset 0.02:
+ViT-L and OpenCLIP-bigG, size=sd15 and sd21 (0.86 and 0.87 B) one CLIP, all in bf16, on data sets of
+yours: `folder/pictures`, for tuning `folder/needles`. Resolution rises in stages, each of which
+picks up the one before; Emu's last has noise offset 0.02:
 
     emu-jax train --config=configs/latent_diffusion.py:size=emu,resolution=256 \\
         --config.codec.path=runs/autoencoder --config.mesh.fsdp=16 \\
@@ -26,6 +26,13 @@ noise offset 0.02:
     ... :size=emu,resolution=512 ... --workdir=runs/emu_512
     ... :size=emu,resolution=1024 ... --workdir=runs/emu_1024
     ... :size=emu,stage=quality_tune ... --workdir=runs/emu_tuned
+
+size=sd15, sd21 and sdxl are also what `emu-jax import` makes of the public weights of these names
+(docs/interop.md), which then are tuned further:
+
+    emu-jax train --config=configs/latent_diffusion.py:size=sd15,stage=quality_tune \\
+        --config.init_from=IMPORTED --config.codec.path=IMPORTED/codec \\
+        --config.text.clip.path=IMPORTED/text_encoder --workdir=runs/sd15_tuned
 
 Pre-training encodes pictures and texts inside the step, tuning reads both from caches. Planning
 needs none of all this:
@@ -46,14 +53,14 @@ from emu_jax.errors import UserError
 def get_config(argument: str | None = None) -> ConfigDict:
     chosen = options(
         argument,
-        size=("tiny", "test", "sdxl", "emu"),
+        size=("tiny", "test", "sd15", "sd21", "sdxl", "emu"),
         stage=("pretrain", "quality_tune"),
-        resolution=("1024", "512", "256"),  # of sdxl and emu
+        resolution=("1024", "512", "256"),  # of sdxl and emu; sd15 is of 512, sd21 of 768 pixels
         denoiser=("unet", "transformer"),  # of tiny and test
     )
-    if chosen.size in ("tiny", "test") and chosen.resolution != "1024":
+    if chosen.size not in ("sdxl", "emu") and chosen.resolution != "1024":
         raise UserError(f"resolution={chosen.resolution} is of the sizes sdxl and emu.")
-    if chosen.size in ("sdxl", "emu") and chosen.denoiser != "unet":
+    if chosen.size not in ("tiny", "test") and chosen.denoiser != "unet":
         raise UserError(f"denoiser={chosen.denoiser} is of the sizes tiny and test.")
     config = haystack.pretraining()
     config.codec = dict(kind="autoencoder", path="builtin:autoencoder_64")
@@ -98,7 +105,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     if chosen.size == "test":
         _shrink(config)
     elif chosen.size != "tiny":
-        _enlarge(config, chosen.size, chosen.stage, int(chosen.resolution))
+        sides = {"sd15": 512, "sd21": 768}
+        side = sides.get(chosen.size, int(chosen.resolution))
+        _enlarge(config, chosen.size, chosen.stage, side)
     return config
 
 
@@ -117,7 +126,7 @@ def _shrink(config: ConfigDict) -> None:
 
 def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None:
     """The published size: what is not said of it is as latent diffusion's and SDXL's is."""
-    tuning, last = stage == "quality_tune", resolution == 1024
+    tuning, last = stage == "quality_tune", resolution not in (256, 512) or size == "sd15"
     config.compute_dtype = "bfloat16"
     # Their shapes, to plan with; to train, the paths of real ones.
     config.codec.path = f"{Path(__file__).parent}/autoencoder.py:size=f8"
@@ -125,10 +134,18 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
     if size == "sdxl":
         sides = dict(text, kind="clip", layer="penultimate", null="zeros")
         config.text = dict(
-            clip_l=dict(sides, size="vit_l", pooled=False), clip_g=dict(sides, size="openclip_bigg")
+            clip_l=dict(sides, size="vit_l", pooled=False),
+            openclip_g=dict(sides, size="openclip_bigg"),
         )
         config.conditioner = dict(width=0, combine="channels", size_features=256)
         unet = dict(widths=(320, 640, 1280), transformer_depth=(0, 2, 10), mid_depth=10, blocks=2)
+    elif size in ("sd15", "sd21"):
+        tower = "vit_l" if size == "sd15" else "openclip_h"
+        config.text = dict(clip=dict(text, kind="clip", size=tower, pooled=False))
+        config.conditioner = dict(width=0, combine="tokens", size_features=0)
+        unet = dict(
+            widths=(320, 640, 1280, 1280), transformer_depth=(1, 1, 1, 0), mid_depth=1, blocks=2
+        )
     else:
         config.text = dict(
             clip=dict(text, kind="clip", size="vit_l"), t5=dict(text, kind="t5", size="xxl")
@@ -139,9 +156,14 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
         )
     with config.denoiser.ignore_type():
         config.denoiser.update(dict(unet, head_width=64, scan=size == "sdxl", remat="block"))
+    if size == "sd15":  # eight heads whatever the width, and projections as convolutions
+        del config.denoiser.head_width
+        config.denoiser.update(dict(heads=8, linear_projection=False))
     config.process.update(
         dict(schedule="scaled_linear", prediction="eps", time_input="index", time_density="uniform")
     )
+    if size == "sd21":
+        config.process.prediction = "v"
     if not tuning:
         config.process.noise_offset = 0.02 if last and size == "emu" else 0.0
     config.sampling.update(dict(steps=20, guidance_scale=5.0))
@@ -154,8 +176,8 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
             b2=0.999,
         )
     )
-    before = {256: "", 512: f"runs/{size}_256", 1024: f"runs/{size}_512"}
-    config.init_from = f"runs/{size}_{resolution}" if tuning else before[resolution]
+    before = {512: f"runs/{size}_256", 1024: f"runs/{size}_512"} if size in ("sdxl", "emu") else {}
+    config.init_from = f"runs/{size}_{resolution}" if tuning else before.get(resolution, "")
     config.measure.judge = ""
     config.data.update(
         dict(image_size=resolution, buckets=last, cache_latents=tuning, cache_text=tuning)

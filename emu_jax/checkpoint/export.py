@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from emu_jax.checkpoint.lazy import Lazy
 from emu_jax.checkpoint.manager import FINISHED, Checkpoints
 from emu_jax.checkpoint.safetensors_io import (
     cast_floats,
@@ -49,12 +50,16 @@ def save_model(
 ) -> None:
     """Writes ``params`` (floats as ``dtype``; None: as they are), ``config`` and ``meta``.
 
-    Each file appears whole. The config, written last, carries the weights' fingerprint: a folder
+    Of a :class:`Lazy` one tensor at a time is in memory. Each file appears whole.
+    The config, written last, carries the weights' fingerprint: a folder
     with new weights and the config of old ones is told from a complete one.
     """
     folder = epath.Path(directory)
-    target = None if dtype is None else _dtype(dtype)
-    host = {name: cast_floats(np.asarray(value), target) for name, value in params.items()}
+    if isinstance(params, Lazy):
+        host = params if dtype is None else cast_lazily(params, dtype)
+    else:
+        target = None if dtype is None else _dtype(dtype)
+        host = {name: cast_floats(np.asarray(value), target) for name, value in params.items()}
     record = {"config": config, **meta, "weights": fingerprint_params(host)}
     text = json.dumps(record, indent=1)
     try:
@@ -65,6 +70,18 @@ def save_model(
         temporary.replace(folder / CONFIG)
     except OSError as error:
         raise UserError(f"The model could not be written to {folder}: {error.strerror}.") from error
+
+
+def cast_lazily(tensors: Lazy, dtype: str) -> Lazy:
+    """Floats as ``dtype``, each when it is read."""
+    target = _dtype(dtype)
+    shapes = {
+        name: jax.ShapeDtypeStruct(
+            x.shape, target if jax.numpy.issubdtype(x.dtype, np.floating) else x.dtype
+        )
+        for name, x in tensors.shapes.items()
+    }
+    return Lazy(shapes, lambda name: cast_floats(tensors[name], target))
 
 
 def load_model(path: str, *, prefix_filter: str | None = None, dtype: Any = None) -> Model:

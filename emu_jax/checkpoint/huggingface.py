@@ -29,17 +29,47 @@ def find_folder(path: str | Path) -> Path:
     """
     if Path(path).is_dir():
         return Path(path)
+    subfolder = "/".join(str(path).split("/")[2:])
+    folders = {subfolder, tokenizer_folder_of(subfolder)}
+    return _fetch(path, [f"{f}/{file}" if f else file for f in folders for file in _WANTED], [])
+
+
+def find_pipeline(path: str | Path, variant: str = "", pickle: bool = False) -> Path:
+    """The same of a whole pipeline, or of a component: only the weights of ``variant`` ("": the
+    plain ones) are fetched, pickles where asked for.
+    """
+    if Path(path).expanduser().is_dir():
+        return Path(path).expanduser()
+    subfolder = "/".join(str(path).split("/")[2:])
+    return _fetch(path, *pipeline_patterns(subfolder, variant, pickle))
+
+
+def pipeline_patterns(subfolder: str, variant: str, pickle: bool) -> tuple[list[str], list[str]]:
+    """Which of a hub model's files a pipeline, or one component in ``subfolder``, is read from:
+    (patterns of wanted files, of those among them that are not).
+    """
+    head = f"{subfolder}/" if subfolder else "*"
+    names = [f".{variant}", f".{variant}-*"] if variant else [""]
+    kinds = [".safetensors", *([".bin"] if pickle else [])]
+    ends = [name + kind for name in names for kind in kinds]
+    stems = ("model", "diffusion_pytorch_model")
+    wanted = [f"{head}{stem}*{end}" for stem in stems for end in ends]
+    wanted += ["model_index.json", *(f"{head}*{end}" for end in (".json", ".txt"))]
+    # A variant's name stands between two dots.
+    others = [] if variant else ["*model.*.safetensors", "*model.*.bin"]
+    return wanted, ["safety_checker/*", *others]
+
+
+def _fetch(path: str | Path, wanted: list[str], unwanted: list[str]) -> Path:
     owner_and_name, subfolder = str(path).split("/")[:2], "/".join(str(path).split("/")[2:])
     if len(owner_and_name) < 2 or not all(owner_and_name) or str(path)[0] in "./~":
         raise UserError(f"There is no folder {path}.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    folders = {subfolder, tokenizer_folder_of(subfolder)}
     try:
         snapshot = snapshot_download(
-            "/".join(owner_and_name),
-            allow_patterns=[f"{f}/{file}" if f else file for f in folders for file in _WANTED],
+            "/".join(owner_and_name), allow_patterns=wanted, ignore_patterns=unwanted
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(

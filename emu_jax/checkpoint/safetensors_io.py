@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from emu_jax.checkpoint.lazy import Lazy, shapes_of
 from emu_jax.errors import UserError
 
 _DTYPES = {
@@ -72,14 +73,43 @@ def read_shapes(path: str) -> dict[str, jax.ShapeDtypeStruct]:
     return shapes
 
 
-def write_safetensors(path: str, tensors: Mapping[str, Any]) -> None:
-    """Writes one file, whole or not at all: a temporary one beside it is renamed at the end."""
-    header, offset = {}, 0
-    for name, tensor in tensors.items():
+def open_safetensors(path: str) -> Lazy:
+    """The tensors of a file or a folder, each read when it is asked for; in the files' order."""
+    places: dict[str, tuple[epath.Path, int, dict[str, Any]]] = {}
+    for file in safetensors_files(path):
+        with _open(file) as stream:
+            header, start = _read_header(file, stream)
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            places[name] = file, start, entry
+
+    def read(name: str) -> np.ndarray:
+        file, start, entry = places[name]
+        begin, end = entry["data_offsets"]
+        with _open(file) as stream:
+            stream.seek(start + begin)
+            return _tensor(stream.read(end - begin), entry)
+
+    shapes = {
+        name: jax.ShapeDtypeStruct(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
+        for name, (_, _, entry) in places.items()
+    }
+    return Lazy(shapes, read)
+
+
+def write_safetensors(
+    path: str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes one file, whole or not at all: a temporary one beside it is renamed at the end.
+
+    Of a :class:`Lazy` one tensor at a time is in memory. ``metadata`` goes into the header.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, tensor in shapes_of(tensors).items():
         code = _CODES.get(np.dtype(tensor.dtype))
         if code is None:
             raise UserError(f"{name} is {tensor.dtype}, which safetensors has no name for.")
-        end = offset + tensor.size * tensor.dtype.itemsize
+        end = offset + math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
         shape = list(tensor.shape)
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [offset, end]}
         offset = end
@@ -90,8 +120,8 @@ def write_safetensors(path: str, tensors: Mapping[str, Any]) -> None:
     with temporary.open("wb") as stream:
         stream.write(len(head).to_bytes(8, "little"))
         stream.write(head)
-        for tensor in tensors.values():
-            stream.write(np.ascontiguousarray(tensor).tobytes())
+        for name in tensors:
+            stream.write(np.ascontiguousarray(tensors[name]).tobytes())
     temporary.replace(target)
 
 
@@ -167,29 +197,36 @@ def _file_digest(path: str, size: int, mtime: int) -> str:
 
 
 def safetensors_files(path: str) -> list[epath.Path]:
-    """The file at ``path``, or those of a folder: what its index names, else the only one there."""
+    """The file at ``path``, those that an index names, or those of a folder: what its index names,
+    else the only one there.
+    """
     root = epath.Path(path)
     if not root.exists():
         raise UserError(f"There is nothing at {root}.")
     if not root.is_dir():
-        return [root]
+        return _indexed(root) if root.suffix == ".json" else [root]
     indices = sorted(root.glob("*.safetensors.index.json"))
     files = sorted(root.glob("*.safetensors"))
     if len(indices) == 1:
-        try:
-            names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise UserError(f"{indices[0]} is not a safetensors index; fetch it again.") from None
-        missing = [name for name in names if not (root / name).exists()]
-        if missing:
-            raise UserError(f"{root} lacks {missing[0]}, which its index names; fetch it again.")
-        return [root / name for name in names]
+        return _indexed(indices[0])
     if len(files) == 1:
         return files
     if not files:
         raise UserError(f"There is no .safetensors file in {root}.")
     names = ", ".join(file.name for file in files[:3])
     raise UserError(f"{root} holds several models ({names}); name the file.")
+
+
+def _indexed(index: epath.Path) -> list[epath.Path]:
+    root = index.parent
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(f"{index} is not a safetensors index; fetch it again.") from None
+    missing = [name for name in names if not (root / name).exists()]
+    if missing:
+        raise UserError(f"{root} lacks {missing[0]}, which its index names; fetch it again.")
+    return [root / name for name in names]
 
 
 def _open(file: epath.Path):

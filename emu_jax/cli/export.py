@@ -1,14 +1,20 @@
 """``emu-jax export CHECKPOINT --out DIR``: a run's weights as a model folder to pass on.
 
 The folder holds ``config.json`` and ``model.safetensors``: the averaged weights where the run keeps
-an average, and what the task measured (a latent space's shift and scale).
+an average, and what the task measured (a latent space's shift and scale). With
+``--format=diffusers`` it is a pipeline, or of an autoencoder the component, as diffusers opens it.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from emu_jax.checkpoint.export import load_model, save_model
+from emu_jax.checkpoint.export import Model, load_model, save_model
+from emu_jax.checkpoint.safetensors_io import cast_floats
 from emu_jax.cli import parts
+from emu_jax.errors import UserError
+from emu_jax.interop import pipelines
 from emu_jax.nn.stack import unstacked
 
 
@@ -16,19 +22,58 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="emu-jax export", description=__doc__)
     parser.add_argument("checkpoint", help="a run's folder, or DIR@step")
     parser.add_argument("--out", required=True, help="folder for the model")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--format", default="emu_jax", choices=("emu_jax", "diffusers"))
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32", "keep"),
+        help="of the weights; by default bfloat16, for diffusers as they are",
+    )
     arguments = parser.parse_args(argv)
+    dtype = arguments.dtype or ("keep" if arguments.format == "diffusers" else "bfloat16")
     model = load_model(parts.locate(arguments.checkpoint))
     # A critic is of no use without its training; and layers go by number, however they were run.
     kept = unstacked(
         {path: x for path, x in model.params.items() if not path.startswith("discriminator/")}
     )
+    if arguments.format == "diffusers":
+        kind = _export_public(model, kept, Path(arguments.out).expanduser(), dtype)
+        print(f"{arguments.out}: {kind}, step {model.meta['step']}")
+        return 0
     # Where the data lay on the machine that trained is nobody else's business.
     for place in ("data_dir", "cache_dir"):
-        model.config["data"].pop(place, None)
-    recorded = ("step", "seed", "frozen", "chosen")
+        model.config.get("data", {}).pop(place, None)
+    recorded = ("step", "seed", "frozen", "chosen", "source")
     meta = {name: model.meta[name] for name in recorded if name in model.meta}
-    save_model(arguments.out, kept, model.config, meta, arguments.dtype)
+    save_model(arguments.out, kept, model.config, meta, None if dtype == "keep" else dtype)
     size = sum(value.size for value in kept.values())
-    print(f"{arguments.out}: step {meta['step']}, {size:,} parameters as {arguments.dtype}")
+    print(f"{arguments.out}: step {meta['step']}, {size:,} parameters as {dtype}")
     return 0
+
+
+def _export_public(model: Model, kept: Mapping[str, Any], out: Path, dtype: str) -> str:
+    """Writes the public layout; the class that was written."""
+
+    def typed(model: Model, params: Mapping[str, Any]) -> Model:
+        target = None if dtype == "keep" else dtype
+        # But for a latent space's figures, which become a setting and not a tensor.
+        cast = {
+            path: x if path.startswith("latent/") else cast_floats(x, target)
+            for path, x in params.items()
+        }
+        return Model(cast, model.config, model.meta, model.fingerprint)
+
+    match model.config.get("task"):
+        case "generation":
+            pipelines.pipeline_of(model.config)  # refuses before a codec is read
+            codec = load_model(parts.locate(model.config["codec"]["path"]))
+            return pipelines.export_pipeline(typed(model, kept), typed(codec, codec.params), out)
+        case "autoencoding":
+            side = model.config.get("data", {}).get("image_size", 512)
+            pipelines.prepare_autoencoder(typed(model, kept), side)(out)
+            return pipelines.autoencoder.CLASS
+        case "denoiser":
+            side = model.meta.get("source", {}).get("unet", {}).get("sample_size") or 64
+            pipelines.prepare_unet(typed(model, kept), side, {})(out)
+            return pipelines.unet.CLASS
+        case task:
+            raise UserError(f"diffusers has no layout for a {task} model.")

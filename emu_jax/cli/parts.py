@@ -57,9 +57,10 @@ from emu_jax.training.optimizers import make_optimizer
 WEIGHTS = Path(__file__).parents[1] / "weights"
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "cosine": Cosine,
-    "linear": partial(Discrete, "linear"),
+    "linear": partial(Discrete, "linear", 1e-4, 0.02),
     "scaled_linear": partial(Discrete, "scaled_linear"),
     "scaled_linear_zero_snr": partial(Discrete, "scaled_linear", zero_terminal_snr=True),
+    "squared_cosine": partial(Discrete, "cosine"),
     "flow": Flow,
 }
 Constrain = Callable[[jax.Array], jax.Array]

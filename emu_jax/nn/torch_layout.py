@@ -32,7 +32,7 @@ def torch_paths(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str
     Raises:
       UserError: keys that are unknown, missing or of another shape, by name.
     """
-    paths = {_torch_key(path): path for path in wanted}
+    paths = {torch_key(path): path for path in wanted}
     unknown = set(found) - set(paths)
     if unknown:
         raise UserError(f"The weights hold keys this network does not have: {_list(unknown)}.")
@@ -50,10 +50,11 @@ def torch_paths(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str
 
 def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of :func:`from_torch`: torch keys and contiguous arrays in torch's layout."""
-    return {_torch_key(path): _to_layout(path, np.asarray(v)) for path, v in params.items()}
+    return {torch_key(path): to_layout(path, np.asarray(v)) for path, v in params.items()}
 
 
-def _torch_key(path: str) -> str:
+def torch_key(path: str) -> str:
+    """What torch calls the parameter ``path``."""
     *parents, leaf = path.split("/")
     return ".".join([*parents, "weight" if leaf in _WEIGHT_NAMES else leaf])
 
@@ -75,8 +76,13 @@ def _shape_from_layout(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[2:], *shape[1::-1]) if _is_kernel(path) else shape
 
 
-def _to_layout(path: str, value: np.ndarray) -> np.ndarray:
-    """[*size, in, out] -> [out, in, *size]."""
+def shape_to_layout(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of :func:`to_layout`'s result."""
+    return (*shape[:-3:-1], *shape[:-2]) if _is_kernel(path) else shape
+
+
+def to_layout(path: str, value: np.ndarray) -> np.ndarray:
+    """The inverse of :func:`from_layout`: [*size, in, out] -> [out, in, *size]."""
     if not _is_kernel(path):
         return value
     return np.ascontiguousarray(value.transpose(-1, -2, *range(value.ndim - 2)))

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from emu_jax.checkpoint.huggingface import find_folder, read_config, stream_params, weights_of
+from emu_jax.checkpoint.huggingface import (
+    find_folder,
+    pipeline_patterns,
+    read_config,
+    stream_params,
+    weights_of,
+)
 from emu_jax.checkpoint.safetensors_io import write_safetensors
 from emu_jax.errors import UserError
 
@@ -101,3 +107,32 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path):
     assert read == count * one // 2
     # As it is read (1), and its cast and turned copies (1/2 each).
     assert peak < 2.2 * one
+
+
+HUB = (
+    *("model_index.json", "v1-5-pruned.safetensors", "unet/config.json", "vae/config.json"),
+    *("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin"),
+    *("unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16.bin"),
+    "vae/diffusion_pytorch_model-00001-of-00002.safetensors",
+    "vae/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+    *("text_encoder/model.safetensors", "text_encoder/model.fp16.safetensors"),
+    *("tokenizer/merges.txt", "safety_checker/model.safetensors", "unet/model.onnx"),
+)
+
+
+@pytest.mark.parametrize(
+    "subfolder, variant, pickle, weights",
+    [
+        ("", "", False, {HUB[4], HUB[8], HUB[10]}),
+        ("", "fp16", False, {HUB[6], HUB[9], HUB[11]}),
+        ("unet", "", True, {HUB[4], HUB[5]}),
+    ],
+)
+def test_of_a_pipeline_only_the_wanted_weights_are_fetched(subfolder, variant, pickle, weights):
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted, unwanted = pipeline_patterns(subfolder, variant, pickle)
+    found = set(filter_repo_objects(HUB, allow_patterns=wanted, ignore_patterns=unwanted))
+    small = {name for name in found if name.endswith((".json", ".txt"))}
+    assert found - small == weights
+    assert "unet/config.json" in small and ("tokenizer/merges.txt" in small) == (not subfolder)

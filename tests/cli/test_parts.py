@@ -181,3 +181,9 @@ def test_the_stream_follows_the_data_section(autoencoder):
     spec = parts.stream_spec(autoencoder, flip=False)
     assert (spec.batch_size, spec.side, spec.crop) == (8, 64, "random")
     assert (spec.background, spec.flip) == ((1, 2, 3), False)
+
+
+def test_the_linear_schedule_is_ddpms():
+    """Betas from 1e-4 to 0.02, and not Stable Diffusion's ends."""
+    betas = parts.SCHEDULES["linear"]().betas()
+    assert (betas[0], betas[-1]) == pytest.approx((1e-4, 0.02))

@@ -1,0 +1,113 @@
+"""``emu-jax import PIPELINE --out DIR``: public weights as a model folder.
+
+PIPELINE is a folder or a hub name: a whole pipeline as diffusers writes it (Stable Diffusion 1.5,
+2.1, XL), or one component of one (AutoencoderKL, UNet2DConditionModel). Weights keep their dtype.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emu_jax.checkpoint.export import save_model
+from emu_jax.checkpoint.huggingface import find_pipeline
+from emu_jax.cli import haystack
+from emu_jax.cli.config import defaults
+from emu_jax.errors import UserError
+from emu_jax.interop import autoencoder, pipelines, unet
+from emu_jax.interop.files import CONFIG, read_json, watched
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="emu-jax import", description=__doc__)
+    parser.add_argument("pipeline", help="a folder, or a hub's OWNER/NAME[/SUBFOLDER]")
+    parser.add_argument("--out", required=True, help="folder for the model")
+    parser.add_argument(
+        "--variant", default="", help="of the weights: fp16, non_ema; by default plain"
+    )
+    parser.add_argument(
+        "--compute_dtype", default="float32", choices=("float32", "bfloat16"), help="to draw with"
+    )
+    parser.add_argument(
+        "--allow_pickle",
+        action="store_true",
+        help="read a pickle (tensors alone) where there is no safetensors file",
+    )
+    arguments = parser.parse_args(argv)
+    folder = find_pipeline(arguments.pipeline, arguments.variant, arguments.allow_pickle)
+    source = pipelines.Source(folder, arguments.variant, arguments.allow_pickle)
+    out = Path(arguments.out).expanduser()
+    if out.exists() and folder.resolve() == out.resolve():
+        raise UserError("--out is the very folder that is imported: name another.")
+    if (folder / pipelines.INDEX).is_file():
+        imported = pipelines.import_pipeline(source, out)
+        config = generator_config(imported.sections, arguments.compute_dtype)
+        _save(imported, config, out)
+        print(_advice(out, imported.sections))
+        return 0
+    kind = read_json(folder / CONFIG).get("_class_name")
+    if kind == autoencoder.CLASS:
+        pipelines.save_autoencoder(pipelines.import_autoencoder(source), out)
+        print(f"{out}: an autoencoder, for --config.codec.path={out}")
+    elif kind == unet.CLASS:
+        imported = pipelines.import_unet(source)
+        section = pipelines.section_of(imported.sections["denoiser_arguments"])
+        _save(imported, {"task": "denoiser", "denoiser": section}, out)
+        print(f"{out}: a denoiser alone, for --config.init_from={out}")
+    else:
+        raise UserError(
+            f"{folder} is a {kind}; known are whole pipelines, {autoencoder.CLASS} and "
+            f"{unet.CLASS}."
+        )
+    return 0
+
+
+def generator_config(sections: Mapping[str, Any], compute_dtype: str) -> dict[str, Any]:
+    """A generation config that draws as it is, and trains once it is given data."""
+    config = defaults()
+    config.task = "generation"
+    config.compute_dtype = compute_dtype
+    config.drop_text = 0.1
+    for name in ("codec", "text", "conditioner", "denoiser"):
+        config[name] = sections[name]
+    config.process = dict(
+        weighting="none",
+        gamma=5.0,
+        time_density="uniform",
+        time_location=0.0,
+        time_scale=1.0,
+        noise_offset=0.0,
+        **sections["process"],
+    )
+    pooled = "openclip_g" in sections["text"]
+    config.sampling = dict(
+        steps=25,
+        guidance_scale=5.0 if pooled else 7.5,
+        guidance_rescale=0.0,
+        previews=16,
+        **sections["sampling"],
+    )
+    config.groups = haystack.generator(learning_rate=1e-5, schedule="constant", warmup=100)
+    config.data.image_size = sections["image_size"]
+    found = config.to_dict()
+    for place in ("data_dir", "cache_dir"):  # nobody else's business
+        del found["data"][place]
+    return found
+
+
+def _save(imported: pipelines.Imported, config: Mapping[str, Any], out: Path) -> None:
+    params = watched(imported.params, "denoiser", passes=2)
+    save_model(str(out), params, config, {"step": 0, "source": imported.source}, dtype=None)
+
+
+def _advice(out: Path, sections: Mapping[str, Any]) -> str:
+    paths = [f"--config.codec.path={sections['codec']['path']}"]
+    paths += [f"--config.text.{name}.path={x['path']}" for name, x in sections["text"].items()]
+    # The noise that it was trained on, where the config of a family says another.
+    process = sections["process"]
+    paths += [f"--config.process.{key}={process[key]}" for key in ("schedule", "prediction")]
+    training = " \\\n    ".join([f"--config.init_from={out}", *paths])
+    return (
+        f"{out}: drawn with by  emu-jax sample PROMPT --checkpoint={out}, and tuned by "
+        f"emu-jax train with\n    {training}"
+    )

@@ -1,0 +1,1 @@
+"""Public checkpoints in, exported checkpoints out: one file a component of a pipeline."""

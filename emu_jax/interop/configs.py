@@ -1,0 +1,47 @@
+"""What the translations of public config.json files share.
+
+A public config leaves out what is as its class has it, and old ones lack what came later. A
+translation takes what it reads, and everything else has to be as it is by default: a setting
+that would change the mathematics is never passed over in silence.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from emu_jax.errors import UserError
+
+
+def complete(
+    config: Mapping[str, Any], defaults: Mapping[str, Any], read: Collection[str], kind: str
+) -> dict[str, Any]:
+    """``config`` with its class's ``defaults`` filled in; tuples are lists, as in JSON.
+
+    Raises:
+      UserError: a setting outside ``read`` that is unknown or not as by default, by name.
+    """
+    given = {key: value for key, value in config.items() if not key.startswith("_")}
+    for key, value in given.items():
+        if key not in defaults:
+            raise UserError(f"The config of this {kind} says {key}, which is not known here.")
+        if key not in read and plain(value) != plain(defaults[key]):
+            raise UserError(
+                f"This {kind} has {key} = {value!r}; only {defaults[key]!r} is known here."
+            )
+    return {key: plain(value) for key, value in {**defaults, **given}.items()}
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, at any depth."""
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def per_stage(value: Any, stages: int) -> list[Any]:
+    """One value for all stages, or one each."""
+    return list(value) if isinstance(value, list | tuple) else [value] * stages
+
+
+def joined(values: list[Any]) -> Any:
+    """The inverse of :func:`per_stage`: equal values are one."""
+    return values[0] if all(value == values[0] for value in values) else values

@@ -1,0 +1,118 @@
+"""diffusers' scheduler_config.json <-> ``config.process`` and ``config.sampling``.
+
+A scheduler's file says two things: which noise the network was trained on, and how to sample. The
+first is taken over exactly or refused. Of the second the nearest of ours is taken: PNDM, which we
+do not have, becomes DPM-Solver++, and "leading" steps become evenly spaced ones from pure noise.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from emu_jax.errors import UserError
+
+# Our name of a schedule -> betas and zero terminal SNR.
+_CURVES: dict[str, dict[str, Any]] = {
+    "scaled_linear": dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+    "scaled_linear_zero_snr": dict(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        rescale_betas_zero_snr=True,
+    ),
+    "squared_cosine": dict(beta_schedule="squaredcos_cap_v2"),
+}
+_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+# Public class -> our sampler; the first class of each sampler is the one that is written.
+_SAMPLERS = {
+    "DDIMScheduler": "ddim",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "ancestral",
+    "HeunDiscreteScheduler": "heun",
+    "DDPMScheduler": "ancestral",
+    "PNDMScheduler": "dpmpp_2m",
+}
+_SPACINGS = {"trailing": "trailing", "linspace": "uniform", "leading": "uniform"}
+_STEPS = 1000
+_DEFAULTS: dict[str, Any] = dict(
+    num_train_timesteps=_STEPS,
+    beta_start=1e-4,
+    beta_end=0.02,
+    beta_schedule="linear",
+    trained_betas=None,
+    prediction_type="epsilon",
+    rescale_betas_zero_snr=False,
+    timestep_spacing="leading",
+    use_karras_sigmas=False,
+)
+
+
+def process(config: Mapping[str, Any]) -> dict[str, Any]:
+    """schedule, prediction and time_input of a scheduler_config.json.
+
+    Raises:
+      UserError: noise or a prediction that ours does not know, by the setting's name.
+    """
+    c = {**_DEFAULTS, **config}
+    for key in ("num_train_timesteps", "trained_betas"):
+        if c[key] != _DEFAULTS[key]:
+            raise UserError(f"This scheduler has {key} = {c[key]}; only {_DEFAULTS[key]} is known.")
+    if c["prediction_type"] not in _PREDICTIONS:
+        raise UserError(f"This scheduler has prediction_type = {c['prediction_type']}, not known.")
+    wanted = {key: c[key] for key in ("beta_schedule", "beta_start", "beta_end")}
+    wanted["rescale_betas_zero_snr"] = bool(c["rescale_betas_zero_snr"])
+    for name, curve in _CURVES.items():
+        if {**wanted, "rescale_betas_zero_snr": False, **curve} == wanted:
+            prediction = _PREDICTIONS[c["prediction_type"]]
+            return dict(schedule=name, prediction=prediction, time_input="index")
+    said = ", ".join(f"{key} = {value}" for key, value in wanted.items())
+    raise UserError(f"This scheduler's noise is not known here: {said}.")
+
+
+def sampling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """sampler, spacing and threshold of a scheduler_config.json."""
+    c = {**_DEFAULTS, **config}
+    spacing = "karras" if c["use_karras_sigmas"] else _SPACINGS.get(c["timestep_spacing"])
+    threshold = "none"
+    # Latents are never clipped; a scheduler of theirs says so.
+    if c.get("thresholding"):
+        threshold = "dynamic"
+    elif c.get("clip_sample"):
+        threshold = "static"
+    return dict(
+        sampler=_SAMPLERS.get(c.get("_class_name", ""), "dpmpp_2m"),
+        spacing=spacing or "uniform",
+        threshold=threshold,
+    )
+
+
+def to_config(process: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """scheduler_config.json of ``config.process`` and ``config.sampling``.
+
+    Raises:
+      UserError: noise, a prediction or a way of telling the time that the public classes lack.
+    """
+    names = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
+    for key, known in (
+        ("schedule", _CURVES),
+        ("prediction", names),
+        ("time_input", ("index",)),
+    ):
+        if process[key] not in known:
+            raise UserError(
+                f"Public pipelines have no process.{key}={process[key]}, only "
+                f"{', '.join(known)}: this generator cannot be exported to one."
+            )
+    sampler, spacing = sampling["sampler"], sampling.get("spacing", "trailing")
+    kind = next((kind for kind, ours in _SAMPLERS.items() if ours == sampler), None)
+    if kind is None:
+        raise UserError(f"Public pipelines have no sampler {sampler}.")
+    found = dict(_class_name=kind, num_train_timesteps=_STEPS, prediction_type="")
+    found |= _CURVES[process["schedule"]]
+    found["prediction_type"] = names[process["prediction"]]
+    found["timestep_spacing"] = "trailing" if spacing == "trailing" else "linspace"
+    if spacing == "karras":
+        found["use_karras_sigmas"] = True
+    if kind == "DDIMScheduler":
+        found |= dict(clip_sample=False, set_alpha_to_one=True)
+    return found

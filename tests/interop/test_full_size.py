@@ -1,0 +1,158 @@
+"""The public configs at full size, by shape alone: every tensor of diffusers' class has a home in
+ours, and every parameter of ours is there. The settings are those of the published config.json.
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from emu_jax.cli.config import read
+from emu_jax.cli.parts import make_task
+from emu_jax.interop import autoencoder, unet
+from emu_jax.nn.autoencoder import Autoencoder
+from emu_jax.nn.functional import Network
+from emu_jax.nn.torch_layout import torch_paths
+from emu_jax.nn.unet import UNet
+from emu_jax.tasks.generation import Generation
+
+SD15 = dict(
+    sample_size=64,
+    in_channels=4,
+    out_channels=4,
+    attention_head_dim=8,
+    block_out_channels=[320, 640, 1280, 1280],
+    cross_attention_dim=768,
+    down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    layers_per_block=2,
+    norm_eps=1e-05,
+    norm_num_groups=32,
+)
+SD21 = SD15 | dict(
+    sample_size=96,
+    attention_head_dim=[5, 10, 20, 20],
+    cross_attention_dim=1024,
+    use_linear_projection=True,
+    upcast_attention=True,
+)
+SDXL = dict(
+    sample_size=128,
+    in_channels=4,
+    out_channels=4,
+    attention_head_dim=[5, 10, 20],
+    block_out_channels=[320, 640, 1280],
+    cross_attention_dim=2048,
+    transformer_layers_per_block=[1, 2, 10],
+    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
+# DeepFloyd IF's first stage, whose head_dim is the width of a head.
+IF_XL = dict(
+    sample_size=64,
+    in_channels=3,
+    out_channels=6,
+    attention_head_dim=64,
+    block_out_channels=[704, 1408, 2112, 2816],
+    cross_attention_dim=2816,
+    down_block_types=["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * 3,
+    mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+    up_block_types=["SimpleCrossAttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"],
+    layers_per_block=3,
+    encoder_hid_dim=4096,
+    addition_embed_type="text",
+    addition_embed_type_num_heads=64,
+    resnet_time_scale_shift="scale_shift",
+    cross_attention_norm="group_norm",
+    act_fn="gelu",
+)
+UNETS = dict(sd15=SD15, sd21=SD21, sdxl=SDXL, if_xl=IF_XL)
+SD_VAE = dict(
+    block_out_channels=[128, 256, 512, 512],
+    down_block_types=["DownEncoderBlock2D"] * 4,
+    up_block_types=["UpDecoderBlock2D"] * 4,
+    layers_per_block=2,
+    latent_channels=4,
+    sample_size=512,
+)
+VAES = dict(
+    sd=SD_VAE,
+    sdxl=SD_VAE | dict(scaling_factor=0.13025, sample_size=1024),
+    # 16 channels, shifted, without 1 x 1 convolutions at the latents.
+    wide=SD_VAE
+    | dict(
+        latent_channels=16,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ),
+)
+
+
+def network(kind, arguments: dict) -> Network:
+    return Network(lambda rngs: kind(**arguments, rngs=rngs))
+
+
+def skeleton(kind, config: dict) -> dict:
+    """The state dict of diffusers' class, without memory for it."""
+    with torch.device("meta"):
+        return kind(**config).state_dict()
+
+
+@cache
+def unet_shapes(name: str) -> dict:
+    """Of the denoiser that a public config becomes."""
+    return network(UNet, unet.arguments(UNETS[name])).shapes()
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_every_tensor_of_a_public_unet_has_a_home(name):
+    config = UNETS[name]
+    arguments = unet.arguments(config)
+    shapes, public = unet_shapes(name), skeleton(UNet2DConditionModel, config)
+    assert len(torch_paths(public, shapes)) == len(shapes) == len(public)
+    assert unet.arguments(unet.to_config(arguments)) == arguments
+    back = skeleton(UNet2DConditionModel, public_arguments(unet.to_config(arguments)))
+    assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in public.items()}
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_every_tensor_of_a_public_autoencoder_has_a_home(name):
+    config = VAES[name]
+    arguments = autoencoder.arguments(config)
+    shapes, public = network(Autoencoder, arguments).shapes(), skeleton(AutoencoderKL, config)
+    assert len(torch_paths(public, shapes)) == len(shapes) == len(public)
+    figures = autoencoder.latent_figures(config)
+    written = autoencoder.to_config(arguments, *figures, config["sample_size"])
+    assert {k: v for k, v in written.items() if k in config} == config
+    assert all(map(np.array_equal, autoencoder.latent_figures(written), figures))
+    assert public_arguments(written).keys() == autoencoder.DEFAULTS.keys()
+
+
+@pytest.mark.parametrize("size", ["sd15", "sd21", "sdxl"])
+def test_the_config_of_that_size_has_this_denoiser(size):
+    """So ``init_from`` an import fills every parameter of a tuning run."""
+    config = read(f"configs/latent_diffusion.py:size={size},stage=quality_tune")
+    with config.unlocked():
+        config.codec.path = "configs/autoencoder.py:size=f8"
+        config.denoiser.scan = False
+    task = make_task(config)
+    assert isinstance(task, Generation) and not task.conditioner.shapes()
+    own, shapes = task.denoiser.shapes(), unet_shapes(size)
+    assert own.keys() == shapes.keys()
+    different = {path for path in own if own[path].shape != shapes[path].shape}
+    ends = {"conv_in/kernel", "conv_out/kernel", "conv_out/bias"}
+    assert different == ends  # 16 latent channels in the codec above, 4 in the public one
+    assert sum(math.prod(x.shape) for x in shapes.values()) > 8e8
+
+
+def public_arguments(config: dict) -> dict:
+    return {key: value for key, value in config.items() if not key.startswith("_")}

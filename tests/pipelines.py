@@ -1,0 +1,142 @@
+"""Small pipelines with random weights, written by diffusers and transformers themselves. A helper,
+not a test.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import diffusers
+import encoders
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTokenizer
+
+LENGTH = 20  # tokens, as the small encoders have it
+NOISE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+TRAILING = dict(NOISE, timestep_spacing="trailing")
+UNETS = {
+    "sd15": dict(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=2,
+        cross_attention_dim=24,
+    ),
+    "sd21": dict(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=(2, 4),
+        cross_attention_dim=32,
+        use_linear_projection=True,
+        upcast_attention=True,
+    ),
+    "sdxl": dict(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        attention_head_dim=(2, 4),
+        cross_attention_dim=24 + 32,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+    ),
+}
+VAES = {
+    "sd15": dict(latent_channels=4),
+    "sd21": dict(latent_channels=4),
+    "sdxl": dict(latent_channels=4, scaling_factor=0.13025),
+}
+SCHEDULERS = {
+    "sd15": diffusers.DDIMScheduler(
+        **TRAILING, clip_sample=False, set_alpha_to_one=True, steps_offset=1
+    ),
+    "sd21": diffusers.DDIMScheduler(
+        **TRAILING,
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    ),
+    "sdxl": diffusers.EulerDiscreteScheduler(**TRAILING),
+}
+
+
+def shaken(model, scale: float = 0.1):
+    """Every parameter random, those that start at 0 or 1 too."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return model.eval()
+
+
+def vae(**changes) -> AutoencoderKL:
+    sizes = dict(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    return shaken(AutoencoderKL(**(sizes | changes)), 0.05)
+
+
+@cache
+def write(name: str, folder: Path) -> Path:
+    """A pipeline of the kind ``name`` in ``folder`` / ``name``."""
+    home = folder / name
+    build_encoders(name, folder)
+    encoder = lambda part: encoders_of(name)[part].from_pretrained(folder / f"{name}_{part}")  # noqa: E731
+    tokenizer = lambda part: CLIPTokenizer.from_pretrained(folder / f"{name}_{part}")  # noqa: E731
+    parts = dict(
+        unet=shaken(UNet2DConditionModel(**UNETS[name])),
+        vae=vae(**VAES[name]),
+        scheduler=SCHEDULERS[name],
+        text_encoder=encoder("text_encoder"),
+        tokenizer=tokenizer("text_encoder"),
+    )
+    if name == "sdxl":
+        parts |= dict(
+            text_encoder_2=encoder("text_encoder_2"), tokenizer_2=tokenizer("text_encoder_2")
+        )
+        pipeline = diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    else:
+        none = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        pipeline = diffusers.StableDiffusionPipeline(**parts, **none)
+    pipeline.save_pretrained(home)
+    return home
+
+
+def encoders_of(name: str) -> dict:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    found = dict(text_encoder=CLIPTextModel)
+    return found | (dict(text_encoder_2=CLIPTextModelWithProjection) if name == "sdxl" else {})
+
+
+def build_encoders(name: str, folder: Path) -> None:
+    """CLIP folders of the sizes that the U-Nets ask for, with tokenizers of the right length."""
+    sizes = dict(hidden_size=32, num_attention_heads=4, hidden_act="gelu", projection_dim=16)
+    first = folder / f"{name}_text_encoder"
+    encoders.clip_text(first, **(sizes if name == "sd21" else {}))
+    _limit(first)
+    if name == "sdxl":
+        second = folder / f"{name}_text_encoder_2"
+        encoders.clip_text(second, projection=True, pad="!", **sizes)
+        _limit(second)
+
+
+def _limit(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(
+        file.read_text().replace('"model_max_length": 77', f'"model_max_length": {LENGTH}')
+    )
