@@ -16,6 +16,7 @@ from emu_jax.cli.config import read
 from emu_jax.cli.generator import place_frozen
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
+from emu_jax.process.schedules import Discrete
 from emu_jax.tasks.base import Frozen
 from emu_jax.text.encoder import make_encoder
 
@@ -185,5 +186,7 @@ def test_the_stream_follows_the_data_section(autoencoder):
 
 def test_the_linear_schedule_is_ddpms():
     """Betas from 1e-4 to 0.02, and not Stable Diffusion's ends."""
-    betas = parts.SCHEDULES["linear"]().betas()
+    schedule = parts.SCHEDULES["linear"]()
+    assert isinstance(schedule, Discrete)
+    betas = schedule.betas()
     assert (betas[0], betas[-1]) == pytest.approx((1e-4, 0.02))
