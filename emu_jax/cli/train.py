@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from emu_jax.cli import parts
 from emu_jax.cli.caches import open_caches
 from emu_jax.cli.config import load
-from emu_jax.cli.generator import open_task
+from emu_jax.cli.generator import open_task, unread
 from emu_jax.cli.initial import initial
 from emu_jax.cli.main import report
 from emu_jax.cli.measure import Samples
@@ -69,14 +69,19 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
     }
     task, frozen = open_task(config, mesh, config.attention)
     open_stream = partial(_open, config, task, frozen, mesh)
+    stream = _together({n: open_stream(*pair) for n, pair in streams.items()})
+    held_out = {n: _restarted(n, open_stream(*pair)) for n, pair in validation.items()}
+    judged = "measure" in config and config.measure.judge
+    if not judged:  # Caches and null conditions are made: what stood for them leaves the devices.
+        frozen = {n: params for n, params in frozen.items() if n not in unread(config, task)}
     return Trainer(
         task=task,
         settings=settings,
         workdir=workdir,
         mesh=mesh,
         frozen=frozen,
-        stream=_together({n: open_stream(*pair) for n, pair in streams.items()}),
-        validation={n: _restarted(n, open_stream(*pair)) for n, pair in validation.items()},
+        stream=stream,
+        validation=held_out,
         meta={
             "config": config.to_dict(),
             "frozen": {
@@ -85,11 +90,7 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
             },
         },
         initial=partial(initial, config, task, mesh) if config.init_from else None,
-        measures=(
-            (Samples(config, task, mesh, frozen),)
-            if "measure" in config and config.measure.judge
-            else ()
-        ),
+        measures=(Samples(config, task, mesh, frozen),) if judged else (),
         draw=grid,
     )
 
