@@ -15,7 +15,8 @@ from emu_jax.checkpoint.opened import open_model
 
 draw = np.random.default_rng(0)
 kernel, bias = draw.normal(size=(3, 16)).astype("f"), np.arange(5, dtype="f")
-params = {"net/kernel": kernel.astype(jnp.bfloat16), "net/bias": bias, "count": np.arange(16, dtype="i4")}
+count = np.arange(16, dtype="i4")
+params = {"net/kernel": kernel.astype(jnp.bfloat16), "net/bias": bias, "count": count}
 save_model(f"{sys.argv[1]}/exported", params, {}, {}, dtype=None)
 with Checkpoints(f"{sys.argv[1]}/run/checkpoints") as checkpoints:
     state = {"params": params, "ema": {"net/kernel": params["net/kernel"] * 2}, "state": {}}
