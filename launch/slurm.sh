@@ -11,14 +11,26 @@
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# Two minutes before the time limit every task is told to save and end.
-#SBATCH --signal=TERM@120
+# Two minutes before the time limit this script hears of it.
+#SBATCH --signal=B:TERM@120
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:?start this with sbatch}" || exit
 export PATH="$PWD/.venv/bin:$PATH"
 
+# Tells the tasks to save and end. One that is compiling does not hear it, and a job that meets its
+# time limit is not started again: after 80 seconds they are ended.
+end() {
+    trap '' TERM
+    scancel --signal=TERM "$SLURM_JOB_ID.0"
+    { sleep 80 && scancel --signal=KILL "$SLURM_JOB_ID.0"; } > /dev/null 2>&1 &
+}
+trap end TERM
+
 # One task that fails ends the others, also where they wait for it in silence.
-srun --kill-on-bad-exit=1 emu-jax train "$@"
+srun --kill-on-bad-exit=1 emu-jax train "$@" &
+step=$!
+wait "$step"  # to its end, or until told to end
+wait "$step"
 status=$?  # the highest of the tasks
 tried="${SLURM_RESTART_COUNT:-0}"
 case "$status" in

@@ -75,6 +75,19 @@ def test_slurm_starts_again_what_can_go_on(ended, before, status, again, stand_i
     assert (f"ended with status {ended}" in said) == (ended not in (0, 2))
 
 
+def test_slurm_tells_the_tasks_that_the_time_is_up(stand_in, tmp_path):
+    """They end by themselves, with a saved state, and the job is started again."""
+    told = f"grep -q 'scancel --signal=TERM 7.0' '{tmp_path}/calls'"
+    stand_in("srun", f"kill -TERM $PPID; until {told}; do sleep 0.05; done; exit 143")
+    stand_in("scancel", "")
+    stand_in("scontrol", "")
+    found, said, calls = called(
+        tmp_path, "slurm.sh", SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID="7"
+    )
+    assert (found, calls[1:]) == (0, ["scancel --signal=TERM 7.0", "scontrol requeue 7"])
+    assert "ended with status 143" in said
+
+
 # TPU pods -----------------------------------------------------------------------------------------
 
 # A pod is made, is taken away in its first attempt, and comes to an end in the second.

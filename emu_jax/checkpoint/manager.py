@@ -155,7 +155,7 @@ class Checkpoints:
         wanted = {name: leaf for name, leaf in target.items() if np.size(leaf)}
         with self._reading_errors(step, lambda s: self._read(s, wanted)):
             saved = self._saved_shapes(step)
-        saved = {name: shape for name, shape in saved.items() if not name.startswith(FINISHED)}
+        saved = {n: tuple(x.shape) for n, x in saved.items() if not n.startswith(FINISHED)}
         _same_model(f"{self.directory}@{step}", saved, wanted)
         with self._reading_errors(step, lambda s: self._read(s, wanted)):
             meta = self._read_json(step)
@@ -178,11 +178,28 @@ class Checkpoints:
         def read(step: int) -> dict[str, np.ndarray]:
             shapes = self._saved_shapes(step)
             return self._read(
-                step, {n: np.broadcast_to(0, s) for n, s in shapes.items() if keep(n)}
+                step, {n: np.broadcast_to(0, x.shape) for n, x in shapes.items() if keep(n)}
             )
 
         with self._reading_errors(step, read):
             return read(step)
+
+    def shapes(self, step: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of every array, by its stored name; none is read."""
+        step = self._existing(step)
+        with self._reading_errors(step, self._saved_shapes):
+            return self._saved_shapes(step)
+
+    def place_arrays(
+        self, step: int | None, wanted: Mapping[str, jax.ShapeDtypeStruct]
+    ) -> dict[str, jax.Array]:
+        """Stored arrays straight in their shards: each process reads what its devices hold.
+
+        ``wanted``: stored name -> shape, dtype (the array is cast to it) and sharding.
+        """
+        step = self._existing(step)
+        with self._reading_errors(step, lambda s: self._read(s, wanted)):
+            return self._read(step, wanted)
 
     # Orbax -------------------------------------------------------------------------------------
 
@@ -227,9 +244,9 @@ class Checkpoints:
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["meta"]
 
-    def _saved_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+    def _saved_shapes(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         tree = self._manager.item_metadata(step)["state"].tree
-        return {name: tuple(leaf.shape) for name, leaf in tree.items()}
+        return {n: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype) for n, x in tree.items()}
 
     def _read(self, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
         if not wanted:

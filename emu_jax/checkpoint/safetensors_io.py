@@ -43,11 +43,12 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def iter_safetensors(
-    path: str, keep: Callable[[str], bool] = lambda name: True
+    path: str, keep: Callable[[str], bool] = lambda name: True, by_name: bool = False
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Names and tensors of a file, or of a folder (sharded with an index, or one file in it).
 
-    Tensors come in the order they lie on disk; those ``keep`` refuses are not read.
+    Tensors of a file come in the order they lie on disk, or ``by_name``; those ``keep`` refuses are
+    not read.
 
     Raises:
       UserError: nothing there, not safetensors, cut short, or a shard of the index is missing.
@@ -55,7 +56,8 @@ def iter_safetensors(
     for file in safetensors_files(path):
         with _open(file) as stream:
             header, start = _read_header(file, stream)
-            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+            for name, entry in sorted(entries) if by_name else entries:
                 if keep(name):
                     begin, end = entry["data_offsets"]
                     stream.seek(start + begin)
@@ -175,12 +177,27 @@ def fingerprint(path: str) -> str:
 
 def fingerprint_params(params: Mapping[str, Any]) -> str:
     """The sha256 of names, dtypes, shapes and bytes; the same in whatever container they lie."""
-    digest = hashlib.sha256()
+    digest = Digest()
     for name in sorted(params):
-        value = np.asarray(params[name])
-        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
-        digest.update(value.tobytes())
+        digest.add(name, np.asarray(params[name]))
     return digest.hexdigest()
+
+
+class Digest:
+    """:func:`fingerprint_params` of arrays that come one at a time, in the order of their names."""
+
+    def __init__(self):
+        self._sha, self._last = hashlib.sha256(), ""
+
+    def add(self, name: str, value: np.ndarray) -> None:
+        if name <= self._last:
+            raise ValueError(f"{name} comes after {self._last}: another order is another digest")
+        self._last = name
+        self._sha.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        self._sha.update(value.tobytes())
+
+    def hexdigest(self) -> str:
+        return self._sha.hexdigest()
 
 
 @functools.lru_cache(maxsize=256)

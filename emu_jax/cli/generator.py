@@ -226,3 +226,8 @@ def place_frozen(task: Task, mesh: Mesh, without: Sequence[str] = ()) -> dict[st
         for name, network in task.frozen.items()
         if name not in without
     }
+
+
+def unread(config: ConfigDict, task: Task) -> tuple[str, ...]:
+    """Frozen networks that the step does without: a text read from a cache needs no encoder."""
+    return tuple(getattr(task, "encoders", {})) if config.data.cache_text else ()

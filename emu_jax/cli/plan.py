@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.cli import parts
 from emu_jax.cli.config import parse
+from emu_jax.cli.generator import unread
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import placement
@@ -73,11 +74,6 @@ def model_flops(
 ) -> float:
     """FLOPs of the config's step: of its mathematics, with attention not padded to any tiles."""
     return sum(step_flops(parts.make_task(config), state, frozen, batch).values())
-
-
-def unread(config: ConfigDict, task: Task) -> tuple[str, ...]:
-    """Frozen networks that the step does without: a text read from a cache needs no encoder."""
-    return tuple(getattr(task, "encoders", {})) if config.data.cache_text else ()
 
 
 def step_batch(config: ConfigDict, task: Task, frozen: Mapping[str, Any], mesh: Mesh) -> Batch:

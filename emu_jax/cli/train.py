@@ -10,22 +10,19 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from emu_jax.checkpoint.export import load_model
-from emu_jax.checkpoint.transplant import transplant
 from emu_jax.cli import parts
 from emu_jax.cli.caches import open_caches
 from emu_jax.cli.config import load
-from emu_jax.cli.generator import open_task
+from emu_jax.cli.generator import open_task, unread
+from emu_jax.cli.initial import initial
 from emu_jax.cli.main import report
 from emu_jax.cli.measure import Samples
 from emu_jax.data.pipeline import Part, StreamSpec, make_stream
 from emu_jax.evaluation.grids import grid
 from emu_jax.nn.functional import Params
-from emu_jax.nn.stack import relaid
 from emu_jax.parallel.distributed import ending_together, initialize
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.sharding import process_rows
@@ -72,14 +69,19 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
     }
     task, frozen = open_task(config, mesh, config.attention)
     open_stream = partial(_open, config, task, frozen, mesh)
+    stream = _together({n: open_stream(*pair) for n, pair in streams.items()})
+    held_out = {n: _restarted(n, open_stream(*pair)) for n, pair in validation.items()}
+    judged = "measure" in config and config.measure.judge
+    if not judged:  # Caches and null conditions are made: what stood for them leaves the devices.
+        frozen = {n: params for n, params in frozen.items() if n not in unread(config, task)}
     return Trainer(
         task=task,
         settings=settings,
         workdir=workdir,
         mesh=mesh,
         frozen=frozen,
-        stream=_together({n: open_stream(*pair) for n, pair in streams.items()}),
-        validation={n: _restarted(n, open_stream(*pair)) for n, pair in validation.items()},
+        stream=stream,
+        validation=held_out,
         meta={
             "config": config.to_dict(),
             "frozen": {
@@ -87,12 +89,8 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
                 for name, network in task.frozen.items()
             },
         },
-        initial=partial(_initial, task, config) if config.init_from else None,
-        measures=(
-            (Samples(config, task, mesh, frozen),)
-            if "measure" in config and config.measure.judge
-            else ()
-        ),
+        initial=partial(initial, config, task, mesh) if config.init_from else None,
+        measures=(Samples(config, task, mesh, frozen),) if judged else (),
         draw=grid,
     )
 
@@ -127,23 +125,3 @@ def _together(streams: dict[str, Callable]) -> Callable[[int], Iterator[Batch]]:
 def _restarted(name: str, stream: Callable) -> Callable[[], Iterator[Batch]]:
     """A validation set from its first batch."""
     return lambda: ({name: rows} for rows in stream(0))
-
-
-def _initial(task: Task, config: ConfigDict) -> tuple[Params, Params]:
-    """Parameters and state (a codebook) from ``init_from`` where they fit, fresh ones where they do
-    not, and a report.
-    """
-    model = load_model(parts.locate(config.init_from), dtype=np.float32)
-    key = jax.random.key(config.train.seed)
-    shapes, extra = jax.eval_shape(task.init, key)
-    wanted = {**shapes, **extra}
-    reused, report = transplant(wanted, relaid(model.params, wanted), skip=config.init_skip or None)
-    params, state = jax.jit(task.init)(key)
-    if jax.process_index() == 0:
-        print(f"init_from {config.init_from}:\n{report}", flush=True)
-    # On the host: an array of one host's device cannot be laid over the devices of several.
-    params, state = jax.device_get((params, state))
-    return (
-        {path: reused.get(path, value) for path, value in params.items()},
-        {path: reused.get(path, value) for path, value in state.items()},
-    )

@@ -99,7 +99,8 @@ class Scanned(nnx.Module):
 def relaid(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """``params`` with stacks built and cut as the paths of ``wanted`` ask for; the rest as it is.
 
-    Host arrays. A stack that lacks layers, or has some more, stays as it lies.
+    Arrays of one kind: on the host, or traced. A stack that lacks layers, or has some more, stays
+    as it lies.
     """
     found = dict(params)
     for path, shape in wanted.items():
@@ -108,7 +109,8 @@ def relaid(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, An
         layers = [path.replace(SCANNED, str(i), 1) for i in range(shape.shape[0])]
         more = path.replace(SCANNED, str(len(layers)), 1)
         if all(layer in found for layer in layers) and more not in found:
-            found[path] = np.stack([found.pop(layer) for layer in layers])
+            parts = [found.pop(layer) for layer in layers]
+            found[path] = (np if isinstance(parts[0], np.ndarray) else jnp).stack(parts)
     cut = unstacked({path: value for path, value in found.items() if path not in wanted})
     return {path: value for path, value in found.items() if path in wanted} | cut
 

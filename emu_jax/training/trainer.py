@@ -153,7 +153,11 @@ class Trainer:
             start = jax.jit(lambda k: init_state(self.task, k), out_shardings=shardings)
             return start(key), {"ended": "running"}
         params, extra = self.initial()
-        start = jax.jit(lambda p, e: with_params(self.task, p, e), out_shardings=shardings)
+        start = jax.jit(
+            lambda p, e: with_params(self.task, p, e),
+            out_shardings=shardings,
+            donate_argnums=(0, 1),
+        )
         return start(params, extra), {"ended": "running"}
 
     def _past(

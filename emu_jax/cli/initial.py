@@ -1,0 +1,52 @@
+"""``init_from``: the parameters that a stage starts from, another one's where they fit.
+
+Nothing of it is full-size on one host: every stored array is read into its shards, and one compiled
+function of those makes the fresh ones beside them, where they are to lie.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from emu_jax.checkpoint.opened import open_model
+from emu_jax.checkpoint.transplant import Report, transplant
+from emu_jax.cli import parts
+from emu_jax.nn.functional import Params
+from emu_jax.nn.stack import relaid
+from emu_jax.parallel.sharding import shard_params
+from emu_jax.tasks.base import Task
+
+
+def initial(config: ConfigDict, task: Task, mesh: Mesh) -> tuple[Params, Params]:
+    """Parameters and state (a codebook) from ``init_from`` where they fit, fresh ones where they do
+    not, in their shards; and a report. All processes must ask.
+    """
+    key = jax.random.key(config.train.seed)
+    model = open_model(parts.locate(config.init_from))
+    reports: list[Report] = []
+
+    def start(source: Params, key: jax.Array) -> tuple[Params, Params]:
+        params, state = task.init(key)
+        wanted = {**params, **state}
+        reused, report = transplant(wanted, relaid(source, wanted), skip=config.init_skip or None)
+        reports.append(report)
+        return (
+            {path: reused.get(path, value) for path, value in params.items()},
+            {path: reused.get(path, value) for path, value in state.items()},
+        )
+
+    stored = {path: _as_fp32(x) for path, x in model.shapes.items()}
+    shapes = jax.eval_shape(start, stored, key)  # What does not fit is said before it is read.
+    if jax.process_index() == 0:
+        print(f"init_from {config.init_from}:\n{reports[0]}", flush=True)
+    source = model.place(shard_params(stored, mesh), np.float32)
+    return jax.jit(start, out_shardings=shard_params(shapes, mesh))(source, key)
+
+
+def _as_fp32(x: Any) -> jax.ShapeDtypeStruct:
+    dtype = jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+    return jax.ShapeDtypeStruct(x.shape, dtype)
