@@ -72,6 +72,16 @@ def read_shapes(path: str) -> dict[str, jax.ShapeDtypeStruct]:
     return shapes
 
 
+def read_metadata(path: str) -> dict[str, str]:
+    """What the header of one file says beside its tensors; {} where it says nothing."""
+    file = epath.Path(path)
+    with _open(file) as stream:
+        _read_header(file, stream)  # refuses what is no such file
+        stream.seek(0)
+        length = int.from_bytes(stream.read(8), "little")
+        return json.loads(stream.read(length)).get("__metadata__", {})
+
+
 def write_safetensors(path: str, tensors: Mapping[str, Any]) -> None:
     """Writes one file, whole or not at all: a temporary one beside it is renamed at the end."""
     header, offset = {}, 0

@@ -10,11 +10,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.transplant import transplant
 from emu_jax.cli import parts
 from emu_jax.cli.caches import open_caches
@@ -22,6 +20,7 @@ from emu_jax.cli.config import load
 from emu_jax.cli.generator import open_task
 from emu_jax.cli.main import report
 from emu_jax.cli.measure import Samples
+from emu_jax.cli.models import open_model
 from emu_jax.data.pipeline import Part, StreamSpec, make_stream
 from emu_jax.evaluation.grids import grid
 from emu_jax.nn.functional import Params
@@ -29,6 +28,7 @@ from emu_jax.nn.stack import relaid
 from emu_jax.parallel.distributed import ending_together, initialize
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.sharding import process_rows
+from emu_jax.tasks.adapting import AdaptedGeneration
 from emu_jax.tasks.base import Batch, Task
 from emu_jax.training.stopping import EarlyStopping
 from emu_jax.training.trainer import Trainer, TrainSettings
@@ -71,6 +71,7 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
         for name, sources in data.validation.items()
     }
     task, frozen = open_task(config, mesh, config.attention)
+    adapted = isinstance(task, AdaptedGeneration)
     open_stream = partial(_open, config, task, frozen, mesh)
     return Trainer(
         task=task,
@@ -87,7 +88,8 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
                 for name, network in task.frozen.items()
             },
         },
-        initial=partial(_initial, task, config) if config.init_from else None,
+        # An adapter starts by itself: its base is a frozen network.
+        initial=partial(_initial, task, config) if config.init_from and not adapted else None,
         measures=(
             (Samples(config, task, mesh, frozen),)
             if "measure" in config and config.measure.judge
@@ -133,7 +135,7 @@ def _initial(task: Task, config: ConfigDict) -> tuple[Params, Params]:
     """Parameters and state (a codebook) from ``init_from`` where they fit, fresh ones where they do
     not, and a report.
     """
-    model = load_model(parts.locate(config.init_from), dtype=np.float32)
+    model = open_model(config.init_from)
     key = jax.random.key(config.train.seed)
     shapes, extra = jax.eval_shape(task.init, key)
     wanted = {**shapes, **extra}
