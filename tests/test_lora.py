@@ -52,8 +52,10 @@ def test_a_checkpoint_holds_the_adapter_and_names_its_base(adapted_run, generato
     parameters = [name for name in arrays if name.startswith(("params/", "ema/", "opt/"))]
     counters = [name for name in parameters if not arrays[name].ndim]
     assert all("/lora_" in name for name in parameters if name not in counters)
-    moved = [n for n in arrays if n.startswith("params/") and np.any(arrays[n] != 0)]
-    assert len(moved) == len([n for n in arrays if n.startswith("params/")]) > 0
+    still = [n for n in arrays if n.startswith("params/") and not np.any(arrays[n])]
+    # Of the coarsest map one position is left, whose attention to itself is always 1.
+    assert all("attn1/to_q/lora_B" in name or "attn1/to_k/lora_B" in name for name in still)
+    assert 0 < 4 * len(still) < len([n for n in arrays if n.startswith("params/")])
     base = load_model(str(adapted_run)).meta["frozen"]["base"]
     assert base["source"] == str(generator_run)
     assert base["fingerprint"] == load_model(str(generator_run)).fingerprint
@@ -83,7 +85,7 @@ def test_the_merged_model_is_the_base_and_the_change_that_torch_computes(
         expected = torch.tensor(base[path])
         if path.endswith("/kernel") and module in names:
             a, b = (factors[f"{module}.lora_{x}.weight"] for x in "AB")
-            assert a.shape[0] == 2 and torch.any(b != 0)
+            assert a.shape[0] == 2 and (torch.any(b != 0) or "attn1.to_" in module)
             expected = expected + (b @ a).T
         np.testing.assert_allclose(value, expected, atol=1e-5, err_msg=path)
     assert whole.config["lora"]["rank"] == 0
