@@ -98,6 +98,16 @@ def open_safetensors(path: str) -> Lazy:
     return Lazy(shapes, read)
 
 
+def read_metadata(path: str) -> dict[str, str]:
+    """What the header of one file says beside its tensors; {} where it says nothing."""
+    file = epath.Path(path)
+    with _open(file) as stream:
+        _read_header(file, stream)  # refuses what is no such file
+        stream.seek(0)
+        length = int.from_bytes(stream.read(8), "little")
+        return json.loads(stream.read(length)).get("__metadata__", {})
+
+
 def write_safetensors(
     path: str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:

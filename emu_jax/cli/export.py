@@ -3,6 +3,8 @@
 The folder holds ``config.json`` and ``model.safetensors``: the averaged weights where the run keeps
 an average, and what the task measured (a latent space's shift and scale). With
 ``--format=diffusers`` it is a pipeline, or of an autoencoder the component, as diffusers opens it.
+An adapter is merged into its base, or with ``--adapter`` written by itself, as diffusers'
+``load_lora_weights`` reads it.
 """
 
 import argparse
@@ -10,9 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+from ml_collections import ConfigDict
+
+from emu_jax.checkpoint.adapters import FILE, write_adapter
 from emu_jax.checkpoint.export import Model, load_model, save_model
 from emu_jax.checkpoint.safetensors_io import cast_floats
-from emu_jax.cli import parts
+from emu_jax.cli.models import locate, make_lora, open_model
 from emu_jax.errors import UserError
 from emu_jax.interop import pipelines
 from emu_jax.nn.stack import unstacked
@@ -28,9 +35,12 @@ def main(argv: Sequence[str]) -> int:
         choices=("bfloat16", "float16", "float32", "keep"),
         help="of the weights; by default bfloat16, for diffusers as they are",
     )
+    parser.add_argument("--adapter", action="store_true", help="a lora run's adapter alone")
     arguments = parser.parse_args(argv)
+    if arguments.adapter:
+        return _adapter(arguments)
     dtype = arguments.dtype or ("keep" if arguments.format == "diffusers" else "bfloat16")
-    model = load_model(parts.locate(arguments.checkpoint))
+    model = open_model(arguments.checkpoint, dtype=None)
     # A critic is of no use without its training; and layers go by number, however they were run.
     kept = unstacked(
         {path: x for path, x in model.params.items() if not path.startswith("discriminator/")}
@@ -65,7 +75,7 @@ def _export_public(model: Model, kept: Mapping[str, Any], out: Path, dtype: str)
     match model.config.get("task"):
         case "generation":
             pipelines.pipeline_of(model.config)  # refuses before a codec is read
-            codec = load_model(parts.locate(model.config["codec"]["path"]))
+            codec = load_model(locate(model.config["codec"]["path"]))
             return pipelines.export_pipeline(typed(model, kept), typed(codec, codec.params), out)
         case "autoencoding":
             side = model.config.get("data", {}).get("image_size", 512)
@@ -77,3 +87,28 @@ def _export_public(model: Model, kept: Mapping[str, Any], out: Path, dtype: str)
             return pipelines.unet.CLASS
         case task:
             raise UserError(f"diffusers has no layout for a {task} model.")
+
+
+def _adapter(arguments: argparse.Namespace) -> int:
+    model = load_model(locate(arguments.checkpoint))
+    config = ConfigDict(model.config)
+    lora = make_lora(config)
+    if lora is None:
+        raise UserError(f"{arguments.checkpoint} has no adapter: it was trained with lora.rank 0.")
+    tokens = config.process.get("kind") == "masking"
+    dtypes = dict(bfloat16=ml_dtypes.bfloat16, float16=np.float16, float32=np.float32)
+    dtypes["keep"] = np.float32
+    name = arguments.dtype or "bfloat16"
+    write_adapter(
+        arguments.out,
+        model.params,
+        lora.alpha / lora.rank,
+        prefix="transformer" if tokens else "unet",
+        dtype=dtypes[name],
+    )
+    size = sum(value.size for value in model.params.values())
+    print(
+        f"{arguments.out}/{FILE}: step {model.meta['step']}, {size:,} parameters as "
+        f"{name}, of rank {lora.rank} for {config.init_from}"
+    )
+    return 0

@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.cli import parts
+from emu_jax.cli.models import open_model, with_adapter
 from emu_jax.data.mixture import Part
 from emu_jax.data.pipeline import make_stream
 from emu_jax.errors import UserError
@@ -120,13 +120,23 @@ class Drawer:
 class Generator(Drawer):
     """What a run's folder, ``DIR@step``, an exported model or builtin:NAME has learnt to draw.
 
+    ``adapter`` is a file in the public layout to lay over it, ``adapter_scale`` times.
     ``changes`` override the sampling settings of its config (steps, guidance_scale, sampler, ...).
     ``fingerprints`` are those of its own weights and of every frozen network's; ``chosen`` is which
     step its run chose when it ended, and why, where it did.
     """
 
-    def __init__(self, checkpoint: str, batch_size: int = 16, **changes: Any):
-        model = load_model(parts.locate(checkpoint), dtype=np.float32)
+    def __init__(
+        self,
+        checkpoint: str,
+        batch_size: int = 16,
+        adapter: str = "",
+        adapter_scale: float = 1.0,
+        **changes: Any,
+    ):
+        model = open_model(checkpoint)
+        if adapter:
+            model = with_adapter(model, adapter, adapter_scale)
         config = ConfigDict(model.config)
         if config.get("task") != "generation":
             task = config.get("task")

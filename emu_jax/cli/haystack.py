@@ -25,6 +25,13 @@ def pretraining(needles_share: float = 0.1) -> ConfigDict:
     config.drop_text = 0.1
     config.text = dict(minilm=dict(length=16, path=""))
     config.conditioner = dict(width=0, combine="tokens", size_features=0)
+    # rank > 0: what init_from names stays as it is, low-rank factors of its kernels train (LoRA).
+    config.lora = dict(
+        rank=0,
+        alpha=16.0,  # the factors' product counts alpha / rank
+        pattern="denoiser/.*/(to_[qkv]|to_out/0|add_[kv]_proj)/kernel",
+        dtype="float32",  # that the base is kept in
+    )
     # Pictures of kept concepts, drawn and judged at every validation; no judge: none.
     config.measure = dict(
         judge="",

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.opened import open_model
 from emu_jax.checkpoint.transplant import Report, transplant
-from emu_jax.cli import parts
+from emu_jax.cli.models import locate, make_lora
+from emu_jax.cli.models import open_model as open_whole
 from emu_jax.nn.functional import Params
 from emu_jax.nn.stack import relaid
 from emu_jax.parallel.sharding import shard_params
@@ -26,7 +27,9 @@ def initial(config: ConfigDict, task: Task, mesh: Mesh) -> tuple[Params, Params]
     not, in their shards; and a report. All processes must ask.
     """
     key = jax.random.key(config.train.seed)
-    model = open_model(parts.locate(config.init_from))
+    model = open_model(locate(config.init_from))
+    # An adapter is merged into its base first, on the host.
+    whole = open_whole(config.init_from).params if make_lora(ConfigDict(model.config)) else None
     reports: list[Report] = []
 
     def start(source: Params, key: jax.Array) -> tuple[Params, Params]:
@@ -39,11 +42,13 @@ def initial(config: ConfigDict, task: Task, mesh: Mesh) -> tuple[Params, Params]
             {path: reused.get(path, value) for path, value in state.items()},
         )
 
-    stored = {path: _as_fp32(x) for path, x in model.shapes.items()}
+    found = model.shapes if whole is None else whole
+    stored = {path: _as_fp32(x) for path, x in found.items()}
     shapes = jax.eval_shape(start, stored, key)  # What does not fit is said before it is read.
     if jax.process_index() == 0:
         print(f"init_from {config.init_from}:\n{reports[0]}", flush=True)
-    source = model.place(shard_params(stored, mesh), np.float32)
+    places = shard_params(stored, mesh)
+    source = model.place(places, np.float32) if whole is None else jax.device_put(whole, places)
     return jax.jit(start, out_shardings=shard_params(shapes, mesh))(source, key)
 
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.safetensors_io import fingerprint_params
 from emu_jax.cli.config import read
+from emu_jax.cli.models import locate, make_lora, open_model
 from emu_jax.data.pipeline import Part, StreamSpec
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
@@ -29,6 +30,7 @@ from emu_jax.nn.discriminator import PatchDiscriminator
 from emu_jax.nn.efficient_unet import EfficientUNet
 from emu_jax.nn.functional import Network, Params
 from emu_jax.nn.perceptual import Lpips, load_lpips
+from emu_jax.nn.stack import relaid
 from emu_jax.nn.token_transformer import TokenTransformer
 from emu_jax.nn.unet import UNet
 from emu_jax.parallel.placement import ONE_DEVICE, Placement
@@ -38,6 +40,7 @@ from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.masking import MaskingProcess
 from emu_jax.process.samplers import sampler_named
 from emu_jax.process.schedules import Cosine, Discrete, Flow, Schedule
+from emu_jax.tasks.adapting import BASE, AdaptedGeneration, base_shapes
 from emu_jax.tasks.autoencoding import Autoencoding
 from emu_jax.tasks.base import Frozen, Group, Task
 from emu_jax.tasks.bottlenecks import Quantizer
@@ -54,7 +57,6 @@ from emu_jax.tasks.upsampling import LowResolution
 from emu_jax.text.encoder import TextEncoder, make_encoder
 from emu_jax.training.optimizers import make_optimizer
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "cosine": Cosine,
     "linear": partial(Discrete, "linear", 1e-4, 0.02),
@@ -64,17 +66,6 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "flow": Flow,
 }
 Constrain = Callable[[jax.Array], jax.Array]
-
-
-def locate(path: str) -> str:
-    """``builtin:NAME`` as the folder of the shipped weights; any other path as it is."""
-    if not path.startswith("builtin:"):
-        return path
-    folder = WEIGHTS / path.removeprefix("builtin:")
-    if not folder.is_dir():
-        names = ", ".join(sorted(f"builtin:{f.name}" for f in WEIGHTS.glob("*/")))
-        raise UserError(f"No weights called {path} come with emu_jax; there are {names or 'none'}.")
-    return str(folder)
 
 
 def make_task(config: ConfigDict, on: Placement = ONE_DEVICE) -> Task:
@@ -204,7 +195,7 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
         *(low, on),
     )
     process = make_process(config.process, codec)
-    return Generation(
+    task = Generation(
         denoiser=denoiser,
         conditioner=Network(conditioner),
         codec=codec,
@@ -219,6 +210,39 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
         previews=config.sampling.previews,
         low=low,
     )
+    lora = make_lora(config)
+    if lora is None:
+        return task
+    frozen = {BASE: adapted_base(config, base_shapes(task)), **frozen}
+    return AdaptedGeneration(**{**vars(task), "frozen": frozen}, lora=lora)
+
+
+def adapted_base(config: ConfigDict, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Frozen:
+    """The generator that ``init_from`` names, to be left as it is while an adapter of it trains.
+
+    A config file in its place, as for a codec, says that a step is only planned.
+    """
+    source, dtype = config.init_from, config.lora.dtype
+    if not source:
+        raise UserError("lora.rank needs init_from, the trained generator that is adapted.")
+    if config.init_skip:
+        raise UserError(
+            "init_skip starts parameters anew, which lora.rank would leave so: set one of the two."
+        )
+    if _planned(source):
+        return Frozen(source, "none", shapes, _untrained("init_from", source), dtype)
+    model = open_model(source)
+    found = relaid(model.params, shapes)
+    for path, wanted in shapes.items():
+        shape = np.shape(found[path]) if path in found else None
+        if shape != wanted.shape:
+            there = "is not in" if shape is None else f"is {list(shape)} in"
+            raise UserError(
+                f"{path} {there} {source} and {list(wanted.shape)} here: lora adapts a model as it "
+                "is, so take the config that it was trained with."
+            )
+    base = {path: found[path] for path in shapes}
+    return Frozen(source, model.fingerprint, shapes, lambda: iter(base.items()), dtype)
 
 
 def make_low_resolution(config: ConfigDict, codec: Codec) -> LowResolution | None:
@@ -316,8 +340,7 @@ def make_codec(section: ConfigDict) -> tuple[Codec, dict[str, Frozen]]:
         return IdentityCodec(), {}
     if section.kind != "autoencoder":
         raise UserError(f"codec.kind is autoencoder or identity, not {section.kind!r}.")
-    planned = Path(section.path.split(":")[0]).suffix == ".py"
-    model = None if planned else load_model(locate(section.path), dtype=np.float32)
+    model = None if _planned(section.path) else load_model(locate(section.path), dtype=np.float32)
     made_by = ConfigDict(model.config) if model else read(section.path)
     if made_by.get("task") != "autoencoding":
         task = made_by.get("task")
@@ -331,14 +354,23 @@ def make_codec(section: ConfigDict) -> tuple[Codec, dict[str, Frozen]]:
     )
     if model:
         return codec, {"codec": _frozen_arrays(section.path, codec_params(model.params))}
-    return codec, {"codec": Frozen(section.path, "none", codec.shapes(), _untrained(section.path))}
+    return codec, {
+        "codec": Frozen(
+            section.path, "none", codec.shapes(), _untrained("codec.path", section.path)
+        )
+    }
 
 
-def _untrained(path: str) -> Callable[[], Iterator[tuple[str, np.ndarray]]]:
+def _planned(path: str) -> bool:
+    """Whether a config file stands where a model would."""
+    return Path(path.split(":")[0]).suffix == ".py"
+
+
+def _untrained(key: str, path: str) -> Callable[[], Iterator[tuple[str, np.ndarray]]]:
     def refuse() -> Iterator[tuple[str, np.ndarray]]:
         raise UserError(
-            f"codec.path {path} is a config file, which is enough to plan a step, not to run one: "
-            "name the run or the exported model of an autoencoder trained by it."
+            f"{key} {path} is a config file, which is enough to plan a step, not to run one: "
+            "name the run or the exported model of what was trained by it."
         )
 
     return refuse

@@ -28,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--prompts", dest="file", help="file with one prompt a line")
     add_sampling_arguments(parser)
     parser.add_argument("--checkpoint", default=SHIPPED, help=f"default {SHIPPED}")
+    parser.add_argument("--adapter", default="", help="a LoRA file to lay over the checkpoint")
+    parser.add_argument("--adapter_scale", type=float, default=1.0, help="how strongly")
     parser.add_argument("--per_prompt", type=positive, default=1, help="pictures a prompt")
     parser.add_argument("--negative", default="", help="what to lead away from")
     parser.add_argument("--out", default="runs/samples", help="folder for the pictures")
@@ -36,7 +38,12 @@ def main(argv: Sequence[str]) -> int:
     if not prompts:
         raise UserError('There is nothing to draw: give prompts, e.g. emu-jax sample "a red fox".')
 
-    generator = open_generator(arguments.checkpoint, **sampling_changes(arguments))
+    generator = open_generator(
+        arguments.checkpoint,
+        adapter=arguments.adapter,
+        adapter_scale=arguments.adapter_scale,
+        **sampling_changes(arguments),
+    )
     wanted = [
         (prompt, arguments.seed + i) for prompt in prompts for i in range(arguments.per_prompt)
     ]

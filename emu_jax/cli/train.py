@@ -26,6 +26,7 @@ from emu_jax.nn.functional import Params
 from emu_jax.parallel.distributed import ending_together, initialize
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.sharding import process_rows
+from emu_jax.tasks.adapting import AdaptedGeneration
 from emu_jax.tasks.base import Batch, Task
 from emu_jax.training.stopping import EarlyStopping
 from emu_jax.training.trainer import Trainer, TrainSettings
@@ -68,6 +69,7 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
         for name, sources in data.validation.items()
     }
     task, frozen = open_task(config, mesh, config.attention)
+    adapted = isinstance(task, AdaptedGeneration)
     open_stream = partial(_open, config, task, frozen, mesh)
     stream = _together({n: open_stream(*pair) for n, pair in streams.items()})
     held_out = {n: _restarted(n, open_stream(*pair)) for n, pair in validation.items()}
@@ -89,7 +91,8 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
                 for name, network in task.frozen.items()
             },
         },
-        initial=partial(initial, config, task, mesh) if config.init_from else None,
+        # An adapter starts by itself: its base is a frozen network.
+        initial=partial(initial, config, task, mesh) if config.init_from and not adapted else None,
         measures=(Samples(config, task, mesh, frozen),) if judged else (),
         draw=grid,
     )

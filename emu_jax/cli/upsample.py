@@ -33,8 +33,7 @@ def main(argv: Sequence[str]) -> int:
     for file in files:
         if not file.is_file():
             raise UserError(f"There is no picture {file}.")
-    changes = sampling_changes(arguments) | {"batch_size": 1}
-    generator = Generator(arguments.checkpoint, **changes)
+    generator = Generator(arguments.checkpoint, batch_size=1, **sampling_changes(arguments))
     if generator.factor == 1:
         raise UserError(
             f"{arguments.checkpoint} draws pictures and enlarges none: give a run of a "
