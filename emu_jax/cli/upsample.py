@@ -6,6 +6,7 @@ A text says what they show (``--prompt``), which helps. Pictures are written bes
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -33,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
     for file in files:
         if not file.is_file():
             raise UserError(f"There is no picture {file}.")
-    generator = Generator(arguments.checkpoint, batch_size=1, **sampling_changes(arguments))
+    changes: dict[str, Any] = {**sampling_changes(arguments), "batch_size": 1}
+    generator = Generator(arguments.checkpoint, **changes)
     if generator.factor == 1:
         raise UserError(
             f"{arguments.checkpoint} draws pictures and enlarges none: give a run of a "
