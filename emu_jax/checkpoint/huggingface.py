@@ -21,8 +21,9 @@ from emu_jax.nn.torch_layout import from_layout, torch_paths
 _WANTED = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors")
 
 
-def find_folder(path: str | Path) -> Path:
-    """The folder at ``path``, or the hub's model of that name, fetched unless it is in the cache.
+def find_folder(path: str | Path, weights: bool = True) -> Path:
+    """The folder at ``path``, or the hub's model of that name, fetched unless it is in the cache;
+    without ``weights`` only what is small.
 
     Raises:
       UserError: there is no such folder, and the hub does not give it.
@@ -31,7 +32,8 @@ def find_folder(path: str | Path) -> Path:
         return Path(path)
     subfolder = "/".join(str(path).split("/")[2:])
     folders = {subfolder, tokenizer_folder_of(subfolder)}
-    return _fetch(path, [f"{f}/{file}" if f else file for f in folders for file in _WANTED], [])
+    wanted = [file for file in _WANTED if weights or not file.endswith(".safetensors")]
+    return _fetch(path, [f"{f}/{file}" if f else file for f in folders for file in wanted], [])
 
 
 def find_pipeline(path: str | Path, variant: str = "", pickle: bool = False) -> Path:

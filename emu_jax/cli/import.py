@@ -1,7 +1,8 @@
 """``emu-jax import PIPELINE --out DIR``: public weights as a model folder.
 
 PIPELINE is a folder or a hub name: a whole pipeline as diffusers writes it (Stable Diffusion 1.5,
-2.1, XL), or one component of one (AutoencoderKL, UNet2DConditionModel). Weights keep their dtype.
+2.1, XL), one component of one (AutoencoderKL, UNet2DConditionModel), or a single file in the
+original layout (Stable Diffusion 1.5, XL base). Weights keep their dtype.
 """
 
 import argparse
@@ -14,16 +15,19 @@ from emu_jax.checkpoint.huggingface import find_pipeline
 from emu_jax.cli import haystack
 from emu_jax.cli.config import defaults
 from emu_jax.errors import UserError
-from emu_jax.interop import autoencoder, pipelines, unet
+from emu_jax.interop import autoencoder, pipelines, single_file, unet
 from emu_jax.interop.files import CONFIG, read_json, watched
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="emu-jax import", description=__doc__)
-    parser.add_argument("pipeline", help="a folder, or a hub's OWNER/NAME[/SUBFOLDER]")
+    parser.add_argument("pipeline", help="a folder, a file, or a hub's OWNER/NAME[/SUBFOLDER]")
     parser.add_argument("--out", required=True, help="folder for the model")
     parser.add_argument(
-        "--variant", default="", help="of the weights: fp16, non_ema; by default plain"
+        "--variant", default="", help="of the weights: fp16, non_ema, ema; by default plain"
+    )
+    parser.add_argument(
+        "--tokenizer", default="", help="of a single file: folder or hub name of CLIP's tokenizer"
     )
     parser.add_argument(
         "--compute_dtype", default="float32", choices=("float32", "bfloat16"), help="to draw with"
@@ -34,16 +38,24 @@ def main(argv: Sequence[str]) -> int:
         help="read a pickle (tensors alone) where there is no safetensors file",
     )
     arguments = parser.parse_args(argv)
+    out = Path(arguments.out).expanduser()
+    file = Path(arguments.pipeline).expanduser()
+    if file.suffix in single_file.ENDINGS and not file.is_dir():
+        if not file.is_file():
+            raise UserError(f"There is no file {file}.")
+        single = single_file.open_single_file(
+            file, arguments.tokenizer, arguments.variant, arguments.allow_pickle
+        )
+        _import_generator(single, out, arguments.compute_dtype)
+        return 0
+    if arguments.tokenizer:
+        raise UserError("--tokenizer is for single files: a folder has its own.")
     folder = find_pipeline(arguments.pipeline, arguments.variant, arguments.allow_pickle)
     source = pipelines.Source(folder, arguments.variant, arguments.allow_pickle)
-    out = Path(arguments.out).expanduser()
     if out.exists() and folder.resolve() == out.resolve():
         raise UserError("--out is the very folder that is imported: name another.")
     if (folder / pipelines.INDEX).is_file():
-        imported = pipelines.import_pipeline(source, out)
-        config = generator_config(imported.sections, arguments.compute_dtype)
-        _save(imported, config, out)
-        print(_advice(out, imported.sections))
+        _import_generator(source, out, arguments.compute_dtype)
         return 0
     kind = read_json(folder / CONFIG).get("_class_name")
     if kind == autoencoder.CLASS:
@@ -60,6 +72,12 @@ def main(argv: Sequence[str]) -> int:
             f"{unet.CLASS}."
         )
     return 0
+
+
+def _import_generator(source: pipelines.Parts, out: Path, compute_dtype: str) -> None:
+    imported = pipelines.import_pipeline(source, out)
+    _save(imported, generator_config(imported.sections, compute_dtype), out)
+    print(_advice(out, imported.sections))
 
 
 def generator_config(sections: Mapping[str, Any], compute_dtype: str) -> dict[str, Any]:

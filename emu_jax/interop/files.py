@@ -205,11 +205,10 @@ def write_component(
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def copy_encoder(source: Path, target: Path, variant: str = "", pickle: bool = False) -> None:
+def copy_encoder(source: Path, target: Path) -> None:
     """A text encoder, its weights under the plain name, every tensor and key as it is."""
-    config = read_json(source / CONFIG)
-    tensors = open_weights(source, TRANSFORMERS, variant, pickle)
-    write_component(target, config, tensors, TRANSFORMERS)
+    tensors = open_weights(source, TRANSFORMERS)
+    write_component(target, read_json(source / CONFIG), tensors, TRANSFORMERS)
 
 
 def copy_small(source: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from emu_jax.interop.configs import plain
 from emu_jax.interop.files import (
     CONFIG,
     DIFFUSERS,
+    TRANSFORMERS,
     copy_encoder,
     copy_small,
     nested,
@@ -47,6 +48,26 @@ _ASIDE = ("kind", "scan", "remat")
 LATENT_SHIFT, LATENT_SCALE = "latent/shift", "latent/scale"
 
 
+class Parts(Protocol):
+    """A pipeline's parts, by the names that their folders have in diffusers' layout."""
+
+    def where(self, name: str = "") -> str:
+        """What a message calls the part."""
+        ...
+
+    def settings(self, name: str = "", file: str = CONFIG) -> dict[str, Any]:
+        """The object in a part's JSON file."""
+        ...
+
+    def weights(self, name: str = "", stem: str = DIFFUSERS) -> Lazy:
+        """A part's tensors, in diffusers' or transformers' keys."""
+        ...
+
+    def copy_tokenizer(self, name: str, target: Path) -> None:
+        """Writes a tokenizer's folder."""
+        ...
+
+
 @dataclass(frozen=True)
 class Source:
     """A folder, which of its weights are meant, and whether a pickle may be opened."""
@@ -55,8 +76,17 @@ class Source:
     variant: str = ""
     pickle: bool = False
 
-    def weights(self, name: str = "") -> Lazy:
-        return open_weights(self.folder / name, DIFFUSERS, self.variant, self.pickle)
+    def where(self, name: str = "") -> str:
+        return str(self.folder / name)
+
+    def settings(self, name: str = "", file: str = CONFIG) -> dict[str, Any]:
+        return read_json(self.folder / name / file)
+
+    def weights(self, name: str = "", stem: str = DIFFUSERS) -> Lazy:
+        return open_weights(self.folder / name, stem, self.variant, self.pickle)
+
+    def copy_tokenizer(self, name: str, target: Path) -> None:
+        copy_small(self.folder / name, target)
 
 
 @dataclass(frozen=True)
@@ -71,15 +101,15 @@ class Imported:
 # In ----------------------------------------------------------------------------------------------
 
 
-def import_pipeline(source: Source, out: Path) -> Imported:
+def import_pipeline(source: Parts, out: Path) -> Imported:
     """The generator; codec and text encoders are written to folders in ``out``."""
-    index = read_json(source.folder / INDEX)
+    index = source.settings(file=INDEX)
     kind = index.get("_class_name")
     if kind not in (SD, SDXL):
-        raise UserError(f"{source.folder} is a {kind}; known are {SD} and {SDXL}.")
+        raise UserError(f"{source.where()} is a {kind}; known are {SD} and {SDXL}.")
     denoiser = import_unet(source, "unet")
     arguments = denoiser.sections["denoiser_arguments"]
-    noise = read_json(source.folder / "scheduler" / SCHEDULER)
+    noise = source.settings("scheduler", SCHEDULER)
     # Refusals before anything large is written.
     process, sampling = schedulers.process(noise), schedulers.sampling(noise)
     codec = import_autoencoder(source, "vae")
@@ -89,10 +119,10 @@ def import_pipeline(source: Source, out: Path) -> Imported:
 
     save_autoencoder(codec, out / "codec")
     for name in _encoders(kind):
-        target = out / name
-        copy_encoder(source.folder / name, target, source.variant, source.pickle)
+        tensors = source.weights(name, TRANSFORMERS)
+        write_component(out / name, source.settings(name), tensors, TRANSFORMERS)
         tokenizer = tokenizer_folder_of(name)
-        copy_small(source.folder / tokenizer, out / tokenizer)
+        source.copy_tokenizer(tokenizer, out / tokenizer)
     sections = dict(
         codec=dict(kind="autoencoder", path=str((out / "codec").absolute())),
         text=text,
@@ -113,7 +143,7 @@ def _encoders(kind: str) -> list[str]:
 
 
 def _text_sections(
-    kind: str, source: Source, index: Mapping[str, Any], out: Path
+    kind: str, source: Parts, index: Mapping[str, Any], out: Path
 ) -> dict[str, dict[str, Any]]:
     """``config.text``: SD reads the last layer, SDXL the penultimate ones and a pooled vector.
 
@@ -121,9 +151,9 @@ def _text_sections(
     """
 
     def section(name: str, **options: Any) -> dict[str, Any]:
-        config = read_json(source.folder / name / CONFIG)
-        file = source.folder / tokenizer_folder_of(name) / "tokenizer_config.json"
-        longest = read_json(file).get("model_max_length", 77)
+        config = source.settings(name)
+        tokenizer = source.settings(tokenizer_folder_of(name), "tokenizer_config.json")
+        longest = tokenizer.get("model_max_length", 77)
         length = min(longest, config.get("max_position_embeddings", 77))
         place = str((out / name).absolute())
         return dict(kind="clip", path=place, length=length, dtype="float32", **options)
@@ -138,24 +168,22 @@ def _text_sections(
     )
 
 
-def import_unet(source: Source, name: str = "") -> Imported:
+def import_unet(source: Parts, name: str = "") -> Imported:
     """A denoiser: parameters and the constructor's arguments."""
-    config = read_json(source.folder / name / CONFIG)
+    config = source.settings(name)
     arguments = unet.arguments(config)
     shapes = Network(partial(_build, UNet, arguments)).shapes()
-    params = to_params(source.weights(name), shapes, str(source.folder / name))
+    params = to_params(source.weights(name), shapes, source.where(name))
     sections = dict(denoiser_arguments=arguments)
     return Imported(sections, nested("denoiser", params), {"unet": config})
 
 
-def import_autoencoder(source: Source, name: str = "") -> Imported:
+def import_autoencoder(source: Parts, name: str = "") -> Imported:
     """An autoencoding model, with its latent figures."""
-    config = read_json(source.folder / name / CONFIG)
+    config = source.settings(name)
     arguments = autoencoder.arguments(config)
     shapes = Network(partial(_build, Autoencoder, arguments)).shapes()
-    params = to_params(
-        source.weights(name), shapes, str(source.folder / name), autoencoder.current_key
-    )
+    params = to_params(source.weights(name), shapes, source.where(name), autoencoder.current_key)
     shift, scale = autoencoder.latent_figures(config)
     figures = {LATENT_SHIFT: shift, LATENT_SCALE: scale}
     channels = arguments.pop("latent_channels")

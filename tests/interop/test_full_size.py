@@ -5,14 +5,23 @@ ours, and every parameter of ours is there. The settings are those of the publis
 import math
 from functools import cache
 
+import encoders
+import jax
 import numpy as np
+import original_layout
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders import single_file_utils as theirs
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from emu_jax.checkpoint.lazy import Lazy
 from emu_jax.cli.config import read
 from emu_jax.cli.parts import make_task
 from emu_jax.interop import autoencoder, unet
+from emu_jax.interop import single_file_families as families
+from emu_jax.interop.pipelines import import_autoencoder
+from emu_jax.interop.single_file import parts_of
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.functional import Network
 from emu_jax.nn.torch_layout import torch_paths
@@ -156,3 +165,36 @@ def test_the_config_of_that_size_has_this_denoiser(size):
 
 def public_arguments(config: dict) -> dict:
     return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_every_tensor_of_a_single_file_has_a_home(name, tmp_path):
+    """As diffusers' converters and the public classes have it, nothing of it read."""
+    family = dict(sd15=families.SD15, sdxl=families.SDXL)[name]
+    settings = family.settings
+    assert UNETS[name].items() <= settings["unet"].items()
+    assert VAES[dict(sd15="sd").get(name, name)].items() <= settings["vae"].items()
+    keys = original_layout.whole(settings)
+    empty = {key: torch.empty(shape, device="meta") for key, shape in keys.items()}
+    wanted = dict(
+        unet=theirs.convert_ldm_unet_checkpoint(empty, settings["unet"]),
+        vae=theirs.convert_ldm_vae_checkpoint(empty, settings["vae"]),
+        text_encoder=theirs.convert_ldm_clip_checkpoint(empty),
+    )
+    assert wanted["text_encoder"].pop("text_model.embeddings.position_ids").shape == (1, 77)
+    if name == "sdxl":
+        config = CLIPTextConfig(**settings["text_encoder_2"])
+        with torch.device("meta"):
+            second = CLIPTextModelWithProjection(config)
+        found = theirs.convert_open_clip_checkpoint(second, empty, original_layout.OPENCLIP)
+        assert found.keys() == second.state_dict().keys()
+        wanted["text_encoder_2"] = found
+
+    encoders.clip_tokenizer(tmp_path)
+    shapes = {key: jax.ShapeDtypeStruct(shape, np.float16) for key, shape in keys.items()}
+    parts = parts_of(tmp_path / "x", Lazy(shapes, lambda key: pytest.fail(key)), str(tmp_path))
+    for part, state in wanted.items():
+        own = {key: x.shape for key, x in parts.weights(part).shapes.items()}
+        assert own == {key: tuple(x.shape) for key, x in state.items()}, part
+    assert len(torch_paths(parts.weights("unet").shapes, unet_shapes(name))) == len(wanted["unet"])
+    import_autoencoder(parts, "vae")  # refuses what does not fit
