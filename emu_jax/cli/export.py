@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.adapters import FILE, write_adapter
@@ -37,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--adapter", action="store_true", help="a lora run's adapter alone")
     arguments = parser.parse_args(argv)
+    if arguments.adapter and arguments.format != "emu_jax":
+        raise UserError("--adapter has one layout, which diffusers reads: leave --format out.")
     if arguments.adapter:
         return _adapter(arguments)
     dtype = arguments.dtype or ("keep" if arguments.format == "diffusers" else "bfloat16")
@@ -96,15 +97,14 @@ def _adapter(arguments: argparse.Namespace) -> int:
     if lora is None:
         raise UserError(f"{arguments.checkpoint} has no adapter: it was trained with lora.rank 0.")
     tokens = config.process.get("kind") == "masking"
-    dtypes = dict(bfloat16=ml_dtypes.bfloat16, float16=np.float16, float32=np.float32)
-    dtypes["keep"] = np.float32
-    name = arguments.dtype or "bfloat16"
+    # A checkpoint's factors are in float32.
+    name = "float32" if arguments.dtype == "keep" else arguments.dtype or "bfloat16"
     write_adapter(
         arguments.out,
         model.params,
         lora.alpha / lora.rank,
         prefix="transformer" if tokens else "unet",
-        dtype=dtypes[name],
+        dtype=jnp.dtype(name),
     )
     size = sum(value.size for value in model.params.values())
     print(
