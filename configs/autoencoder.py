@@ -8,7 +8,9 @@ come from it. size=f8: Emu's own, f = 8 with the widths of the field's standard 
 on 256 x 256 crops. `--config.latent_channels=4` or 8 gives the narrower spaces of the paper's
 comparison, `--config.autoencoder.fourier_bands=0` the plain one.
 
-kind=vq, size=tiny: 64 x 64 pictures -> 16 x 16 numbers of 1,024 codes, for masked generation.
+kind=vq, size=tiny: 64 x 64 pictures -> 8 x 8 numbers of 2,048 codes, for masked generation; it
+starts from the shipped Gaussian autoencoder, whose widths it has. size=tiny_f4: 16 x 16 numbers of
+1,024 codes, for what enlarges the former's.
 size=f16 (256 x 256 -> 16 x 16) and size=f8 (512 x 512 -> 64 x 64) are Muse's, with 8,192 codes:
 convolutions only, 2 residual blocks a resolution, 128 channels times multiples that are ours, batch
 256, a million steps in bf16. They need pictures of one's own
@@ -42,13 +44,13 @@ LARGE = {
 def get_config(argument: str | None = None) -> ConfigDict:
     chosen = options(
         argument,
-        size=("tiny", "test", *LARGE),
+        size=("tiny", "tiny_f4", "test", *LARGE),
         kind=("kl", "vq"),
         stage=("pretrain", "decoder"),
     )
-    if chosen.kind == "kl" and (chosen.size == "f16" or chosen.stage == "decoder"):
+    if chosen.kind == "kl" and (chosen.size in ("tiny_f4", "f16") or chosen.stage == "decoder"):
         raise UserError(f"size={chosen.size},stage={chosen.stage} is of kind=vq: add it.")
-    tiny = chosen.size == "tiny"
+    tiny = chosen.size in ("tiny", "tiny_f4")
     config = defaults()
     config.task = "autoencoding"
     config.stream = "train"
@@ -121,7 +123,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         )
     )
     if chosen.kind == "vq":
-        _quantise(config, tiny)
+        _quantise(config, chosen.size)
     if chosen.size in LARGE:
         _enlarge(config)
         (_muse if chosen.kind == "vq" else _emu)(config, chosen.size)
@@ -130,10 +132,12 @@ def get_config(argument: str | None = None) -> ConfigDict:
     return config
 
 
-def _quantise(config: ConfigDict, tiny: bool) -> None:
-    """Codes for latents, one halving less: a token says less than 16 numbers."""
-    config.quantizer.codes = 1024 if tiny else 16
-    if tiny:
+def _quantise(config: ConfigDict, size: str) -> None:
+    """Codes for latents."""
+    config.quantizer.codes = {"tiny": 2048, "tiny_f4": 1024}.get(size, 16)
+    if size == "tiny":
+        config.init_from = "builtin:autoencoder_64"
+    elif size == "tiny_f4":
         config.autoencoder.update(dict(widths=(16, 32, 96), decoder_widths=(24, 48, 128)))
 
 

@@ -36,7 +36,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config = haystack.pretraining()
     config.codec = dict(kind="autoencoder", path="runs/vq")
     config.denoiser = dict(
-        kind="token_transformer", width=192, depth=6, heads=6, mlp_width=768, remat=False
+        kind="token_transformer", width=224, depth=6, heads=7, mlp_width=896, remat=False
     )
     config.process = dict(kind="masking")
     config.sampling = dict(

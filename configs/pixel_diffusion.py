@@ -43,12 +43,12 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.denoiser = (
         dict(
             kind="unet",
-            widths=(48, 96, 160),
+            widths=(24, 48, 128, 192),
             blocks=1,
-            transformer_depth=(0, 1, 1),
+            transformer_depth=(0, 0, 1, 1),
             mid_depth=1,
-            head_width=32,
-            groups=16,
+            head_width=8,
+            groups=8,
             attention="added_kv",
             scale_shift=True,
         )

@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 
 
@@ -32,6 +33,9 @@ def _silence_orbax() -> None:
             report(unraisable)
 
     sys.unraisablehook = report_others
+    # What was still to be written when the first file failed is never begun.
+    never = r"coroutine '(async_serialize|_?write|_?save|_?commit).*' was never awaited"
+    warnings.filterwarnings("ignore", never, RuntimeWarning)
 
 
 _silence_orbax()
