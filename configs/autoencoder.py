@@ -137,6 +137,7 @@ def _quantise(config: ConfigDict, size: str) -> None:
     config.quantizer.codes = {"tiny": 2048, "tiny_f4": 1024}.get(size, 16)
     if size == "tiny":
         config.init_from = "builtin:autoencoder_64"
+        config.init_skip = "autoencoder/encoder/conv_out/"  # it gives a vector, not a Gaussian
     elif size == "tiny_f4":
         config.autoencoder.update(dict(widths=(16, 32, 96), decoder_widths=(24, 48, 128)))
 

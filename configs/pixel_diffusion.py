@@ -43,11 +43,11 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.denoiser = (
         dict(
             kind="unet",
-            widths=(24, 48, 128, 192),
+            widths=(16, 48, 128, 192),
             blocks=1,
             transformer_depth=(0, 0, 1, 1),
             mid_depth=1,
-            head_width=8,
+            head_width=16,
             groups=8,
             attention="added_kv",
             scale_shift=True,
@@ -55,7 +55,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         if base
         else dict(
             kind="efficient_unet",
-            widths=(24, 48, 96),
+            widths=(16, 48, 96),
             blocks=(1, 2, 3),
             attention=("none", "none", "full"),
             head_width=32,
@@ -68,9 +68,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
         time_input="continuous",
         weighting="none",
         gamma=5.0,
-        time_density="uniform",
-        time_location=0.0,
-        time_scale=1.0,
+        time_density="logit_normal" if base and not tuning else "uniform",
+        time_location=0.6,
+        time_scale=1.2,
         noise_offset=0.1 if tuning else 0.0,
         bounds=(1e-3, 1.0),
     )
