@@ -34,7 +34,7 @@ from emu_jax.cli.config import options
 def get_config(argument: str | None = None) -> ConfigDict:
     chosen = options(argument, size=("tiny", "test", "base"), stage=("pretrain", "quality_tune"))
     config = haystack.pretraining()
-    config.codec = dict(kind="autoencoder", path="runs/vq")
+    config.codec = dict(kind="autoencoder", path="builtin:vq_64")
     config.denoiser = dict(
         kind="token_transformer", width=224, depth=6, heads=7, mlp_width=896, remat=False
     )
@@ -54,7 +54,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     if chosen.size == "base":
         _enlarge(config)
     if chosen.stage == "quality_tune":
-        haystack.quality_tune(config, "runs/masked")
+        haystack.quality_tune(config, "builtin:masked_64")
     if chosen.size == "test":
         haystack.shrink(config)
         config.denoiser.update(dict(width=16, depth=2, heads=2, mlp_width=32))

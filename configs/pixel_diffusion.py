@@ -89,7 +89,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.train.steps = 3000
     if tuning:
         # No judge by the way: it knows 64 pixels.
-        haystack.quality_tune(config, "runs/pixels" if base else "runs/super", judge="")
+        shipped = "builtin:pixel_diffusion_32" if base else "builtin:pixel_super_64"
+        haystack.quality_tune(config, shipped, judge="")
     if chosen.size == "test":
         haystack.shrink(config)
         _shrink(config, base)
@@ -112,7 +113,7 @@ def _enlarge(config: ConfigDict, part: str, tuning: bool) -> None:
     """The published sizes."""
     config.compute_dtype = "bfloat16"
     config.text = dict(t5=dict(kind="t5", size="xxl", path="", length=128, dtype="bfloat16"))
-    eps = dict(prediction="eps", bounds=(1e-3, 0.999))
+    eps = dict(prediction="eps", bounds=(1e-3, 0.999), time_density="uniform")
     adam = dict(name="adamw", b1=0.9, b2=0.999)
     with config.denoiser.ignore_type():
         if part == "base":

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from emu_jax.cli import parts
 from emu_jax.cli.config import parse
+from emu_jax.cli.cost import model_flops, step_batch
 from emu_jax.cli.generator import place_frozen, unread
-from emu_jax.cli.plan import model_flops, step_batch
 from emu_jax.cli.train import prepare
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh

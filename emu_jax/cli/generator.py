@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.cli import parts
+from emu_jax.cli.cost import model_flops, step_batch
 from emu_jax.cli.models import open_model, with_adapter
 from emu_jax.data.mixture import Part
 from emu_jax.data.pipeline import make_stream
@@ -29,6 +30,7 @@ from emu_jax.planning.flops import count_flops
 from emu_jax.process.noise import fold_in
 from emu_jax.tasks.base import Task, to_unit_range
 from emu_jax.tasks.generation import Generation
+from emu_jax.training.state import abstract_state
 from emu_jax.training.trainer import VALIDATION_SEED
 
 
@@ -166,7 +168,9 @@ class Generator(Drawer):
         return self.draw_with(self._params, prompts, seeds, negative, low)
 
     def costs(self) -> dict[str, float]:
-        """Parameters of its own, calls of the denoiser a picture, and FLOPs of these calls."""
+        """Parameters of its own, FLOPs of its training a picture, calls of the denoiser a picture
+        drawn, and FLOPs of these calls.
+        """
         sampling, task = self.config.sampling, self._task
         side = self.config.data.image_size // task.codec.factor
 
@@ -181,8 +185,12 @@ class Generator(Drawer):
         # Heun's method looks twice in every step but the last.
         calls = 2 * sampling.steps - 1 if sampling.sampler == "heun" else sampling.steps
         calls *= 2 if sampling.guidance_scale != 1 else 1
+        state = abstract_state(task, self._mesh)
+        rows = step_batch(self.config, task, self._frozen, self._mesh)
+        step = model_flops(self.config, state, self._frozen, rows)
         return {
             "parameters": sum(value.size for value in self._params.values()),
+            "training_flops": step / self.config.train.batch_size,
             "evaluations": calls,
             "flops": calls * count_flops(call, self._params, jax.random.key(0), t),
         }

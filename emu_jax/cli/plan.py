@@ -8,26 +8,23 @@ prints a row a topology: memory, modelled time, traffic. Neither data sets nor f
 made. Status 1 where a step does not fit.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from absl import flags
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from emu_jax.cli import parts
 from emu_jax.cli.config import parse
+from emu_jax.cli.cost import model_flops, step_batch
 from emu_jax.cli.generator import unread
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import placement
 from emu_jax.planning.chips import Topology, open_topology
-from emu_jax.planning.flops import step_flops
-from emu_jax.planning.inputs import abstract_frozen, train_batch
+from emu_jax.planning.inputs import abstract_frozen
 from emu_jax.planning.plan import Plan, make_plan
 from emu_jax.planning.report import print_plans, save
-from emu_jax.tasks.base import Batch, Task
-from emu_jax.training.state import TrainState, abstract_state
+from emu_jax.training.state import abstract_state
 
 PROGRAM = "emu-jax plan"
 
@@ -66,25 +63,6 @@ def plan(config: ConfigDict, topology: Topology) -> Plan:
         model_flops(config, state, frozen, batch),
         seed=config.train.seed,
         accumulate=config.train.accumulate,
-    )
-
-
-def model_flops(
-    config: ConfigDict, state: TrainState, frozen: Mapping[str, Any], batch: Batch
-) -> float:
-    """FLOPs of the config's step: of its mathematics, with attention not padded to any tiles."""
-    return sum(step_flops(parts.make_task(config), state, frozen, batch).values())
-
-
-def step_batch(config: ConfigDict, task: Task, frozen: Mapping[str, Any], mesh: Mesh) -> Batch:
-    """The abstract batch of the config's training stream."""
-    return train_batch(
-        task,
-        parts.stream_spec(config),
-        frozen,
-        mesh,
-        cached_latents=config.data.cache_latents,
-        cached_text=config.data.cache_text,
     )
 
 

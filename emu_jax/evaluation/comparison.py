@@ -123,14 +123,16 @@ def costs(drawn: Sequence[Drawn]) -> Section:
                 f"{sampling['sampler']}, {sampling['steps']} steps, "
                 f"guidance {sampling['guidance_scale']:g}",
                 facts["parameters"],
+                facts["training_flops"] / 1e9,
                 facts["evaluations"],
                 facts["flops"] / 1e9,
                 facts["seconds"],
                 facts["kept_loss"],
             ]
         )
-    columns = ["model", "step", "weights", "sampling", "parameters", "network calls"]
-    return Table("Models", [*columns, "GFLOP a picture", "seconds a picture", "kept loss"], rows)
+    columns = ["model", "step", "weights", "sampling", "parameters", "GFLOP a picture trained on"]
+    drawing = ["network calls", "GFLOP a picture drawn", "seconds a picture drawn", "kept loss"]
+    return Table("Models", [*columns, *drawing], rows)
 
 
 def training(runs: Mapping[str, epath.Path], chosen: Mapping[str, Mapping[str, Any]]) -> Section:

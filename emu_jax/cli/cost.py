@@ -1,0 +1,32 @@
+"""What a config's training step costs, for those who plan it, time it or compare it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from emu_jax.cli import parts
+from emu_jax.planning.flops import step_flops
+from emu_jax.planning.inputs import train_batch
+from emu_jax.tasks.base import Batch, Task
+from emu_jax.training.state import TrainState
+
+
+def model_flops(
+    config: ConfigDict, state: TrainState, frozen: Mapping[str, Any], batch: Batch
+) -> float:
+    """FLOPs of the config's step: of its mathematics, with attention not padded to any tiles."""
+    return sum(step_flops(parts.make_task(config), state, frozen, batch).values())
+
+
+def step_batch(config: ConfigDict, task: Task, frozen: Mapping[str, Any], mesh: Mesh) -> Batch:
+    """The abstract batch of the config's training stream."""
+    return train_batch(
+        task,
+        parts.stream_spec(config),
+        frozen,
+        mesh,
+        cached_latents=config.data.cache_latents,
+        cached_text=config.data.cache_text,
+    )
