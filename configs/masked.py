@@ -54,7 +54,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     if chosen.size == "base":
         _enlarge(config)
     if chosen.stage == "quality_tune":
-        haystack.quality_tune(config, "builtin:masked_64")
+        haystack.quality_tune(config, "runs/masked")
     if chosen.size == "test":
         haystack.shrink(config)
         config.denoiser.update(dict(width=16, depth=2, heads=2, mlp_width=32))

@@ -89,8 +89,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.train.steps = 3000
     if tuning:
         # No judge by the way: it knows 64 pixels.
-        shipped = "builtin:pixel_diffusion_32" if base else "builtin:pixel_super_64"
-        haystack.quality_tune(config, shipped, judge="")
+        haystack.quality_tune(config, "runs/pixels" if base else "runs/super", judge="")
     if chosen.size == "test":
         haystack.shrink(config)
         _shrink(config, base)
