@@ -15,11 +15,16 @@ from PIL import Image
 from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.manager import Checkpoints
 from emu_jax.cli import parts
+from emu_jax.cli.cascade import Cascade
+from emu_jax.cli.config import read
+from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.data.images import prepare
 from emu_jax.data.mixture import Part
 from emu_jax.data.source import open_source
+from emu_jax.errors import UserError
 from emu_jax.tasks.base import to_unit_range
+from emu_jax.tasks.codecs import CODEBOOK
 
 # A rate so high, and so many codes revived, that four steps leave their traces.
 VQ = (
@@ -158,6 +163,128 @@ def test_a_masked_checkpoint_is_exported_and_drawn(masked_run, pictures, tmp_pat
     assert len(drawn["run"]) == 2 and drawn["run"][0].shape == (16, 16, 3)
     np.testing.assert_array_equal(drawn["model"], drawn["run"])
     assert not np.array_equal(drawn["negative"], drawn["run"])
+
+
+# Super-resolution --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fine_run(pictures, tmp_path_factory):
+    """A finer codebook: 4 x 4 tokens of what ``vq_run`` has 2 x 2 of."""
+    workdir = tmp_path_factory.mktemp("fine") / "run"
+    sizes = [f"--config.autoencoder.{name}=(4,4,4)" for name in ("widths", "decoder_widths")]
+    more = (*VQ[1:], *sizes, "--config.train.steps=1", "--config.train.validate_every=0")
+    train("autoencoder", "size=test,kind=vq", workdir, pictures, *more)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def super_command(fine_run, vq_run, cached):
+    return (
+        f"--config.codec.path={fine_run}",
+        f"--config.low_codec.path={vq_run}",
+        "--config.train.steps=4",
+        "--config.train.preview_every=4",
+        RATE,
+        *cached,
+    )
+
+
+@pytest.fixture(scope="module")
+def super_run(super_command, pictures, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("super") / "run"
+    train("masked", "size=test,part=super", workdir, pictures, *super_command)
+    return workdir
+
+
+def test_a_super_resolution_run_is_resumed_bit_for_bit(
+    super_run, super_command, pictures, tmp_path
+):
+    copy = again(super_run, tmp_path / "again", 2)
+    train("masked", "size=test,part=super", copy, pictures, *super_command)
+    same(super_run, copy)
+    shown = {file.name.split("_", 1)[-1] for file in super_run.glob("images/*.png")}
+    assert any("low_resolution" in name for name in shown)
+
+
+def test_cached_coarse_tokens_are_the_base_codecs(super_run, masked_run, cached):
+    """Those that the base's own cache has of the same pictures."""
+    folder = Path(cached[-1].split("=")[1])
+    both = {path.parent: np.load(path) for path in folder.glob("latents_*/*/low.npy")}
+    assert sorted(len(low) for low in both.values()) == [24, 24, 48, 48]
+    for place, low in both.items():
+        assert np.load(place / "moments.npy").shape == (len(low), 4, 4)
+    bases = [np.load(p) for p in folder.glob("latents_*/*/moments.npy") if p.parent not in both]
+    assert all(any(np.array_equal(low, base) for base in bases) for low in both.values())
+
+
+def test_a_cascade_hands_on_the_very_tokens(masked_run, super_run, tmp_path):
+    names, prompts, seeds = [str(masked_run), str(super_run)], ["a red disc", "blue ball"], [0, 1]
+    cascade = Cascade(names, batch_size=2)
+    base, stage = cascade.stages
+    assert (base.reads, stage.reads, stage.factor, cascade.side) == ("", "tokens", 1, 16)
+    drawn = list(cascade.draw(prompts, seeds))
+    tokens = list(base.draw(prompts, seeds, decode=False))
+    assert [x.shape for x in tokens] == [(2, 2)] * 2 and tokens[0].max() < 16
+    np.testing.assert_array_equal(list(stage.draw(prompts, seeds, low=tokens)), drawn)
+    other = [(x + 1) % 16 for x in tokens]
+    assert not np.array_equal(list(stage.draw(prompts, seeds, low=other)), drawn)
+    cost, costs = cascade.costs(), [each.costs() for each in cascade.stages]
+    assert cost["evaluations"] == 2 * 2 + 2 * 2 and cost["flops"] > costs[0]["flops"] > 0
+    # The command draws the same, and a picture to be enlarged is read as the tokens that it has.
+    sample = ["sample", prompts[0], f"--checkpoint={'+'.join(names)}", "--batch_size=2"]
+    assert main([*sample, f"--out={tmp_path}"]) == 0
+    (file,) = (file for file in tmp_path.glob("*.png") if file.name != "grid.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), drawn[0])
+    codec, frozen = base._task.codec, base._frozen["codec"]
+    seen = jax.jit(codec.moments)(frozen, to_unit_range(jnp.asarray(np.stack(drawn))))
+    tokens, out = np.asarray(seen), tmp_path / "large"
+    again = ["upsample", str(file), f"--prompt={prompts[0]}", f"--checkpoint={super_run}"]
+    assert main([*again, f"--out={out}"]) == 0
+    expected = next(stage.draw(prompts[:1], [0], low=list(tokens)))
+    found = np.asarray(Image.open(out / f"{file.stem}_x1.png"))
+    assert np.abs(found.astype(int) - expected).max() <= 1  # another batch size
+
+
+def test_stages_that_do_not_fit_are_refused(masked_run, super_run, generator_run, tmp_path, capsys):
+    out = f"--out={tmp_path}"
+    assert main(["sample", "a", f"--checkpoint={super_run}", out]) == 2
+    assert "name it behind what draws them" in capsys.readouterr().err
+    # Latents are no tokens; and numbers of one codebook say nothing of another's codes.
+    with pytest.raises(UserError, match=r"reads tokens of .* draws none of them"):
+        Cascade([str(generator_run), str(super_run)])
+    with pytest.raises(UserError, match="enlarges nothing"):
+        Cascade([str(masked_run), str(masked_run)])
+    base, stage = Generator(str(masked_run)), Generator(str(super_run))
+    assert stage.follows(base)
+    base._frozen["codec"][CODEBOOK] += 1e-3
+    assert not stage.follows(base)
+    Image.new("RGB", (20, 16)).save(tmp_path / "odd.png")
+    upsample = ["upsample", str(tmp_path / "odd.png"), f"--checkpoint={super_run}", out]
+    assert main(upsample) == 2
+    assert "16 x 20 are no whole number of tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("low_codec.path", "builtin:autoencoder_64", "low_codec gives no tokens"),
+        ("low_codec.path", "builtin:nothing", "No weights called builtin:nothing"),
+        ("low_codec.kind", "wavelet", "low_codec.kind is autoencoder or identity"),
+        ("low_resolution.factor", -1, "1 or more, not -1"),
+        ("denoiser.kind", "token_transformer", "super_resolution_transformer .* coarser ones"),
+        ("conditioner.width", 12, "set conditioner.width"),
+    ],
+)
+def test_parts_of_super_resolution_that_do_not_fit(key, value, words):
+    config = read(f"{runs.ROOT}/configs/masked.py:size=test,part=super")
+    config.codec.path = config.low_codec.path = (
+        f"{runs.ROOT}/configs/autoencoder.py:size=test,kind=vq"
+    )
+    parts.make_task(config)
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=words):
+        parts.make_task(config)
 
 
 def test_what_does_not_fit_is_one_sentence(masked_run, vq_run, pictures, tmp_path, capsys):
