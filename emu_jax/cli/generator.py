@@ -116,7 +116,8 @@ class Drawer:
         keys = jax.vmap(jax.random.key)(batch["seed"])
         height = width = side // task.codec.factor
         low = None
-        if "low" in batch and task.low:
+        if "low" in batch:
+            assert task.low is not None, "only a super-resolution stage is shown something"
             low = task.low.read(frozen, batch["low"])
             height, width = (n * task.low.scale // task.codec.factor for n in low.shape[1:3])
             keys = fold_in(keys, side)  # not the noise that the picture was drawn from
