@@ -12,12 +12,11 @@ import runs
 from ml_collections import ConfigDict
 from PIL import Image
 
-from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.export import load_model, save_model
 from emu_jax.checkpoint.manager import Checkpoints
 from emu_jax.cli import parts
-from emu_jax.cli.cascade import Cascade
+from emu_jax.cli.cascade import Cascade, open_generator
 from emu_jax.cli.config import read
-from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.data.images import prepare
 from emu_jax.data.mixture import Part
@@ -67,17 +66,14 @@ def vq_run(pictures, tmp_path_factory):
     return workdir
 
 
-def caches(folder):
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
     return (
         "--config.data.cache_latents=True",
         "--config.data.cache_text=True",
         f"--config.data.cache_dir={folder}",
     )
-
-
-@pytest.fixture(scope="module")
-def cached(tmp_path_factory):
-    return caches(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +109,7 @@ def test_a_masked_run_is_resumed_bit_for_bit(masked_run, vq_run, cached, picture
 def test_cached_tokens_are_the_codecs_own(masked_run, cached, vq_run, pictures):
     """The 24 pictures of a validation set, in order."""
     folder = Path(cached[-1].split("=")[1])
-    found = [np.load(path) for path in folder.glob("latents_*/*/moments.npy")]
+    found = [np.load(path) for path in folder.glob("latents_*/16x16/moments.npy")]
     (tokens,) = [one for one in found if len(one) == 24]
     codec, frozen = parts.make_codec(ConfigDict(dict(kind="autoencoder", path=str(vq_run))))
     source = open_source("folder/tiny", str(pictures))
@@ -172,24 +168,16 @@ def test_a_masked_checkpoint_is_exported_and_drawn(masked_run, pictures, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def fine_run(pictures, tmp_path_factory):
-    """A finer codebook: 4 x 4 tokens of what ``vq_run`` has 2 x 2 of."""
-    workdir = tmp_path_factory.mktemp("fine") / "run"
-    sizes = [f"--config.autoencoder.{name}=(4,4,4)" for name in ("widths", "decoder_widths")]
-    more = (*VQ[1:], *sizes, "--config.train.steps=1", "--config.train.validate_every=0")
-    train("autoencoder", "size=test,kind=vq", workdir, pictures, *more)
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def super_command(fine_run, vq_run, tmp_path_factory):
+def super_command(vq_run, cached):
+    """4 x 4 tokens of 32 x 32 pixels from the 2 x 2 of half as many, both in the one codebook."""
     return (
-        f"--config.codec.path={fine_run}",
-        f"--config.low_codec.path={vq_run}",
+        *(f"--config.{codec}.path={vq_run}" for codec in ("codec", "low_codec")),
+        "--config.data.image_size=32",
+        "--config.low_resolution.factor=2",
         "--config.train.steps=4",
-        "--config.train.preview_every=4",
+        "--config.train.validate_every=0",
         RATE,
-        *caches(tmp_path_factory.mktemp("super_cache")),
+        *cached,
     )
 
 
@@ -206,77 +194,66 @@ def test_a_super_resolution_run_is_resumed_bit_for_bit(
     copy = again(super_run, tmp_path / "again", 2)
     train("masked", "size=test,part=super", copy, pictures, *super_command)
     same(super_run, copy)
-    shown = {file.name.split("_", 1)[-1] for file in super_run.glob("images/*.png")}
-    assert any("low_resolution" in name for name in shown)
 
 
-def test_cached_coarse_tokens_are_the_bases_own(super_run, super_command, masked_run, cached):
-    """What the base's cache has of the same pictures, each set of them of another length."""
+def test_cached_coarse_tokens_are_the_shrunk_pictures_own(super_run, cached, vq_run, pictures):
+    """The 24 pictures of a validation set, in order."""
+    places = Path(cached[-1].split("=")[1]).glob("latents_*/*/low.npy")
+    (found,) = [place.parent for place in places if len(np.load(place)) == 24]
+    codec, frozen = parts.make_codec(ConfigDict(dict(kind="autoencoder", path=str(vq_run))))
+    source = open_source("folder/tiny", str(pictures))
+    images = np.stack([prepare(source.read(r), (32, 32))[0] for r in Part(source).records()])
+    params = {path: jnp.asarray(value) for path, value in frozen["codec"].tensors()}
+    small = np.asarray(to_unit_range(jnp.asarray(images))).reshape(24, 16, 2, 16, 2, 3)
+    own = jax.jit(codec.moments)(params, jnp.asarray(small.mean((2, 4))))
+    # One of 96 may lie between two codes.
+    assert np.mean(np.load(found / "low.npy") == own) > 0.98 and len(np.unique(own)) > 3
+    assert np.load(found / "moments.npy").shape == (24, 4, 4)
 
-    def found(cache, name):
-        places = Path(cache[-1].split("=")[1]).glob(f"latents_*/*/{name}.npy")
-        return {len(array): array for array in map(np.load, places)}
 
-    low, fine = (found(super_command, name) for name in ("low", "moments"))
-    base = found(cached, "moments")
-    assert low.keys() == fine.keys() == base.keys() == {24, 48}
-    for n, tokens in low.items():
-        np.testing.assert_array_equal(tokens, base[n])
-        assert fine[n].shape == (n, 4, 4) and len(np.unique(tokens)) > 1
-
-
-def test_a_cascade_hands_on_the_very_tokens(masked_run, super_run, tmp_path):
-    names, prompts, seeds = [str(masked_run), str(super_run)], ["a red disc", "blue ball"], [0, 1]
-    cascade = Cascade(names, batch_size=2)
+def test_a_cascade_hands_on_the_very_tokens(masked_run, super_run):
+    prompts, seeds = ["a red disc", "blue ball"], [0, 1]
+    cascade = open_generator(f"{masked_run}+{super_run}", batch_size=2)
+    assert isinstance(cascade, Cascade) and cascade.side == 32
     base, stage = cascade.stages
-    assert (base.reads, stage.reads, stage.factor, cascade.side) == ("", "tokens", 1, 16)
     drawn = list(cascade.draw(prompts, seeds))
+    assert [x.shape for x in drawn] == [(32, 32, 3)] * 2
     tokens = list(base.draw(prompts, seeds, decode=False))
-    assert [x.shape for x in tokens] == [(2, 2)] * 2 and tokens[0].max() < 16
+    assert [x.shape for x in tokens] == [(2, 2)] * 2 and np.max(tokens) < 16
     np.testing.assert_array_equal(list(stage.draw(prompts, seeds, low=tokens)), drawn)
     other = [(x + 1) % 16 for x in tokens]
     assert not np.array_equal(list(stage.draw(prompts, seeds, low=other)), drawn)
-    cost, costs = cascade.costs(), [each.costs() for each in cascade.stages]
-    assert cost["evaluations"] == 2 * 2 + 2 * 2 and cost["flops"] > costs[0]["flops"] > 0
-    # The command draws the same, and a picture to be enlarged is read as the tokens that it has.
-    sample = ["sample", prompts[0], f"--checkpoint={'+'.join(names)}", "--batch_size=2"]
-    assert main([*sample, f"--out={tmp_path}"]) == 0
-    (file,) = (file for file in tmp_path.glob("*.png") if file.name != "grid.png")
-    np.testing.assert_array_equal(np.asarray(Image.open(file)), drawn[0])
+    costs = [each.costs() for each in cascade.stages]
+    assert cascade.costs()["evaluations"] == 2 * 2 + 2 * 2
+    assert costs[1]["flops"] > costs[0]["flops"] > 0
+    # A picture in their place is read as the tokens that it has.
+    pictures = list(base.draw(prompts, seeds))
     codec, frozen = base._task.codec, base._frozen["codec"]
-    seen = jax.jit(codec.moments)(frozen, to_unit_range(jnp.asarray(np.stack(drawn))))
-    tokens, out = np.asarray(seen), tmp_path / "large"
-    again = ["upsample", str(file), f"--prompt={prompts[0]}", f"--checkpoint={super_run}"]
-    assert main([*again, f"--out={out}"]) == 0
-    expected = next(stage.draw(prompts[:1], [0], low=list(tokens)))
-    found = np.asarray(Image.open(out / f"{file.stem}_x1.png"))
-    assert np.abs(found.astype(int) - expected).max() <= 1  # another batch size
+    seen = jax.jit(codec.moments)(frozen, to_unit_range(jnp.asarray(np.stack(pictures))))
+    by_tokens, by_pictures = (
+        np.stack(list(stage.draw(prompts, seeds, low=list(low)))).astype(int)
+        for low in (np.asarray(seen), pictures)
+    )
+    assert np.abs(by_tokens - by_pictures).max() <= 1
 
 
-def test_stages_that_do_not_fit_are_refused(masked_run, super_run, generator_run, tmp_path, capsys):
-    out = f"--out={tmp_path}"
-    assert main(["sample", "a", f"--checkpoint={super_run}", out]) == 2
+def test_stages_that_do_not_fit_are_refused(masked_run, super_run, vq_run, tmp_path, capsys):
+    """Alone; and behind a base whose numbers are those of other codes."""
+    assert main(["sample", "a", f"--checkpoint={super_run}", f"--out={tmp_path}"]) == 2
     assert "name it behind what draws them" in capsys.readouterr().err
-    # Latents are no tokens; and numbers of one codebook say nothing of another's codes.
-    with pytest.raises(UserError, match=r"reads tokens of .* draws none of them"):
-        Cascade([str(generator_run), str(super_run)])
-    with pytest.raises(UserError, match="enlarges nothing"):
-        Cascade([str(masked_run), str(masked_run)])
-    base, stage = Generator(str(masked_run)), Generator(str(super_run))
-    assert stage.follows(base)
-    base._frozen["codec"][CODEBOOK] += 1e-3
-    assert not stage.follows(base)
-    Image.new("RGB", (20, 16)).save(tmp_path / "odd.png")
-    upsample = ["upsample", str(tmp_path / "odd.png"), f"--checkpoint={super_run}", out]
-    assert main(upsample) == 2
-    assert "16 x 20 are no whole number of tokens" in capsys.readouterr().err
+    vq, masked = load_model(str(vq_run)), load_model(str(masked_run))
+    codes = {CODEBOOK: vq.params[CODEBOOK] + 1}
+    save_model(str(tmp_path / "vq"), vq.params | codes, vq.config, vq.meta, "float32")
+    masked.config["codec"]["path"] = str(tmp_path / "vq")
+    save_model(str(tmp_path / "base"), masked.params, masked.config, masked.meta, "float32")
+    with pytest.raises(UserError, match=r"reads tokens of .*, and .*base draws none of them"):
+        Cascade([str(tmp_path / "base"), str(super_run)])
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
         ("low_codec.path", "builtin:autoencoder_64", "low_codec gives no tokens"),
-        ("low_codec.path", "builtin:nothing", "No weights called builtin:nothing"),
         ("low_codec.kind", "wavelet", "low_codec.kind is autoencoder or identity"),
         ("low_resolution.factor", -1, "1 or more, not -1"),
         ("denoiser.kind", "token_transformer", "super_resolution_transformer .* coarser ones"),
@@ -285,10 +262,8 @@ def test_stages_that_do_not_fit_are_refused(masked_run, super_run, generator_run
 )
 def test_parts_of_super_resolution_that_do_not_fit(key, value, words):
     config = read(f"{runs.ROOT}/configs/masked.py:size=test,part=super")
-    config.codec.path = config.low_codec.path = (
-        f"{runs.ROOT}/configs/autoencoder.py:size=test,kind=vq"
-    )
-    parts.make_task(config)
+    untrained = f"{runs.ROOT}/configs/autoencoder.py:size=test,kind=vq"
+    config.codec.path = config.low_codec.path = untrained
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=words):
         parts.make_task(config)

@@ -71,7 +71,11 @@ class Oracle(nnx.Module):
 
 MOSAIC = Network(lambda rngs: Mosaic(rngs=rngs))
 COARSE, FINE = (TokenCodec(MOSAIC, len(COLOURS), 3, 2) for _ in range(2))
-FROZEN = {name: {CODEBOOK: jnp.asarray(COLOURS)} for name in ("codec", LOW_CODEC)}
+# The coarse codebook has the same colours, numbered from the other end.
+FROZEN = {
+    "codec": {CODEBOOK: jnp.asarray(COLOURS)},
+    LOW_CODEC: {CODEBOOK: jnp.asarray(COLOURS[::-1])},
+}
 
 
 def tokens_of_tokens(denoiser, factor=2, **changes):
@@ -153,11 +157,11 @@ def test_windows_are_parts_of_their_pictures_everywhere():
 def test_tokens_are_the_shrunk_pictures_own():
     """Squares of one colour, of 4 pixels a side: one token each of the picture half as large."""
     wanted = np.random.default_rng(0).integers(0, 3, (2, 3, 5))
-    x = jnp.asarray(COLOURS[wanted].repeat(4, 1).repeat(4, 2))
+    x = jnp.asarray(COLOURS[2 - wanted].repeat(4, 1).repeat(4, 2))
     low = LowTokens(COARSE, 2)
     np.testing.assert_array_equal(low.latents(FROZEN, x)["low"], wanted)
     fine = FINE.moments(FROZEN["codec"], x)
-    np.testing.assert_array_equal(fine, wanted.repeat(2, 1).repeat(2, 2))
+    np.testing.assert_array_equal(fine, 2 - wanted.repeat(2, 1).repeat(2, 2))
     np.testing.assert_array_equal(low.picture(FROZEN, jnp.asarray(wanted)), shrink(x, 2))
     # Given are tokens, or a picture as small as what they stand for.
     small = ((np.asarray(shrink(x, 2)) + 1) * 127.5).astype(np.uint8)
@@ -200,7 +204,7 @@ class Marginal(nnx.Module):
 @pytest.mark.parametrize("cached", [False, True])
 def test_the_loss_is_the_cross_entropy_given_the_coarse_tokens(cached):
     """Of pictures of one colour, so that it does not matter which of a row's tokens are masked."""
-    colour, n = np.array([0, 1, 0, 1]), 4
+    colour, n = np.array([1, 2, 1, 2]), 4
     task = tokens_of_tokens(Marginal)
     image = (
         ((COLOURS[colour] + 1) * 127.5).astype(np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
@@ -222,11 +226,13 @@ def test_the_loss_is_the_cross_entropy_given_the_coarse_tokens(cached):
 
     x0 = jnp.asarray(colour)[:, None, None].repeat(4, 1).repeat(4, 2)
     weight = task.process.corrupt(jax.random.split(KEY, 3)[2], x0).weight
-    entropy = -np.log(JOINT.sum(2)[colour, colour])
+    entropy = -np.log(JOINT.sum(2)[2 - colour, colour])
     np.testing.assert_allclose(loss("generator", rows), np.mean(weight * entropy), rtol=1e-5)
-    # In validation no other condition comes in.
-    total, count = task.validate({}, FROZEN, {}, {"kept": rows}, KEY)["loss"]
-    assert count == n and np.isfinite(total)
+    sums = task.validate({}, FROZEN, {}, {"kept": rows}, KEY)
+    assert sums["loss"][1] == n and np.isfinite(sums["loss"][0])
+    shown = jax.jit(lambda rows: task.preview({}, FROZEN, {}, {"kept": rows}, KEY))(rows)
+    np.testing.assert_array_equal(shown["low_resolution"], image[:, ::2, ::2])
+    assert shown["samples"].shape == image.shape
 
 
 @pytest.mark.parametrize(
