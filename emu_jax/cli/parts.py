@@ -289,14 +289,14 @@ def make_denoiser(
         "attend": on.attend,
     }
     data = "tokens" if isinstance(codec, TokenCodec) else "continuous data"
-    if isinstance(low, LowTokens):
-        kinds = {"super_resolution_transformer": SuperResolutionTransformer}
-        data = "tokens to be drawn from coarser ones"
-        arguments |= {"low_codes": low.codec.codes, "low_side": side * codec.factor // low.scale}
-        arguments |= {"codes": codec.codes, "side": side}
-    elif isinstance(codec, TokenCodec):
+    if isinstance(codec, TokenCodec):
         kinds = {"token_transformer": TokenTransformer}
         arguments |= {"codes": codec.codes, "side": side}
+        if isinstance(low, LowTokens):
+            kinds = {"super_resolution_transformer": SuperResolutionTransformer}
+            data = "tokens to be drawn from coarser ones"
+            low_side = side * codec.factor // low.scale
+            arguments |= {"low_codes": low.codec.codes, "low_side": low_side}
     else:
         if kind == "unet":
             arguments["gather"] = on.gather

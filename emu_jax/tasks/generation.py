@@ -294,7 +294,7 @@ class Generation:
         network, x = cast((subtree(params, "denoiser"), x), self.compute_dtype)
         if by.spatial is not None:
             x = jnp.concatenate([x, by.spatial.astype(x.dtype)], axis=-1)
-        seen = {"level": by.level, "low": by.low}
+        seen: dict[str, Any] = {"level": by.level, "low": by.low}
         seen = {name: value for name, value in seen.items() if value is not None}
         output = self.denoiser(network, x, told, by.context, by.mask, by.vector, **seen)
         return output.astype(jnp.float32)
