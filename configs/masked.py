@@ -1,23 +1,34 @@
-"""Masked generation as Muse does it: a frozen codebook's tokens, a transformer, frozen encoders.
+"""Masked generation as Muse does it: a frozen codebook's tokens, transformers, frozen encoders.
 
     emu-jax train --config=configs/autoencoder.py:size=tiny,kind=vq --workdir=runs/vq
     emu-jax train --config=configs/masked.py:size=tiny,stage=pretrain --workdir=runs/masked
     emu-jax train --config=configs/masked.py:size=tiny,stage=quality_tune \\
         --config.init_from=runs/masked --workdir=runs/masked_tuned
 
+    emu-jax train --config=configs/autoencoder.py:size=tiny_f4,kind=vq --workdir=runs/vq_f4
+    emu-jax train --config=configs/masked.py:size=tiny,part=super --workdir=runs/masked_super
+    emu-jax sample "a red fox" --checkpoint=runs/masked+runs/masked_super
+
+part=base draws. part=super draws the tokens of a finer codebook (`--config.codec.path`) from those
+of a coarser one (`--config.low_codec.path`), the base's, and the text; it is trained and tuned by
+itself, on the tokens of real pictures.
+
 Data and stages are those of latent_diffusion.py: the haystack, then needles alone, batch 64, a
 small constant rate, few steps. (Noise offset has no counterpart in tokens.)
 
-size=tiny: 64 x 64 pictures as 16 x 16 tokens, 5.8 M parameters, for two CPU cores. No weights of it
-are shipped: `--config.codec.path` names the autoencoder (by default runs/vq), which is trained
-first. size=test: a few thousand parameters for tests.
+size=tiny: 64 x 64 pictures as 8 x 8 tokens, 8.1 M parameters, for two CPU cores; part=super makes
+16 x 16 tokens of them, 2.5 M. No weights of it are shipped: `--config.codec.path` names the
+autoencoder (by default runs/vq, of part=super runs/vq_f4), which is trained first. size=test: a few
+thousand parameters for tests.
 
 size=base is Muse's: 48 layers, width 2,048, MLP 8,192, texts of T5-XXL projected to that width,
 256 x 256 as 16 x 16 tokens of 8,192 codes; Adafactor 1e-4, decay 0.045, batch 512, 1.5 M steps, in
 bf16 with tokens and texts from caches. These sizes give 3.3 B parameters, which the paper calls
 3 B. (Adafactor's second moment decays by its own 1 - n^-0.8 here, not by the paper's constant
-0.96.) To train it takes `--config.codec.path`, a run of autoencoder.py:size=f16,kind=vq, and
-`--config.text.t5.path`; to plan it takes neither:
+0.96.) Its part=super, 16 low-resolution and 32 layers, width 1,024, MLP 4,096, 764 M parameters,
+makes 512 x 512 as 64 x 64 tokens of them; 1 M steps. To train they take `--config.text.t5.path` and
+runs of autoencoder.py:kind=vq, size=f16 as `--config.codec.path`, or, for part=super, size=f8 as
+that and size=f16 as `--config.low_codec.path`; to plan they take neither:
 
     emu-jax plan --config=configs/masked.py:size=base --topology=v5p:4x4x8 \\
         --config.mesh.fsdp=16 --out=runs/plan
@@ -32,7 +43,13 @@ from emu_jax.cli.config import options
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    chosen = options(argument, size=("tiny", "test", "base"), stage=("pretrain", "quality_tune"))
+    chosen = options(
+        argument,
+        size=("tiny", "test", "base"),
+        part=("base", "super"),
+        stage=("pretrain", "quality_tune"),
+    )
+    base = chosen.part == "base"
     config = haystack.pretraining()
     config.codec = dict(kind="autoencoder", path="builtin:vq_64")
     config.denoiser = dict(
@@ -51,28 +68,65 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     config.groups = haystack.generator(learning_rate=6e-4, warmup=500, b2=0.96, weight_decay=0.045)
     config.data.cache_latents = True
+    if not base:
+        _super_resolution(config)
     if chosen.size == "base":
-        _enlarge(config)
+        _enlarge(config, base)
     if chosen.stage == "quality_tune":
-        haystack.quality_tune(config, "runs/masked")
+        # No judge by the way of a part that cannot draw by itself.
+        if base:
+            haystack.quality_tune(config, "runs/masked")
+        else:
+            haystack.quality_tune(config, "runs/masked_super", judge="")
     if chosen.size == "test":
         haystack.shrink(config)
         config.denoiser.update(dict(width=16, depth=2, heads=2, mlp_width=32))
+        if not base:
+            config.conditioner.width = 16
+            config.denoiser.update(dict(low_depth=1, block=2))
     return config
 
 
-def _enlarge(config: ConfigDict) -> None:
-    """Muse's base model and its training."""
+def _super_resolution(config: ConfigDict) -> None:
+    """Finer tokens of the same pictures, given the base's."""
+    config.codec.path = "runs/vq_f4"
+    config.low_codec = dict(kind="autoencoder", path="runs/vq")
+    # How much smaller the picture is whose tokens it is shown.
+    config.low_resolution = dict(factor=1)
+    config.conditioner.width = 128
+    config.denoiser = dict(
+        kind="super_resolution_transformer",
+        width=128,
+        low_depth=2,
+        depth=4,
+        heads=4,
+        mlp_width=512,
+        block=4,
+        remat=False,
+    )
+    config.sampling.steps = 8
+    config.train.steps = 8000
+
+
+def _enlarge(config: ConfigDict, base: bool) -> None:
+    """Muse's two models and their training."""
     config.compute_dtype = "bfloat16"
-    config.data.image_size = 256
+    config.data.image_size = 256 if base else 512
     # Their shapes, to plan with; to train, the paths of real ones.
-    config.codec.path = f"{Path(__file__).parent}/autoencoder.py:size=f16,kind=vq"
+    autoencoders = f"{Path(__file__).parent}/autoencoder.py:kind=vq,size="
+    config.codec.path = autoencoders + ("f16" if base else "f8")
     config.text = dict(t5=dict(kind="t5", size="xxl", path="", length=128, dtype="bfloat16"))
-    config.conditioner.width = 2048
-    config.denoiser.update(dict(width=2048, depth=48, heads=16, mlp_width=8192, remat=True))
-    config.sampling.steps = 24
+    if base:
+        config.denoiser.update(dict(width=2048, depth=48, heads=16, mlp_width=8192, remat=True))
+        config.sampling.steps = 24
+    else:
+        config.low_codec.path = autoencoders + "f16"
+        config.low_resolution.factor = 2
+        config.denoiser.update(dict(width=1024, low_depth=16, depth=32, heads=16, mlp_width=4096))
+        config.denoiser.update(dict(block=8, remat=True))
+    config.conditioner.width = config.denoiser.width
     config.groups.generator.ema_decay = 0.9999
     config.groups.generator.optimizer.update(
         dict(name="adafactor", learning_rate=1e-4, schedule="constant", warmup=5000, b2=0.999)
     )
-    config.train.update(dict(steps=1_500_000, batch_size=512))
+    config.train.update(dict(steps=1_500_000 if base else 1_000_000, batch_size=512))

@@ -12,14 +12,18 @@ import runs
 from ml_collections import ConfigDict
 from PIL import Image
 
-from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.export import load_model, save_model
 from emu_jax.checkpoint.manager import Checkpoints
 from emu_jax.cli import parts
+from emu_jax.cli.cascade import Cascade, open_generator
+from emu_jax.cli.config import read
 from emu_jax.cli.main import main
 from emu_jax.data.images import prepare
 from emu_jax.data.mixture import Part
 from emu_jax.data.source import open_source
+from emu_jax.errors import UserError
 from emu_jax.tasks.base import to_unit_range
+from emu_jax.tasks.codecs import CODEBOOK
 
 # A rate so high, and so many codes revived, that four steps leave their traces.
 VQ = (
@@ -105,7 +109,7 @@ def test_a_masked_run_is_resumed_bit_for_bit(masked_run, vq_run, cached, picture
 def test_cached_tokens_are_the_codecs_own(masked_run, cached, vq_run, pictures):
     """The 24 pictures of a validation set, in order."""
     folder = Path(cached[-1].split("=")[1])
-    found = [np.load(path) for path in folder.glob("latents_*/*/moments.npy")]
+    found = [np.load(path) for path in folder.glob("latents_*/16x16/moments.npy")]
     (tokens,) = [one for one in found if len(one) == 24]
     codec, frozen = parts.make_codec(ConfigDict(dict(kind="autoencoder", path=str(vq_run))))
     source = open_source("folder/tiny", str(pictures))
@@ -158,6 +162,112 @@ def test_a_masked_checkpoint_is_exported_and_drawn(masked_run, pictures, tmp_pat
     assert len(drawn["run"]) == 2 and drawn["run"][0].shape == (16, 16, 3)
     np.testing.assert_array_equal(drawn["model"], drawn["run"])
     assert not np.array_equal(drawn["negative"], drawn["run"])
+
+
+# Super-resolution --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def super_command(vq_run, cached):
+    """4 x 4 tokens of 32 x 32 pixels from the 2 x 2 of half as many, both in the one codebook."""
+    return (
+        *(f"--config.{codec}.path={vq_run}" for codec in ("codec", "low_codec")),
+        "--config.data.image_size=32",
+        "--config.low_resolution.factor=2",
+        "--config.train.steps=4",
+        "--config.train.validate_every=0",
+        RATE,
+        *cached,
+    )
+
+
+@pytest.fixture(scope="module")
+def super_run(super_command, pictures, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("super") / "run"
+    train("masked", "size=test,part=super", workdir, pictures, *super_command)
+    return workdir
+
+
+def test_a_super_resolution_run_is_resumed_bit_for_bit(
+    super_run, super_command, pictures, tmp_path
+):
+    copy = again(super_run, tmp_path / "again", 2)
+    train("masked", "size=test,part=super", copy, pictures, *super_command)
+    same(super_run, copy)
+
+
+def test_cached_coarse_tokens_are_the_shrunk_pictures_own(super_run, cached, vq_run, pictures):
+    """The 24 pictures of a validation set, in order."""
+    places = Path(cached[-1].split("=")[1]).glob("latents_*/*/low.npy")
+    (found,) = [place.parent for place in places if len(np.load(place)) == 24]
+    codec, frozen = parts.make_codec(ConfigDict(dict(kind="autoencoder", path=str(vq_run))))
+    source = open_source("folder/tiny", str(pictures))
+    images = np.stack([prepare(source.read(r), (32, 32))[0] for r in Part(source).records()])
+    params = {path: jnp.asarray(value) for path, value in frozen["codec"].tensors()}
+    small = np.asarray(to_unit_range(jnp.asarray(images))).reshape(24, 16, 2, 16, 2, 3)
+    own = jax.jit(codec.moments)(params, jnp.asarray(small.mean((2, 4))))
+    # One of 96 may lie between two codes.
+    assert np.mean(np.load(found / "low.npy") == own) > 0.98 and len(np.unique(own)) > 3
+    assert np.load(found / "moments.npy").shape == (24, 4, 4)
+
+
+def test_a_cascade_hands_on_the_very_tokens(masked_run, super_run):
+    prompts, seeds = ["a red disc", "blue ball"], [0, 1]
+    cascade = open_generator(f"{masked_run}+{super_run}", batch_size=2)
+    assert isinstance(cascade, Cascade) and cascade.side == 32
+    base, stage = cascade.stages
+    # Four steps of training make little of what it is shown: say it louder.
+    stage._params["denoiser/low_stem/tokens/embedding"] *= 100
+    drawn = list(cascade.draw(prompts, seeds))
+    assert [x.shape for x in drawn] == [(32, 32, 3)] * 2
+    tokens = list(base.draw(prompts, seeds, decode=False))
+    assert [x.shape for x in tokens] == [(2, 2)] * 2 and np.max(tokens) < 16
+    np.testing.assert_array_equal(list(stage.draw(prompts, seeds, low=tokens)), drawn)
+    other = [(x + 1) % 16 for x in tokens]
+    assert not np.array_equal(list(stage.draw(prompts, seeds, low=other)), drawn)
+    cost = cascade.costs()
+    assert cost["evaluations"] == 2 * 2 + 2 * 2 and cost["flops"] > base.costs()["flops"] > 0
+    # A picture in their place is read as the tokens that it has.
+    pictures = list(base.draw(prompts, seeds))
+    codec, frozen = base._task.codec, base._frozen["codec"]
+    seen = jax.jit(codec.moments)(frozen, to_unit_range(jnp.asarray(np.stack(pictures))))
+    by_tokens, by_pictures = (
+        np.stack(list(stage.draw(prompts, seeds, low=list(low)))).astype(int)
+        for low in (np.asarray(seen), pictures)
+    )
+    assert np.abs(by_tokens - by_pictures).max() <= 1
+
+
+def test_stages_that_do_not_fit_are_refused(masked_run, super_run, vq_run, tmp_path, capsys):
+    """Alone; and behind a base whose numbers are those of other codes."""
+    assert main(["sample", "a", f"--checkpoint={super_run}", f"--out={tmp_path}"]) == 2
+    assert "name it behind what draws them" in capsys.readouterr().err
+    vq, masked = load_model(str(vq_run)), load_model(str(masked_run))
+    codes = {CODEBOOK: vq.params[CODEBOOK] + 1}
+    save_model(str(tmp_path / "vq"), vq.params | codes, vq.config, vq.meta, "float32")
+    masked.config["codec"]["path"] = str(tmp_path / "vq")
+    save_model(str(tmp_path / "base"), masked.params, masked.config, masked.meta, "float32")
+    with pytest.raises(UserError, match=r"reads tokens of .*, and .*base draws none of them"):
+        Cascade([str(tmp_path / "base"), str(super_run)])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("low_codec.path", "builtin:autoencoder_64", "low_codec gives no tokens"),
+        ("low_codec.kind", "wavelet", "low_codec.kind is autoencoder or identity"),
+        ("low_resolution.factor", -1, "1 or more, not -1"),
+        ("denoiser.kind", "token_transformer", "super_resolution_transformer .* coarser ones"),
+        ("conditioner.width", 12, "set conditioner.width"),
+    ],
+)
+def test_parts_of_super_resolution_that_do_not_fit(key, value, words):
+    config = read(f"{runs.ROOT}/configs/masked.py:size=test,part=super")
+    untrained = f"{runs.ROOT}/configs/autoencoder.py:size=test,kind=vq"
+    config.codec.path = config.low_codec.path = untrained
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=words):
+        parts.make_task(config)
 
 
 def test_what_does_not_fit_is_one_sentence(masked_run, vq_run, pictures, tmp_path, capsys):

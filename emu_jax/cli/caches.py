@@ -22,8 +22,9 @@ from emu_jax.data.precompute import (
 )
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
-from emu_jax.tasks.base import Frozen, Task, to_unit_range
+from emu_jax.tasks.base import Frozen, Task
 from emu_jax.tasks.generation import Generation
+from emu_jax.tasks.upsampling import LOW_CODEC, LowTokens
 from emu_jax.text.encoder import TextEncoder
 
 
@@ -62,13 +63,19 @@ def _latents(
     spec: StreamSpec,
 ) -> Cache:
     made_from = moments_fingerprint(spec, sources, task.frozen["codec"].fingerprint, "float32")
+    if isinstance(task.low, LowTokens):
+        made_from["low encoder"] = task.frozen[LOW_CODEC].fingerprint
+        made_from["low factor"] = str(task.low.factor)
     folder = root / f"latents_{digest(made_from)[:16]}"
     if folder.exists():
         return Cache.open(folder, made_from)
-    encode = jax.jit(lambda params, image: task.codec.moments(params, to_unit_range(image)))
-    return cache_moments(
-        folder, spec, sources, lambda image: np.asarray(encode(frozen["codec"], image)), made_from
-    )
+    codecs = {name: frozen[name] for name in ("codec", LOW_CODEC) if name in frozen}
+    latents = jax.jit(lambda codecs, image: task.latents(codecs, image))
+
+    def encode(image: np.ndarray) -> dict[str, np.ndarray]:
+        return jax.device_get(latents(codecs, image))
+
+    return cache_moments(folder, spec, sources, encode, made_from)
 
 
 def _text(

@@ -1,9 +1,11 @@
-"""Cascades of pixel diffusion: what one checkpoint draws, others enlarge, each trained by itself.
+"""Cascades: what one checkpoint draws, others enlarge, each trained by itself.
 
 ``A+B+C`` names one wherever a model is named: A draws, B enlarges what A drew, C what B made of it.
+What is handed on are pictures or, to a stage that reads tokens, the very tokens that were drawn.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -25,13 +27,18 @@ class Cascade:
         refuse_upsampler(base, checkpoints[0])
         self.stages = [base, *(Generator(name, batch_size) for name in checkpoints[1:])]
         side = base.side
-        for name, stage in zip(checkpoints[1:], self.stages[1:], strict=True):
-            if stage.factor == 1:
+        for i, (name, stage) in enumerate(zip(checkpoints[1:], self.stages[1:], strict=True)):
+            if not stage.reads:
                 raise UserError(f"{name} enlarges nothing: it draws, and goes first in a cascade.")
             if side * stage.factor != stage.side:
                 raise UserError(
                     f"{name} enlarges pictures of {stage.side // stage.factor} pixels, and gets "
                     f"them with {side}: it does not follow {checkpoints[0]}."
+                )
+            if not stage.follows(self.stages[i]):
+                raise UserError(
+                    f"{name} reads tokens of {stage.config.low_codec.path}, and {checkpoints[i]} "
+                    "draws none of them: it follows what was trained with that codec."
                 )
             side = stage.side
         self.side, self.batch_size = side, base.batch_size
@@ -45,11 +52,11 @@ class Cascade:
     ) -> Iterator[Image]:
         """One picture a (prompt, seed), in order, as they are done."""
         for start in range(0, len(prompts), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            images = list(self.stages[0].draw(prompts[part], seeds[part], negative))
-            for stage in self.stages[1:]:
-                images = list(stage.draw(prompts[part], seeds[part], negative, low=images))
-            yield from images
+            part, drawn = slice(start, start + self.batch_size), None
+            for stage, reader in zip_longest(self.stages, self.stages[1:]):
+                decode = reader is None or reader.reads == "pictures"
+                drawn = list(stage.draw(prompts[part], seeds[part], negative, drawn, decode))
+            yield from drawn or ()
 
     def costs(self) -> dict[str, float]:
         """Of all stages together."""
@@ -74,7 +81,7 @@ def open_generator(name: str, batch_size: int = 16, **changes: Any) -> Generator
 
 def refuse_upsampler(generator: Generator, name: str) -> None:
     """Raises UserError for a super-resolution stage, which draws nothing by itself."""
-    if generator.factor > 1:
+    if generator.reads:
         raise UserError(
             f"{name} enlarges pictures: name it behind what draws them, BASE+{name}, or use "
             "emu-jax upsample."

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.safetensors_io import place
@@ -28,10 +28,14 @@ from emu_jax.parallel.placement import placement
 from emu_jax.parallel.sharding import put_batch, shard_params
 from emu_jax.planning.flops import count_flops
 from emu_jax.process.noise import fold_in
-from emu_jax.tasks.base import Task, to_unit_range
+from emu_jax.tasks.base import Task
+from emu_jax.tasks.codecs import CODEBOOK
 from emu_jax.tasks.generation import Generation
+from emu_jax.tasks.upsampling import LOW_CODEC
 from emu_jax.training.state import abstract_state
 from emu_jax.training.trainer import VALIDATION_SEED
+
+Shown = UInt8[np.ndarray, "h w 3"] | Int[np.ndarray, "h w"]
 
 
 class Drawer:
@@ -47,7 +51,7 @@ class Drawer:
     ):
         self.config, self._task, self._mesh, self._frozen = config, task, mesh, frozen
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
-        self._generate = jax.jit(self._draw_batch)
+        self._generate = jax.jit(self._draw_batch, static_argnames="decode")
 
     @property
     def side(self) -> int:
@@ -55,8 +59,13 @@ class Drawer:
         return self.config.data.image_size
 
     @property
+    def reads(self) -> str:
+        """What it is shown to enlarge, "pictures" or "tokens"; empty: nothing, it draws."""
+        return self._task.low.reads if self._task.low else ""
+
+    @property
     def factor(self) -> int:
-        """How many times it enlarges the pictures it is shown; 1: it is shown none."""
+        """How many times it enlarges what it is shown."""
         return self._task.low.factor if self._task.low else 1
 
     def draw_with(
@@ -65,11 +74,13 @@ class Drawer:
         prompts: Sequence[str],
         seeds: Sequence[int],
         negative: str = "",
-        low: Sequence[UInt8[np.ndarray, "h w 3"]] | None = None,
-    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        low: Sequence[Shown] | None = None,
+        decode: bool = True,
+    ) -> Iterator[Shown]:
         """One picture a (prompt, seed), in order, as they are done.
 
-        ``low``: the pictures, all of one size, that a super-resolution stage enlarges.
+        ``low``: what a super-resolution stage enlarges, all of one size: pictures, or the tokens
+        that another has drawn. Without ``decode`` tokens in place of pictures.
         """
         for start in range(0, len(prompts), self.batch_size):
             rows = list(zip(prompts, seeds, strict=True))[start : start + self.batch_size]
@@ -82,14 +93,19 @@ class Drawer:
             if low is not None:
                 shown = list(low[start : start + self.batch_size])
                 batch["low"] = np.stack(shown + [shown[-1]] * (self.batch_size - len(rows)))
-            images = self._generate(params, self._frozen, put_batch(batch, self._mesh))
+            batch = put_batch(batch, self._mesh)
+            images = self._generate(params, self._frozen, batch, decode=decode)
             yield from np.asarray(images)[: len(rows)]
 
     def _tokens(self, texts: list[str]) -> dict[str, Any]:
         return {name: encoder.tokenize(texts) for name, encoder in self._task.encoders.items()}
 
     def _draw_batch(
-        self, params: Params, frozen: Mapping[str, Params], batch: Mapping[str, Any]
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        batch: Mapping[str, Any],
+        decode: bool,
     ) -> jax.Array:
         task, side = self._task, self.side
 
@@ -103,8 +119,9 @@ class Drawer:
         height = width = side // task.codec.factor
         low = None
         if "low" in batch:
-            low = to_unit_range(batch["low"])
-            height, width = (self.factor * n for n in low.shape[1:3])
+            assert task.low is not None, "only a super-resolution stage is shown something"
+            low = task.low.read(frozen, batch["low"])
+            height, width = (n * task.low.scale // task.codec.factor for n in low.shape[1:3])
             keys = fold_in(keys, side)  # not the noise that the picture was drawn from
         sizes = jax.numpy.tile(np.array([side, side, 0, 0, side, side]), (self.batch_size, 1))
         return task.generate(
@@ -116,6 +133,7 @@ class Drawer:
             (height, width),
             negative=encode(batch["negative"]) or None,
             low=low,
+            decode=decode,
         )
 
 
@@ -162,24 +180,31 @@ class Generator(Drawer):
         prompts: Sequence[str],
         seeds: Sequence[int],
         negative: str = "",
-        low: Sequence[UInt8[np.ndarray, "h w 3"]] | None = None,
-    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        """One picture a (prompt, seed), in order, as they are done."""
-        return self.draw_with(self._params, prompts, seeds, negative, low)
+        low: Sequence[Shown] | None = None,
+        decode: bool = True,
+    ) -> Iterator[Shown]:
+        """As :meth:`draw_with`, from its own parameters."""
+        return self.draw_with(self._params, prompts, seeds, negative, low, decode)
+
+    def follows(self, other: "Generator") -> bool:
+        """Whether the other's data are what it reads: pictures, or tokens of the same codes."""
+        if self.reads == "pictures":
+            return True
+        codes = other._frozen.get("codec", {}).get(CODEBOOK)
+        return codes is not None and np.array_equal(codes, self._frozen[LOW_CODEC][CODEBOOK])
 
     def costs(self) -> dict[str, float]:
         """Parameters of its own, FLOPs of its training a picture, calls of the denoiser a picture
         drawn, and FLOPs of these calls.
         """
         sampling, task = self.config.sampling, self._task
-        side = self.config.data.image_size // task.codec.factor
+        side, key = self.side // task.codec.factor, jax.random.key(0)
+        seen = task.low.see(key, task.low.blank(1, self.side)) if task.low else {}
 
         def call(params: Params, key: jax.Array, t: jax.Array) -> jax.Array:
             by = task.condition(params, task.null, jax.numpy.zeros((1, 6), np.int32))
             x = task.process.prior(key, (1, *task.codec.row(side, side)))
-            if task.low:
-                by = by._replace(spatial=x, level=t)
-            return task.denoise(params, x, t, by)
+            return task.denoise(params, x, t, by._replace(**seen))
 
         t = jax.ShapeDtypeStruct((1,), np.float32)
         # Heun's method looks twice in every step but the last.
@@ -192,7 +217,7 @@ class Generator(Drawer):
             "parameters": sum(value.size for value in self._params.values()),
             "training_flops": step / self.config.train.batch_size,
             "evaluations": calls,
-            "flops": calls * count_flops(call, self._params, jax.random.key(0), t),
+            "flops": calls * count_flops(call, self._params, key, t),
         }
 
     def loss(self, part: Part) -> float:

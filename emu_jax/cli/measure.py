@@ -30,6 +30,11 @@ class Samples:
         section = config.measure
         if not isinstance(task, Generation):
             raise UserError(f"config.measure draws pictures, which a {config.task} task cannot.")
+        if task.low:
+            raise UserError(
+                "config.measure draws from texts alone, which a super-resolution stage cannot: set "
+                'config.measure.judge to "".'
+            )
         if jax.process_count() > 1:
             raise UserError(
                 'config.measure draws on one host: on several, set config.measure.judge to "" '

@@ -31,6 +31,7 @@ from emu_jax.nn.efficient_unet import EfficientUNet
 from emu_jax.nn.functional import Network, Params
 from emu_jax.nn.perceptual import Lpips, load_lpips
 from emu_jax.nn.stack import relaid
+from emu_jax.nn.super_resolution import SuperResolutionTransformer
 from emu_jax.nn.token_transformer import TokenTransformer
 from emu_jax.nn.unet import UNet
 from emu_jax.parallel.placement import ONE_DEVICE, Placement
@@ -53,7 +54,7 @@ from emu_jax.tasks.codecs import (
 )
 from emu_jax.tasks.contrastive import Contrastive
 from emu_jax.tasks.generation import Generation, Sampling
-from emu_jax.tasks.upsampling import LowResolution
+from emu_jax.tasks.upsampling import LOW_CODEC, Low, LowResolution, LowTokens
 from emu_jax.text.encoder import TextEncoder, make_encoder
 from emu_jax.training.optimizers import make_optimizer
 
@@ -188,7 +189,8 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
     arguments = dict(config.conditioner, encoders=widths, width=config.conditioner.width or None)
     conditioner = partial(_module, Conditioner, arguments)
     told = nnx.eval_shape(lambda: conditioner(nnx.Rngs(0)))
-    low = make_low_resolution(config, codec)
+    low, read_by = make_low_resolution(config, codec)
+    frozen |= read_by
     side = max(map(max, stream_spec(config).shapes())) // codec.factor
     denoiser = make_denoiser(
         *(config.denoiser, codec, side, told.context_width, told.vector_width),
@@ -245,16 +247,27 @@ def adapted_base(config: ConfigDict, shapes: Mapping[str, jax.ShapeDtypeStruct])
     return Frozen(source, model.fingerprint, shapes, lambda: iter(base.items()), dtype)
 
 
-def make_low_resolution(config: ConfigDict, codec: Codec) -> LowResolution | None:
-    """What a super-resolution stage is told; configs of other families have no such section."""
+def make_low_resolution(config: ConfigDict, codec: Codec) -> tuple[Low | None, dict[str, Frozen]]:
+    """What a super-resolution stage is told, and the codec to freeze that reads it, where it is
+    tokens; configs of other families have no such section.
+    """
     section = config.get("low_resolution")
     if not section or not section.factor:
-        return None
+        return None, {}
+    if isinstance(codec, TokenCodec):
+        low_codec, frozen = make_codec(config[LOW_CODEC], LOW_CODEC)
+        if not isinstance(low_codec, TokenCodec):
+            raise UserError(
+                f"{LOW_CODEC} gives no tokens, which are what a super-resolution stage of tokens "
+                "reads: name a vector-quantised autoencoder's run."
+            )
+        return LowTokens(low_codec, **section), frozen
     if codec.factor != 1:
         raise UserError(
-            "Super-resolution (low_resolution.factor) is for pixels: codec.kind=identity."
+            "Super-resolution (low_resolution.factor) is for pixels, codec.kind=identity, or for "
+            "tokens."
         )
-    return LowResolution(**section)
+    return LowResolution(**section), {}
 
 
 def make_denoiser(
@@ -263,7 +276,7 @@ def make_denoiser(
     side: int,
     context_width: int,
     vector_width: int,
-    low: LowResolution | None,
+    low: Low | None,
     on: Placement,
 ) -> Network:
     """``side``: positions along the longest side of a picture."""
@@ -275,9 +288,15 @@ def make_denoiser(
         "constrain": on.constrain,
         "attend": on.attend,
     }
+    data = "tokens" if isinstance(codec, TokenCodec) else "continuous data"
     if isinstance(codec, TokenCodec):
         kinds = {"token_transformer": TokenTransformer}
         arguments |= {"codes": codec.codes, "side": side}
+        if isinstance(low, LowTokens):
+            kinds = {"super_resolution_transformer": SuperResolutionTransformer}
+            data = "tokens to be drawn from coarser ones"
+            low_side = side * codec.factor // low.scale
+            arguments |= {"low_codes": low.codec.codes, "low_side": low_side}
     else:
         if kind == "unet":
             arguments["gather"] = on.gather
@@ -291,7 +310,6 @@ def make_denoiser(
         if low:
             arguments["level"] = True
     if kind not in kinds:
-        data = "tokens" if isinstance(codec, TokenCodec) else "continuous data"
         raise UserError(
             f"denoiser.kind is one of {', '.join(kinds)} for this codec, which gives {data}, "
             f"not {kind!r}."
@@ -330,21 +348,21 @@ def make_sampling(section: ConfigDict, process: GaussianProcess | MaskingProcess
     return Sampling(ParallelDecoding(temperature), **arguments)
 
 
-def make_codec(section: ConfigDict) -> tuple[Codec, dict[str, Frozen]]:
+def make_codec(section: ConfigDict, name: str = "codec") -> tuple[Codec, dict[str, Frozen]]:
     """The codec, and its weights to freeze, from an autoencoder's run or exported model.
 
-    A path that is a config file says the shapes alone, of an autoencoder still to be trained:
-    enough to plan a generator's step with.
+    ``name`` is the section's, and the frozen network's. A path that is a config file says the
+    shapes alone, of an autoencoder still to be trained: enough to plan a generator's step with.
     """
     if section.kind == "identity":
         return IdentityCodec(), {}
     if section.kind != "autoencoder":
-        raise UserError(f"codec.kind is autoencoder or identity, not {section.kind!r}.")
+        raise UserError(f"{name}.kind is autoencoder or identity, not {section.kind!r}.")
     model = None if _planned(section.path) else load_model(locate(section.path), dtype=np.float32)
     made_by = ConfigDict(model.config) if model else read(section.path)
     if made_by.get("task") != "autoencoding":
         task = made_by.get("task")
-        raise UserError(f"codec.path {section.path} is no autoencoder: its task is {task}.")
+        raise UserError(f"{name}.path {section.path} is no autoencoder: its task is {task}.")
     network, factor = autoencoder_network(made_by, lambda x: x), autoencoder_factor(made_by)
     codes = quantized(made_by)
     codec = (
@@ -353,12 +371,9 @@ def make_codec(section: ConfigDict) -> tuple[Codec, dict[str, Frozen]]:
         else AutoencoderCodec(network, made_by.latent_channels, factor)
     )
     if model:
-        return codec, {"codec": _frozen_arrays(section.path, codec_params(model.params))}
-    return codec, {
-        "codec": Frozen(
-            section.path, "none", codec.shapes(), _untrained("codec.path", section.path)
-        )
-    }
+        return codec, {name: _frozen_arrays(section.path, codec_params(model.params))}
+    untrained = _untrained(f"{name}.path", section.path)
+    return codec, {name: Frozen(section.path, "none", codec.shapes(), untrained)}
 
 
 def _planned(path: str) -> bool:

@@ -8,9 +8,10 @@ depends on the order in which that happens, nor on how many hosts share a batch.
 
 Fields of a batch: `image` uint8 [b, h, w, 3]; `sizes` int32 [b, 6] (see images.py); `record`
 int32 [b], the index in the concatenation of the sources; `tokens` {encoder: {ids, mask}}; in a
-sequential stream `valid` bool [b]. With caches there are `moments` [b, h', w', 2c] in place of
-`image` and `text` {encoder: {states, mask, pooled}} in place of those encoders' tokens; crop
-(centred), flip and caption are the same as without. Dropping texts is the training step's.
+sequential stream `valid` bool [b]. With caches there are `moments` [b, h', w', 2c] (and what
+else the cache of pictures holds) in place of `image`, and `text` {encoder: {states, mask, pooled}}
+in place of those encoders' tokens; crop (centred), flip and caption are the same as without.
+Dropping texts is the training step's.
 """
 
 import threading

@@ -23,7 +23,8 @@ from emu_jax.data.pipeline import (
 )
 from emu_jax.data.plan import SequentialPlan
 
-EncodeImages = Callable[[np.ndarray], np.ndarray]  # uint8 [b, h, w, 3] -> moments [b, h', w', 2c]
+# uint8 [b, h, w, 3] -> arrays of b rows by name: moments [b, h', w', 2c], and what a task adds
+EncodeImages = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 EncodeTexts = Callable[[list[str]], Mapping[str, np.ndarray]]  # -> states, mask and perhaps pooled
 
 
@@ -46,7 +47,7 @@ def cache_moments(
     encode: EncodeImages,
     fingerprint: Fingerprint,
 ) -> Cache:
-    """The moments and sizes of every selected record, in one group a bucket."""
+    """What ``encode`` gives of every selected record, and its sizes, in one group a bucket."""
     copies = 2 if spec.flip else 1
     plain = replace(spec, sequential=True, crop="centre", flip=False, num_steps=None)
     loader = Loader(plain, parts, tokenize={})
@@ -55,10 +56,10 @@ def cache_moments(
     layout = {}
     for bucket, pictures in zip(plan.roster.buckets, plan.roster.counts.sum(0), strict=True):
         if pictures:
-            example = np.asarray(encode(np.zeros((spec.batch_size, *bucket, 3), np.uint8)))
+            example = encode(np.zeros((spec.batch_size, *bucket, 3), np.uint8))
             rows = int(pictures) * copies
             layout[group_name(bucket)] = {
-                "moments": Spec((rows, *example.shape[1:]), example.dtype.name),
+                **{name: Spec((rows, *x.shape[1:]), x.dtype.name) for name, x in example.items()},
                 "sizes": Spec((rows, 6), "int32"),
             }
 
@@ -68,11 +69,13 @@ def cache_moments(
                 bucket, first, stop = plan.place(n)
                 image = batch["image"]
                 views = [image, np.ascontiguousarray(image[:, :, ::-1])][:copies]
-                moments = np.stack([np.asarray(encode(view)) for view in views], 1)
-                moments = moments[: stop - first].reshape(-1, *moments.shape[2:])
-                sizes = np.repeat(batch["sizes"][: stop - first], copies, 0)
+                encoded = [encode(view) for view in views]
+                arrays = {"sizes": np.repeat(batch["sizes"][: stop - first], copies, 0)}
+                for name in encoded[0]:
+                    both = np.stack([np.asarray(view[name]) for view in encoded], 1)
+                    arrays[name] = both[: stop - first].reshape(-1, *both.shape[2:])
                 group = group_name(plan.roster.buckets[bucket])
-                yield Rows(group, first * copies, {"moments": moments, "sizes": sizes})
+                yield Rows(group, first * copies, arrays)
 
     return build(directory, fingerprint, layout, pieces, loader.steps)
 

@@ -12,12 +12,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from emu_jax.errors import UserError
 from emu_jax.nn.attention import Attend, attend
+from emu_jax.nn.embeddings import TimestepEmbedding
 from emu_jax.nn.token_transformer import TokenHead, TokenStem
 from emu_jax.nn.transformer import Constrain
 from emu_jax.nn.trunk import trunk
@@ -82,7 +84,8 @@ def _from_grids(x: Array, b: int, side: int, block: int) -> Float[Array, "b n h 
 class SuperResolutionTransformer(nnx.Module):
     """Maps of ``side`` x ``side`` tokens given ones of ``low_side`` x ``low_side``.
 
-    The text's states are ``width`` wide already (the conditioner's business).
+    The text's states are ``width`` wide already (the conditioner's business). ``vector_width``: the
+    large picture's trunk is told a vector (pooled text) by AdaLN.
     """
 
     def __init__(
@@ -98,11 +101,18 @@ class SuperResolutionTransformer(nnx.Module):
         heads: int,
         mlp_width: int,
         block: int,
+        context_width: int,
+        vector_width: int | None = None,
         remat: bool = False,
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
         rngs: nnx.Rngs,
     ):
+        if context_width != width:
+            raise UserError(
+                f"The text's states are {context_width} wide, and are read beside tokens' of "
+                f"{width}: set conditioner.width to the transformer's."
+            )
         common: dict[str, Any] = dict(
             width=width,
             heads=heads,
@@ -115,23 +125,35 @@ class SuperResolutionTransformer(nnx.Module):
         self.low_stem = TokenStem(low_codes, low_side, width, rngs=rngs)
         self.low_trunk = trunk(**common, depth=low_depth, context_width=None)
         self.stem = TokenStem(codes, side, width, rngs=rngs)
+        self.vector = TimestepEmbedding(vector_width, width, rngs=rngs) if vector_width else None
         self.trunk = trunk(
-            **common, depth=depth, context_width=width, self_attend=multi_axis(block, attend)
+            **common,
+            depth=depth,
+            context_width=width,
+            told_width=width if vector_width else None,
+            self_attend=multi_axis(block, attend),
         )
         self.head = TokenHead(codes, width, rngs=rngs)
 
     def __call__(
         self,
         x: Int[Array, "b h w"],
-        low: Int[Array, "b h2 w2"],
+        t: Float[Array, " b"],
         context: Float[Array, "b l d"],
         mask: Bool[Array, "b l"],
+        vector: Float[Array, "b p"] | None = None,
+        *,
+        low: Int[Array, "b h2 w2"],
     ) -> Float[Array, "b h w k"]:
-        """Logits of the large picture's tokens."""
+        """Logits of the large picture's tokens. ``t`` is not looked at, as by TokenTransformer."""
+        told = None
+        if self.vector is not None:
+            assert vector is not None, "this transformer was built to be told a vector"
+            told = jax.nn.silu(self.vector(vector))
         low_states = self.low_stem(low)
         b, _, _, d = low_states.shape
         low_states = self.low_trunk(low_states.reshape(b, -1, d))
         context = jnp.concatenate([low_states, context], axis=1)
         mask = jnp.pad(mask, ((0, 0), (low_states.shape[1], 0)), constant_values=True)
         y = self.stem(x)
-        return self.head(self.trunk(y.reshape(b, -1, d), context, mask).reshape(y.shape))
+        return self.head(self.trunk(y.reshape(b, -1, d), context, mask, told).reshape(y.shape))

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from emu_jax.data.pipeline import StreamSpec
 from emu_jax.errors import UserError
 from emu_jax.parallel.sharding import abstract_batch, abstract_params
-from emu_jax.tasks.base import Task, to_unit_range
+from emu_jax.tasks.base import Task
 from emu_jax.tasks.generation import Generation
 
 Shapes = Any  # a tree of ShapeDtypeStructs
@@ -46,11 +46,7 @@ def train_batch(
     if cached_latents:
         if not isinstance(task, Generation):
             raise UserError("data.cache_latents is for generators: this task has no latents.")
-        rows["moments"] = jax.eval_shape(
-            lambda params, x: task.codec.moments(params, to_unit_range(x)),
-            frozen.get("codec", {}),
-            image,
-        )
+        rows |= jax.eval_shape(lambda frozen, x: task.latents(frozen, x), frozen, image)
     else:
         rows["image"] = image
     for name, encoder in getattr(task, "encoders", {}).items():

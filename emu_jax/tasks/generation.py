@@ -4,7 +4,7 @@
 
 Latent diffusion, pixel diffusion and masked generation differ only in the parts handed in. The
 codec and the text encoders are frozen; the denoiser and the conditioner (projections of the
-encoders' states) train. A super-resolution stage is told a low-resolution picture besides.
+encoders' states) train. A super-resolution stage is told of a low-resolution picture besides.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ from emu_jax.process.protocol import Data, Process
 from emu_jax.process.sampling import sample, time_grid
 from emu_jax.tasks.base import Batch, Frozen, Group, Metrics, cast, to_pixels, to_unit_range
 from emu_jax.tasks.codecs import Codec
-from emu_jax.tasks.upsampling import LowResolution
+from emu_jax.tasks.upsampling import Low
 from emu_jax.text.encoder import TextEncoder
 
 TIME_BINS = 5
@@ -35,13 +35,17 @@ THRESHOLDS = {"none": None, "static": static_clip, "dynamic": dynamic_threshold}
 
 
 class Conditions(NamedTuple):
-    """What the denoiser is told beside x and t; every leaf has the batch in front."""
+    """What the denoiser is told beside x and t; every leaf has the batch in front.
+
+    Of a low-resolution picture it is told pixels and the level of noise in them, or tokens.
+    """
 
     context: Float[Array, "b l d"]
     mask: Bool[Array, "b l"]
     vector: Float[Array, "b p"] | None
     spatial: Float[Array, "b h w s"] | None = None
     level: Float[Array, "b"] | None = None
+    low: Int[Array, "b h2 w2"] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Generation:
 
     ``null`` holds each encoder's null condition, one row; training replaces a picture's text by it
     at rate ``drop_text``, sampling uses it where there is no negative prompt. ``stream`` names the
-    batch's stream. ``low`` makes it a super-resolution stage, in pixels.
+    batch's stream. ``low`` makes it a super-resolution stage.
     """
 
     denoiser: Network
@@ -89,7 +93,7 @@ class Generation:
     compute_dtype: Any = jnp.float32
     stream: str = "train"
     previews: int = 16
-    low: LowResolution | None = None
+    low: Low | None = None
 
     def init(self, key: jax.Array) -> tuple[Params, Params]:
         first, second = jax.random.split(key)
@@ -109,15 +113,16 @@ class Generation:
         step: jax.Array,
     ) -> tuple[jax.Array, tuple[Params, Metrics]]:
         """Mean of the process's weighted loss over the batch."""
-        rows = batch[self.stream]
+        rows = self._encoded(frozen, batch[self.stream])
         k_latent, k_drop, k_process = jax.random.split(key, 3)
         x0 = self._window(key, self.clean(frozen, rows, k_latent))
         drop = jax.random.bernoulli(k_drop, self.drop_text, (x0.shape[0],))
         corrupted = self.process.corrupt(k_process, x0)
         conditions = self.condition(params, self.encode(frozen, rows, drop), rows["sizes"])
         if self.low:
-            spatial, level = self.low.example(jax.random.fold_in(key, _LOW), x0)
-            conditions = conditions._replace(spatial=spatial, level=level)
+            low = self.low.of(rows, x0)
+            seen = self.low.example(jax.random.fold_in(key, _LOW), low)
+            conditions = conditions._replace(**seen)
         output = self.denoise(params, corrupted.x, corrupted.told, conditions)
         return jnp.mean(self.process.loss(output, corrupted)), (state, {})
 
@@ -131,6 +136,7 @@ class Generation:
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Loss with the text at stratified times: whole, and by bin of t (0 = clean)."""
         (rows,) = batch.values()
+        rows = self._encoded(frozen, rows)
         k_latent, k_time, k_process = jax.random.split(key, 3)
         x0 = self._window(key, self.clean(frozen, rows, k_latent))
         n = x0.shape[0]
@@ -139,8 +145,8 @@ class Generation:
         encoded = self.encode(frozen, rows, jnp.zeros((n,), bool))
         conditions = self.condition(params, encoded, rows["sizes"])
         if self.low:
-            spatial, level = self._see(jax.random.fold_in(key, _LOW), self.low.shrink(x0))
-            conditions = conditions._replace(spatial=spatial, level=level)
+            seen = self.low.see(jax.random.fold_in(key, _LOW), self.low.of(rows, x0))
+            conditions = conditions._replace(**seen)
         output = self.denoise(params, corrupted.x, corrupted.told, conditions)
         loss = self.process.loss(output, corrupted)
         valid = rows["valid"].astype(jnp.float32)
@@ -161,17 +167,17 @@ class Generation:
     ) -> dict[str, jax.Array]:
         """Samples for the batch's first captions; in super-resolution, of its shrunk pictures."""
         (rows,) = batch.values()
-        rows = jax.tree.map(lambda x: x[: self.previews], rows)
+        rows = self._encoded(frozen, jax.tree.map(lambda x: x[: self.previews], rows))
         n = rows["sizes"].shape[0]
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
         encoded = self.encode(frozen, rows, jnp.zeros((n,), bool))
         x0 = self.clean(frozen, rows, key)
         shape = x0.shape[1], x0.shape[2]
-        low = self.low.shrink(x0) if self.low else None
+        low = self.low.of(rows, x0) if self.low else None
         drawn = self.generate(params, frozen, encoded, rows["sizes"], keys, shape, low=low)
         if low is None or not self.low:
             return {"samples": drawn}
-        return {"samples": drawn, "low_resolution": to_pixels(self.low.enlarge(low))}
+        return {"samples": drawn, "low_resolution": to_pixels(self.low.picture(frozen, low))}
 
     def finish(
         self,
@@ -193,13 +199,15 @@ class Generation:
         *,
         negative: Mapping[str, Encoded] | None = None,
         sampling: Sampling | None = None,
-        low: Float[Array, "b h w 3"] | None = None,
-    ) -> UInt8[Array, "b H W 3"]:
+        low: Data | None = None,
+        decode: bool = True,
+    ) -> UInt8[Array, "b H W 3"] | Data:
         """Pictures; row i depends on its text and ``keys[i]`` alone, not on its neighbours.
 
         ``shape`` is height and width in the generator's space; ``negative`` (default: the null
-        condition) is what guidance leads away from; ``low`` are the pictures, in [-1, 1], that a
-        super-resolution stage enlarges.
+        condition) is what guidance leads away from; ``low`` is what a super-resolution stage
+        enlarges, pictures in [-1, 1] or tokens. Without ``decode`` the data of the generator's
+        space, its tokens for instance.
         """
         sampling = sampling or self.sampling
         b = sizes.shape[0]
@@ -207,8 +215,8 @@ class Generation:
         if (low is None) != (self.low is None):
             raise ValueError("low-resolution pictures are for super-resolution stages")
         seen: dict[str, Array] = {}
-        if low is not None:
-            seen["spatial"], seen["level"] = self._see(fold_in(keys, _LOW), low)
+        if self.low and low is not None:
+            seen = self.low.see(fold_in(keys, _LOW), low)
 
         def network(x: Array, t: Array, by: Conditions) -> Array:
             return self.denoise(params, x, self.process.told(t), by)
@@ -232,22 +240,27 @@ class Generation:
             start,
             transform=THRESHOLDS[sampling.threshold],
         )
-        return to_pixels(self.codec.decode(frozen.get("codec", {}), x0))
+        return to_pixels(self.codec.decode(frozen.get("codec", {}), x0)) if decode else x0
+
+    def latents(
+        self, frozen: Mapping[str, Params], image: UInt8[Array, "b H W 3"]
+    ) -> dict[str, Array]:
+        """What a cache may hold of pictures: moments and, where tokens are enlarged, those."""
+        x = to_unit_range(image)
+        found = {"moments": self.codec.moments(frozen.get("codec", {}), x)}
+        return found | (self.low.latents(frozen, x) if self.low else {})
+
+    def _encoded(self, frozen: Mapping[str, Params], rows: Batch) -> Batch:
+        """The rows with their latents, computed where no cache has given them."""
+        return rows if "moments" in rows else rows | self.latents(frozen, rows["image"])
 
     def clean(self, frozen: Mapping[str, Params], rows: Batch, key: jax.Array) -> Array:
-        """The generator's clean data, from pixels or from cached moments."""
+        """The generator's clean data, from moments."""
         codec = frozen.get("codec", {})
-        moments = rows.get("moments")
-        if moments is None:
-            moments = self.codec.moments(codec, to_unit_range(rows["image"]))
-        return jax.lax.stop_gradient(self.codec.sample(codec, moments, key))
+        return jax.lax.stop_gradient(self.codec.sample(codec, rows["moments"], key))
 
     def _window(self, key: jax.Array, x0: Array) -> Array:
         return self.low.window(jax.random.fold_in(key, _LOW + 1), x0) if self.low else x0
-
-    def _see(self, keys: jax.Array, low: Array) -> tuple[Array, Array]:
-        assert self.low is not None
-        return self.low.augment(keys, low, self.low.level)
 
     def encode(
         self, frozen: Mapping[str, Params], rows: Batch, drop: Bool[Array, "b"]
@@ -281,10 +294,10 @@ class Generation:
         network, x = cast((subtree(params, "denoiser"), x), self.compute_dtype)
         if by.spatial is not None:
             x = jnp.concatenate([x, by.spatial.astype(x.dtype)], axis=-1)
-        text = by.context, by.mask, by.vector
-        if by.level is None:
-            return self.denoiser(network, x, told, *text).astype(jnp.float32)
-        return self.denoiser(network, x, told, *text, level=by.level).astype(jnp.float32)
+        seen: dict[str, Any] = {"level": by.level, "low": by.low}
+        seen = {name: value for name, value in seen.items() if value is not None}
+        output = self.denoiser(network, x, told, by.context, by.mask, by.vector, **seen)
+        return output.astype(jnp.float32)
 
 
 def _rows(null: Encoded, n: int) -> Encoded:

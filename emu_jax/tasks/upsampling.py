@@ -1,34 +1,59 @@
-"""Super-resolution's further condition: a low-resolution picture with noise of a known level.
+"""Super-resolution's further condition: a low-resolution picture, as pixels or as tokens.
 
-In a cascade (Imagen, Saharia et al. 2022) each stage is trained on shrunk pictures of its data and
-used on what the stage before has drawn, which is not as clean. Conditioning augmentation closes the
-gap: in training the low-resolution picture z is noised to a level s ~ U(0, 1), and the network is
-told which,
+In a cascade each stage is trained on shrunk pictures of its data and used on what the stage before
+has drawn.
+
+Pixels (Imagen, Saharia et al. 2022) are not as clean when they were drawn. Conditioning
+augmentation closes the gap: in training the low-resolution picture z is noised to a level
+s ~ U(0, 1), and the network is told which,
 
     z_s = cos(pi s / 2) z + sin(pi s / 2) eps                                              (1)
 
 so that in sampling a small s says how far to trust it.
+
+Tokens (Muse, Chang et al. 2023) are those of the stage before, in its own codebook: of the shrunk
+picture in training, and in sampling the drawn ones themselves. They are handed on as they are: the
+tokens of their decoded picture would be others.
+
+Either way a stage is the Generation task with one of the two classes here, whose methods give what
+its loss and its sampler put into ``Conditions``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, UInt8
 
 from emu_jax.errors import UserError
+from emu_jax.nn.functional import Params
 from emu_jax.process.noise import normal
+from emu_jax.tasks.base import to_unit_range
+from emu_jax.tasks.codecs import TokenCodec
 
+LOW_CODEC = "low_codec"  # among the frozen networks: what reads the low-resolution picture
 _TOLD = 1000.0  # what the network is told of s = 1, as of a time
+
+
+def shrink(x: Float[Array, "b H W 3"], factor: int) -> Float[Array, "b h w 3"]:
+    """The mean of every factor x factor pixels."""
+    b, height, width, c = x.shape
+    if height % factor or width % factor:
+        raise UserError(f"Pictures of {height} x {width} do not shrink {factor}-fold.")
+    return jnp.mean(x.reshape(b, height // factor, factor, width // factor, factor, c), (2, 4))
 
 
 @dataclass(frozen=True)
 class LowResolution:
-    """``factor``: how much smaller the low-resolution picture is; ``level``: s in sampling.
+    """Pixels. ``factor``: how much smaller the picture is; ``level``: s in sampling.
 
     ``crop`` > 0: training looks at windows of so many pixels, anywhere in the picture, which a
     network of convolutions carries over to whole ones.
     """
+
+    reads: ClassVar[str] = "pictures"
 
     factor: int
     level: float = 0.1
@@ -42,13 +67,34 @@ class LowResolution:
         if self.crop % self.factor:
             raise UserError(f"A crop of {self.crop} pixels is no multiple of {self.factor}.")
 
-    def shrink(self, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 3"]:
-        """The mean of every factor x factor pixels."""
-        b, height, width, c = x.shape
-        f = self.factor
-        if height % f or width % f:
-            raise UserError(f"Pictures of {height} x {width} do not shrink {f}-fold.")
-        return jnp.mean(x.reshape(b, height // f, f, width // f, f, c), axis=(2, 4))
+    @property
+    def scale(self) -> int:
+        """Pixels along a side of the large picture for each position of the low data."""
+        return self.factor
+
+    def blank(self, n: int, side: int) -> Float[Array, "n h h 3"]:
+        """Low data of n large pictures of ``side`` pixels that show nothing."""
+        return jnp.zeros((n, side // self.scale, side // self.scale, 3))
+
+    def latents(self, frozen: Mapping[str, Params], x: Float[Array, "b H W 3"]) -> dict[str, Array]:
+        """Nothing but the clean data is to be kept."""
+        return {}
+
+    def of(self, rows: Mapping[str, Any], x0: Float[Array, "b H W 3"]) -> Float[Array, "b h w 3"]:
+        """The low-resolution pictures of clean data."""
+        return shrink(x0, self.factor)
+
+    def read(
+        self, frozen: Mapping[str, Params], shown: UInt8[Array, "b h w 3"]
+    ) -> Float[Array, "b h w 3"]:
+        """Given pictures as low data."""
+        return to_unit_range(shown)
+
+    def picture(
+        self, frozen: Mapping[str, Params], low: Float[Array, "b h w 3"]
+    ) -> Float[Array, "b H W 3"]:
+        """Low data to look at."""
+        return self.enlarge(low)
 
     def enlarge(self, low: Float[Array, "b h w 3"]) -> Float[Array, "b H W 3"]:
         """``factor`` times as large, bilinear."""
@@ -84,9 +130,86 @@ class LowResolution:
         angle = (jnp.pi / 2 * level)[:, None, None, None]
         return jnp.cos(angle) * z + jnp.sin(angle) * normal(key, z.shape), _TOLD * level
 
-    def example(
-        self, key: jax.Array, x: Float[Array, "b H W 3"]
-    ) -> tuple[Float[Array, "b H W 3"], Float[Array, " b"]]:
-        """``augment`` of the shrunk pictures at random levels: a condition to train with."""
+    def example(self, key: jax.Array, low: Float[Array, "b h w 3"]) -> dict[str, Array]:
+        """The conditions to train with: ``augment`` at random levels."""
         k_level, k_noise = jax.random.split(key)
-        return self.augment(k_noise, self.shrink(x), jax.random.uniform(k_level, x.shape[:1]))
+        spatial, level = self.augment(k_noise, low, jax.random.uniform(k_level, low.shape[:1]))
+        return {"spatial": spatial, "level": level}
+
+    def see(self, keys: jax.Array, low: Float[Array, "b h w 3"]) -> dict[str, Array]:
+        """The conditions to draw with: ``augment`` at the one level."""
+        spatial, level = self.augment(keys, low, self.level)
+        return {"spatial": spatial, "level": level}
+
+
+@dataclass(frozen=True)
+class LowTokens:
+    """Tokens of the codec ``low_codec``. ``factor``: how much smaller its picture is, 1 where only
+    its codebook is coarser.
+    """
+
+    reads: ClassVar[str] = "tokens"
+
+    codec: TokenCodec
+    factor: int = 1
+
+    def __post_init__(self):
+        if self.factor < 1:
+            raise UserError(f"A super-resolution factor of tokens is 1 or more, not {self.factor}.")
+
+    @property
+    def scale(self) -> int:
+        """Pixels along a side of the large picture for each position of the low data."""
+        return self.factor * self.codec.factor
+
+    def blank(self, n: int, side: int) -> Int[Array, "n h h"]:
+        """Low data of n large pictures of ``side`` pixels, all of one code."""
+        return jnp.zeros((n, side // self.scale, side // self.scale), jnp.int32)
+
+    def latents(self, frozen: Mapping[str, Params], x: Float[Array, "b H W 3"]) -> dict[str, Array]:
+        """The tokens of the shrunk pictures, to be kept beside the clean data."""
+        return {"low": self._encode(frozen, shrink(x, self.factor))}
+
+    def of(self, rows: Mapping[str, Any], x0: Int[Array, "b H W"]) -> Int[Array, "b h w"]:
+        """The low-resolution tokens of a batch."""
+        return rows["low"]
+
+    def read(
+        self,
+        frozen: Mapping[str, Params],
+        shown: UInt8[Array, "b h w 3"] | Int[Array, "b h w"],
+    ) -> Int[Array, "b h w"]:
+        """Given tokens, or those of given pictures, as low data."""
+        return shown if shown.ndim == 3 else self._encode(frozen, to_unit_range(shown))
+
+    def picture(
+        self, frozen: Mapping[str, Params], low: Int[Array, "b h w"]
+    ) -> Float[Array, "b h2 w2 3"]:
+        """Low data to look at."""
+        return self.codec.decode(frozen[LOW_CODEC], low)
+
+    def window(self, key: jax.Array, x: Int[Array, "b H W"]) -> Int[Array, "b H W"]:
+        """The maps: a transformer's places are those of whole ones."""
+        return x
+
+    def example(self, key: jax.Array, low: Int[Array, "b h w"]) -> dict[str, Array]:
+        """The conditions to train with."""
+        return {"low": low}
+
+    def see(self, keys: jax.Array, low: Int[Array, "b h w"]) -> dict[str, Array]:
+        """The conditions to draw with."""
+        return {"low": low}
+
+    def _encode(
+        self, frozen: Mapping[str, Params], x: Float[Array, "b h w 3"]
+    ) -> Int[Array, "b h2 w2"]:
+        height, width = x.shape[1:3]
+        if height % self.codec.factor or width % self.codec.factor:
+            raise UserError(
+                f"Pictures of {height} x {width} are no whole number of tokens, each of "
+                f"{self.codec.factor} x {self.codec.factor} pixels."
+            )
+        return self.codec.moments(frozen[LOW_CODEC], x)
+
+
+Low = LowResolution | LowTokens

@@ -16,6 +16,7 @@ from emu_jax.cli.config import read
 from emu_jax.cli.generator import place_frozen
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
+from emu_jax.planning.inputs import abstract_frozen, train_batch
 from emu_jax.process.schedules import Discrete
 from emu_jax.tasks.base import Frozen
 from emu_jax.text.encoder import make_encoder
@@ -146,9 +147,23 @@ def test_muses_base_model_by_shape_alone():
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
     count = sum(math.prod(shape.shape) for shape in params.values())
     assert count == pytest.approx(3.26e9 + 4097 * 2048, rel=0.01)
-    assert task.process.mask == 8192
+    assert task.process.mask == 8192 and task.codec.factor == 16
     with pytest.raises(UserError, match=r"codec\.path .*enough to plan a step, not to run"):
         next(task.frozen["codec"].tensors())
+
+
+def test_muses_second_model_by_shape_alone():
+    """Its network's own test has the count; here are the text's projection and what feeds it."""
+    config = read(f"{runs.ROOT}/configs/masked.py:size=base,part=super")
+    task, mesh = parts.make_task(config), make_mesh()
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    assert size_of(params) == 764_129_280 + 4097 * 1024
+    frozen = abstract_frozen(task, mesh, ("t5",))
+    batch = train_batch(task, parts.stream_spec(config), frozen, mesh, cached_latents=True)
+    rows = {name: batch["train"][name].shape for name in ("moments", "low")}
+    assert rows == {"moments": (512, 64, 64), "low": (512, 16, 16)}
+    with pytest.raises(UserError, match=r"low_codec\.path .*enough to plan a step, not to run"):
+        next(task.frozen["low_codec"].tensors())
 
 
 @pytest.mark.parametrize(

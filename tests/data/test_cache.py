@@ -197,7 +197,12 @@ def take(count, spec=SPEC, caches=None, tokenizers=None):
 
 def moments(directory, spec=SPEC):
     fingerprint = moments_fingerprint(spec, PARTS, "weights", "float32")
-    return cache_moments(directory, spec, PARTS, encode_images, fingerprint)
+
+    def encode(image):
+        moments = encode_images(image)
+        return {"moments": moments, "low": moments[:, ::4, ::4].astype(np.int32)}
+
+    return cache_moments(directory, spec, PARTS, encode, fingerprint)
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -212,6 +217,7 @@ def test_cached_equals_online(tmp_path, flip, sequential):
     shapes = set()
     for online, cached in zip(take(30, spec), take(30, spec, caches), strict=True):
         assert np.array_equal(cached["moments"], encode_images(online["image"]))
+        assert np.array_equal(cached["low"], cached["moments"][:, ::4, ::4].astype(np.int32))
         for name in ("sizes", "record", *(["valid"] if sequential else [])):
             assert np.array_equal(cached[name], online[name]), name
         states = cached["text"]["letters"]["states"]

@@ -18,6 +18,7 @@ SIDE, BLOCK, HEADS = 6, 2, 4
 def make(**more):
     sizes = dict(side=SIDE, low_side=3, codes=5, low_codes=7, width=8, depth=2, low_depth=1)
     arguments = sizes | dict(heads=HEADS, mlp_width=12, block=BLOCK) | more
+    arguments = dict(context_width=arguments["width"]) | arguments
     return Network(lambda rngs: SuperResolutionTransformer(**arguments, rngs=rngs))
 
 
@@ -51,12 +52,28 @@ def test_every_condition_counts_but_padding():
     x = jnp.full((1, SIDE, SIDE), 5)
     low, text = jax.random.randint(key, (1, 3, 3), 0, 7), jax.random.normal(key, (1, 4, 8))
     mask = jnp.array([[True, True, False, False]])
-    run = jax.jit(lambda low, text: network(params, x, low, text, mask))
+    run = jax.jit(lambda low, text: network(params, x, jnp.zeros(1), text, mask, low=low))
     logits = run(low, text)
     assert logits.shape == (1, SIDE, SIDE, 5)
     assert np.max(np.abs(run(low.at[0, 2, 2].add(1) % 7, text) - logits)) > 1e-4
     assert np.max(np.abs(run(low, text.at[0, 1].add(1)) - logits)) > 1e-4
     np.testing.assert_array_equal(run(low, text.at[0, 3].add(1)), logits)
+
+
+def test_a_vector_is_told_by_modulation():
+    network = make(vector_width=3)
+    params = jax.jit(network.init)(jax.random.key(0))
+    path = "trunk/blocks_scan/modulation/kernel"
+    params[path] = jax.random.normal(jax.random.key(3), params[path].shape)
+    x, low, text = jnp.full((1, SIDE, SIDE), 5), jnp.zeros((1, 3, 3), int), jnp.ones((1, 4, 8))
+    rest = x, jnp.zeros(1), text, jnp.ones((1, 4), bool)
+    run = jax.jit(lambda vector: network(params, *rest, vector, low=low))
+    assert np.max(np.abs(run(jnp.ones((1, 3))) - run(jnp.zeros((1, 3))))) > 1e-3
+
+
+def test_texts_of_another_width_are_refused():
+    with pytest.raises(UserError, match=r"states are 6 wide, .* of 8: set conditioner.width"):
+        make(context_width=6)
 
 
 def test_muses_second_model_has_its_parameters():
