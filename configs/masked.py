@@ -21,6 +21,13 @@ bf16 with tokens and texts from caches. These sizes give 3.3 B parameters, which
 
     emu-jax plan --config=configs/masked.py:size=base --topology=v5p:4x4x8 \\
         --config.mesh.fsdp=16 --out=runs/plan
+
+size=amused256 and amused512 (604 and 608 M) are what `emu-jax import` makes of the public aMUSEd
+checkpoints (docs/interop.md), which then are tuned further, on pictures of one's own:
+
+    emu-jax train --config=configs/masked.py:size=amused256,stage=quality_tune \\
+        --config.init_from=IMPORTED --config.codec.path=IMPORTED/codec \\
+        --config.text.clip.path=IMPORTED/text_encoder --workdir=runs/amused_tuned
 """
 
 from pathlib import Path
@@ -28,11 +35,16 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from emu_jax.cli import haystack
-from emu_jax.cli.config import options
+from emu_jax.cli.config import options, source
+
+# Pictures' sides.
+AMUSED = {"amused256": 256, "amused512": 512}
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    chosen = options(argument, size=("tiny", "test", "base"), stage=("pretrain", "quality_tune"))
+    chosen = options(
+        argument, size=("tiny", "test", "base", *AMUSED), stage=("pretrain", "quality_tune")
+    )
     config = haystack.pretraining()
     config.codec = dict(kind="autoencoder", path="builtin:vq_64")
     config.denoiser = dict(
@@ -55,6 +67,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         _enlarge(config)
     if chosen.stage == "quality_tune":
         haystack.quality_tune(config, "builtin:masked_64")
+    if chosen.size in AMUSED:
+        _amused(config, AMUSED[chosen.size], chosen.stage == "quality_tune")
     if chosen.size == "test":
         haystack.shrink(config)
         config.denoiser.update(dict(width=16, depth=2, heads=2, mlp_width=32))
@@ -76,3 +90,61 @@ def _enlarge(config: ConfigDict) -> None:
         dict(name="adafactor", learning_rate=1e-4, schedule="constant", warmup=5000, b2=0.999)
     )
     config.train.update(dict(steps=1_500_000, batch_size=512))
+
+
+def _amused(config: ConfigDict, side: int, tuning: bool) -> None:
+    """The published network and conditions; how it is trained here is ours."""
+    config.compute_dtype = "bfloat16"
+    # Its tokens' shapes, to plan with; to train, the paths of real ones.
+    config.codec.path = f"{Path(__file__).parent}/autoencoder.py:size=f16,kind=vq"
+    config.text = dict(
+        clip=dict(
+            kind="clip",
+            size="vit_l",
+            path="",
+            length=77,
+            layer="penultimate",
+            pooled=True,
+            dtype="bfloat16",
+        )
+    )
+    config.conditioner = dict(width=0, combine="tokens", size_features=256, aesthetic_score=6.0)
+    config.denoiser = dict(
+        kind="uvit",
+        width=1024,
+        depth=22,
+        heads=16,
+        mlp_width=2816,
+        channels=768,
+        embed_width=768,
+        blocks=3,
+        block_heads=12,
+        vocabulary=8256,
+        resample=side == 512,
+        scan=True,
+        remat="block",
+    )
+    config.sampling.update(
+        dict(steps=12, temperature=24 / 11, guidance_scale=10.0, guidance_ramp=False)
+    )
+    config.groups.generator.ema_decay = 0.9999
+    config.groups.generator.optimizer.update(
+        dict(
+            learning_rate=1e-5 if tuning else 1e-4,
+            schedule="constant",
+            warmup=100 if tuning else 10_000,
+            weight_decay=0.01,
+            b2=0.999,
+        )
+    )
+    config.init_from = f"models/amused{side}" if tuning else ""
+    config.measure.judge = ""
+    config.data.update(dict(image_size=side, cache_latents=tuning, cache_text=tuning))
+    config.data.train = dict(pictures=source("folder/needles" if tuning else "folder/pictures"))
+    config.data.validation = dict()
+    config.train.update(
+        dict(steps=15_000, batch_size=64, checkpoint_every=250)
+        if tuning
+        else dict(steps=1_000_000, batch_size=1024, checkpoint_every=1000)
+    )
+    config.train.update(dict(validate_every=0, preview_every=1000))

@@ -33,6 +33,7 @@ from emu_jax.nn.perceptual import Lpips, load_lpips
 from emu_jax.nn.stack import relaid
 from emu_jax.nn.token_transformer import TokenTransformer
 from emu_jax.nn.unet import UNet
+from emu_jax.nn.uvit import UVit
 from emu_jax.parallel.placement import ONE_DEVICE, Placement
 from emu_jax.parallel.sharding import replicated
 from emu_jax.process.decoding import ParallelDecoding
@@ -276,8 +277,10 @@ def make_denoiser(
         "attend": on.attend,
     }
     if isinstance(codec, TokenCodec):
-        kinds = {"token_transformer": TokenTransformer}
-        arguments |= {"codes": codec.codes, "side": side}
+        kinds = {"token_transformer": TokenTransformer, "uvit": UVit}
+        arguments["codes"] = codec.codes
+        if kind == "token_transformer":
+            arguments["side"] = side
     else:
         if kind == "unet":
             arguments["gather"] = on.gather

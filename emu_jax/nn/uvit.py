@@ -1,4 +1,4 @@
-"""aMUSEd's denoiser (Patil et al. 2024): a map of tokens to logits, convolutions around transformer.
+"""aMUSEd's denoiser (Patil et al. 2024): a map of tokens to logits, blocks around a transformer.
 
     embed               a vector a token, to ``channels``
     down_block          residual blocks in ConvNeXt's manner, each followed by two attentions to the
