@@ -1,4 +1,4 @@
-"""A small AmusedPipeline written by diffusers: imported, drawn with, tuned, exported, opened by it."""
+"""A small AmusedPipeline of diffusers: imported, drawn with, tuned, exported, opened again."""
 
 import json
 
@@ -185,6 +185,7 @@ def test_an_import_is_tuned_and_exported_again(trip, pictures, tmp_path):
         f"--config.init_from={ours}",
         f"--config.codec.path={ours}/codec",
         f"--config.text.clip.path={ours}/text_encoder",
+        "--config.text.clip.size=",
         "--config.text.clip.length=20",
         "--config.text.clip.dtype=float32",
         "--config.compute_dtype=float32",
