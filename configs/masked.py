@@ -22,8 +22,8 @@ bf16 with tokens and texts from caches. These sizes give 3.3 B parameters, which
     emu-jax plan --config=configs/masked.py:size=base --topology=v5p:4x4x8 \\
         --config.mesh.fsdp=16 --out=runs/plan
 
-size=amused256 and amused512 (604 and 608 M) are what `emu-jax import` makes of the public aMUSEd
-checkpoints (docs/interop.md), which then are tuned further, on pictures of one's own:
+size=amused256 and amused512 (603.5 and 608.3 M) are what `emu-jax import` makes of the public
+aMUSEd checkpoints (docs/interop.md), which then are tuned further, on pictures of one's own:
 
     emu-jax train --config=configs/masked.py:size=amused256,stage=quality_tune \\
         --config.init_from=IMPORTED --config.codec.path=IMPORTED/codec \\
