@@ -187,7 +187,8 @@ def test_an_import_is_what_its_size_is_tuned_from_and_exported_again(trip, tmp_p
     config.update(dict(init_from=str(ours), compute_dtype="float32"))
     config.data.image_size = 2 * SIDE
     config.codec.path = f"{ours}/codec"
-    config.text.clip.update(dict(imported["text"]["clip"], size=""))
+    places = {key: imported["text"]["clip"][key] for key in ("path", "length", "dtype")}
+    config.text.clip.update(dict(places, size=""))
     config.conditioner.size_features = 4
     config.denoiser.update({k: v for k, v in imported["denoiser"].items() if k != "eps"})
     mesh = make_mesh()
