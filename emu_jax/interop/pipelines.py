@@ -178,7 +178,7 @@ def pipeline_of(config: Mapping[str, Any]) -> str:
         text = []
     penultimate, pooled = (("clip", "penultimate", vector) for vector in (False, True))
     sizes, score = joined["size_features"], joined.get("aesthetic_score")
-    if config["denoiser"].get("kind") == UVIT.kind:
+    if denoiser_of(config) is UVIT:
         if text == [pooled] and sizes and score is not None:
             return AMUSED
         raise UserError(

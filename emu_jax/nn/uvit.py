@@ -7,9 +7,8 @@
     up_block            as down_block; doubled at the end where ``resample``
     mlm_layer           to the codes
 
-Structured and named as diffusers' UVit2DModel. Nothing but the three norms' affine parts has a
-bias. What it is told, a vector c of pooled text and micro-conditions, scales and shifts by a linear
-map of silu(c):
+Structured and named as diffusers' UVit2DModel; no layer has a bias. What it is told, a vector c of
+pooled text and micro-conditions, scales and shifts by a linear map of silu(c):
 
     x (1 + scale(c)) + shift(c)                                                            (1)
 

@@ -21,6 +21,7 @@ from emu_jax.cli.initial import initial
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import schedulers, uvit, vq
+from emu_jax.interop.pipelines import AMUSED, pipeline_of
 from emu_jax.nn.stack import unstacked
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.process.noise import fold_in, gumbel
@@ -274,6 +275,23 @@ def test_lone_components_go_there_and_back(trip, tmp_path):
 def test_what_is_not_known_is_refused_by_name(call, words):
     with pytest.raises(UserError, match=words):
         call()
+
+
+def test_only_a_generator_conditioned_as_amused_becomes_its_pipeline():
+    config = dict(
+        codec=dict(kind="autoencoder"),
+        text=dict(clip=dict(layer="penultimate")),
+        conditioner=dict(width=0, combine="tokens", size_features=4, aesthetic_score=6.0),
+        denoiser=dict(kind="uvit"),
+    )
+    assert pipeline_of(config) == AMUSED
+    for change, words in (
+        (dict(conditioner=config["conditioner"] | dict(aesthetic_score=None)), "aesthetic_score"),
+        (dict(text=dict(clip=dict(layer="last"))), "penultimate states"),
+        (dict(denoiser=dict(kind="token_transformer")), "this one is a token_transformer"),
+    ):
+        with pytest.raises(UserError, match=words):
+            pipeline_of(config | change)
 
 
 def _plain(value):
