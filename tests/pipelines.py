@@ -8,7 +8,7 @@ from pathlib import Path
 import diffusers
 import encoders
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UVit2DModel, VQModel
 from transformers import CLIPTokenizer
 
 LENGTH = 20  # tokens, as the small encoders have it
@@ -69,6 +69,39 @@ SCHEDULERS = {
 }
 
 
+CODES = 13
+UVIT = dict(
+    hidden_size=16,
+    cond_embed_dim=10,
+    micro_cond_encode_dim=4,
+    micro_cond_embed_dim=20,
+    encoder_hidden_size=24,
+    vocab_size=CODES + 3,
+    codebook_size=CODES,
+    in_channels=6,
+    block_out_channels=12,
+    num_res_blocks=1,
+    block_num_heads=3,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=20,
+    sample_size=5,
+)
+VQ = dict(
+    down_block_types=("DownEncoderBlock2D",) * 2,
+    up_block_types=("UpDecoderBlock2D",) * 2,
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    norm_num_groups=4,
+    latent_channels=6,
+    num_vq_embeddings=CODES,
+    mid_block_add_attention=False,
+    lookup_from_codebook=True,
+    force_upcast=True,
+    sample_size=10,
+)
+
+
 def shaken(model, scale: float = 0.1):
     """Every parameter random, those that start at 0 or 1 too."""
     torch.manual_seed(0)
@@ -114,6 +147,26 @@ def write(name: str, folder: Path) -> Path:
         pipeline = diffusers.StableDiffusionPipeline(**parts, **none)
     pipeline.save_pretrained(home)
     return home
+
+
+@cache
+def write_amused(folder: Path) -> Path:
+    """An AmusedPipeline that draws 10 x 10 pixels as 5 x 5 tokens, in ``folder`` / "amused"."""
+    text = folder / "amused_text_encoder"
+    encoder = encoders.clip_text(text, projection=True)
+    _limit(text)
+    vq = shaken(VQModel(**VQ), 0.1)
+    with torch.no_grad():  # near enough to one another that pictures have all codes
+        vq.quantize.embedding.weight.mul_(3)
+    pipeline = diffusers.AmusedPipeline(
+        vqvae=vq,
+        tokenizer=CLIPTokenizer.from_pretrained(text),
+        text_encoder=encoder,
+        transformer=shaken(UVit2DModel(**UVIT), 0.2),
+        scheduler=diffusers.AmusedScheduler(mask_token_id=UVIT["vocab_size"] - 1),
+    )
+    pipeline.save_pretrained(folder / "amused")
+    return folder / "amused"
 
 
 def encoders_of(name: str) -> dict:

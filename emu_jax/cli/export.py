@@ -20,7 +20,7 @@ from emu_jax.checkpoint.export import Model, load_model, save_model
 from emu_jax.checkpoint.safetensors_io import cast_floats
 from emu_jax.cli.models import locate, make_lora, open_model
 from emu_jax.errors import UserError
-from emu_jax.interop import pipelines
+from emu_jax.interop import components, pipelines
 from emu_jax.nn.stack import unstacked
 
 
@@ -80,12 +80,13 @@ def _export_public(model: Model, kept: Mapping[str, Any], out: Path, dtype: str)
             return pipelines.export_pipeline(typed(model, kept), typed(codec, codec.params), out)
         case "autoencoding":
             side = model.config.get("data", {}).get("image_size", 512)
-            pipelines.prepare_autoencoder(typed(model, kept), side)(out)
-            return pipelines.autoencoder.CLASS
+            components.prepare_autoencoder(typed(model, kept), side)(out)
+            return components.codec_class(model)
         case "denoiser":
-            side = model.meta.get("source", {}).get("unet", {}).get("sample_size") or 64
-            pipelines.prepare_unet(typed(model, kept), side, {})(out)
-            return pipelines.unet.CLASS
+            kind = components.denoiser_of(model.config)
+            side = model.meta.get("source", {}).get(kind.folder, {}).get("sample_size") or 64
+            components.prepare_denoiser(typed(model, kept), side, {})(out)
+            return kind.public.CLASS
         case task:
             raise UserError(f"diffusers has no layout for a {task} model.")
 

@@ -1,8 +1,8 @@
 """``emu-jax import PIPELINE --out DIR``: public weights as a model folder.
 
 PIPELINE is a folder or a hub name: a whole pipeline as diffusers writes it (Stable Diffusion 1.5,
-2.1, XL), one component of one (AutoencoderKL, UNet2DConditionModel), or a single file in the
-original layout (Stable Diffusion 1.5, XL base). Weights keep their dtype.
+2.1, XL, aMUSEd), one component of one (AutoencoderKL, VQModel, UNet2DConditionModel, UVit2DModel),
+or a single file in the original layout (Stable Diffusion 1.5, XL base). Weights keep their dtype.
 """
 
 import argparse
@@ -15,8 +15,18 @@ from emu_jax.checkpoint.huggingface import find_pipeline
 from emu_jax.cli import haystack
 from emu_jax.cli.config import defaults
 from emu_jax.errors import UserError
-from emu_jax.interop import autoencoder, pipelines, single_file, unet
+from emu_jax.interop import autoencoder, components, pipelines, single_file, vq
 from emu_jax.interop.files import CONFIG, read_json, watched
+
+# How noise is trained on where a config of ours says nothing else.
+_NOISE = dict(
+    weighting="none",
+    gamma=5.0,
+    time_density="uniform",
+    time_location=0.0,
+    time_scale=1.0,
+    noise_offset=0.0,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,30 +61,32 @@ def main(argv: Sequence[str]) -> int:
     if arguments.tokenizer:
         raise UserError("--tokenizer is for single files: a folder has its own.")
     folder = find_pipeline(arguments.pipeline, arguments.variant, arguments.allow_pickle)
-    source = pipelines.Source(folder, arguments.variant, arguments.allow_pickle)
+    source = components.Source(folder, arguments.variant, arguments.allow_pickle)
     if out.exists() and folder.resolve() == out.resolve():
         raise UserError("--out is the very folder that is imported: name another.")
     if (folder / pipelines.INDEX).is_file():
         _import_generator(source, out, arguments.compute_dtype)
         return 0
     kind = read_json(folder / CONFIG).get("_class_name")
-    if kind == autoencoder.CLASS:
-        pipelines.save_autoencoder(pipelines.import_autoencoder(source), out)
+    codecs = {
+        autoencoder.CLASS: components.import_autoencoder,
+        vq.CLASS: components.import_vq,
+    }
+    denoisers = {known.public.CLASS: known for known in components.DENOISERS}
+    if kind in codecs:
+        components.save_autoencoder(codecs[kind](source), out)
         print(f"{out}: an autoencoder, for --config.codec.path={out}")
-    elif kind == unet.CLASS:
-        imported = pipelines.import_unet(source)
-        section = pipelines.section_of(imported.sections["denoiser_arguments"])
-        _save(imported, {"task": "denoiser", "denoiser": section}, out)
+    elif kind in denoisers:
+        imported = components.import_denoiser(source, denoisers[kind])
+        _save(imported, {"task": "denoiser", "denoiser": imported.sections["denoiser"]}, out)
         print(f"{out}: a denoiser alone, for --config.init_from={out}")
     else:
-        raise UserError(
-            f"{folder} is a {kind}; known are whole pipelines, {autoencoder.CLASS} and "
-            f"{unet.CLASS}."
-        )
+        names = ", ".join([*codecs, *denoisers])
+        raise UserError(f"{folder} is a {kind}; known are whole pipelines, {names}.")
     return 0
 
 
-def _import_generator(source: pipelines.Parts, out: Path, compute_dtype: str) -> None:
+def _import_generator(source: components.Parts, out: Path, compute_dtype: str) -> None:
     imported = pipelines.import_pipeline(source, out)
     _save(imported, generator_config(imported.sections, compute_dtype), out)
     print(_advice(out, imported.sections))
@@ -88,23 +100,12 @@ def generator_config(sections: Mapping[str, Any], compute_dtype: str) -> dict[st
     config.drop_text = 0.1
     for name in ("codec", "text", "conditioner", "denoiser"):
         config[name] = sections[name]
-    config.process = dict(
-        weighting="none",
-        gamma=5.0,
-        time_density="uniform",
-        time_location=0.0,
-        time_scale=1.0,
-        noise_offset=0.0,
-        **sections["process"],
-    )
+    config.process = sections["process"] if _masks(sections) else {**_NOISE, **sections["process"]}
     pooled = "openclip_g" in sections["text"]
-    config.sampling = dict(
-        steps=25,
-        guidance_scale=5.0 if pooled else 7.5,
-        guidance_rescale=0.0,
-        previews=16,
+    config.sampling = {
+        **dict(steps=25, guidance_scale=5.0 if pooled else 7.5, guidance_rescale=0.0, previews=16),
         **sections["sampling"],
-    )
+    }
     config.groups = haystack.generator(learning_rate=1e-5, schedule="constant", warmup=100)
     config.data.image_size = sections["image_size"]
     found = config.to_dict()
@@ -113,7 +114,11 @@ def generator_config(sections: Mapping[str, Any], compute_dtype: str) -> dict[st
     return found
 
 
-def _save(imported: pipelines.Imported, config: Mapping[str, Any], out: Path) -> None:
+def _masks(sections: Mapping[str, Any]) -> bool:
+    return sections["process"].get("kind") == "masking"
+
+
+def _save(imported: components.Imported, config: Mapping[str, Any], out: Path) -> None:
     params = watched(imported.params, "denoiser", passes=2)
     save_model(str(out), params, config, {"step": 0, "source": imported.source}, dtype=None)
 
@@ -123,7 +128,8 @@ def _advice(out: Path, sections: Mapping[str, Any]) -> str:
     paths += [f"--config.text.{name}.path={x['path']}" for name, x in sections["text"].items()]
     # The noise that it was trained on, where the config of a family says another.
     process = sections["process"]
-    paths += [f"--config.process.{key}={process[key]}" for key in ("schedule", "prediction")]
+    said = () if _masks(sections) else ("schedule", "prediction")
+    paths += [f"--config.process.{key}={process[key]}" for key in said]
     training = " \\\n    ".join([f"--config.init_from={out}", *paths])
     return (
         f"{out}: drawn with by  emu-jax sample PROMPT --checkpoint={out}, and tuned by "

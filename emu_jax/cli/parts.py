@@ -34,6 +34,7 @@ from emu_jax.nn.stack import relaid
 from emu_jax.nn.super_resolution import SuperResolutionTransformer
 from emu_jax.nn.token_transformer import TokenTransformer
 from emu_jax.nn.unet import UNet
+from emu_jax.nn.uvit import UVit
 from emu_jax.parallel.placement import ONE_DEVICE, Placement
 from emu_jax.parallel.sharding import replicated
 from emu_jax.process.decoding import ParallelDecoding
@@ -290,13 +291,16 @@ def make_denoiser(
     }
     data = "tokens" if isinstance(codec, TokenCodec) else "continuous data"
     if isinstance(codec, TokenCodec):
-        kinds = {"token_transformer": TokenTransformer}
-        arguments |= {"codes": codec.codes, "side": side}
+        arguments["codes"] = codec.codes
         if isinstance(low, LowTokens):
             kinds = {"super_resolution_transformer": SuperResolutionTransformer}
             data = "tokens to be drawn from coarser ones"
             low_side = side * codec.factor // low.scale
-            arguments |= {"low_codes": low.codec.codes, "low_side": low_side}
+            arguments |= {"side": side, "low_codes": low.codec.codes, "low_side": low_side}
+        else:
+            kinds = {"token_transformer": TokenTransformer, "uvit": UVit}
+            if kind == "token_transformer":
+                arguments["side"] = side
     else:
         if kind == "unet":
             arguments["gather"] = on.gather

@@ -59,23 +59,27 @@ def current_key(key: str) -> str:
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of :class:`emu_jax.nn.autoencoder.Autoencoder` of a config.json."""
     c = complete(config, DEFAULTS, _READ, CLASS)
-    widths = c["block_out_channels"]
-    for key, kind in (
-        ("down_block_types", "DownEncoderBlock2D"),
-        ("up_block_types", "UpDecoderBlock2D"),
-    ):
-        if c[key] != [kind] * len(widths):
-            raise UserError(f"This {CLASS} has {key} = {c[key]}, which is not known here.")
+    require_stages(c, CLASS)
     if c["use_quant_conv"] != c["use_post_quant_conv"]:
         raise UserError(f"This {CLASS} has a quant_conv on one side of its latents only.")
     return dict(
         latent_channels=c["latent_channels"],
-        widths=widths,
+        widths=c["block_out_channels"],
         blocks=c["layers_per_block"],
         groups=c["norm_num_groups"],
         mid_attention=c["mid_block_add_attention"],
         quant_conv=c["use_quant_conv"],
     )
+
+
+def require_stages(c: Mapping[str, Any], kind: str) -> None:
+    """Refuses a ``kind`` whose stages are not all of one block's kind down, and of one up."""
+    for key, block in (
+        ("down_block_types", "DownEncoderBlock2D"),
+        ("up_block_types", "UpDecoderBlock2D"),
+    ):
+        if c[key] != [block] * len(c["block_out_channels"]):
+            raise UserError(f"This {kind} has {key} = {c[key]}, which is not known here.")
 
 
 def latent_figures(config: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -94,19 +98,9 @@ def to_config(
     Raises:
       UserError: a network or a latent space that the public class does not have.
     """
-    a: dict[str, Any] = {key: plain(value) for key, value in arguments.items() if value is not None}
-    widths, blocks = a["widths"], a["blocks"]
-    if a.get("fourier_bands"):
-        raise UserError(
-            f"{CLASS} has no Fourier features: export an autoencoder with fourier_bands=0."
-        )
-    if a.get("decoder_widths", widths) != widths or a.get("decoder_blocks", blocks + 1) != (
-        blocks + 1
-    ):
-        raise UserError(
-            f"{CLASS} has a decoder of the encoder's widths and one block a stage more: this "
-            "autoencoder's is another."
-        )
+    a = require_symmetric(arguments, CLASS)
+    if a.get("zero_to_one"):
+        raise UserError(f"{CLASS} has pictures in [-1, 1], not in [0, 1] (zero_to_one).")
     if np.ptp(shift) or np.ptp(scale):
         raise UserError(
             f"{CLASS} has one shift and one scale for all latent channels: this autoencoder's, "
@@ -114,17 +108,48 @@ def to_config(
         )
     return DEFAULTS | dict(
         _class_name=CLASS,
-        down_block_types=["DownEncoderBlock2D"] * len(widths),
-        up_block_types=["UpDecoderBlock2D"] * len(widths),
-        block_out_channels=widths,
-        layers_per_block=blocks,
+        **stages(a),
         latent_channels=a["latent_channels"],
-        norm_num_groups=a.get("groups", 32),
         sample_size=side,
         scaling_factor=_shortest(1 / scale[0]),
         shift_factor=_shortest(shift[0]) if shift[0] else None,
         use_quant_conv=a.get("quant_conv", False),
         use_post_quant_conv=a.get("quant_conv", False),
+    )
+
+
+def require_symmetric(arguments: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """An autoencoder's arguments as in JSON.
+
+    Raises:
+      UserError: Fourier features, or a decoder that is not the encoder's mirror image, of which
+        ``kind`` knows nothing.
+    """
+    a: dict[str, Any] = {key: plain(value) for key, value in arguments.items() if value is not None}
+    widths, blocks = a["widths"], a["blocks"]
+    if a.get("fourier_bands"):
+        raise UserError(
+            f"{kind} has no Fourier features: export an autoencoder with fourier_bands=0."
+        )
+    if a.get("decoder_widths", widths) != widths or a.get("decoder_blocks", blocks + 1) != (
+        blocks + 1
+    ):
+        raise UserError(
+            f"{kind} has a decoder of the encoder's widths and one block a stage more: this "
+            "autoencoder's is another."
+        )
+    return a
+
+
+def stages(a: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of encoder and decoder that public autoencoders share."""
+    widths = a["widths"]
+    return dict(
+        down_block_types=["DownEncoderBlock2D"] * len(widths),
+        up_block_types=["UpDecoderBlock2D"] * len(widths),
+        block_out_channels=widths,
+        layers_per_block=a["blocks"],
+        norm_num_groups=a.get("groups", 32),
         mid_block_add_attention=a.get("mid_attention", True),
     )
 

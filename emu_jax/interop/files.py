@@ -162,13 +162,16 @@ def to_tensors(params: Mapping[str, Any]) -> Lazy:
     )
 
 
+def renamed(params: Lazy, name: Callable[[str], str]) -> Lazy:
+    """Everything under the name that ``name`` gives to its own."""
+    homes = {name(own): own for own in params}
+    shapes = {new: params.shapes[own] for new, own in homes.items()}
+    return Lazy(shapes, lambda new: params[homes[new]])
+
+
 def nested(prefix: str, params: Lazy) -> Lazy:
     """Every name under ``prefix/``."""
-    head = f"{prefix}/"
-    return Lazy(
-        {head + name: shape for name, shape in params.shapes.items()},
-        lambda name: params[name.removeprefix(head)],
-    )
+    return renamed(params, lambda name: f"{prefix}/{name}")
 
 
 def together(*parts: Mapping[str, Any]) -> Lazy:

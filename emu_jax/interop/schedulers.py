@@ -3,6 +3,7 @@
 A scheduler's file says two things: which noise the network was trained on, and how to sample. The
 first is taken over exactly or refused. Of the second the nearest of ours is taken: PNDM, which we
 do not have, becomes DPM-Solver++, and "leading" steps become evenly spaced ones from pure noise.
+aMUSEd's says which token is [MASK], and that as many stay masked as ours leaves.
 """
 
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ _SAMPLERS = {
 }
 _SPACINGS = {"trailing": "trailing", "linspace": "uniform", "leading": "uniform"}
 _STEPS = 1000
+MASKING = "AmusedScheduler"
 _DEFAULTS: dict[str, Any] = dict(
     num_train_timesteps=_STEPS,
     beta_start=1e-4,
@@ -116,3 +118,44 @@ def to_config(process: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[s
     if kind == "DDIMScheduler":
         found |= dict(clip_sample=False, set_alpha_to_one=True)
     return found
+
+
+# Tokens ------------------------------------------------------------------------------------------
+
+
+def masking(config: Mapping[str, Any], vocabulary: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``config.process`` and ``config.sampling`` of aMUSEd's scheduler_config.json, whose
+    denoiser's table has ``vocabulary`` rows.
+
+    Steps, guidance and temperature are those that its pipeline takes where it is told none. Its
+    temperature falls from 2 in the first of T steps to 0 in the last, which is T / (T - 1) times 2
+    at the times that steps end at.
+
+    Raises:
+      UserError: another schedule or [MASK] than ours, by the setting's name.
+    """
+    schedule = config.get("masking_schedule", "cosine")
+    if config.get("_class_name") != MASKING or schedule != "cosine":
+        raise UserError(
+            f"This scheduler is {config.get('_class_name')} with masking_schedule = {schedule}; of "
+            f"tokens only {MASKING} with cosine is known here."
+        )
+    if config.get("mask_token_id") != vocabulary - 1:
+        raise UserError(
+            f"This scheduler has mask_token_id = {config.get('mask_token_id')}; only the last of "
+            f"the {vocabulary} rows of the transformer's table is known here."
+        )
+    steps = 12
+    return dict(kind="masking"), dict(
+        sampler="parallel",
+        spacing="trailing",
+        steps=steps,
+        temperature=2 * steps / (steps - 1),
+        guidance_scale=10.0,
+        guidance_ramp=False,
+    )
+
+
+def masking_config(vocabulary: int) -> dict[str, Any]:
+    """The inverse of :func:`masking`."""
+    return dict(_class_name=MASKING, mask_token_id=vocabulary - 1, masking_schedule="cosine")

@@ -41,7 +41,7 @@ Pieces = dict[str, Callable[[np.ndarray], np.ndarray]]
 
 @dataclass(frozen=True)
 class SingleFile:
-    """The parts of a file, as :class:`emu_jax.interop.pipelines.Parts`."""
+    """The parts of a file, as :class:`emu_jax.interop.components.Parts`."""
 
     file: Path
     tensors: Lazy

@@ -55,6 +55,7 @@ class Attention(nnx.Module):
         *,
         context_width: int | None = None,
         bias: bool = False,
+        out_bias: bool = True,
         attend: Attend = attend,
         rngs: nnx.Rngs,
     ):
@@ -63,7 +64,7 @@ class Attention(nnx.Module):
         self.to_q = linear(width, inner, bias=bias, rngs=rngs)
         self.to_k = linear(context_width or width, inner, bias=bias, rngs=rngs)
         self.to_v = linear(context_width or width, inner, bias=bias, rngs=rngs)
-        self.to_out = nnx.List([linear(inner, width, rngs=rngs)])
+        self.to_out = nnx.List([linear(inner, width, bias=out_bias, rngs=rngs)])
 
     def __call__(
         self,

@@ -41,6 +41,7 @@ class Autoencoder(nnx.Module):
     ``blocks`` residual blocks a stage in the encoder, ``decoder_blocks`` (default ``blocks`` + 1)
     in the decoder, whose stages are ``decoder_widths`` (default ``widths``; both from full size to
     the smallest). ``quant_conv``: 1 x 1 convolutions on both sides of the latents.
+    ``zero_to_one``: inside, pictures are in [0, 1] (aMUSEd's); outside they are in [-1, 1].
     """
 
     def __init__(
@@ -54,13 +55,14 @@ class Autoencoder(nnx.Module):
         mid_attention: bool = True,
         fourier_bands: int = 0,
         quant_conv: bool = False,
+        zero_to_one: bool = False,
         decoder_widths: Sequence[int] | None = None,
         decoder_blocks: int | None = None,
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
         rngs: nnx.Rngs,
     ):
-        self.fourier_bands = fourier_bands
+        self.fourier_bands, self.zero_to_one = fourier_bands, zero_to_one
         encoded = latent_channels * (2 if variational else 1)
         common = {"mid_attention": mid_attention, "attend": attend, "constrain": constrain}
         self.encoder = Encoder(
@@ -87,12 +89,14 @@ class Autoencoder(nnx.Module):
 
     def encode(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h/f w/f m"]:
         """Moments (mean, then any log-variance, on the last axis) of pictures in [-1, 1]."""
+        x = (x + 1) / 2 if self.zero_to_one else x
         moments = self.encoder(fourier_features(x, self.fourier_bands))
         return moments if self.quant_conv is None else self.quant_conv(moments)
 
     def decode(self, z: Float[Array, "b h/f w/f c"]) -> Float[Array, "b h w 3"]:
         """Pictures, about in [-1, 1] (nothing clips them)."""
-        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        x = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        return 2 * x - 1 if self.zero_to_one else x
 
     def __call__(
         self, x: Float[Array, "b h w 3"], key: jax.Array

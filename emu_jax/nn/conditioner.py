@@ -7,7 +7,8 @@ encoder's tokens to a common width and joins the encoders,
     combine="channels": [b, l, width_1 + width_2 + ...]     (SDXL: two CLIPs side by side)
 
 and makes the vector that is embedded and added to the time embedding: pooled text, then sinusoids
-of the sizes (original height, width, crop top, left, target height, width), in SDXL's order.
+of the sizes (original height, width, crop top, left, target height, width), in SDXL's order, or of
+aMUSEd's micro-conditions (original width, height, crop top, left, aesthetic score).
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from emu_jax.nn.embeddings import sinusoids
 from emu_jax.nn.layers import linear
 
 SIZES = 6
+MICRO_CONDITIONS = 5
 
 
 class Encoded(NamedTuple):
@@ -36,8 +38,9 @@ class Conditioner(nnx.Module):
     """``encoders`` maps a name to (width, pooled width); their order is the order of joining.
 
     ``width`` is the common width of the tokens (None: no projection), ``size_features`` the number
-    of sinusoids a size (0: sizes do not condition). ``context_width`` and ``vector_width`` (0:
-    there is no vector) say what a denoiser will be given.
+    of sinusoids a size (0: sizes do not condition). ``aesthetic_score`` makes them aMUSEd's, with
+    this score for every picture. ``context_width`` and ``vector_width`` (0: there is no vector) say
+    what a denoiser will be given.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Conditioner(nnx.Module):
         width: int | None = None,
         combine: Literal["tokens", "channels"] = "tokens",
         size_features: int = 256,
+        aesthetic_score: float | None = None,
         rngs: nnx.Rngs,
     ):
         if combine not in ("tokens", "channels"):
@@ -62,9 +66,10 @@ class Conditioner(nnx.Module):
         self.encoders = tuple(encoders)
         self.pooling = tuple(name for name, (_, pooled) in encoders.items() if pooled)
         self.combine = combine
-        self.size_features = size_features
+        self.size_features, self.aesthetic_score = size_features, aesthetic_score
+        numbers = SIZES if aesthetic_score is None else MICRO_CONDITIONS
         self.context_width = widths[0] if combine == "tokens" else sum(widths)
-        self.vector_width = sum(p for _, p in encoders.values()) + SIZES * size_features
+        self.vector_width = sum(p for _, p in encoders.values()) + numbers * size_features
         if width:
             self.projections = nnx.Dict(
                 {name: linear(own, width, rngs=rngs) for name, (own, _) in encoders.items()}
@@ -100,5 +105,14 @@ class Conditioner(nnx.Module):
             if sizes is None:
                 raise ValueError("size_features is set, so the conditioner needs sizes [b, 6]")
             # In fp32 up to here: bf16 cannot tell 1,024 from 1,026.
-            parts.append(sinusoids(sizes, self.size_features).reshape(sizes.shape[0], -1))
+            told = self._told(sizes)
+            parts.append(sinusoids(told, self.size_features).reshape(told.shape[0], -1))
         return jnp.concatenate([p.astype(dtype) for p in parts], axis=1) if parts else None
+
+    def _told(self, sizes: Int[Array, "b 6"]) -> Float[Array, "b n"]:
+        sizes = sizes.astype(jnp.float32)
+        if self.aesthetic_score is None:
+            return sizes
+        height, width, top, left, *_ = sizes.T
+        score = jnp.full_like(height, self.aesthetic_score)
+        return jnp.stack([width, height, top, left, score], axis=1)

@@ -25,9 +25,11 @@ def sinusoids(t: Float[Array, "*b"], width: int) -> Float[Array, "*b {width}"]:
 class TimestepEmbedding(nnx.Module):
     """Two dense layers with an activation between them."""
 
-    def __init__(self, inputs: int, outputs: int, *, act: str = "silu", rngs: nnx.Rngs):
-        self.linear_1 = linear(inputs, outputs, rngs=rngs)
-        self.linear_2 = linear(outputs, outputs, rngs=rngs)
+    def __init__(
+        self, inputs: int, outputs: int, *, act: str = "silu", bias: bool = True, rngs: nnx.Rngs
+    ):
+        self.linear_1 = linear(inputs, outputs, bias=bias, rngs=rngs)
+        self.linear_2 = linear(outputs, outputs, bias=bias, rngs=rngs)
         self.act = activation(act)
 
     def __call__(self, x: Float[Array, "b p"]) -> Float[Array, "b t"]:

@@ -56,13 +56,15 @@ class GroupNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """Normalises the last axis."""
 
-    def __init__(self, channels: int, *, eps: float = 1e-5, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, eps: float = 1e-5, bias: bool = True, rngs: nnx.Rngs):
         self.eps = eps
         self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
+        self.bias = nnx.Param(jnp.zeros(channels)) if bias else None
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        return _layer_norm(self.eps, x, self.scale[...], self.bias[...])
+        scale = self.scale[...]
+        bias = jnp.zeros_like(scale) if self.bias is None else self.bias[...]
+        return _layer_norm(self.eps, x, scale, bias)
 
 
 def _group_mean(groups: int, channelwise: Float[Array, "b *ones c"]) -> Float[Array, "b *ones c"]:
@@ -177,10 +179,12 @@ def conv(
     *,
     stride: int = 1,
     padding: tuple[int, int] | None = None,
+    groups: int = 1,
+    bias: bool = True,
     zero: bool = False,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square 2-D convolution that keeps the size at stride 1.
+    """A square 2-D convolution that keeps the size at stride 1; ``groups`` of channels do not mix.
 
     ``padding`` is (before, after) on both axes, by default half the kernel on either side as torch
     has it (XLA's own "SAME" pads a strided convolution on the far side only).
@@ -192,6 +196,8 @@ def conv(
         (kernel, kernel),
         strides=stride,
         padding=(padding, padding),
+        feature_group_count=groups,
+        use_bias=bias,
         kernel_init=_initializer(zero),
         rngs=rngs,
     )

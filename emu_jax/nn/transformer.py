@@ -22,8 +22,8 @@ Constrain = Callable[[Array], Array]
 class GEGLU(nnx.Module):
     """value * gelu(gate), both projections of x; the gelu is exact."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        self.proj = linear(inputs, 2 * outputs, rngs=rngs)
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs):
+        self.proj = linear(inputs, 2 * outputs, bias=bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b o"]:
         return _gated(self.proj(x))
@@ -48,12 +48,17 @@ _gated.defvjp(lambda x: (_gated(x), x), _gated_backward)
 
 
 class FeedForward(nnx.Module):
-    """GEGLU to four times the width and back."""
+    """GEGLU to ``hidden``, by default four times the width, and back."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, hidden: int | None = None, *, bias: bool = True, rngs: nnx.Rngs):
+        hidden = hidden or 4 * width
         # The public layout has a dropout at index 1.
         self.net: Any = nnx.List(
-            [GEGLU(width, 4 * width, rngs=rngs), None, linear(4 * width, width, rngs=rngs)]
+            [
+                GEGLU(width, hidden, bias=bias, rngs=rngs),
+                None,
+                linear(hidden, width, bias=bias, rngs=rngs),
+            ]
         )
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:

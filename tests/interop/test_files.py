@@ -137,7 +137,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(vae, tmp_path, change, word
     change(tensors)
     safetensors.torch.save_file(tensors, tmp_path / WEIGHTS)
     config = json.loads((folder / "config.json").read_text())
-    from emu_jax.interop.pipelines import Source, import_autoencoder
+    from emu_jax.interop.components import Source, import_autoencoder
 
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=words):

@@ -11,21 +11,22 @@ import numpy as np
 import original_layout
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UVit2DModel, VQModel
 from diffusers.loaders import single_file_utils as theirs
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from emu_jax.checkpoint.lazy import Lazy
 from emu_jax.cli.config import read
 from emu_jax.cli.parts import make_task
-from emu_jax.interop import autoencoder, unet
+from emu_jax.interop import autoencoder, unet, uvit, vq
 from emu_jax.interop import single_file_families as families
-from emu_jax.interop.pipelines import import_autoencoder
+from emu_jax.interop.components import Imported, import_autoencoder, import_vq
 from emu_jax.interop.single_file import parts_of
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.functional import Network
 from emu_jax.nn.torch_layout import torch_paths
 from emu_jax.nn.unet import UNet
+from emu_jax.nn.uvit import UVit
 from emu_jax.tasks.generation import Generation
 
 SD15 = dict(
@@ -105,6 +106,40 @@ VAES = dict(
     ),
 )
 
+AMUSED256 = dict(
+    hidden_size=1024,
+    cond_embed_dim=768,
+    micro_cond_encode_dim=256,
+    micro_cond_embed_dim=1280,
+    encoder_hidden_size=768,
+    vocab_size=8256,
+    codebook_size=8192,
+    in_channels=768,
+    block_out_channels=768,
+    num_res_blocks=3,
+    downsample=False,
+    upsample=False,
+    block_num_heads=12,
+    num_hidden_layers=22,
+    num_attention_heads=16,
+    intermediate_size=2816,
+    layer_norm_eps=1e-06,
+    use_bias=False,
+    ln_elementwise_affine=True,
+)
+AMUSED = dict(amused256=AMUSED256, amused512=AMUSED256 | dict(downsample=True, upsample=True))
+AMUSED_VQ = dict(
+    block_out_channels=[128, 256, 256, 512, 768],
+    down_block_types=["DownEncoderBlock2D"] * 5,
+    up_block_types=["UpDecoderBlock2D"] * 5,
+    layers_per_block=2,
+    latent_channels=64,
+    num_vq_embeddings=8192,
+    mid_block_add_attention=False,
+    lookup_from_codebook=True,
+    force_upcast=True,
+)
+
 
 def network(kind, arguments: dict) -> Network:
     return Network(lambda rngs: kind(**arguments, rngs=rngs))
@@ -161,6 +196,57 @@ def test_the_config_of_that_size_has_this_denoiser(size):
     ends = {"conv_in/kernel", "conv_out/kernel", "conv_out/bias"}
     assert different == ends  # 16 latent channels in the codec above, 4 in the public one
     assert sum(math.prod(x.shape) for x in shapes.values()) > 8e8
+
+
+@pytest.mark.parametrize("size", AMUSED)
+def test_every_tensor_of_amuseds_transformer_has_a_home_and_its_size_in_our_config(size):
+    config = AMUSED[size]
+    arguments = uvit.arguments(config)
+    shapes, public = network(UVit, arguments).shapes(), skeleton(UVit2DModel, config)
+    assert len(torch_paths(public, shapes)) == len(shapes) == len(public)
+    written = uvit.to_config(arguments, 256)
+    assert {k: v for k, v in written.items() if k in config} == config
+    assert public_arguments(written).keys() == uvit.DEFAULTS.keys()
+    back = skeleton(UVit2DModel, public_arguments(written))
+    assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in public.items()}
+
+    ours = read(f"configs/masked.py:size={size},stage=quality_tune")
+    ours.denoiser.scan = False
+    task = make_task(ours)
+    assert isinstance(task, Generation) and not task.conditioner.shapes()
+    own = task.denoiser.shapes()
+    assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in shapes.items()}
+    count = sum(math.prod(x.shape) for x in shapes.values())
+    assert count == sum(math.prod(x.shape) for x in public.values())
+    print(size, f"{count:,}")
+    assert (
+        task.codec.row(*(ours.data.image_size // task.codec.factor,) * 2)
+        == {
+            "amused256": (16, 16),
+            "amused512": (32, 32),
+        }[size]
+    )
+
+
+def test_every_tensor_of_amuseds_autoencoder_has_a_home():
+    public = skeleton(VQModel, AMUSED_VQ)
+
+    class Shapes:
+        where = staticmethod(lambda name="": "x")
+        settings = staticmethod(lambda name="": AMUSED_VQ)
+
+        @staticmethod
+        def weights(name=""):
+            shapes = {
+                k: jax.ShapeDtypeStruct(tuple(v.shape), np.float16) for k, v in public.items()
+            }
+            return Lazy(shapes, pytest.fail)
+
+    found = import_vq(Shapes())
+    assert isinstance(found, Imported) and len(found.params) == len(public)
+    written = vq.to_config(found.sections, 32)
+    assert {k: v for k, v in written.items() if k in AMUSED_VQ} == AMUSED_VQ
+    assert public_arguments(written).keys() == vq.DEFAULTS.keys()
 
 
 def public_arguments(config: dict) -> dict:

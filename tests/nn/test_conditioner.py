@@ -64,6 +64,17 @@ def test_channels_side_by_side_and_the_sizes_of_sdxl():
     assert (conditioner.context_width, conditioner.vector_width) == (9, 2 + 6 * 256)
 
 
+def test_the_micro_conditions_of_amused():
+    """Width before height, and one aesthetic score for all."""
+    encoded = {"clip": _encoded(3, 4, pooled=2)}
+    network = _network({"clip": (4, 2)}, size_features=8, aesthetic_score=5.5)
+    told = [[640, 512, 0, 17, 5.5], [64, 64, 0, 0, 5.5]]
+    timesteps = Timesteps(8, flip_sin_to_cos=True, downscale_freq_shift=0)
+    waves = timesteps(torch.tensor(told).flatten()).reshape(2, -1)
+    want = np.concatenate([encoded["clip"].pooled, waves.numpy()], axis=1)
+    np.testing.assert_allclose(network({}, encoded, SIZES)[2], want, atol=1e-4)
+
+
 def test_without_pooling_and_sizes_there_is_no_vector():
     network = _network({"t5": (6, 0)}, size_features=0)
     encoded = _encoded(4, 6)

@@ -1,0 +1,274 @@
+"""Components of public pipelines, one by one: weights and config.json <-> what ours are.
+
+A denoiser of either kind becomes parameters under ``denoiser/`` and its constructor's arguments, an
+autoencoder a model of its own. On the way out everything that the public class cannot say is
+refused by a ``prepare_...`` function, and what that returns only writes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from emu_jax.checkpoint.export import Model, save_model
+from emu_jax.checkpoint.lazy import Lazy
+from emu_jax.errors import UserError
+from emu_jax.interop import autoencoder, unet, uvit, vq
+from emu_jax.interop.configs import plain
+from emu_jax.interop.files import (
+    CONFIG,
+    DIFFUSERS,
+    copy_small,
+    nested,
+    open_weights,
+    read_json,
+    renamed,
+    to_params,
+    to_tensors,
+    together,
+    watched,
+    write_component,
+)
+from emu_jax.nn.autoencoder import Autoencoder
+from emu_jax.nn.functional import Network
+from emu_jax.nn.unet import UNet
+from emu_jax.nn.uvit import UVit
+
+# What the network is told of by what it is joined to, and so no part of ``config.denoiser``.
+_FROM_OTHERS = ("in_channels", "out_channels", "context_width", "vector_width", "codes")
+# How a denoiser is computed and not what.
+_ASIDE = ("kind", "scan", "remat")
+LATENT_SHIFT, LATENT_SCALE = "latent/shift", "latent/scale"
+CODEBOOK = "codebook/embedding"
+
+Write = Callable[[Path], None]
+
+
+class Parts(Protocol):
+    """A pipeline's parts, by the names that their folders have in diffusers' layout."""
+
+    def where(self, name: str = "") -> str:
+        """What a message calls the part."""
+        ...
+
+    def settings(self, name: str = "", file: str = CONFIG) -> dict[str, Any]:
+        """The object in a part's JSON file."""
+        ...
+
+    def weights(self, name: str = "", stem: str = DIFFUSERS) -> Lazy:
+        """A part's tensors, in diffusers' or transformers' keys."""
+        ...
+
+    def copy_tokenizer(self, name: str, target: Path) -> None:
+        """Writes a tokenizer's folder."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder, which of its weights are meant, and whether a pickle may be opened."""
+
+    folder: Path
+    variant: str = ""
+    pickle: bool = False
+
+    def where(self, name: str = "") -> str:
+        return str(self.folder / name)
+
+    def settings(self, name: str = "", file: str = CONFIG) -> dict[str, Any]:
+        return read_json(self.folder / name / file)
+
+    def weights(self, name: str = "", stem: str = DIFFUSERS) -> Lazy:
+        return open_weights(self.folder / name, stem, self.variant, self.pickle)
+
+    def copy_tokenizer(self, name: str, target: Path) -> None:
+        copy_small(self.folder / name, target)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Sections of a config, parameters, and the public config files that they came from."""
+
+    sections: dict[str, Any]
+    params: Lazy
+    source: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A class of denoisers: our ``kind`` and network, its folder in a pipeline, and the module that
+    translates its config.json."""
+
+    kind: str
+    network: type
+    folder: str
+    public: ModuleType
+
+    def shapes(self, arguments: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+        return Network(partial(_build, self.network, arguments)).shapes()
+
+
+UNET = Denoiser("unet", UNet, "unet", unet)
+UVIT = Denoiser("uvit", UVit, "transformer", uvit)
+DENOISERS = (UNET, UVIT)
+
+
+# In ----------------------------------------------------------------------------------------------
+
+
+def import_denoiser(source: Parts, kind: Denoiser, name: str = "") -> Imported:
+    """A denoiser: parameters and the constructor's arguments."""
+    config = source.settings(name)
+    arguments = kind.public.arguments(config)
+    params = to_params(source.weights(name), kind.shapes(arguments), source.where(name))
+    own = {key: value for key, value in arguments.items() if key not in _FROM_OTHERS}
+    sections = dict(denoiser={"kind": kind.kind, **own}, arguments=arguments)
+    return Imported(sections, nested("denoiser", params), {kind.folder: config})
+
+
+def import_autoencoder(source: Parts, name: str = "") -> Imported:
+    """An autoencoding model, with its latent figures."""
+    config = source.settings(name)
+    arguments = autoencoder.arguments(config)
+    shapes = Network(partial(_build, Autoencoder, arguments)).shapes()
+    params = to_params(source.weights(name), shapes, source.where(name), autoencoder.current_key)
+    shift, scale = autoencoder.latent_figures(config)
+    figures = {LATENT_SHIFT: shift, LATENT_SCALE: scale}
+    channels = arguments.pop("latent_channels")
+    return Imported(
+        dict(latent_channels=channels, autoencoder=arguments),
+        together(nested("autoencoder", params), figures),
+        {"vae": config},
+    )
+
+
+def import_vq(source: Parts, name: str = "") -> Imported:
+    """An autoencoding model, with its codebook."""
+    config = source.settings(name)
+    sections = vq.sections(config)
+    params = to_params(
+        source.weights(name), _vq_shapes(sections), source.where(name), autoencoder.current_key
+    )
+    params = renamed(params, lambda path: CODEBOOK if path == vq.BOOK else f"autoencoder/{path}")
+    return Imported(sections, params, {"vqvae": config})
+
+
+def _vq_shapes(sections: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    width = sections["latent_channels"]
+    arguments = dict(sections["autoencoder"], latent_channels=width, variational=False)
+    book = jax.ShapeDtypeStruct((sections["quantizer"]["codes"], width), np.float32)
+    return {**Network(partial(_build, Autoencoder, arguments)).shapes(), vq.BOOK: book}
+
+
+def save_autoencoder(imported: Imported, out: Path) -> None:
+    """As a model folder of ours."""
+    config = {"task": "autoencoding", **imported.sections}
+    params = watched(imported.params, "codec", passes=2)
+    save_model(str(out), params, config, {"step": 0, "source": imported.source}, dtype=None)
+
+
+# Out ---------------------------------------------------------------------------------------------
+
+
+def denoiser_of(config: Mapping[str, Any]) -> Denoiser:
+    """The public class of a model's denoiser."""
+    kind = config["denoiser"].get("kind", "unet")
+    for known in DENOISERS:
+        if known.kind == kind:
+            return known
+    names = " or ".join(f"a {known.kind} ({known.public.CLASS})" for known in DENOISERS)
+    raise UserError(f"A public denoiser is {names}; this one is a {kind}.")
+
+
+def prepare_denoiser(model: Model, side: int, conditioner: Mapping[str, Any]) -> Write:
+    """A function that writes the denoiser to a folder."""
+    kind = denoiser_of(model.config)
+    section = {k: v for k, v in model.config["denoiser"].items() if k not in _ASIDE}
+    params = _under("denoiser", model.params)
+    arguments = section | _measured(params)
+    if len(params) != len(kind.shapes(arguments)):
+        raise UserError("The model's denoiser is not the one that its config describes.")
+    features = conditioner.get("size_features")
+    if kind is UVIT:
+        source = model.meta.get("source", {}).get(kind.folder, {})
+        alone = source.get("micro_cond_encode_dim", uvit.DEFAULTS["micro_cond_encode_dim"])
+        config = uvit.to_config(arguments, features or alone)
+    else:
+        config = unet.to_config(arguments)
+        if features:
+            config["addition_time_embed_dim"] = features
+    meaning = kind.public.arguments
+    config |= dict(sample_size=side)
+    config = as_it_came(model, kind.folder, config, meaning, meaning(config))
+    return lambda folder: write_component(folder, config, to_tensors(params))
+
+
+def _under(prefix: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    head = f"{prefix}/"
+    return {path[len(head) :]: value for path, value in params.items() if path.startswith(head)}
+
+
+def _measured(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What a denoiser's parameters say of its neighbours."""
+    if "mlm_layer/conv2/kernel" in params:
+        return dict(
+            codes=params["mlm_layer/conv2/kernel"].shape[3],
+            context_width=params["encoder_proj/kernel"].shape[0],
+            vector_width=params["cond_embed/linear_1/kernel"].shape[0],
+        )
+    ends = ("/attn2/to_k/kernel", "/add_k_proj/kernel")
+    context = [value.shape[0] for path, value in params.items() if path.endswith(ends)]
+    vector = params.get("add_embedding/linear_1/kernel")
+    return dict(
+        in_channels=params["conv_in/kernel"].shape[2],
+        out_channels=params["conv_out/kernel"].shape[3],
+        context_width=context[0] if context else None,
+        vector_width=None if vector is None else vector.shape[0],
+    )
+
+
+def codec_class(model: Model) -> str:
+    """The public class of an autoencoding model."""
+    return vq.CLASS if model.config.get("quantizer", {}).get("codes") else autoencoder.CLASS
+
+
+def prepare_autoencoder(model: Model, side: int) -> Write:
+    """A function that writes an autoencoding model of either class to a folder."""
+    config, params = model.config, model.params
+    network = _under("autoencoder", params)
+    if codec_class(model) == vq.CLASS:
+        public = vq.to_config(config, side)
+        public = as_it_came(model, "vqvae", public, vq.sections, vq.sections(public))
+        tensors = to_tensors({**network, vq.BOOK: params[CODEBOOK]})
+        return lambda folder: write_component(folder, public, tensors)
+    arguments = {**config["autoencoder"], "latent_channels": config["latent_channels"]}
+    shift, scale = (np.asarray(params[name], np.float32) for name in (LATENT_SHIFT, LATENT_SCALE))
+    public = autoencoder.to_config(arguments, shift, scale, side)
+
+    def meaning(c: Mapping[str, Any]) -> Any:
+        return autoencoder.arguments(c), [
+            list(figures) for figures in autoencoder.latent_figures(c)
+        ]
+
+    public = as_it_came(model, "vae", public, meaning, meaning(public))
+    return lambda folder: write_component(folder, public, to_tensors(network))
+
+
+def as_it_came(
+    model: Model, part: str, own: dict[str, Any], meaning: Callable[[Any], Any], wanted: Any
+) -> dict[str, Any]:
+    """The public file of a part as it was imported, if it still means what is ``wanted``, else
+    ``own``."""
+    source = model.meta.get("source", {}).get(part)
+    if source is not None and plain(meaning(source)) == plain(wanted):
+        return dict(source)
+    return own
+
+
+def _build(kind: Any, arguments: Mapping[str, Any], rngs: Any) -> Any:
+    return kind(**arguments, rngs=rngs)
