@@ -97,7 +97,7 @@ def test_a_value_of_the_wrong_type_names_the_key(override, refused, train):
         (["--config=configs/autoencoder.py:sise=tiny"], "no option 'sise'"),
         (
             ["--config=configs/autoencoder.py:size=huge"],
-            "size is one of tiny, test, f16, f8, not 'huge'",
+            "size is one of tiny, tiny_f4, test, f16, f8, not 'huge'",
         ),
         (["--config=configs/autoencodre.py"], "no config file configs/autoencodre.py"),
         ([], "needs --config=FILE"),
