@@ -115,7 +115,7 @@ def test_every_step_has_diffusers_logits_and_tokens(trip, generator, monkeypatch
         return state.x
 
     monkeypatch.setattr(generation, "sample", watched)
-    generator._generate = jax.jit(generator._draw_batch, **QUICK)
+    generator._generate = jax.jit(generator._draw_batch, static_argnames="decode", **QUICK)
     drawn = np.stack(list(generator.draw(PROMPTS, list(SEEDS))))
     jax.effects_barrier()
     ((logits, tokens),) = seen
