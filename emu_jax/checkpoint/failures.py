@@ -34,7 +34,7 @@ def _silence_orbax() -> None:
 
     sys.unraisablehook = report_others
     # What was still to be written when the first file failed is never begun.
-    never = r"coroutine '(async_serialize|_?write|_?save|_?commit).*' was never awaited"
+    never = r"coroutine 'async_serialize.*' was never awaited"
     warnings.filterwarnings("ignore", never, RuntimeWarning)
 
 

@@ -10,7 +10,7 @@ from emu_jax.cli import parts
 from emu_jax.planning.flops import step_flops
 from emu_jax.planning.inputs import train_batch
 from emu_jax.tasks.base import Batch, Task
-from emu_jax.training.state import TrainState
+from emu_jax.training.state import TrainState, abstract_state
 
 
 def model_flops(
@@ -30,3 +30,11 @@ def step_batch(config: ConfigDict, task: Task, frozen: Mapping[str, Any], mesh: 
         cached_latents=config.data.cache_latents,
         cached_text=config.data.cache_text,
     )
+
+
+def training_flops(config: ConfigDict, task: Task, frozen: Mapping[str, Any], mesh: Mesh) -> float:
+    """FLOPs of a step a picture, from caches where the config has them."""
+    config = ConfigDict(config.to_dict())
+    config.train.batch_size = mesh.size  # of its own batch the devices may have no equal shares
+    batch = step_batch(config, task, frozen, mesh)
+    return model_flops(config, abstract_state(task, mesh), frozen, batch) / mesh.size

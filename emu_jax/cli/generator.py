@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.cli import parts
-from emu_jax.cli.cost import model_flops, step_batch
+from emu_jax.cli.cost import training_flops
 from emu_jax.cli.models import open_model, with_adapter
 from emu_jax.data.mixture import Part
 from emu_jax.data.pipeline import make_stream
@@ -32,7 +32,6 @@ from emu_jax.tasks.base import Task
 from emu_jax.tasks.codecs import CODEBOOK
 from emu_jax.tasks.generation import Generation
 from emu_jax.tasks.upsampling import LOW_CODEC
-from emu_jax.training.state import abstract_state
 from emu_jax.training.trainer import VALIDATION_SEED
 
 Shown = UInt8[np.ndarray, "h w 3"] | Int[np.ndarray, "h w"]
@@ -210,12 +209,9 @@ class Generator(Drawer):
         # Heun's method looks twice in every step but the last.
         calls = 2 * sampling.steps - 1 if sampling.sampler == "heun" else sampling.steps
         calls *= 2 if sampling.guidance_scale != 1 else 1
-        state = abstract_state(task, self._mesh)
-        rows = step_batch(self.config, task, self._frozen, self._mesh)
-        step = model_flops(self.config, state, self._frozen, rows)
         return {
             "parameters": sum(value.size for value in self._params.values()),
-            "training_flops": step / self.config.train.batch_size,
+            "training_flops": training_flops(self.config, task, self._frozen, self._mesh),
             "evaluations": calls,
             "flops": calls * count_flops(call, self._params, key, t),
         }
