@@ -86,7 +86,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     if chosen.stage == "quality_tune":
         # No judge by the way of a part that cannot draw by itself.
         if base:
-            haystack.quality_tune(config, "runs/masked")
+            haystack.quality_tune(config, "builtin:masked_64")
         else:
             haystack.quality_tune(config, "runs/masked_super", judge="")
     if chosen.size in AMUSED:

@@ -36,7 +36,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         raise UserError(
             "part=super_1024 is of size=imagen; the small cascade ends with part=super."
         )
-    config = haystack.pretraining(needles_share=0.4 if base else 0.5)
+    config = haystack.pretraining(needles_share=0.1 if base else 0.5)
     config.codec = dict(kind="identity")
     # How much smaller the picture is that it is shown; 0: none. ``level``: the noise in it, 0 to 1.
     config.low_resolution = dict(factor=0 if base else 2, level=0.1, crop=0)
@@ -55,7 +55,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         if base
         else dict(
             kind="efficient_unet",
-            widths=(16, 48, 96),
+            widths=(32, 48, 96),
             blocks=(1, 2, 3),
             attention=("none", "none", "full"),
             head_width=32,
@@ -64,7 +64,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     config.process = dict(
         schedule="cosine",
-        prediction="v",
+        # Behind its halved maps the small enlarger has no channels to say noise in: the picture.
+        prediction="v" if base else "x0",
         time_input="continuous",
         weighting="none",
         gamma=5.0,
@@ -80,16 +81,18 @@ def get_config(argument: str | None = None) -> ConfigDict:
         spacing="uniform",
         guidance_scale=2.5 if base else 1.0,
         guidance_rescale=0.0,
-        threshold="dynamic",
+        threshold="static",  # dynamic greys pictures that are white to the edge
         previews=16,
     )
     config.groups = haystack.generator(learning_rate=1e-3)
     config.data.image_size = 32 if base else 64
+    config.data.cache_latents = True
     if not base:
         config.train.steps = 3000
     if tuning:
         # No judge by the way: it knows 64 pixels.
-        haystack.quality_tune(config, "runs/pixels" if base else "runs/super", judge="")
+        name = "builtin:pixel_diffusion_32" if base else "builtin:pixel_super_64"
+        haystack.quality_tune(config, name, judge="")
     if chosen.size == "test":
         haystack.shrink(config)
         _shrink(config, base)
@@ -149,7 +152,8 @@ def _enlarge(config: ConfigDict, part: str, tuning: bool) -> None:
     config.denoiser.text_pool_heads = pool
     config.denoiser.time_width = 2048 if part == "base" else 1024
     config.process.update(eps)
-    config.sampling.update(dict(steps=50, guidance_scale=7.5 if part == "base" else 3.0))
+    guidance = 7.5 if part == "base" else 3.0
+    config.sampling.update(dict(steps=50, guidance_scale=guidance, threshold="dynamic"))
     config.groups.generator.ema_decay = 0.9999
     config.groups.generator.optimizer.update(
         dict(
@@ -160,7 +164,7 @@ def _enlarge(config: ConfigDict, part: str, tuning: bool) -> None:
         )
     )
     config.data.image_size = side
-    config.data.cache_text = tuning
+    config.data.update(dict(cache_latents=False, cache_text=tuning))
     config.data.train = dict(pictures=source("folder/needles" if tuning else "folder/pictures"))
     config.data.validation = dict()
     config.train.update(

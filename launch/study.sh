@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The tables of docs/study.md, each by one call (2 CPU cores, the times are there):
 #
-#     bash launch/study.sh autoencoders | set_size | steps | noise_offset | learning_rate | ema | stopping
+#     bash launch/study.sh autoencoders | set_size | steps | noise_offset | learning_rate | ema |
+#         stopping | families
 #
 # Runs lie in runs/study and are shared between tables: what is trained already is not trained
 # again, and what was broken off goes on. A table's report is runs/study/TABLE/index.html, its
@@ -15,10 +16,11 @@ trap 'if [[ $? -ne 0 ]]; then echo "stopped in: $PART" >&2; fi' EXIT
 
 # tune NAME [--config...]: 300 steps of quality-tuning as the config does it, changed as said, every
 # fiftieth kept. Nothing is drawn or judged on the way: the tables' comparisons do that.
+config="configs/latent_diffusion.py:size=tiny"
 tune() {
     local name="$1"; shift
     part "$name"
-    emu-jax train --config=configs/latent_diffusion.py:size=tiny,stage=quality_tune \
+    emu-jax train --config="$config,stage=quality_tune" \
         --config.data.data_dir="$EMU_JAX_DATA" --workdir="$runs/$name" --config.measure.judge= \
         --config.train.steps=300 --config.train.validate_every=0 --config.train.preview_every=0 \
         --config.train.checkpoint_every=50 --config.train.keep_last=20 "$@"
@@ -100,8 +102,22 @@ case "${1:-}" in
             --config.train.stop.patience=1000
         compare stopping "$pretrained" "$runs/overtrained@best" "$runs/overtrained@last"
         ;;
+    families)
+        super="builtin:pixel_super_64"
+        tune needles_100 "$(needles 100)"
+        tune needles_1000 "$(needles 1000)" --config.train.steps=600
+        config="configs/pixel_diffusion.py:size=tiny,part=base"
+        tune pixel_100 "$(needles 100)"
+        tune pixel_1000 "$(needles 1000)"
+        config="configs/masked.py:size=tiny"
+        tune masked_100 "$(needles 100)"
+        tune masked_1000 "$(needles 1000)"
+        compare families "$pretrained" "$runs/needles_100" "$runs/needles_1000@300" \
+            "builtin:pixel_diffusion_32+$super" "$runs/pixel_100+$super" "$runs/pixel_1000+$super" \
+            builtin:masked_64 "$runs"/masked_{100,1000}
+        ;;
     *)
-        sed -n '2,4p' "${BASH_SOURCE[0]}" | cut -c3- >&2
+        sed -n '2,5p' "${BASH_SOURCE[0]}" | cut -c3- >&2
         exit 2
         ;;
 esac

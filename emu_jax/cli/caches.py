@@ -35,7 +35,9 @@ def open_caches(
     sources: Sequence[Part],
     spec: StreamSpec,
 ) -> Caches:
-    """Latents where ``data.cache_latents``, every encoder's texts where ``data.cache_text``."""
+    """Latents where ``data.cache_latents``, in pixel space decoded pictures; every encoder's texts
+    where ``data.cache_text``.
+    """
     data = config.data
     encoders: Mapping[str, TextEncoder] = getattr(task, "encoders", {})
     if not data.cache_latents and not (data.cache_text and encoders):
@@ -62,7 +64,8 @@ def _latents(
     sources: Sequence[Part],
     spec: StreamSpec,
 ) -> Cache:
-    made_from = moments_fingerprint(spec, sources, task.frozen["codec"].fingerprint, "float32")
+    codec = task.frozen["codec"].fingerprint if "codec" in task.frozen else "none"
+    made_from = moments_fingerprint(spec, sources, codec, "float32")
     if isinstance(task.low, LowTokens):
         made_from["low encoder"] = task.frozen[LOW_CODEC].fingerprint
         made_from["low factor"] = str(task.low.factor)
@@ -70,10 +73,10 @@ def _latents(
     if folder.exists():
         return Cache.open(folder, made_from)
     codecs = {name: frozen[name] for name in ("codec", LOW_CODEC) if name in frozen}
-    latents = jax.jit(lambda codecs, image: task.latents(codecs, image))
+    cached = jax.jit(task.cached)
 
     def encode(image: np.ndarray) -> dict[str, np.ndarray]:
-        return jax.device_get(latents(codecs, image))
+        return jax.device_get(cached(codecs, image))
 
     return cache_moments(folder, spec, sources, encode, made_from)
 

@@ -119,13 +119,14 @@ def _draw(name: str, prompts: Sequence[str], kept: str, arguments: argparse.Name
 
 
 def _training(drawn: Sequence[Drawn]) -> list[Section]:
-    """The curves of those models that are runs, each run once."""
+    """The curves of those models and parts of cascades that are runs, each run once."""
     runs, chosen = {}, {}
     for model in drawn:
-        name = model.name.split("@")[0]
-        folder = epath.Path(parts.locate(name))
-        if (folder / METRICS_FILE).exists():
-            runs[name] = folder
-            if model.facts["chosen"]:
-                chosen[name] = model.facts["chosen"]
+        for each in model.name.split("+"):
+            name = each.split("@")[0]
+            folder = epath.Path(parts.locate(name))
+            if (folder / METRICS_FILE).exists():
+                runs[name] = folder
+                if model.facts["chosen"]:
+                    chosen[name] = model.facts["chosen"]
     return [comparison.training(runs, chosen)] if runs else []

@@ -98,10 +98,10 @@ def _inner(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
 
 def _plain(x: Any) -> Any:
     """A program, or whatever an equation is told, without rematerialisation: all is saved."""
+    if isinstance(x, core.Jaxpr):  # asked first: from jax 0.11 on a closed one is one too
+        return x.replace(eqns=[_saving(eqn) for eqn in x.eqns])
     if isinstance(x, core.ClosedJaxpr):
         return x.replace(jaxpr=_plain(x.jaxpr))  # pyright: ignore[reportAttributeAccessIssue]
-    if isinstance(x, core.Jaxpr):
-        return x.replace(eqns=[_saving(eqn) for eqn in x.eqns])
     return tuple(map(_plain, x)) if type(x) is tuple else x  # a named tuple is none
 
 

@@ -46,7 +46,7 @@ def train_batch(
     if cached_latents:
         if not isinstance(task, Generation):
             raise UserError("data.cache_latents is for generators: this task has no latents.")
-        rows |= jax.eval_shape(lambda frozen, x: task.latents(frozen, x), frozen, image)
+        rows |= jax.eval_shape(lambda frozen, x: task.cached(frozen, x), frozen, image)
     else:
         rows["image"] = image
     for name, encoder in getattr(task, "encoders", {}).items():

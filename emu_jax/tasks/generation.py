@@ -245,10 +245,16 @@ class Generation:
     def latents(
         self, frozen: Mapping[str, Params], image: UInt8[Array, "b H W 3"]
     ) -> dict[str, Array]:
-        """What a cache may hold of pictures: moments and, where tokens are enlarged, those."""
+        """Moments and, where tokens are enlarged, those."""
         x = to_unit_range(image)
         found = {"moments": self.codec.moments(frozen.get("codec", {}), x)}
         return found | (self.low.latents(frozen, x) if self.low else {})
+
+    def cached(
+        self, frozen: Mapping[str, Params], image: UInt8[Array, "b H W 3"]
+    ) -> dict[str, Array]:
+        """What a cache holds of pictures: their latents; in pixel space the pictures, decoded."""
+        return self.latents(frozen, image) if "codec" in self.frozen else {"image": image}
 
     def _encoded(self, frozen: Mapping[str, Params], rows: Batch) -> Batch:
         """The rows with their latents, computed where no cache has given them."""
