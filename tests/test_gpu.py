@@ -1,6 +1,6 @@
 """What only an NVIDIA GPU can show; left out on machines without one.
 
-    python -m pytest tests/test_gpu.py
+python -m pytest tests/test_gpu.py
 """
 
 import os
@@ -34,11 +34,12 @@ CUDNN = """
             return jnp.sum(f(q, k, v, mask).astype("float32") * weight.astype("float32"))
         ran = jax.jit(partial(loss, kernel)).lower(q, k, v).compile().as_text()
         assert "cudnn" in ran and "fmha" in ran, ran
+        def both(f, *x):
+            return f(*x, mask), *jax.grad(partial(loss, f), (0, 1, 2))(*x)
         with jax.default_matmul_precision("highest"):
             exact = [x.astype("float32") for x in (q, k, v)]
-            wanted = attend(*exact, mask), *jax.grad(partial(loss, attend), (0, 1, 2))(*exact)
-        plain = attend(q, k, v, mask), *jax.grad(partial(loss, attend), (0, 1, 2))(q, k, v)
-        found = kernel(q, k, v, mask), *jax.grad(partial(loss, kernel), (0, 1, 2))(q, k, v)
+            wanted = jax.jit(partial(both, attend))(*exact)
+        plain, found = (jax.jit(partial(both, f))(q, k, v) for f in (attend, kernel))
         for name, exact, ours, theirs in zip("oqkv", wanted, found, plain):
             size = jnp.linalg.norm(exact)
             error, usual = (float(jnp.linalg.norm(x.astype("float32") - exact) / size)

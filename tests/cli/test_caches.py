@@ -1,5 +1,6 @@
 """What a run keeps on its devices once its caches are made."""
 
+import numpy as np
 import pytest
 import runs
 
@@ -22,11 +23,19 @@ def config(pictures, tmp_path):
     return config
 
 
-def test_an_encoder_whose_texts_are_cached_leaves_the_devices(config, tmp_path):
+def test_what_is_cached_leaves_the_devices_and_trains_the_same(config, tmp_path):
     trainer = build(config, str(tmp_path / "run"))
     assert not trainer.frozen and list(trainer.meta["frozen"]) == ["minilm"]
     assert trainer.task.null["minilm"].states.any()  # what it says of no text was asked before
     assert trainer.run() == "done"
-    assert len(runs.lines(tmp_path / "run" / "metrics.jsonl")) > 2
+    lines = runs.lines(tmp_path / "run" / "metrics.jsonl")
+    assert len(lines) > 2
+
+    config.data.cache_latents = True  # in pixel space: decoded pictures
+    assert build(config, str(tmp_path / "cached")).run() == "done"
+    assert runs.lines(tmp_path / "cached" / "metrics.jsonl") == lines
+    kept = [np.load(path) for path in (tmp_path / "cache").glob("latents_*/8x8/image.npy")]
+    assert {(x.dtype.name, x.shape[1:]) for x in kept} == {("uint8", (8, 8, 3))}
+
     config.data.cache_text = False
     assert list(build(config, str(tmp_path / "online")).frozen) == ["minilm"]

@@ -10,10 +10,12 @@ from PIL import Image
 
 from emu_jax.cli import parts
 from emu_jax.cli.cascade import Cascade, open_generator
+from emu_jax.cli.compare import _training
 from emu_jax.cli.config import read
 from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
+from emu_jax.evaluation.comparison import Drawn
 
 HASTY = ("--config.train.steps=4", "--config.groups.generator.optimizer.learning_rate=0.1")
 PROMPTS = ["a red disc", "blue ball", "a green disc"]
@@ -77,6 +79,13 @@ def test_a_cascade_is_a_model_like_any_other(base, super_resolution, tmp_path):
     assert costs["parameters"] == sum(stage["parameters"] for stage in stages)
     assert costs["evaluations"] == 2 * 3 + 2  # guidance doubles the first's three steps
     assert costs["flops"] > stages[0]["flops"] > 0
+
+
+def test_a_comparison_shows_the_training_of_every_part(base, super_resolution):
+    cascade = Drawn(f"builtin:vq_64+{base}@2+{super_resolution}", [], {"chosen": None})
+    (section,) = _training([cascade])
+    text = str(section)
+    assert str(base) in text and str(super_resolution) in text
 
 
 def test_a_folder_with_a_plus_in_its_name_is_no_cascade(base, tmp_path):

@@ -1,11 +1,14 @@
-"""The shipped generator with its layers as one loop: the same weights, the same answers."""
+"""The shipped generators: of the committed configs, and with their layers as one loop the same."""
 
 import jax
 import numpy as np
+import pytest
+import runs
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.export import load_model
 from emu_jax.cli import parts
+from emu_jax.cli.config import read
 from emu_jax.nn.functional import subtree
 from emu_jax.nn.stack import SCANNED, relaid
 
@@ -30,3 +33,22 @@ def test_shipped_weights_load_into_a_scanned_network():
         outputs.append(np.asarray(jax.jit(task.denoiser)(network, x, t, *by[:3])))
     assert np.std(outputs[0]) > 0.1
     np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("latent_diffusion_64", "latent_diffusion.py:size=tiny"),
+        ("pixel_diffusion_32", "pixel_diffusion.py:size=tiny,part=base"),
+        ("pixel_super_64", "pixel_diffusion.py:size=tiny,part=super"),
+        ("masked_64", "masked.py:size=tiny"),
+    ],
+)
+def test_shipped_weights_are_what_the_committed_config_tunes_and_draws_with(name, config):
+    model = load_model(parts.locate(f"builtin:{name}"), dtype=np.float32)
+    config = read(f"{runs.ROOT}/configs/{config},stage=quality_tune")
+    assert config.init_from == f"builtin:{name}"
+    wanted = jax.eval_shape(parts.make_task(config).init, jax.random.key(0))[0]
+    params = relaid(model.params, wanted)
+    assert {k: x.shape for k, x in params.items()} == {k: x.shape for k, x in wanted.items()}
+    assert model.config["sampling"] == config.sampling.to_dict()
