@@ -25,7 +25,7 @@ from emu_jax.data.images import prepare
 from emu_jax.data.source import DEFAULT_DATA_DIR
 from emu_jax.errors import UserError
 from emu_jax.evaluation.comparison import markdown
-from emu_jax.evaluation.metrics import Interval, frechet, mean_interval, statistic_interval
+from emu_jax.evaluation.metrics import Interval, frechet_to, mean_interval, statistic_interval
 from emu_jax.evaluation.reconstruction import psnr, ssim
 from emu_jax.evaluation.report import Picture, Pictures, Table, write_report
 from emu_jax.nn.functional import Params
@@ -101,8 +101,8 @@ def _figures(pictures: Images, drawn: Images, judge: Judge | None) -> dict[str, 
         "ssim": mean_interval(ssim(pictures, drawn)),
     }
     if judge:
-        seen = [np.asarray(judge.see(list(images)).features) for images in (drawn, pictures)]
-        figures["frechet"] = statistic_interval(frechet, *seen, resamples=30)
+        ours, real = (np.asarray(judge.see(list(x)).features) for x in (drawn, pictures))
+        figures["frechet"] = statistic_interval(frechet_to(real), ours, resamples=30)
     return figures
 
 

@@ -25,7 +25,7 @@ from emu_jax.evaluation.metrics import (
     Probe,
     difference_interval,
     duel,
-    frechet,
+    frechet_to,
     mean_interval,
     mmd_interval,
     statistic_interval,
@@ -96,13 +96,14 @@ def assess(images: Sequence[UInt8[np.ndarray, "h w 3"]], seen: Seen, by: Yardsti
 
 def figures(found: Assessment, by: Yardstick) -> dict[str, Interval]:
     """Every figure with its 95 % interval over prompts."""
+    to_needles, to_haystack = frechet_to(by.needles), frechet_to(by.haystack)
     return {
         "faithful": mean_interval(found.top1),
         "faithful_top5": mean_interval(found.top5),
         "finish": mean_interval(found.finished),
         "both": mean_interval(found.top1 & found.finished),
-        "frechet_needles": statistic_interval(frechet, found.features, by.needles, resamples=30),
-        "frechet_haystack": statistic_interval(frechet, found.features, by.haystack, resamples=30),
+        "frechet_needles": statistic_interval(to_needles, found.features, resamples=30),
+        "frechet_haystack": statistic_interval(to_haystack, found.features, resamples=30),
         "mmd_needles": mmd_interval(found.features, by.needles),
         "mmd_haystack": mmd_interval(found.features, by.haystack),
         "copied": mean_interval(found.copied),

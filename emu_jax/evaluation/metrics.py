@@ -77,11 +77,21 @@ def top_k(
 
 def frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     """The squared Frechet distance (1), which grows as rows grow fewer: compare equal numbers."""
-    a, b = _features(a, b)
-    root_a, root_b = _covariance_root(a), _covariance_root(b)
-    overlap = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
-    means = np.sum((a.mean(0) - b.mean(0)) ** 2)
-    return max(0.0, float(means + np.sum(root_a**2) + np.sum(root_b**2) - 2 * overlap))
+    return frechet_to(b)(a)
+
+
+def frechet_to(b: Float[np.ndarray, "m d"]) -> Callable[[Float[np.ndarray, "n d"]], float]:
+    """``frechet(a, b)`` for many a: what is to be known of b is worked out once."""
+    root_b, mean_b = _covariance_root(_features(b, b)[1]), np.mean(b, axis=0, dtype=np.float64)
+
+    def distance(a: Float[np.ndarray, "n d"]) -> float:
+        a, _ = _features(a, b)
+        root_a = _covariance_root(a)
+        overlap = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+        means = np.sum((a.mean(0) - mean_b) ** 2)
+        return max(0.0, float(means + np.sum(root_a**2) + np.sum(root_b**2) - 2 * overlap))
+
+    return distance
 
 
 def mmd(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
