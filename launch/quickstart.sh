@@ -21,11 +21,13 @@ part "pictures"  # the haystack's style, and the finish that tuning is to learn
 emu-jax data build emoji/openmoji --data_dir="$EMU_JAX_DATA"
 emu-jax data build emoji/fluent --data_dir="$EMU_JAX_DATA"
 
-# tune NAME CONFIG: a hundred steps of quality-tuning as the config does it, judged afterwards.
+# tune NAME CONFIG: a hundred steps of quality-tuning as the config does it. What is drawn, judged
+# and measured on the way otherwise is left to the report.
 tune() {
     part "quality-tuning $1"
     emu-jax train --config="$2,stage=quality_tune" --config.data.data_dir="$EMU_JAX_DATA" \
-        --workdir="$run/$1" --config.train.steps=100 --config.train.validate_every=0
+        --workdir="$run/$1" --config.train.steps=100 --config.train.validate_every=0 \
+        --config.train.preview_every=0
 }
 
 tune latent configs/latent_diffusion.py:size=tiny
@@ -36,7 +38,7 @@ part "before and after"
 super="builtin:pixel_super_64"
 emu-jax compare builtin:latent_diffusion_64 "$run/latent" \
     "builtin:pixel_diffusion_32+$super" "$run/pixel+$super" builtin:masked_64 "$run/masked" \
-    --data_dir="$EMU_JAX_DATA" --out="$report"
+    --data_dir="$EMU_JAX_DATA" --kept= --out="$report"
 
 parts
 printf '\nThe report: %s\n' "$ROOT/$report/index.html"
