@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# How the small generators in emu_jax/weights were pre-trained, each by one call (minutes on one
-# H100, most of a day on 2 CPU cores):
+# Pre-trains the small generators, each by one call (minutes on one H100, most of a day on 2 CPU
+# cores):
 #
 #     bash launch/pretrain.sh latent | pixel | super | masked
 #
+# Those in emu_jax/weights were made so, but for latent_diffusion_64, whose card tells how.
 # A family sees 1,024,000 pictures: 7,000 batches half of which are shaded, so that it learns its
 # concepts in both styles, then 1,000 in which the haystack is what it is meant to be, flat with few
 # exceptions. Runs lie in runs/pretrain; broken off, a call goes on where it stopped.
