@@ -68,10 +68,15 @@ class Cascade:
         return self.stages[0].loss(part)
 
 
+def stages_of(name: str) -> list[str]:
+    """The checkpoints that a model's name stands for: with ``+`` those of a cascade, in order."""
+    one = epath.Path(name.split("@")[0]).expanduser().exists()  # a folder with a plus in its name
+    return [name] if one else name.split("+")
+
+
 def open_generator(name: str, batch_size: int = 16, **changes: Any) -> Generator | Cascade:
     """What a model's name stands for, ready to draw: a generator, or with ``+`` a cascade."""
-    one = epath.Path(name.split("@")[0]).expanduser().exists()  # a folder with a plus in its name
-    checkpoints = [name] if one else name.split("+")
+    checkpoints = stages_of(name)
     if len(checkpoints) > 1:
         return Cascade(checkpoints, batch_size, **changes)
     generator = Generator(name, batch_size, **changes)

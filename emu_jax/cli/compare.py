@@ -16,7 +16,7 @@ from etils import epath
 from tqdm import tqdm
 
 from emu_jax.cli import parts
-from emu_jax.cli.cascade import open_generator
+from emu_jax.cli.cascade import open_generator, stages_of
 from emu_jax.cli.judge import SHIPPED, Judge, part, yardstick
 from emu_jax.cli.sample import add_sampling_arguments, positive, read_prompts, sampling_changes
 from emu_jax.data.source import DEFAULT_DATA_DIR
@@ -122,11 +122,11 @@ def _training(drawn: Sequence[Drawn]) -> list[Section]:
     """The curves of those models and parts of cascades that are runs, each run once."""
     runs, chosen = {}, {}
     for model in drawn:
-        for each in model.name.split("+"):
-            name = each.split("@")[0]
+        for i, stage in enumerate(stages_of(model.name)):
+            name = stage.split("@")[0]
             folder = epath.Path(parts.locate(name))
             if (folder / METRICS_FILE).exists():
                 runs[name] = folder
-                if model.facts["chosen"]:
+                if model.facts["chosen"] and i == 0:  # a cascade's are those of what draws
                     chosen[name] = model.facts["chosen"]
     return [comparison.training(runs, chosen)] if runs else []
