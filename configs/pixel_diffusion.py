@@ -51,6 +51,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             groups=8,
             attention="added_kv",
             scale_shift=True,
+            remat="none",  # or block, dots: what the backward pass computes anew
         )
         if base
         else dict(
@@ -60,6 +61,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
             attention=("none", "none", "full"),
             head_width=32,
             groups=8,
+            remat="none",
+            scan=False,  # equal blocks of a stage as one loop
         )
     )
     config.process = dict(
@@ -150,6 +153,9 @@ def _enlarge(config: ConfigDict, part: str, tuning: bool) -> None:
                 eps |= dict(schedule="linear")
             side, pool, optimizer = 256 if first else 1024, 64 if first else 16, adam
     config.denoiser.text_pool_heads = pool
+    config.denoiser.remat = "block"
+    if part != "base":
+        config.denoiser.scan = True
     config.denoiser.time_width = 2048 if part == "base" else 1024
     config.process.update(eps)
     guidance = 7.5 if part == "base" else 3.0

@@ -11,6 +11,8 @@ report="$run/report"
 # Buffers of a step on huge pages, and kept between steps: 8 % more pictures a second on a CPU.
 tunables="glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592"
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$tunables:glibc.malloc.trim_threshold=17179869184}"
+# A model and what tuning made of it are one program to compile.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$ROOT/$run/programs}"
 trap 'if [[ $? -ne 0 ]]; then echo "stopped in: $PART" >&2; fi' EXIT
 
 part "virtual environment"

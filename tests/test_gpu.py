@@ -61,6 +61,8 @@ def test_a_resumed_run_equals_the_unbroken_one_on_a_gpu(config, pictures, tmp_pa
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     result = runs.run(runs.command(config, whole, pictures, *more), env)
     assert result.returncode == 0, result.stderr
+    # Another run may find other kernels to be the fastest: this one begins with the first's.
+    shutil.copytree(whole / "programs", broken / "programs")
     arguments, log = runs.command(config, broken, pictures, *more), tmp_path / "log"
     code = runs.interrupt(arguments, env, runs.TERMINATE, runs.reached(broken, 5), log)
     assert code == 143, log.read_text()

@@ -279,6 +279,7 @@ def test_what_does_not_fit_is_one_sentence(masked_run, vq_run, pictures, tmp_pat
         (f"--config.codec.path={vq_run} --config.process.kind=gaussian", "codec gives tokens"),
         (f"--config.codec.path={vq_run} --config.denoiser.kind=unet", "one of token_transformer"),
         ("--config.codec.path=builtin:autoencoder_64", "gives no tokens|one of unet"),
+        (f"--config.codec.path={vq_run} --config.sampling.guidance_rescale=1", "no range to keep"),
     ):
         assert main(["train", *arguments, *more.split()]) == 2
         err = capsys.readouterr().err

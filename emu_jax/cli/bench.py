@@ -3,8 +3,9 @@
     emu-jax bench --config=FILE[:OPTIONS] --out=DIR [--measure=train] [--measure=sample]
         [--pictures=16] [--repeats=10] [--warmup=2] [--config.KEY=VALUE]
 
-Runs the very step that ``emu-jax train`` would run, on made-up batches, so no data set is needed,
-and draws pictures as ``emu-jax sample`` would. Prints a line each and writes ``bench.json``.
+Runs the very step that ``emu-jax train`` would run, and draws pictures as ``emu-jax sample`` would.
+Batches and the weights of frozen networks are made up, so a config is all that is needed: no data
+set, no checkpoint. Prints a line each and writes ``bench.json``.
 """
 
 import json
@@ -19,15 +20,15 @@ from ml_collections import ConfigDict
 from emu_jax.cli import parts
 from emu_jax.cli.config import parse
 from emu_jax.cli.cost import model_flops, step_batch
-from emu_jax.cli.generator import place_frozen, unread
+from emu_jax.cli.generator import unread
 from emu_jax.cli.train import prepare
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import placement
-from emu_jax.parallel.sharding import shard_params
 from emu_jax.planning.bench import Speed, bench_sampler, bench_step
+from emu_jax.planning.inputs import abstract_frozen, synthetic
 from emu_jax.tasks.generation import Generation
-from emu_jax.training.state import abstract_state, averaged
+from emu_jax.training.state import abstract_state, averaged, fresh_params
 
 PROGRAM = "emu-jax bench"
 MEASURES = ("train", "sample")
@@ -66,7 +67,7 @@ def bench(config: ConfigDict, values: Any) -> dict[str, Speed]:
     """What is asked for -> its speed."""
     mesh = make_mesh(**config.mesh)
     task = parts.make_task(config, placement(mesh, config.attention))
-    frozen = place_frozen(task, mesh, unread(config, task))
+    frozen = synthetic(abstract_frozen(task, mesh, unread(config, task)), jax.random.key(0), 0.02)
     counts = dict(warmup=values.warmup, repeats=values.repeats)
     speeds, params = {}, None
     if "train" in values.measure:
@@ -84,9 +85,7 @@ def bench(config: ConfigDict, values: Any) -> dict[str, Speed]:
     if "sample" in values.measure:
         assert isinstance(task, Generation)
         if params is None:
-            init, key = lambda key: task.init(key)[0], jax.random.key(config.train.seed)
-            lie = shard_params(jax.eval_shape(init, key), mesh)
-            params = jax.jit(init, out_shardings=lie)(key)
+            params, _ = fresh_params(task, config.train.seed, mesh)
         side = config.data.image_size
         speeds["sample"] = bench_sampler(
             task, mesh, params, frozen, side, values.pictures, **counts

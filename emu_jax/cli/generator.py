@@ -258,12 +258,11 @@ def open_task(
     return task, frozen
 
 
-def place_frozen(task: Task, mesh: Mesh, without: Sequence[str] = ()) -> dict[str, Params]:
-    """A task's frozen networks, but those in ``without``, streamed into their shards."""
+def place_frozen(task: Task, mesh: Mesh) -> dict[str, Params]:
+    """A task's frozen networks, streamed into their shards."""
     return {
         name: place(network.tensors(), shard_params(dict(network.shapes), mesh), network.dtype)
         for name, network in task.frozen.items()
-        if name not in without
     }
 
 

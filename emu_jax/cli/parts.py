@@ -302,7 +302,7 @@ def make_denoiser(
             if kind == "token_transformer":
                 arguments["side"] = side
     else:
-        if kind == "unet":
+        if kind in ("unet", "efficient_unet"):
             arguments["gather"] = on.gather
         kinds = {
             "unet": UNet,
@@ -349,6 +349,11 @@ def make_sampling(section: ConfigDict, process: GaussianProcess | MaskingProcess
         return Sampling(sampler_named(name), **arguments)
     if name != "parallel":
         raise UserError(f"Tokens are drawn by the sampler parallel, not {name!r}.")
+    if arguments.get("threshold", "none") != "none" or arguments.get("guidance_rescale"):
+        raise UserError(
+            "Tokens have no range to keep to and no spread to restore: leave sampling.threshold at "
+            "none and sampling.guidance_rescale at 0."
+        )
     return Sampling(ParallelDecoding(temperature), **arguments)
 
 

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     """Trains; 0 when the run has ended by itself, 143 when it was told to stop and can go on, 75
     when another of its processes was lost."""
     config, workdir = load(argv, "emu-jax train")
-    prepare(config)
+    prepare(config, workdir)
     with ending_together(report):
         reason = build(config, workdir).run()
     if jax.process_index() == 0:
@@ -46,12 +46,28 @@ def main(argv: Sequence[str]) -> int:
     return INTERRUPTED if reason == "interrupted" else 0
 
 
-def prepare(config: ConfigDict) -> None:
+def prepare(config: ConfigDict, workdir: str = "") -> None:
     """What must be said before any device is used: the compiler's flags, the other processes."""
     if config.deterministic:
-        flags = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
+        flags = "--xla_gpu_exclude_nondeterministic_ops=true"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     initialize()
+    if config.deterministic and workdir and jax.default_backend() == "gpu":
+        keep_programs(f"{workdir}/programs")
+
+
+def keep_programs(folder: str) -> None:
+    """Keeps every compiled program in ``folder``, or where JAX_COMPILATION_CACHE_DIR says, and
+    takes it from there the next time.
+
+    For a GPU the compiler times kernels and takes the fastest, not always the same ones: a resumed
+    run computes what it did before only by the kernels that it was begun with.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_raise_persistent_cache_errors", True)
 
 
 def build(config: ConfigDict, workdir: str) -> Trainer:

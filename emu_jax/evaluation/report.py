@@ -65,7 +65,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """A row a prompt, a column a model; None leaves a cell empty. ``width`` is in CSS pixels."""
+    """A row a prompt, a column a model; None leaves a cell empty. ``width`` is in CSS pixels, and
+    less where that many columns would not fit the page (96 at least)."""
 
     title: str
     columns: Sequence[str]
@@ -85,7 +86,8 @@ class Pictures:
             return "<td></td>"
         note = f"<small>{_escape(picture.note)}</small>" if picture.note else ""
         source = data_uri(picture.image)
-        return f'<td><img src="{source}" width="{self.width}" alt="">{note}</td>'
+        width = min(self.width, max(96, 900 // len(self.columns) - 16))
+        return f'<td><img src="{source}" width="{width}" alt="">{note}</td>'
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ th { font-weight: 600; text-align: left; }
 .plain thead { color: var(--faint); }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .plain thead th { min-width: 6em; overflow-wrap: anywhere; }
-.pictures thead th { text-align: center; padding: 4px 8px; color: var(--faint);
+.pictures thead th { text-align: center; padding: 4px 8px; color: var(--faint); font-size: 0.92rem;
   overflow-wrap: anywhere; }
 .pictures tbody th { font-weight: 400; min-width: 7em; max-width: 260px; padding: 8px 20px 8px 0;
   overflow-wrap: anywhere; }

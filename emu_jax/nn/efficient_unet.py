@@ -8,7 +8,8 @@ have any. ``middle`` adds residual blocks between the two ways, at the coarsest 
     e = time_embedding(sinusoids(t)) + class_embedding(sinusoids(level)) + pooled text
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax.numpy as jnp
 from flax import nnx
@@ -19,6 +20,7 @@ from emu_jax.nn.attention import AddedKVAttention, Attend, attend
 from emu_jax.nn.embeddings import TextTimeEmbedding, TimestepEmbedding, sinusoids
 from emu_jax.nn.layers import Downsample, GroupNorm, Upsample, activation, conv
 from emu_jax.nn.resnet import ResnetBlock
+from emu_jax.nn.stack import Gather, Scanned, rematerialised, require_policy
 from emu_jax.nn.transformer import Constrain
 
 _SKIP_SCALE = 2**-0.5
@@ -32,6 +34,8 @@ class EfficientUNet(nnx.Module):
     ``blocks`` (residual blocks, on each way); ``attention``: "none", "cross" (text alone) or "full"
     (text and pixels). ``context_width`` is the text's. The text's summary is a vector of
     ``vector_width``, or, without one, its tokens pooled by attention of ``text_pool_heads``.
+    ``scan`` makes a stage's equal blocks one loop, ``remat`` names what is kept of a block's and an
+    attention's activations, ``gather`` brings their weights together (:mod:`emu_jax.nn.stack`).
     """
 
     def __init__(
@@ -50,10 +54,14 @@ class EfficientUNet(nnx.Module):
         level: bool = False,
         time_width: int | None = None,
         groups: int = 32,
+        scan: bool = False,
+        remat: str = "none",
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
+        gather: Gather | None = None,
         rngs: nnx.Rngs,
     ):
+        require_policy(remat)
         if not len(widths) == len(blocks) == len(attention):
             raise UserError(
                 f"An Efficient U-Net of {len(widths)} widths takes as many blocks and attention, "
@@ -62,6 +70,7 @@ class EfficientUNet(nnx.Module):
         temb = time_width or 4 * widths[0]
         self.time_inputs = widths[0]
         self.act, self.constrain = activation("silu"), constrain
+        self.around = partial(rematerialised, policy=remat, gather=gather)
 
         def resnet(inputs: int, outputs: int) -> ResnetBlock:
             return ResnetBlock(
@@ -76,6 +85,8 @@ class EfficientUNet(nnx.Module):
                     attention[i], widths[i], head_width, context_width, groups, attend, rngs
                 ),
                 resampler,
+                scan,
+                self.around,
             )
 
         self.conv_in = conv(in_channels, widths[0], rngs=rngs)
@@ -138,7 +149,7 @@ class EfficientUNet(nnx.Module):
             x = self.constrain(block(x, temb, context, context_mask))
             skips.append(x)
         for block in self.mid_blocks:
-            x = self.constrain(block(x, temb))
+            x = self.constrain(self.around(block)(x, temb))
         for block in self.up_blocks:
             x = jnp.concatenate([x, skips.pop() * _SKIP_SCALE], axis=-1)
             x = self.constrain(block(x, temb, context, context_mask))
@@ -154,17 +165,23 @@ class Stage(nnx.Module):
         resnets: Sequence[ResnetBlock],
         attention: nnx.Module | None,
         resampler: nnx.Module,
+        scan: bool,
+        around: Callable[[nnx.Module], Callable],
     ):
-        self.resnets = nnx.List(resnets)
+        self.resnets = Scanned(resnets) if scan and len(resnets) > 1 else nnx.List(resnets)
         self.attention = attention
         self.resampler = resampler
+        self.around = around
 
     def __call__(
         self, x: Float[Array, "b h w c"], temb: Array, context: Array, mask: Array | None
     ) -> Float[Array, "b h w d"]:
-        for resnet in self.resnets:
-            x = resnet(x, temb)
-        return x if self.attention is None else self.attention(x, context, mask)
+        if isinstance(self.resnets, Scanned):
+            x = self.resnets(x, temb, around=self.around)
+        else:
+            for resnet in self.resnets:
+                x = self.around(resnet)(x, temb)
+        return x if self.attention is None else self.around(self.attention)(x, context, mask)
 
 
 def _attention(

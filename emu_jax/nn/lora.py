@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
-from emu_jax.nn.stack import SCANNED
+from emu_jax.nn.stack import is_scanned
 
 DOWN, UP = "lora_A", "lora_B"
 
@@ -98,4 +98,4 @@ def factor_shapes(
 
 
 def _scanned(path: str) -> bool:
-    return SCANNED in path.split("/")
+    return is_scanned(path)

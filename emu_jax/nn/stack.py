@@ -12,8 +12,14 @@ A scanned stack has one layer's modules with a leading axis of layers on every p
 path segment of its own, and is walked along by ``lax.scan``: compiled once, however high.
 
     .../0/to_q/kernel [i, o], .../1/to_q/kernel [i, o]  <->  .../blocks_scan/to_q/kernel [2, i, o]
+
+Where the layers in front are of another structure, these keep their numbers and the segment says
+which layer the loop begins with:
+
+    .../1/conv1/kernel [...], .../2/conv1/kernel [...]  <->  .../blocks_scan_1/conv1/kernel [2, ...]
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +33,7 @@ from emu_jax.errors import UserError
 
 # The segment of a path under which parameters carry a leading axis of layers.
 SCANNED = "blocks_scan"
+_SEGMENT = re.compile(rf"(?<![^/]){SCANNED}(?:_(\d+))?(?![^/])")
 ATTENTION = "attention"
 
 Gather = Callable[[Any], Any]
@@ -45,6 +52,16 @@ POLICIES: dict[str, Callable[..., Any]] = {
         checkpoint_policies.save_only_these_names(ATTENTION),
     ),
 }
+
+
+def is_scanned(path: str) -> bool:
+    """Whether the parameter has a leading axis of layers."""
+    return _SEGMENT.search(path) is not None
+
+
+def layer_path(path: str, i: int) -> str:
+    """What the ``i``-th layer of the stack at ``path`` would be called by its own number."""
+    return _SEGMENT.sub(lambda found: str(int(found[1] or 0) + i), path, count=1)
 
 
 def rematerialised(layer: nnx.Module, policy: str, gather: Gather | None = None) -> Callable:
@@ -78,22 +95,47 @@ def require_policy(policy: str) -> None:
 class Scanned(nnx.Module):
     """Layers of one structure as one loop; ``scanned(x, *rest)`` hands each ``layer(x, *rest)`` on.
 
-    They start as the given ones, one after the other, would.
+    They start as the given ones, one after the other, would. Layers in front that differ from the
+    last are called by themselves.
     """
 
     def __init__(self, layers: Sequence[nnx.Module]):
-        graph, first = nnx.split(layers[0])
-        states = [first, *(nnx.state(layer) for layer in layers[1:])]
-        self.blocks_scan = nnx.merge(graph, jax.tree.map(lambda *x: jnp.stack(x), *states))
+        kinds = [_kind(layer) for layer in layers]
+        alike = [kind == kinds[-1] for kind in kinds]
+        self.first = alike.index(True)
+        if not all(alike[self.first :]):
+            raise ValueError("layers that differ from the last stand in front of all that do not")
+        if self.first == len(layers) - 1 > 0:  # No loop of one.
+            self.first = len(layers)
+        for i, layer in enumerate(layers[: self.first]):
+            setattr(self, str(i), layer)
+        if equal := layers[self.first :]:
+            graph, first = nnx.split(equal[0])
+            states = [first, *(nnx.state(layer) for layer in equal[1:])]
+            stacked = nnx.merge(graph, jax.tree.map(lambda *x: jnp.stack(x), *states))
+            setattr(self, self._name, stacked)
+
+    @property
+    def _name(self) -> str:
+        return f"{SCANNED}_{self.first}" if self.first else SCANNED
 
     def __call__(self, x: Any, *rest: Any, around: Callable[[nnx.Module], Callable]) -> Any:
         """``around`` is put around every layer: rematerialisation, constraints."""
-        graph, stacked = nnx.split(self.blocks_scan)
+        for i in range(self.first):
+            x = around(getattr(self, str(i)))(x, *rest)
+        if not hasattr(self, self._name):
+            return x
+        graph, stacked = nnx.split(getattr(self, self._name))
 
         def body(x: Any, state: nnx.State) -> tuple[Any, None]:
             return around(nnx.merge(graph, state))(x, *rest), None
 
         return jax.lax.scan(body, x, stacked)[0]
+
+
+def _kind(layer: nnx.Module) -> Any:
+    """Equal for layers whose parameters could be each other's."""
+    return [(path, value.shape) for path, value in nnx.to_flat_state(nnx.state(layer))]
 
 
 def relaid(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,10 +146,10 @@ def relaid(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, An
     """
     found = dict(params)
     for path, shape in wanted.items():
-        if path in found or SCANNED not in path.split("/"):
+        if path in found or not is_scanned(path):
             continue
-        layers = [path.replace(SCANNED, str(i), 1) for i in range(shape.shape[0])]
-        more = path.replace(SCANNED, str(len(layers)), 1)
+        layers = [layer_path(path, i) for i in range(shape.shape[0])]
+        more = layer_path(path, len(layers))
         if all(layer in found for layer in layers) and more not in found:
             parts = [found.pop(layer) for layer in layers]
             found[path] = (np if isinstance(parts[0], np.ndarray) else jnp).stack(parts)
@@ -119,8 +161,8 @@ def unstacked(params: Mapping[str, Any]) -> dict[str, Any]:
     """Every layer of a scanned stack under its own number."""
     found = {}
     for path, value in params.items():
-        if SCANNED in path.split("/"):
-            found |= {path.replace(SCANNED, str(i), 1): layer for i, layer in enumerate(value)}
+        if is_scanned(path):
+            found |= {layer_path(path, i): layer for i, layer in enumerate(value)}
         else:
             found[path] = value
     return found

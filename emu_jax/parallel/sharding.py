@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
 from emu_jax.errors import UserError
-from emu_jax.nn.stack import SCANNED
+from emu_jax.nn.stack import is_scanned
 from emu_jax.parallel.mesh import AXES
 
 # Gathering an array this small costs more than keeping it everywhere.
@@ -31,7 +31,7 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     replicated.
     """
     size = mesh.shape["fsdp"]
-    first = 1 if SCANNED in path.split("/") else 0
+    first = 1 if is_scanned(path) else 0
     divisible = [axis for axis in range(first, len(shape)) if shape[axis] % size == 0]
     if size == 1 or not divisible or np.prod(shape) < SMALL:
         return P()

@@ -29,7 +29,7 @@ from emu_jax.planning.flops import count_flops
 from emu_jax.planning.inputs import synthetic
 from emu_jax.tasks.base import Batch, Task
 from emu_jax.tasks.generation import Generation
-from emu_jax.training.state import TrainState, init_state
+from emu_jax.training.state import TrainState, fresh_params, start_state
 from emu_jax.training.step import jit_step
 
 
@@ -122,9 +122,7 @@ def bench_step(
     the second made up. ``frozen`` is real.
     """
     made = synthetic(batch, jax.random.key(seed))
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    init = jax.jit(lambda key: init_state(task, key), out_shardings=shardings)
-    held = init(jax.random.key(seed))
+    held = start_state(task, mesh, *fresh_params(task, seed, mesh))
     step = jit_step(task, state, mesh, seed=seed, accumulate=accumulate)
     compiled, compile_seconds = _compiled(step, held, frozen, made)
 

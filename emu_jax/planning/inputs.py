@@ -67,23 +67,25 @@ def train_batch(
     return {"train": abstract_batch(rows, mesh)}
 
 
-def synthetic(shapes: Shapes, key: jax.Array) -> Any:
-    """Arrays for a tree of ShapeDtypeStructs, made where they lie: noise for pixels and floats,
-    true for masks, 0 for every other number (token ids among them)."""
+def synthetic(shapes: Shapes, key: jax.Array, scale: float = 1.0) -> Any:
+    """Arrays for a tree of ShapeDtypeStructs, made where they lie: noise for pixels and floats (of
+    these N(0, scale^2)), true for masks, 0 for every other number (token ids among them)."""
     leaves, tree = jax.tree.flatten(shapes)
 
     def fill(i: int, x: jax.ShapeDtypeStruct) -> jax.Array:
-        if jnp.issubdtype(x.dtype, jnp.floating):
-            return jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
-        if x.dtype == np.uint8:
-            return jax.random.bits(jax.random.fold_in(key, i), x.shape, x.dtype)
-        return jnp.full(x.shape, x.dtype == bool, x.dtype)
+        # A program for each kind of array: one of all of them compiles for minutes.
+        program = jax.jit(_fill, static_argnums=(2, 3), out_shardings=x.sharding)
+        return program(jax.random.fold_in(key, i), scale, x.shape, np.dtype(x.dtype))
 
-    made = jax.jit(
-        lambda: [fill(i, x) for i, x in enumerate(leaves)],
-        out_shardings=[x.sharding for x in leaves],
-    )()
-    return jax.tree.unflatten(tree, made)
+    return jax.tree.unflatten(tree, [fill(i, x) for i, x in enumerate(leaves)])
+
+
+def _fill(key: jax.Array, scale: float, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
+    if jnp.issubdtype(dtype, jnp.floating):
+        return (scale * jax.random.normal(key, shape)).astype(dtype)
+    if dtype == np.uint8:
+        return jax.random.bits(key, shape, dtype)
+    return jnp.full(shape, dtype == np.bool_, dtype)
 
 
 def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from emu_jax.errors import UserError
-from emu_jax.nn.stack import SCANNED
+from emu_jax.nn.stack import is_scanned
 
 
 def make_schedule(
@@ -83,4 +83,4 @@ def _rsqrt(learning_rate: float, n: Any, warmup: int) -> Any:
 
 def _matrices(params: Mapping[str, Any]) -> dict[str, bool]:
     """Which paths hold matrices or convolutions; the axis of a scanned stack's layers is none."""
-    return {path: p.ndim - (SCANNED in path.split("/")) > 1 for path, p in params.items()}
+    return {path: p.ndim - is_scanned(path) > 1 for path, p in params.items()}

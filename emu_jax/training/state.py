@@ -5,14 +5,17 @@ group. Frozen networks are not in it. ``ema`` has only the paths of groups that 
 starts as a copy of the parameters at step 0 of every stage.
 """
 
+import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
+from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.nn.functional import Params
-from emu_jax.parallel.sharding import abstract_params
+from emu_jax.parallel.sharding import abstract_params, shard_params
 from emu_jax.tasks.base import Task
 
 TrainState = dict[str, Any]
@@ -24,9 +27,38 @@ def group_paths(task: Task, params: Params) -> dict[str, list[str]]:
 
 
 def init_state(task: Task, key: jax.Array) -> TrainState:
-    """A fresh state; run under ``jax.jit`` with out_shardings, or ``jax.eval_shape`` for shapes."""
-    params, state = task.init(key)
-    return with_params(task, params, state)
+    """A fresh state, wherever jax puts it; under ``jax.eval_shape`` its shapes."""
+    return with_params(task, *task.init(key))
+
+
+def fresh_params(task: Task, seed: int, mesh: Mesh) -> tuple[Params, Params]:
+    """Fresh parameters and state in their shards on the mesh; every process makes the same.
+
+    Array after array on the host (where JAX_PLATFORMS leaves it to jax), so that no device needs
+    room for all of them. As one program SDXL's 500 took XLA 160 s to compile for two CPU cores and
+    more than six minutes for an H200.
+    """
+    try:
+        host = jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        host = contextlib.nullcontext()
+    with host:
+        params, state = task.init(jax.random.key(seed))
+
+    def spread(tree: Params) -> Params:
+        return place(((p, np.asarray(x)) for p, x in tree.items()), shard_params(tree, mesh))
+
+    return spread(params), spread(state)
+
+
+def start_state(task: Task, mesh: Mesh, params: Params, state: Params) -> TrainState:
+    """:func:`with_params` in its shards; takes the arrays over."""
+    start = jax.jit(
+        lambda params, state: with_params(task, params, state),
+        out_shardings=jax.tree.map(lambda x: x.sharding, abstract_state(task, mesh)),
+        donate_argnums=(0, 1),
+    )
+    return start(params, state)
 
 
 def abstract_state(task: Task, mesh: Mesh) -> TrainState:

@@ -28,7 +28,13 @@ from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.parallel.sharding import fetch, put_batch
 from emu_jax.tasks.base import Batch, Task
-from emu_jax.training.state import TrainState, abstract_state, averaged, init_state, with_params
+from emu_jax.training.state import (
+    TrainState,
+    abstract_state,
+    averaged,
+    fresh_params,
+    start_state,
+)
 from emu_jax.training.step import jit_step
 from emu_jax.training.stopping import EarlyStopping, measured
 from emu_jax.training.trackers import Progress, Trackers, tile
@@ -142,23 +148,15 @@ class Trainer:
 
     def _restore(self, checkpoints: Checkpoints) -> tuple[TrainState, Mapping[str, Any]]:
         """(state, record) of the workdir's newest checkpoint, else the initial ones."""
-        key = jax.random.key(self.settings.seed)
-        abstract = abstract_state(self.task, self.mesh)
         if newest(checkpoints) is not None:
-            state, meta = checkpoints.restore(None, abstract)
+            state, meta = checkpoints.restore(None, abstract_state(self.task, self.mesh))
             self._same_frozen(meta)
             return state, meta
-        shardings = jax.tree.map(lambda x: x.sharding, abstract)
         if self.initial is None:
-            start = jax.jit(lambda k: init_state(self.task, k), out_shardings=shardings)
-            return start(key), {"ended": "running"}
-        params, extra = self.initial()
-        start = jax.jit(
-            lambda p, e: with_params(self.task, p, e),
-            out_shardings=shardings,
-            donate_argnums=(0, 1),
-        )
-        return start(params, extra), {"ended": "running"}
+            params, state = fresh_params(self.task, self.settings.seed, self.mesh)
+        else:
+            params, state = self.initial()
+        return start_state(self.task, self.mesh, params, state), {"ended": "running"}
 
     def _past(
         self, checkpoints: Checkpoints, record: Mapping[str, Any]

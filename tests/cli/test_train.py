@@ -1,0 +1,52 @@
+"""What is settled before a run's devices are used."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from emu_jax.cli import train
+
+COUNTED = """
+import collections, sys
+import jax, jax.numpy as jnp
+from emu_jax.cli.train import keep_programs
+
+seen = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: seen.update([name.split("/")[-1]]))
+keep_programs(sys.argv[1])
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((4, 4)))
+print(seen["cache_hits"], seen["cache_misses"])
+"""
+
+
+def test_kept_programs_are_not_compiled_again(tmp_path):
+    """However short their compiling: every kernel that is timed counts."""
+    env = {key: value for key, value in os.environ.items() if "COMPILATION_CACHE" not in key}
+
+    def hits_and_misses() -> list[int]:
+        command = [sys.executable, "-c", COUNTED, str(tmp_path / "programs")]
+        found = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        return [int(count) for count in found.stdout.split()]
+
+    hits, misses = hits_and_misses()
+    assert hits == 0 and misses > 0
+    assert hits_and_misses() == [misses, 0]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("platform", ["gpu", "cpu"])
+def test_a_deterministic_run_on_a_gpu_keeps_its_programs(deterministic, platform, monkeypatch):
+    kept = []
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    monkeypatch.setattr(train, "initialize", lambda: None)
+    monkeypatch.setattr(train, "keep_programs", kept.append)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    train.prepare(ConfigDict(dict(deterministic=deterministic)), "runs/a")
+    assert kept == (["runs/a/programs"] if deterministic and platform == "gpu" else [])
+    flags = os.environ["XLA_FLAGS"].split()
+    assert "--xla_cpu_enable_fast_math=false" in flags
+    assert ("--xla_gpu_exclude_nondeterministic_ops=true" in flags) == deterministic
