@@ -7,6 +7,7 @@ is escaped. A further kind of section is one more dataclass with a ``title`` and
 import base64
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -139,7 +140,9 @@ def data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
 
 
 def _table(kind: str, columns: Sequence[str], rows: Sequence[str]) -> str:
-    head = "".join(f"<th>{_escape(name)}</th>" for name in columns)
+    # A path breaks behind its separators, not within a word.
+    names = (re.sub(r"([/_:+])", r"\1<wbr>", _escape(name)) for name in columns)
+    head = "".join(f"<th>{name}</th>" for name in names)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return (
         f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>'
@@ -212,9 +215,9 @@ th { font-weight: 600; text-align: left; }
 .plain tbody tr:last-child td { border-bottom: 0; }
 .plain thead { color: var(--faint); }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
-.plain thead th { min-width: 6em; overflow-wrap: anywhere; }
+.plain thead th { min-width: 6em; overflow-wrap: break-word; }
 .pictures thead th { text-align: center; padding: 4px 8px; color: var(--faint); font-size: 0.92rem;
-  overflow-wrap: anywhere; }
+  overflow-wrap: break-word; }
 .pictures tbody th { font-weight: 400; min-width: 7em; max-width: 260px; padding: 8px 20px 8px 0;
   overflow-wrap: anywhere; }
 .pictures tbody tr + tr > * { border-top: 1px solid var(--rule); }

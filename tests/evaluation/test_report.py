@@ -17,16 +17,18 @@ from emu_jax.training.trackers import Trackers
 class Page(HTMLParser):
     """What a browser would make of it: all text, all pictures, whether every tag is closed."""
 
-    VOID = frozenset({"meta", "img", "!doctype"})
+    VOID = frozenset({"meta", "img", "wbr", "!doctype"})
 
     def __init__(self, page):
         super().__init__()
         self.texts, self.sources, self.links, self.open = [], [], [], []
+        self.within = False  # a text that may break where it goes on
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
         if tag not in self.VOID:
             self.open.append(tag)
+        self.within = tag == "wbr"
         attrs = dict(attrs)
         self.sources += [attrs["src"]] if "src" in attrs else []
         self.links += [attrs["href"]] if "href" in attrs else []
@@ -35,7 +37,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.texts.append(data)
+        self.texts.append((self.texts.pop() if self.within else "") + data)
+        self.within = False
 
 
 @pytest.fixture
@@ -161,3 +164,17 @@ def test_a_marked_step_is_an_upright_line_through_its_point():
     ((x,),) = [re.findall(r"M([\d.]+) ", p) for p in re.findall(r'class="mark" d="([^"]*)"', svg)]
     assert float(x) == pytest.approx(lines(svg)[1][1, 0], abs=0.1)
     assert 'class="mark"' in svg and svg.count("--line-1") == 2
+
+
+def test_many_columns_of_pictures_fit_the_page(tmp_path, image):
+    def widths(columns):
+        names = [f"runs/{i}" for i in range(columns)]
+        row = ("a fox", [report.Picture(image)] * columns)
+        path = tmp_path / f"{columns}.html"
+        report.write_report(path, "pictures", [report.Pictures("", names, [row])])
+        return {int(width) for width in re.findall(r'<img[^>]* width="(\d+)"', path.read_text())}
+
+    assert widths(2) == {160}
+    (six,) = widths(6)
+    assert six > 96 and 6 * (six + 16) <= 900
+    assert widths(40) == {96}
