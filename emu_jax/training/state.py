@@ -36,7 +36,7 @@ def fresh_params(task: Task, seed: int, mesh: Mesh) -> tuple[Params, Params]:
 
     Array after array on the host (where JAX_PLATFORMS leaves it to jax), so that no device needs
     room for all of them. As one program SDXL's 500 took XLA 160 s to compile for two CPU cores and
-    more than six minutes for an H200.
+    more than five minutes for an H200.
     """
     try:
         host = jax.default_device(jax.local_devices(backend="cpu")[0])
