@@ -55,12 +55,11 @@ def step_flops(
         trained = {path: value for path, value in params.items() if path in paths}
         rest = {path: value for path, value in params.items() if path not in paths}
 
-        def loss(trained: Params, rest: Params, frozen: Any, batch: Any, name: str = name):
+        def loss(trained: Params, rest: Params, frozen: Any, extra: Any, batch: Any, name=name):
             key, step = jax.random.key(0), jax.numpy.int32(0)
-            params = {**rest, **trained}
-            return task.loss(name, params, frozen, state["state"], batch, key, step)[0]
+            return task.loss(name, {**rest, **trained}, frozen, extra, batch, key, step)[0]
 
-        found[name] = gradient_flops(loss, trained, rest, frozen, batch)
+        found[name] = gradient_flops(loss, trained, rest, frozen, state["state"], batch)
     return found
 
 

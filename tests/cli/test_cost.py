@@ -26,3 +26,16 @@ def test_a_picture_is_trained_on_by_a_forward_and_a_backward_pass():
     forward = count_flops(call, shapes, x, t)
     trained = training_flops(config, task, abstract_frozen(task, mesh), mesh)
     assert 0.9 * 3 * forward < trained < 3 * forward  # the first layer's input has no gradient
+
+
+def test_a_codebook_is_counted():
+    """Per place of the map the distance to every code, once or more."""
+    config = read(f"{runs.ROOT}/configs/autoencoder.py:size=test,kind=vq")
+    found = []
+    for codes in (64, 128):
+        config.quantizer.codes = codes
+        task, mesh = parts.make_task(config), make_mesh()
+        found.append(training_flops(config, task, abstract_frozen(task, mesh), mesh))
+    places = (config.data.image_size // parts.autoencoder_factor(config)) ** 2
+    times = (found[1] - found[0]) / (64 * 2 * config.latent_channels * places)
+    assert times >= 1 and times == int(times)
