@@ -119,7 +119,7 @@ def bench_step(
     """The step's speed, and the state that it leaves.
 
     ``state`` and ``batch`` are abstract and lie on the mesh: the first is initialised by ``seed``,
-    the second made up. ``frozen`` is real.
+    the second made up. ``frozen`` are arrays.
     """
     made = synthetic(batch, jax.random.key(seed))
     held = start_state(task, mesh, *fresh_params(task, seed, mesh))
