@@ -93,7 +93,7 @@ def make_groups(config: ConfigDict) -> dict[str, Group]:
             schedule,
             section.first_step,
             section.every,
-            section.ema_decay,
+            section.ema_decay or None,
         )
     return groups
 

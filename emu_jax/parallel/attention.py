@@ -160,7 +160,8 @@ def splash(
         seen = jnp.ones((len(q), q.shape[2]), jnp.int32)
         segments = splash_kernel.SegmentIds(q=seen, kv=_padded(keys, 1).astype(jnp.int32))
     kernel = _kernel(q.shape[1], q.shape[2], k.shape[2], interpret)
-    return jax.vmap(kernel)(q, k, v, segments)[:, :, :n].swapaxes(1, 2)
+    with jax.named_scope(f"{_passes(k.shape[2])}_pass"):  # by which planning knows its work
+        return jax.vmap(kernel)(q, k, v, segments)[:, :, :n].swapaxes(1, 2)
 
 
 def _padded(x: Array, axis: int) -> Array:
@@ -170,15 +171,28 @@ def _padded(x: Array, axis: int) -> Array:
     return jnp.pad(x, widths)
 
 
+def _passes(m: int) -> str:
+    """Of the backward kernels: where one tile holds all keys, the queries' gradient needs no sum
+    over tiles, and one pass gives all three."""
+    return "one" if m in _TILES else "two"
+
+
 def _kernel(heads: int, n: int, m: int, interpret: bool) -> Callable[..., Any]:
     bq, bk = (next(tile for tile in _TILES if size % tile == 0) for size in (n, m))
+    one_pass = _passes(m) == "one"
+    # Tokens last: heads of 64 would fill half of a register's 128 lanes.
+    layout = splash_kernel.QKVLayout.SEQ_MINOR
     sizes = splash_kernel.BlockSizes(
         block_q=bq,
         block_kv=bk,
         block_q_dkv=bq,
         block_kv_dkv=bk,
-        block_q_dq=bq,
-        block_kv_dq=bk,
+        block_q_dq=None if one_pass else bq,
+        block_kv_dq=None if one_pass else bk,
+        use_fused_bwd_kernel=one_pass,
+        q_layout=layout,
+        k_layout=layout,
+        v_layout=layout,
     )
     every = splash_mask.MultiHeadMask([splash_mask.FullMask((n, m))] * heads)
     return splash_kernel.make_splash_mha(

@@ -31,22 +31,23 @@ class Work(NamedTuple):
 
 
 def _attention(executed: int, model: int) -> Callable[[Sequence[Shape]], Work]:
-    """Of a kernel whose first floating-point arrays are q [b, h, n, d] and k [b, h, m, d], with or
+    """Of a kernel whose first floating-point arrays are q [b, h, d, n] and k [b, h, d, m], with or
     without the b."""
 
     def work(operands: Sequence[Shape]) -> Work:
         q, k, *_ = (dims for dtype, dims in operands if dtype.startswith(("f", "bf")))
-        product = 2.0 * math.prod(q) * k[-2]
-        return Work(executed * product, model * product, q[-1])
+        product = 2.0 * math.prod(q) * k[-1]
+        return Work(executed * product, model * product, q[-2])
 
     return work
 
 
 # Pattern of the kernel's name -> its work; the first that is found counts.
 KERNELS: dict[str, Callable[[Sequence[Shape]], Work]] = {
-    r"(splash|flash)\w*_dq": _attention(3, 1),
-    r"(splash|flash)\w*_dkv": _attention(4, 3),
-    r"(splash|flash)\w*": _attention(2, 2),
+    r"one_pass.*splash\w*_dkv": _attention(5, 4),
+    r"splash\w*_dq": _attention(3, 1),
+    r"splash\w*_dkv": _attention(4, 3),
+    r"splash\w*": _attention(2, 2),
 }
 
 

@@ -27,8 +27,8 @@ def draw(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("n", "m", "width", "masked"),
     [
-        (300, 200, 40, True),  # three tiles of queries; a width that no unit has; padded both ways
-        (256, 256, 64, False),
+        (200, 300, 40, True),  # three tiles of keys; a width that no unit has; padded both ways
+        (300, 256, 64, False),  # three tiles of queries, one of keys
         (128, 200, 8, False),  # the padding alone is masked
     ],
 )

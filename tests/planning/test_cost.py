@@ -8,7 +8,7 @@ from emu_jax.errors import UserError
 from emu_jax.planning.chips import CHIPS
 from emu_jax.planning.cost import module_of, part_of, spent, totals
 from emu_jax.planning.hlo import read_program
-from emu_jax.planning.kernels import work_of
+from emu_jax.planning.kernels import Work, work_of
 
 CHIP = CHIPS["v5e"]
 CYCLES = 'backend_config={"estimated_cycles":"1500"}'  # a microsecond at 1.5 GHz
@@ -37,9 +37,9 @@ TEXT = f"""HloModule m
 }}
 
 ENTRY %main (a: bf16[2,4,512,64]) -> bf16[8,8] {{
-  %a = bf16[2,4,512,64]{{3,2,1,0}} parameter(0)
+  %a = bf16[2,4,64,512]{{3,2,1,0}} parameter(0)
   %mask = s8[1,4,4]{{2,1,0}} constant({{...}})
-  %attention = bf16[2,4,512,64]{{3,2,1,0}} custom-call(%mask, %a, %a, %a), custom_call_target="tpu_custom_call", metadata={{op_name="jit(step)/jvp()/splash_mha_fwd/pallas_call"}}
+  %attention = bf16[2,4,64,512]{{3,2,1,0}} custom-call(%mask, %a, %a, %a), custom_call_target="tpu_custom_call", metadata={{op_name="jit(step)/jvp()/splash_mha_fwd/pallas_call"}}
   %f1 = bf16[8,8]{{1,0}} fusion(%a), calls=%product, metadata={{op_name="jit(step)/transpose(jvp())/dot_general"}}, {CYCLES}
   %f2 = bf16[8,8]{{1,0}} fusion(%f1), calls=%convolved, metadata={{op_name="jit(step)/jvp()/tanh"}}, {CYCLES}
   %f3 = bf16[8,8]{{0,1}} fusion(%f2), calls=%moved, {CYCLES}
@@ -115,14 +115,19 @@ def test_modules(stack, module):
 
 
 def test_attentions_kernels_come_to_the_flops_of_plain_attention():
-    q, k = ("bf16", (2, 4, 512, 64)), ("bf16", (2, 4, 77, 64))
+    q, k = ("bf16", (2, 4, 64, 512)), ("bf16", (2, 4, 64, 77))
     product = 2 * 2 * 4 * 512 * 77 * 64
-    kernels = [
-        work_of(f"jit(f)/{name}/pallas_call", [("s8", (1, 4, 4)), q, k, k])
-        for name in ("splash_mha_fwd_residuals", "splash_mha_dq_no_residuals", "splash_mha_dkv")
-    ]
-    assert [work.flops / product for work in kernels] == [2, 3, 4]
-    assert sum(work.model_flops for work in kernels) == 6 * product
-    assert {work.head_width for work in kernels} == {64}
+
+    def works(*names: str) -> list[Work]:
+        given = [("s8", (1, 4, 4)), q, k, k]
+        return [work_of(f"jit(f)/{name}_no_residuals/pallas_call", given) for name in names]
+
+    one = works("one_pass/splash_mha_fwd", "one_pass/splash_mha_dkv")
+    two = works(*(f"two_pass/splash_mha_{kernel}" for kernel in ("fwd", "dq", "dkv")))
+    assert [work.flops / product for work in one] == [2, 5]
+    assert [work.flops / product for work in two] == [2, 3, 4]
+    for works_of_both in (one, two):
+        assert sum(work.model_flops for work in works_of_both) == 6 * product
+    assert {work.head_width for work in one + two} == {64}
     with pytest.raises(UserError, match="what the kernel 'fused_norm' computes"):
         work_of("fused_norm", [q])
