@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from emu_jax.checkpoint.huggingface import read_config
@@ -57,7 +58,9 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class T5(Pretrained):
-    """The encoder of T5 v1.1."""
+    """The encoder of T5 v1.1. ``lower``: texts are read in small letters."""
+
+    lower: bool = False
 
     defaults = _DEFAULTS
     sizes = _SIZES
@@ -70,6 +73,9 @@ class T5(Pretrained):
         from transformers import T5Tokenizer  # takes seconds; a run on cached text needs none
 
         return load_tokenizer(T5Tokenizer, folder, _TOKENIZER_FILES)
+
+    def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        return super()._tokenize([text.strip().lower() for text in texts] if self.lower else texts)
 
     def _network(self, config: Mapping[str, Any]) -> Network:
         return network(config)
@@ -92,14 +98,17 @@ def make_t5(
     size: str = "",
     dtype: str = "float32",
     null: Null = "empty",
+    lower: bool = False,
 ) -> T5:
     """T5's encoder from a folder or hub name, or, to plan with, of a published size: small, base,
-    large, xl or xxl. Positions are relative, so any length will do.
+    large, xl or xxl. Positions are relative, so any length will do. ``lower`` reads texts in small
+    letters, as the pipelines of PixArt and DeepFloyd IF do.
     """
     if length < 2:
         raise UserError(f"Encoder {name} takes lengths from 2 on, not {length}.")
     folder, config = T5.find(name, path, size)
-    return T5(name, folder, length, config["d_model"], null=null, dtype=dtype, size=size)
+    width = config["d_model"]
+    return T5(name, folder, length, width, null=null, dtype=dtype, lower=lower, size=size)
 
 
 def read_t5_config(folder: Path) -> dict[str, Any]:

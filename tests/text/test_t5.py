@@ -78,6 +78,14 @@ def test_tokens_equal_transformers(tmp_path):
     assert list(got["mask"].sum(1)) == [4, 1, 9]
 
 
+def test_small_letters_where_asked_for(tmp_path):
+    encoders.t5(tmp_path)
+    plain, small = (make_encoder("t5", LENGTH, path=tmp_path, lower=x) for x in (False, True))
+    capitals = [text.upper() for text in TEXTS]
+    np.testing.assert_array_equal(small.tokenize(capitals)["ids"], plain.tokenize(TEXTS)["ids"])
+    assert np.any(plain.tokenize(capitals)["ids"] != plain.tokenize(TEXTS)["ids"])
+
+
 @pytest.mark.parametrize(
     ("write", "words"),
     [
