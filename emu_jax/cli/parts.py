@@ -30,6 +30,7 @@ from emu_jax.nn.discriminator import PatchDiscriminator
 from emu_jax.nn.efficient_unet import EfficientUNet
 from emu_jax.nn.functional import Network, Params
 from emu_jax.nn.perceptual import Lpips, load_lpips
+from emu_jax.nn.pixart import PixArt
 from emu_jax.nn.stack import relaid
 from emu_jax.nn.super_resolution import SuperResolutionTransformer
 from emu_jax.nn.token_transformer import TokenTransformer
@@ -302,12 +303,13 @@ def make_denoiser(
             if kind == "token_transformer":
                 arguments["side"] = side
     else:
-        if kind in ("unet", "efficient_unet"):
+        if kind in ("unet", "efficient_unet", "pixart"):
             arguments["gather"] = on.gather
         kinds = {
             "unet": UNet,
             "efficient_unet": EfficientUNet,
             "transformer": DiffusionTransformer,
+            "pixart": PixArt,
         }
         channels = codec.row(side, side)[-1]
         arguments |= {"in_channels": 2 * channels if low else channels, "out_channels": channels}

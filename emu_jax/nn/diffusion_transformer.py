@@ -104,7 +104,7 @@ class DiffusionTransformer(nnx.Module):
         y = self.trunk(y, context, context_mask, told)
         shift, scale = jnp.split(self.modulation(told)[:, None], 2, axis=-1)
         y = self.head(self.norm(y) * (1 + scale) + shift)
-        return _picture(y.reshape(b, h, w, -1), self.patch)
+        return unpatched(y.reshape(b, h, w, -1), self.patch)
 
 
 def _patches(x: Float[Array, "b h w c"], p: int) -> Float[Array, "b h/p w/p p*p*c"]:
@@ -115,7 +115,8 @@ def _patches(x: Float[Array, "b h w c"], p: int) -> Float[Array, "b h/p w/p p*p*
     return x.reshape(b, h // p, w // p, p * p * c)
 
 
-def _picture(x: Float[Array, "b h w p*p*c"], p: int) -> Float[Array, "b h*p w*p c"]:
+def unpatched(x: Float[Array, "b h w p*p*c"], p: int) -> Float[Array, "b h*p w*p c"]:
+    """The map whose patches of p x p positions are given, each a vector."""
     b, h, w, _ = x.shape
     return x.reshape(b, h, w, p, p, -1).swapaxes(2, 3).reshape(b, h * p, w * p, -1)
 

@@ -32,7 +32,7 @@ class TimestepEmbedding(nnx.Module):
         self.linear_2 = linear(outputs, outputs, bias=bias, rngs=rngs)
         self.act = activation(act)
 
-    def __call__(self, x: Float[Array, "b p"]) -> Float[Array, "b t"]:
+    def __call__(self, x: Float[Array, "*b p"]) -> Float[Array, "*b t"]:
         return self.linear_2(self.act(self.linear_1(x)))
 
 

@@ -24,6 +24,7 @@ def quick_gelu(x: Array) -> Array:
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "quick_gelu": quick_gelu,
 }
 
@@ -65,6 +66,12 @@ class LayerNorm(nnx.Module):
         scale = self.scale[...]
         bias = jnp.zeros_like(scale) if self.bias is None else self.bias[...]
         return _layer_norm(self.eps, x, scale, bias)
+
+
+def normalised(x: Float[Array, "*b c"], eps: float) -> Float[Array, "*b c"]:
+    """A LayerNorm without parameters."""
+    width = x.shape[-1]
+    return _layer_norm(eps, x, jnp.ones(width, x.dtype), jnp.zeros(width, x.dtype))
 
 
 def _group_mean(groups: int, channelwise: Float[Array, "b *ones c"]) -> Float[Array, "b *ones c"]:

@@ -62,15 +62,33 @@ def _normal(x: Array) -> tuple[Array, Array]:
 _gated.defvjp(lambda x: (_gated(x), x), _gated_backward)
 
 
-class FeedForward(nnx.Module):
-    """GEGLU to ``hidden``, by default four times the width, and back."""
+class Gelu(nnx.Module):
+    """gelu of a projection of x, in the tanh form."""
 
-    def __init__(self, width: int, hidden: int | None = None, *, bias: bool = True, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs):
+        self.proj = linear(inputs, outputs, bias=bias, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b o"]:
+        return jax.nn.gelu(self.proj(x), approximate=True)
+
+
+class FeedForward(nnx.Module):
+    """``inner`` to ``hidden``, by default four times the width, and back."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int | None = None,
+        *,
+        inner: type[GEGLU] | type[Gelu] = GEGLU,
+        bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
         hidden = hidden or 4 * width
         # The public layout has a dropout at index 1.
         self.net: Any = nnx.List(
             [
-                GEGLU(width, hidden, bias=bias, rngs=rngs),
+                inner(width, hidden, bias=bias, rngs=rngs),
                 None,
                 linear(hidden, width, bias=bias, rngs=rngs),
             ]

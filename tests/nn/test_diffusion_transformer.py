@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emu_jax.errors import UserError
-from emu_jax.nn.diffusion_transformer import DiffusionTransformer, _patches, _picture
+from emu_jax.nn.diffusion_transformer import DiffusionTransformer, _patches, unpatched
 from emu_jax.nn.functional import Network
 from emu_jax.planning.flops import count_flops
 
@@ -34,7 +34,7 @@ MASK = np.array([[1] * 5, [1, 1, 0, 0, 0]], bool)
 
 
 def test_patches_come_back_as_they_were():
-    np.testing.assert_array_equal(_picture(_patches(jnp.asarray(X), 2), 2), X)
+    np.testing.assert_array_equal(unpatched(_patches(jnp.asarray(X), 2), 2), X)
     # A patch is a square of neighbours, not a piece of a row.
     np.testing.assert_array_equal(_patches(jnp.asarray(X), 2)[0, 1, 0], X[0, 2:4, :2].reshape(-1))
 

@@ -133,7 +133,10 @@ def test_upsample_to_an_odd_size():
 
 def test_activations_are_torchs():
     x = np.linspace(-5, 5, 101, dtype=np.float32)
-    others = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}  # CLIP's own code
+    others = {
+        "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # CLIP's own code
+    }
     for name in layers.ACTIVATIONS:
         theirs = (others.get(name) or getattr(F, name))(torch.tensor(x))
         np.testing.assert_allclose(layers.activation(name)(jnp.asarray(x)), theirs, atol=1e-6)
