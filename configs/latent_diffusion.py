@@ -16,9 +16,10 @@ denoiser=transformer puts a diffusion transformer in the U-Net's place; of it no
 
 size=emu (2.8 B parameters, Emu's: the standard U-Net with more channels and more blocks a stage;
 its exact widths are unpublished) reads CLIP ViT-L and T5-XXL, size=sdxl (2.57 B, SDXL's shape) CLIP
-ViT-L and OpenCLIP-bigG, size=sd15 and sd21 (0.86 and 0.87 B) one CLIP, all in bf16, on data sets of
-yours: `folder/pictures`, for tuning `folder/needles`. Resolution rises in stages, each of which
-picks up the one before; Emu's last has noise offset 0.02:
+ViT-L and OpenCLIP-bigG, size=sd15 and sd21 (0.86 and 0.87 B) one CLIP, size=pixart_sigma (0.61 B, a
+transformer) T5-XXL, all in bf16, on data sets of yours: `folder/pictures`, for tuning
+`folder/needles`. Resolution rises in stages, each of which picks up the one before; Emu's last has
+noise offset 0.02:
 
     emu-jax train --config=configs/latent_diffusion.py:size=emu,resolution=256 \\
         --config.codec.path=runs/autoencoder --config.mesh.fsdp=16 \\
@@ -27,8 +28,8 @@ picks up the one before; Emu's last has noise offset 0.02:
     ... :size=emu,resolution=1024 ... --workdir=runs/emu_1024
     ... :size=emu,stage=quality_tune ... --workdir=runs/emu_tuned
 
-size=sd15, sd21 and sdxl are also what `emu-jax import` makes of the public weights of these names
-(docs/interop.md), which then are tuned further:
+size=sd15, sd21, sdxl and pixart_sigma are also what `emu-jax import` makes of the public weights of
+these names (docs/interop.md), which then are tuned further:
 
     emu-jax train --config=configs/latent_diffusion.py:size=sd15,stage=quality_tune \\
         --config.init_from=IMPORTED --config.codec.path=IMPORTED/codec \\
@@ -53,9 +54,9 @@ from emu_jax.errors import UserError
 def get_config(argument: str | None = None) -> ConfigDict:
     chosen = options(
         argument,
-        size=("tiny", "test", "sd15", "sd21", "sdxl", "emu"),
+        size=("tiny", "test", "sd15", "sd21", "sdxl", "emu", "pixart_sigma"),
         stage=("pretrain", "quality_tune"),
-        resolution=("1024", "512", "256"),  # of sdxl and emu; sd15 is of 512, sd21 of 768 pixels
+        resolution=("1024", "512", "256"),  # of sdxl and emu; the others have one
         denoiser=("unet", "transformer"),  # of tiny and test
     )
     if chosen.size not in ("sdxl", "emu") and chosen.resolution != "1024":
@@ -139,6 +140,23 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
         )
         config.conditioner = dict(width=0, combine="channels", size_features=256)
         unet = dict(widths=(320, 640, 1280), transformer_depth=(0, 2, 10), mid_depth=10, blocks=2)
+    elif size == "pixart_sigma":
+        config.text = dict(t5=dict(text, kind="t5", size="xxl", length=300, lower=True))
+        config.conditioner = dict(width=0, combine="tokens", size_features=0)
+        config.denoiser = ConfigDict(
+            dict(
+                kind="pixart",
+                patch=2,
+                width=1152,
+                depth=28,
+                heads=16,
+                span=32.0,
+                learned_sigma=True,
+                scan=True,
+                remat="block",
+            )
+        )
+        unet = {}
     elif size in ("sd15", "sd21"):
         tower = "vit_l" if size == "sd15" else "openclip_h"
         config.text = dict(clip=dict(text, kind="clip", size=tower, pooled=False))
@@ -154,13 +172,19 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
         unet = dict(
             widths=(448, 896, 1792, 1792), transformer_depth=(1, 1, 1, 0), mid_depth=1, blocks=4
         )
-    with config.denoiser.ignore_type():
-        config.denoiser.update(dict(unet, head_width=64, scan=size == "sdxl", remat="block"))
+    if unet:
+        with config.denoiser.ignore_type():
+            config.denoiser.update(dict(unet, head_width=64, scan=size == "sdxl", remat="block"))
     if size == "sd15":  # eight heads whatever the width, and projections as convolutions
         del config.denoiser.head_width
         config.denoiser.update(dict(heads=8, linear_projection=False))
     config.process.update(
-        dict(schedule="scaled_linear", prediction="eps", time_input="index", time_density="uniform")
+        dict(
+            schedule="linear" if size == "pixart_sigma" else "scaled_linear",
+            prediction="eps",
+            time_input="index",
+            time_density="uniform",
+        )
     )
     if size == "sd21":
         config.process.prediction = "v"

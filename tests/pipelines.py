@@ -8,8 +8,14 @@ from pathlib import Path
 import diffusers
 import encoders
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UVit2DModel, VQModel
-from transformers import CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    PixArtTransformer2DModel,
+    UNet2DConditionModel,
+    UVit2DModel,
+    VQModel,
+)
+from transformers import CLIPTokenizer, T5Tokenizer
 
 LENGTH = 20  # tokens, as the small encoders have it
 NOISE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -102,6 +108,18 @@ VQ = dict(
 )
 
 
+PIXART = dict(
+    num_attention_heads=3,
+    attention_head_dim=8,
+    num_layers=2,
+    cross_attention_dim=24,
+    caption_channels=24,
+    sample_size=8,
+    interpolation_scale=2,
+    use_additional_conditions=False,
+)
+
+
 def shaken(model, scale: float = 0.1):
     """Every parameter random, those that start at 0 or 1 too."""
     torch.manual_seed(0)
@@ -167,6 +185,24 @@ def write_amused(folder: Path) -> Path:
     )
     pipeline.save_pretrained(folder / "amused")
     return folder / "amused"
+
+
+@cache
+def write_pixart(folder: Path) -> Path:
+    """A PixArtSigmaPipeline that draws 16 x 16 pixels, in ``folder`` / "pixart"."""
+    text = folder / "pixart_text_encoder"
+    encoder = encoders.t5(text)
+    pipeline = diffusers.PixArtSigmaPipeline(
+        tokenizer=T5Tokenizer.from_pretrained(text),
+        text_encoder=encoder,
+        vae=vae(latent_channels=4, scaling_factor=0.13025),
+        transformer=shaken(PixArtTransformer2DModel(**PIXART), 0.2),
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            beta_schedule="linear", beta_start=1e-4, beta_end=0.02
+        ),
+    )
+    pipeline.save_pretrained(folder / "pixart")
+    return folder / "pixart"
 
 
 def encoders_of(name: str) -> dict:

@@ -56,7 +56,7 @@ def pipeline_patterns(subfolder: str, variant: str, pickle: bool) -> tuple[list[
     ends = [name + kind for name in names for kind in kinds]
     stems = ("model", "diffusion_pytorch_model")
     wanted = [f"{head}{stem}*{end}" for stem in stems for end in ends]
-    wanted += ["model_index.json", *(f"{head}*{end}" for end in (".json", ".txt"))]
+    wanted += ["model_index.json", *(f"{head}*{end}" for end in (".json", ".txt", ".model"))]
     # A variant's name stands between two dots.
     others = [] if variant else ["*model.*.safetensors", "*model.*.bin"]
     return wanted, ["safety_checker/*", *others]

@@ -98,13 +98,14 @@ def _adapter(arguments: argparse.Namespace) -> int:
     if lora is None:
         raise UserError(f"{arguments.checkpoint} has no adapter: it was trained with lora.rank 0.")
     tokens = config.process.get("kind") == "masking"
+    transformer = tokens or config.denoiser.kind == "pixart"
     # A checkpoint's factors are in float32.
     name = "float32" if arguments.dtype == "keep" else arguments.dtype or "bfloat16"
     write_adapter(
         arguments.out,
         model.params,
         lora.alpha / lora.rank,
-        prefix="transformer" if tokens else "unet",
+        prefix="transformer" if transformer else "unet",
         dtype=jnp.dtype(name),
     )
     size = sum(value.size for value in model.params.values())

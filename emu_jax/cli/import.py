@@ -1,8 +1,9 @@
 """``emu-jax import PIPELINE --out DIR``: public weights as a model folder.
 
 PIPELINE is a folder or a hub name: a whole pipeline as diffusers writes it (Stable Diffusion 1.5,
-2.1, XL, aMUSEd), one component of one (AutoencoderKL, VQModel, UNet2DConditionModel, UVit2DModel),
-or a single file in the original layout (Stable Diffusion 1.5, XL base). Weights keep their dtype.
+2.1, XL, aMUSEd, PixArt-Sigma), one component of one (AutoencoderKL, VQModel, UNet2DConditionModel,
+UVit2DModel, PixArtTransformer2DModel), or a single file in the original layout (Stable Diffusion
+1.5, XL base). Weights keep their dtype.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from emu_jax.checkpoint.huggingface import find_pipeline
 from emu_jax.cli import haystack
 from emu_jax.cli.config import defaults
 from emu_jax.errors import UserError
-from emu_jax.interop import autoencoder, components, pipelines, single_file, vq
+from emu_jax.interop import autoencoder, components, pipelines, pixart, single_file, vq
 from emu_jax.interop.files import CONFIG, read_json, watched
 
 # How noise is trained on where a config of ours says nothing else.
@@ -73,6 +74,7 @@ def main(argv: Sequence[str]) -> int:
         vq.CLASS: components.import_vq,
     }
     denoisers = {known.public.CLASS: known for known in components.DENOISERS}
+    denoisers[pixart.OLD_CLASS] = components.PIXART
     if kind in codecs:
         components.save_autoencoder(codecs[kind](source), out)
         print(f"{out}: an autoencoder, for --config.codec.path={out}")

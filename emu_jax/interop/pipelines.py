@@ -15,6 +15,7 @@ from emu_jax.checkpoint.huggingface import find_folder, tokenizer_folder_of
 from emu_jax.errors import UserError
 from emu_jax.interop import schedulers
 from emu_jax.interop.components import (
+    PIXART,
     UNET,
     UVIT,
     Imported,
@@ -33,9 +34,12 @@ from emu_jax.interop.files import TRANSFORMERS, copy_encoder, copy_small, write_
 
 INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
-AMUSED = "AmusedPipeline"
+AMUSED, SIGMA = "AmusedPipeline", "PixArtSigmaPipeline"
+_DENOISERS = {SD: UNET, SDXL: UNET, AMUSED: UVIT, SIGMA: PIXART}
 # The aesthetic score that aMUSEd was trained with and its pipeline asks for.
 AESTHETIC_SCORE = 6.0
+# Tokens of a text that PixArt-Sigma reads.
+_SIGMA_LENGTH = 300
 
 
 # In ----------------------------------------------------------------------------------------------
@@ -45,9 +49,10 @@ def import_pipeline(source: Parts, out: Path) -> Imported:
     """The generator; codec and text encoders are written to folders in ``out``."""
     index = source.settings(file=INDEX)
     kind = index.get("_class_name")
-    if kind not in (SD, SDXL, AMUSED):
-        raise UserError(f"{source.where()} is a {kind}; known are {SD}, {SDXL} and {AMUSED}.")
-    denoiser_kind = UVIT if kind == AMUSED else UNET
+    if kind not in _DENOISERS:
+        known = ", ".join(_DENOISERS)
+        raise UserError(f"{source.where()} is a {kind}; known are {known}.")
+    denoiser_kind = _DENOISERS[kind]
     denoiser = import_denoiser(source, denoiser_kind, denoiser_kind.folder)
     public = denoiser.source[denoiser_kind.folder]
     noise = source.settings("scheduler", SCHEDULER)
@@ -64,6 +69,8 @@ def import_pipeline(source: Parts, out: Path) -> Imported:
     else:
         codec = import_autoencoder(source, "vae")
         process, sampling = schedulers.process(noise), schedulers.sampling(noise)
+        if kind == SIGMA:
+            sampling |= dict(steps=20, guidance_scale=4.5)  # as its pipeline where told nothing
         features = public.get("addition_time_embed_dim") if kind == SDXL else 0
         conditioner = dict(
             width=0, combine="channels" if kind == SDXL else "tokens", size_features=features
@@ -108,7 +115,8 @@ def _encoders(kind: str) -> list[str]:
 def _text_sections(
     kind: str, source: Parts, index: Mapping[str, Any], out: Path
 ) -> dict[str, dict[str, Any]]:
-    """``config.text``: SD reads the last layer, the others penultimate ones and a pooled vector.
+    """``config.text``: SD reads CLIP's last layer, SDXL and aMUSEd penultimate ones and a pooled
+    vector, PixArt-Sigma T5.
 
     A config has its entries in the order of their names, and so are they joined.
     """
@@ -126,6 +134,10 @@ def _text_sections(
     if kind == AMUSED:
         pooling = dict(layer="penultimate", pooled=True, null="empty")
         return dict(clip=section("text_encoder", **pooling))
+    if kind == SIGMA:
+        place = str((out / "text_encoder").absolute())
+        options = dict(dtype="float32", null="empty", lower=True)
+        return dict(t5=dict(kind="t5", path=place, length=_SIGMA_LENGTH, **options))
     null = "zeros" if index.get("force_zeros_for_empty_prompt", True) else "empty"
     sides = dict(layer="penultimate", null=null)
     return dict(
@@ -186,6 +198,15 @@ def pipeline_of(config: Mapping[str, Any]) -> str:
             "micro-conditions (conditioner.aesthetic_score), without projections: this generator "
             "is conditioned otherwise, so export it without --format=diffusers."
         )
+    if denoiser_of(config) is PIXART:
+        lower = [options.get("lower") for options in config["text"].values()]
+        if text == [("t5", "last", True)] and lower == [True]:
+            return SIGMA
+        raise UserError(
+            f"{SIGMA} conditions by T5's states of texts in small letters (text.t5.lower), without "
+            "projections, on latents: this generator is conditioned otherwise, so export it "
+            "without --format=diffusers."
+        )
     if text == [("clip", "last", False)] and not sizes:
         return SD
     two = [penultimate, pooled]
@@ -242,6 +263,11 @@ def _index(
     }
     if kind == AMUSED:
         return parts | dict(text_encoder=["transformers", "CLIPTextModelWithProjection"])
+    if kind == SIGMA:
+        return parts | dict(
+            text_encoder=["transformers", "T5EncoderModel"],
+            tokenizer=["transformers", "T5Tokenizer"],
+        )
     parts |= dict(image_encoder=[None, None], feature_extractor=[None, None])
     if kind == SD:
         return parts | dict(safety_checker=[None, None], requires_safety_checker=False)

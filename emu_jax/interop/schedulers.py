@@ -21,12 +21,14 @@ _CURVES: dict[str, dict[str, Any]] = {
         rescale_betas_zero_snr=True,
     ),
     "squared_cosine": dict(beta_schedule="squaredcos_cap_v2"),
+    "linear": dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02),
 }
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 # Public class -> our sampler; the first class of each sampler is the one that is written.
+_DPM = "DPMSolverMultistepScheduler"
 _SAMPLERS = {
     "DDIMScheduler": "ddim",
-    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    _DPM: "dpmpp_2m",
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "ancestral",
     "HeunDiscreteScheduler": "heun",
@@ -72,9 +74,18 @@ def process(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sampling(config: Mapping[str, Any]) -> dict[str, Any]:
-    """sampler, spacing and threshold of a scheduler_config.json."""
+    """sampler, spacing and threshold of a scheduler_config.json.
+
+    DPM-Solver's "linspace" ends a step above the lowest time: "trailing", but for rounding.
+    """
     c = {**_DEFAULTS, **config}
     spacing = "karras" if c["use_karras_sigmas"] else _SPACINGS.get(c["timestep_spacing"])
+    if (
+        spacing == "uniform"
+        and c.get("_class_name") == _DPM
+        and c["timestep_spacing"] == "linspace"
+    ):
+        spacing = "trailing"
     threshold = "none"
     # Latents are never clipped; a scheduler of theirs says so.
     if c.get("thresholding"):

@@ -11,19 +11,26 @@ import numpy as np
 import original_layout
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UVit2DModel, VQModel
+from diffusers import (
+    AutoencoderKL,
+    PixArtTransformer2DModel,
+    UNet2DConditionModel,
+    UVit2DModel,
+    VQModel,
+)
 from diffusers.loaders import single_file_utils as theirs
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from emu_jax.checkpoint.lazy import Lazy
 from emu_jax.cli.config import read
 from emu_jax.cli.parts import make_task
-from emu_jax.interop import autoencoder, unet, uvit, vq
+from emu_jax.interop import autoencoder, pixart, unet, uvit, vq
 from emu_jax.interop import single_file_families as families
 from emu_jax.interop.components import Imported, import_autoencoder, import_vq
 from emu_jax.interop.single_file import parts_of
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.functional import Network
+from emu_jax.nn.pixart import PixArt
 from emu_jax.nn.torch_layout import torch_paths
 from emu_jax.nn.unet import UNet
 from emu_jax.nn.uvit import UVit
@@ -104,6 +111,31 @@ VAES = dict(
         use_quant_conv=False,
         use_post_quant_conv=False,
     ),
+)
+
+# PixArt-Sigma XL/2 of 1024 pixels.
+PIXART = dict(
+    activation_fn="gelu-approximate",
+    attention_bias=True,
+    attention_head_dim=72,
+    attention_type="default",
+    caption_channels=4096,
+    cross_attention_dim=1152,
+    dropout=0.0,
+    in_channels=4,
+    interpolation_scale=2,
+    norm_elementwise_affine=False,
+    norm_eps=1e-06,
+    norm_num_groups=32,
+    norm_type="ada_norm_single",
+    num_attention_heads=16,
+    num_embeds_ada_norm=1000,
+    num_layers=28,
+    out_channels=8,
+    patch_size=2,
+    sample_size=128,
+    upcast_attention=False,
+    use_additional_conditions=False,
 )
 
 AMUSED256 = dict(
@@ -226,6 +258,29 @@ def test_every_tensor_of_amuseds_transformer_has_a_home_and_its_size_in_our_conf
             "amused512": (32, 32),
         }[size]
     )
+
+
+def test_every_tensor_of_pixart_sigma_has_a_home_and_its_size_in_our_config():
+    arguments = pixart.arguments(PIXART)
+    shapes, public = network(PixArt, arguments).shapes(), skeleton(PixArtTransformer2DModel, PIXART)
+    assert len(torch_paths(public, shapes)) == len(shapes) == len(public)
+    written = pixart.to_config(arguments, 128)
+    assert {k: v for k, v in written.items() if k in PIXART} == PIXART
+    assert public_arguments(written).keys() == pixart.DEFAULTS.keys()
+    count = sum(math.prod(x.shape) for x in shapes.values())
+    print(f"{count:,}")
+    assert count == sum(math.prod(x.shape) for x in public.values())
+    assert pixart.measured(shapes).items() <= arguments.items()
+
+    config = read("configs/latent_diffusion.py:size=pixart_sigma,stage=quality_tune")
+    config.denoiser.scan = False
+    task = make_task(config)
+    assert isinstance(task, Generation) and not task.conditioner.shapes()
+    own = task.denoiser.shapes()
+    assert own.keys() == shapes.keys()
+    # 16 latent channels in the codec of that config, 4 in the public one.
+    ends = {"pos_embed/proj/kernel", "proj_out/kernel", "proj_out/bias"}
+    assert {path for path in own if own[path].shape != shapes[path].shape} == ends
 
 
 def test_every_tensor_of_amuseds_autoencoder_has_a_home():

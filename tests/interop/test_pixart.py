@@ -1,0 +1,270 @@
+"""A small PixArtSigmaPipeline of diffusers: imported, drawn with, tuned, exported, opened again."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pipelines
+import pytest
+import runs
+import safetensors.torch
+import torch
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+
+from emu_jax.checkpoint.export import save_model
+from emu_jax.cli.config import read
+from emu_jax.cli.generator import Generator, open_task
+from emu_jax.cli.initial import initial
+from emu_jax.cli.main import main
+from emu_jax.errors import UserError
+from emu_jax.interop import pixart, schedulers
+from emu_jax.interop.pipelines import SIGMA, pipeline_of
+from emu_jax.nn.stack import unstacked
+from emu_jax.parallel.mesh import make_mesh
+from emu_jax.tasks import generation
+from emu_jax.tasks.codecs import AutoencoderCodec
+
+PROMPTS, SEEDS = ["A red Fox ", "cat"], np.array([3, 4], np.uint32)
+QUICK = dict(compiler_options={"xla_backend_optimization_level": 0})
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def trip(tmp_path_factory):
+    """(diffusers' folder, ours, diffusers' again)."""
+    folder = tmp_path_factory.mktemp("pixart")
+    source = pipelines.write_pixart(folder)
+    ours, back = folder / "ours", folder / "back"
+    assert main(["import", str(source), f"--out={ours}"]) == 0
+    assert main(["export", str(ours), f"--out={back}", "--format=diffusers"]) == 0
+    return source, ours, back
+
+
+def opened(folder):
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return functools.partial(pipeline, use_resolution_binning=False, clean_caption=False)
+
+
+def far(a, b) -> float:
+    return float(np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(np.asarray(b)))
+
+
+def test_there_and_back_is_the_same_bits_keys_and_settings(trip):
+    source, _, back = trip
+    files = sorted(f.relative_to(source) for f in source.rglob("*") if f.is_file())
+    assert files == sorted(f.relative_to(back) for f in back.rglob("*") if f.is_file())
+    assert sum(f.suffix == ".safetensors" for f in files) == 3
+    for file in files:
+        if file.suffix == ".json":
+            before, after = (json.loads((x / file).read_text()) for x in (source, back))
+            if file.name == "model_index.json":
+                assert before.pop("_diffusers_version")
+            assert before == after, file
+        elif file.suffix == ".safetensors":
+            before, after = (safetensors.torch.load_file(x / file) for x in (source, back))
+            assert before.keys() == after.keys()
+            for key, value in before.items():
+                assert value.dtype == after[key].dtype and torch.equal(value, after[key]), key
+        else:
+            assert (source / file).read_bytes() == (back / file).read_bytes()
+
+
+def test_a_run_from_the_same_noise_is_diffusers(trip, monkeypatch):
+    """Guided, texts in capitals and of two lengths; and what the published spacing's rounding of
+    steps makes of it."""
+    monkeypatch.setattr(AutoencoderCodec, "decode", lambda self, params, z: z)
+    monkeypatch.setattr(generation, "to_pixels", lambda x: x)
+    steps = 4
+    generator = Generator(str(trip[1]), batch_size=2, steps=steps)
+    assert generator.config.sampling.guidance_scale == 4.5
+    generator._generate = jax.jit(generator._draw_batch, static_argnames="decode", **QUICK)
+    drawn = np.stack(list(generator.draw(PROMPTS, list(SEEDS))))
+    keys = jax.vmap(jax.random.key)(SEEDS)
+    start = np.asarray(generator._task.process.prior(keys, (2, 8, 8, 4)))
+    draw, errors = opened(trip[2]), {}
+    for spacing in ("trailing", "linspace"):
+        config = draw.func.scheduler.config
+        draw.func.scheduler = DPMSolverMultistepScheduler.from_config(
+            config, timestep_spacing=spacing
+        )
+        wanted = draw(
+            PROMPTS,
+            latents=torch.tensor(start).permute(0, 3, 1, 2),
+            num_inference_steps=steps,
+            output_type="latent",
+        ).images.permute(0, 2, 3, 1)
+        assert np.std(wanted.numpy()) > 0.1
+        errors[spacing] = far(drawn, wanted)
+    print("a run differs by", {name: f"{error:.1e}" for name, error in errors.items()})
+    assert errors["trailing"] < 1e-3 and errors["linspace"] < 1e-2
+
+
+def test_one_call_of_each_network_is_diffusers(trip):
+    pipeline, generator = opened(trip[2]).func, Generator(str(trip[1]))
+    task, frozen = generator._task, generator._frozen
+    tokens = task.encoders["t5"].tokenize(PROMPTS)
+    assert tokens["ids"].shape == (2, 300)
+    text = jax.jit(task.encoders["t5"].apply, **QUICK)(frozen["t5"], **tokens)
+    rng = np.random.default_rng(0)
+    x, t = np.float32(rng.standard_normal((2, 8, 8, 4))), np.float32([5, 900])
+    params = {k.removeprefix("denoiser/"): v for k, v in generator._params.items()}
+    with torch.no_grad():
+        states, mask, *_ = pipeline.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
+        wanted = pipeline.transformer(
+            torch.tensor(x).permute(0, 3, 1, 2),
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            timestep=torch.tensor(t),
+        ).sample
+        picture = pipeline.vae.decode(torch.tensor(x).permute(0, 3, 1, 2) / 0.13025).sample
+    assert wanted.shape == (2, 8, 8, 8)
+    np.testing.assert_array_equal(tokens["mask"], mask.bool())
+    output = jax.jit(task.denoiser, **QUICK)(params, x, t, text.states, text.mask, None)
+    errors = dict(
+        text=far(text.states[tokens["mask"]], states[mask.bool()]),
+        denoiser=far(output, wanted[:, :4].permute(0, 2, 3, 1)),
+        decoder=far(jax.jit(task.codec.decode)(frozen["codec"], x), picture.permute(0, 2, 3, 1)),
+    )
+    print({part: f"{error:.1e}" for part, error in errors.items()})
+    assert max(errors.values()) < 1e-4
+
+
+def test_without_the_public_files_at_hand_they_are_written_anew(trip, tmp_path):
+    source, ours, _ = trip
+    for folder in (ours, ours / "codec"):
+        target = tmp_path / "ours" / folder.relative_to(ours)
+        target.mkdir(parents=True)
+        (target / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+        config = json.loads((folder / "config.json").read_text())
+        assert config.pop("source")
+        if folder == ours:
+            config["config"]["codec"]["path"] = str(tmp_path / "ours/codec")
+        (target / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "back"
+    assert main(["export", f"{tmp_path}/ours", f"--out={out}", "--format=diffusers"]) == 0
+    theirs, anew = opened(source).func, opened(out).func
+    aside = ("_name_or_path", "_diffusers_version", "_use_default_values")
+    for part, free in (("transformer", ()), ("scheduler", ("timestep_spacing",))):
+        a, b = (dict(getattr(p, part).config) for p in (theirs, anew))
+        differ = {k for k in a if k not in (*aside, *free) and a[k] != b[k]}
+        assert not differ, (part, {key: (a[key], b[key]) for key in differ})
+
+
+def test_an_import_is_what_its_size_is_tuned_from_and_exported_again(trip, tmp_path):
+    """The config of that size, with the small network's numbers; every parameter learns but those
+    of the variance."""
+    source, ours, _ = trip
+    imported = json.loads((ours / "config.json").read_text())["config"]
+    config = read(f"{runs.ROOT}/configs/latent_diffusion.py:size=pixart_sigma,stage=quality_tune")
+    config.update(dict(init_from=str(ours), compute_dtype="float32"))
+    config.data.update(dict(image_size=16, buckets=False))
+    config.codec.path = f"{ours}/codec"
+    t5 = dict(imported["text"]["t5"])
+    config.text.t5.update({key: t5[key] for key in ("path", "dtype")} | dict(size="", length=9))
+    config.denoiser.update(imported["denoiser"])
+    mesh = make_mesh()
+    task, frozen = open_task(config, mesh)
+    params, _ = initial(config, task, mesh)
+    rows = dict(
+        image=np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8),
+        sizes=np.array([[16, 16, 0, 0, 16, 16]] * 2),
+        tokens=dict(t5=task.encoders["t5"].tokenize(PROMPTS)),
+    )
+
+    @functools.partial(jax.jit, **QUICK)
+    def slopes(params):
+        def loss(params):
+            batch, key = dict(train=rows), jax.random.key(1)
+            return task.loss("generator", params, frozen, {}, batch, key, jnp.int32(0))[0]
+
+        return jax.grad(loss)(params)
+
+    found = {path: np.asarray(slope) for path, slope in slopes(params).items()}
+    still = [path for path, slope in found.items() if not np.any(slope)]
+    assert not still and all(np.all(np.isfinite(slope)) for slope in found.values())
+    tuned = {path: np.asarray(value) - 0.01 * found[path] for path, value in params.items()}
+    run, out = str(tmp_path / "run"), tmp_path / "out"
+    save_model(run, unstacked(tuned), config.to_dict(), {"step": 1}, dtype=None)
+    assert main(["export", run, f"--out={out}", "--format=diffusers"]) == 0
+    before, after = opened(source).func, opened(out).func
+    own = after.transformer.state_dict()
+    for key, value in before.transformer.state_dict().items():
+        assert value.shape == own[key].shape, key
+        if key == "proj_out.bias":  # by patch: four means, four variances
+            same = torch.eq(value, own[key]).reshape(4, 2, 4)
+            assert same[:, 1].all() and not same[:, 0].any()
+        elif not key.endswith("to_k.bias"):  # shifts all of a softmax's logits: it hardly learns
+            assert not torch.equal(value, own[key]), key
+    picture = opened(out)("a fox", output_type="np", num_inference_steps=2).images[0]
+    assert picture.shape == (16, 16, 3) and np.all(np.isfinite(picture))
+
+
+@pytest.mark.parametrize("published", [False, True], ids=["today", "published"])
+def test_a_lone_transformer_goes_there_and_back(trip, tmp_path, published):
+    """The published files' class and its further settings, too."""
+    source = tmp_path / "transformer"
+    source.mkdir()
+    (source / WEIGHTS).write_bytes((trip[0] / "transformer" / WEIGHTS).read_bytes())
+    config = json.loads((trip[0] / "transformer/config.json").read_text())
+    if published:
+        config |= dict(_class_name="Transformer2DModel", num_vector_embeds=None)
+        config |= dict(only_cross_attention=False, use_linear_projection=False)
+    (source / "config.json").write_text(json.dumps(config))
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    assert main(["import", str(source), f"--out={ours}"]) == 0
+    assert main(["export", str(ours), f"--out={back}", "--format=diffusers"]) == 0
+    assert json.loads((back / "config.json").read_text()) == config
+    before, after = (safetensors.torch.load_file(x / WEIGHTS) for x in (source, back))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(use_additional_conditions=True), "is told sizes"),
+        (dict(use_additional_conditions=None, sample_size=128), "is told sizes"),
+        (dict(caption_channels=None), "no projection of its text"),
+        (dict(cross_attention_dim=25), "in another width"),
+        (dict(out_channels=5), "out_channels = 5 for 4 in"),
+        (dict(attention_bias=False), "attention_bias = False"),
+        (dict(norm_type="layer_norm"), "norm_type = 'layer_norm'"),
+        (dict(double_self_attention=True), "double_self_attention = True"),
+    ],
+)
+def test_what_is_not_known_is_refused_by_name(change, words):
+    with pytest.raises(UserError, match=words):
+        pixart.arguments(pipelines.PIXART | change)
+
+
+def test_only_a_generator_conditioned_as_pixart_sigma_becomes_its_pipeline():
+    config = dict(
+        codec=dict(kind="autoencoder"),
+        text=dict(t5=dict(lower=True)),
+        conditioner=dict(width=0, combine="tokens", size_features=0),
+        denoiser=dict(kind="pixart"),
+    )
+    assert pipeline_of(config) == SIGMA
+    for change in (
+        dict(text=dict(t5=dict(lower=False))),
+        dict(text=dict(clip=dict(layer="last", pooled=False))),
+        dict(conditioner=dict(width=8, size_features=0)),
+    ):
+        with pytest.raises(UserError, match="in small letters"):
+            pipeline_of(config | change)
+
+
+def test_its_noise_is_known_and_its_steps_are_the_nearest_of_ours():
+    """As the published scheduler_config.json has them."""
+    config = dict(
+        _class_name="DPMSolverMultistepScheduler",
+        **dict(beta_schedule="linear", beta_start=0.0001, beta_end=0.02),
+        timestep_spacing="linspace",
+    )
+    assert schedulers.process(config)["schedule"] == "linear"
+    assert schedulers.sampling(config)["spacing"] == "trailing"
+    euler = config | dict(_class_name="EulerDiscreteScheduler")
+    assert schedulers.sampling(euler)["spacing"] == "uniform"
