@@ -5,6 +5,8 @@ encoder's tokens to a common width and joins the encoders,
 
     combine="tokens":   [b, l_1 + l_2 + ..., width]         (Emu: CLIP and T5 one after the other)
     combine="channels": [b, l, width_1 + width_2 + ...]     (SDXL: two CLIPs side by side)
+    combine="padded":   [b, l + l_n, width_n]               (Stable Diffusion 3: two CLIPs side by
+                        side, with zeros up to the width of the last encoder, T5, then its tokens)
 
 and makes the vector that is embedded and added to the time embedding: pooled text, then sinusoids
 of the sizes (original height, width, crop top, left, target height, width), in SDXL's order, or of
@@ -48,13 +50,13 @@ class Conditioner(nnx.Module):
         encoders: Mapping[str, tuple[int, int]],
         *,
         width: int | None = None,
-        combine: Literal["tokens", "channels"] = "tokens",
+        combine: Literal["tokens", "channels", "padded"] = "tokens",
         size_features: int = 256,
         aesthetic_score: float | None = None,
         rngs: nnx.Rngs,
     ):
-        if combine not in ("tokens", "channels"):
-            raise UserError(f'combine is "tokens" or "channels", not "{combine}".')
+        if combine not in ("tokens", "channels", "padded"):
+            raise UserError(f'combine is "tokens", "channels" or "padded", not "{combine}".')
         if size_features % 2:
             raise UserError(f"size_features must be even, not {size_features}.")
         widths = [width or own for own, _ in encoders.values()]
@@ -63,12 +65,17 @@ class Conditioner(nnx.Module):
                 f"Encoders of widths {widths} can only be joined by tokens through a common width: "
                 "set the conditioner's width."
             )
+        if combine == "padded" and not 0 < sum(widths[:-1]) <= widths[-1]:
+            raise UserError(
+                f"Encoders of widths {widths} are not joined by padding: all but the last side by "
+                "side are at most as wide as the last."
+            )
         self.encoders = tuple(encoders)
         self.pooling = tuple(name for name, (_, pooled) in encoders.items() if pooled)
         self.combine = combine
         self.size_features, self.aesthetic_score = size_features, aesthetic_score
         numbers = SIZES if aesthetic_score is None else MICRO_CONDITIONS
-        self.context_width = widths[0] if combine == "tokens" else sum(widths)
+        self.context_width = sum(widths) if combine == "channels" else widths[-1]
         self.vector_width = sum(p for _, p in encoders.values()) + numbers * size_features
         if width:
             self.projections = nnx.Dict(
@@ -83,10 +90,15 @@ class Conditioner(nnx.Module):
         """(context, context mask, vector or None)."""
         states = [self._project(name, encoded[name].states) for name in self.encoders]
         masks = [encoded[name].mask for name in self.encoders]
-        if self.combine == "tokens":
-            context, mask = jnp.concatenate(states, axis=1), jnp.concatenate(masks, axis=1)
-        else:
+        if self.combine == "padded":
+            beside = jnp.concatenate(states[:-1], axis=2)
+            rest = self.context_width - beside.shape[2]
+            states = [jnp.pad(beside, ((0, 0), (0, 0), (0, rest))), states[-1]]
+            masks = [jnp.any(jnp.stack(masks[:-1]), axis=0), masks[-1]]
+        if self.combine == "channels":
             context, mask = jnp.concatenate(states, axis=2), jnp.any(jnp.stack(masks), axis=0)
+        else:
+            context, mask = jnp.concatenate(states, axis=1), jnp.concatenate(masks, axis=1)
         return context, mask, self._vector(encoded, sizes, context.dtype)
 
     def _project(self, name: str, states: Float[Array, "b l w"]) -> Float[Array, "b l d"]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
@@ -58,9 +59,12 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class T5(Pretrained):
-    """The encoder of T5 v1.1. ``lower``: texts are read in small letters."""
+    """The encoder of T5 v1.1. ``lower``: texts are read in small letters. ``masked`` False: padding
+    is a token like any other.
+    """
 
     lower: bool = False
+    masked: bool = True
 
     defaults = _DEFAULTS
     sizes = _SIZES
@@ -87,6 +91,7 @@ class T5(Pretrained):
         return "shared.weight" if key == "encoder.embed_tokens.weight" else key
 
     def apply(self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Encoded:
+        mask = mask if self.masked else jnp.ones_like(mask)
         return Encoded(self.network(params, ids, mask), mask)
 
 
@@ -99,16 +104,27 @@ def make_t5(
     dtype: str = "float32",
     null: Null = "empty",
     lower: bool = False,
+    masked: bool = True,
 ) -> T5:
     """T5's encoder from a folder or hub name, or, to plan with, of a published size: small, base,
     large, xl or xxl. Positions are relative, so any length will do. ``lower`` reads texts in small
-    letters, as the pipelines of PixArt and DeepFloyd IF do.
+    letters, as the pipelines of PixArt and DeepFloyd IF do. ``masked`` False reads and hands on the
+    padding as well, as Stable Diffusion 3's does.
     """
     if length < 2:
         raise UserError(f"Encoder {name} takes lengths from 2 on, not {length}.")
     folder, config = T5.find(name, path, size)
-    width = config["d_model"]
-    return T5(name, folder, length, width, null=null, dtype=dtype, lower=lower, size=size)
+    return T5(
+        name,
+        folder,
+        length,
+        config["d_model"],
+        null=null,
+        dtype=dtype,
+        lower=lower,
+        masked=masked,
+        size=size,
+    )
 
 
 def read_t5_config(folder: Path) -> dict[str, Any]:

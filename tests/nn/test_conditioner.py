@@ -64,6 +64,22 @@ def test_channels_side_by_side_and_the_sizes_of_sdxl():
     assert (conditioner.context_width, conditioner.vector_width) == (9, 2 + 6 * 256)
 
 
+def test_padded_to_the_last_encoders_width_as_stable_diffusion_3():
+    encoded = {"l": _encoded(3, 4, pooled=2), "g": _encoded(3, 5, pooled=3), "t5": _encoded(2, 11)}
+    widths = {"l": (4, 2), "g": (5, 3), "t5": (11, 0)}
+    options = {"combine": "padded", "size_features": 0}
+    context, mask, vector = _network(widths, **options)({}, encoded)
+    np.testing.assert_array_equal(context[:, :3, :4], encoded["l"].states)
+    np.testing.assert_array_equal(context[:, :3, 4:9], encoded["g"].states)
+    assert not context[:, :3, 9:].any()
+    np.testing.assert_array_equal(context[:, 3:], encoded["t5"].states)
+    np.testing.assert_array_equal(mask, [[True] * 5, [True, False, False, True, False]])
+    pooled = [encoded["l"].pooled, encoded["g"].pooled]
+    np.testing.assert_array_equal(vector, np.concatenate(pooled, axis=1))
+    conditioner = Conditioner(widths, **options, rngs=None)
+    assert (conditioner.context_width, conditioner.vector_width) == (11, 5)
+
+
 def test_the_micro_conditions_of_amused():
     """Width before height, and one aesthetic score for all."""
     encoded = {"clip": _encoded(3, 4, pooled=2)}
@@ -99,6 +115,8 @@ def test_sizes_are_told_apart_in_bf16():
     [
         ({"a": (4, 0), "b": (5, 0)}, {}, "common width"),
         ({"a": (4, 0)}, {"combine": "sum"}, "combine"),
+        ({"a": (4, 0), "b": (3, 0)}, {"combine": "padded"}, "at most as wide as the last"),
+        ({"a": (4, 0)}, {"combine": "padded"}, "not joined by padding"),
         ({"a": (4, 0)}, {"size_features": 3}, "even"),
     ],
 )

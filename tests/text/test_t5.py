@@ -78,6 +78,19 @@ def test_tokens_equal_transformers(tmp_path):
     assert list(got["mask"].sum(1)) == [4, 1, 9]
 
 
+def test_unmasked_the_padding_is_read_and_handed_on(tmp_path):
+    reference = encoders.t5(tmp_path)
+    encoder = make_encoder("t5", LENGTH, path=tmp_path, masked=False)
+    tokens = encoder.tokenize(TEXTS)
+    assert not tokens["mask"].all()
+    with torch.no_grad():
+        want = reference(input_ids=torch.tensor(tokens["ids"])).last_hidden_state
+    params = {path: jnp.asarray(value) for path, value in encoder.tensors()}
+    got = jax.jit(encoder.apply)(params, **tokens)
+    np.testing.assert_allclose(got.states, want, atol=1e-4)
+    assert got.mask.all()
+
+
 def test_small_letters_where_asked_for(tmp_path):
     encoders.t5(tmp_path)
     plain, small = (make_encoder("t5", LENGTH, path=tmp_path, lower=x) for x in (False, True))
