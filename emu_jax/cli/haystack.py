@@ -14,6 +14,8 @@ from emu_jax.evaluation.references import KEPT, Sets
 # Flags, logos and signs are left out.
 HAYSTACK = "part == tuned|kept and group != flags|brands|extras|signs"
 NEEDLES = "needle >= 0"  # a thousand; "... and needle < 100" for a hundred of them
+# What trains of a generator with Stable Diffusion 3's transformer: all but its table of places.
+MMDIT = "denoiser/(?!pos_embed/pos_embed)|conditioner/"
 
 
 def pretraining(needles_share: float = 0.1) -> ConfigDict:

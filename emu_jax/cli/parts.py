@@ -29,6 +29,7 @@ from emu_jax.nn.diffusion_transformer import DiffusionTransformer
 from emu_jax.nn.discriminator import PatchDiscriminator
 from emu_jax.nn.efficient_unet import EfficientUNet
 from emu_jax.nn.functional import Network, Params
+from emu_jax.nn.mmdit import MMDiT
 from emu_jax.nn.perceptual import Lpips, load_lpips
 from emu_jax.nn.pixart import PixArt
 from emu_jax.nn.stack import relaid
@@ -42,7 +43,7 @@ from emu_jax.process.decoding import ParallelDecoding
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.masking import MaskingProcess
 from emu_jax.process.samplers import sampler_named
-from emu_jax.process.schedules import Cosine, Discrete, Flow, Schedule
+from emu_jax.process.schedules import Cosine, Discrete, Flow, Schedule, Shifted
 from emu_jax.tasks.adapting import BASE, AdaptedGeneration, base_shapes
 from emu_jax.tasks.autoencoding import Autoencoding
 from emu_jax.tasks.base import Frozen, Group, Task
@@ -303,13 +304,14 @@ def make_denoiser(
             if kind == "token_transformer":
                 arguments["side"] = side
     else:
-        if kind in ("unet", "efficient_unet", "pixart"):
+        if kind in ("unet", "efficient_unet", "pixart", "mmdit"):
             arguments["gather"] = on.gather
         kinds = {
             "unet": UNet,
             "efficient_unet": EfficientUNet,
             "transformer": DiffusionTransformer,
             "pixart": PixArt,
+            "mmdit": MMDiT,
         }
         channels = codec.row(side, side)[-1]
         arguments |= {"in_channels": 2 * channels if low else channels, "out_channels": channels}
@@ -340,7 +342,10 @@ def make_process(section: ConfigDict, codec: Codec) -> GaussianProcess | Masking
     schedule = arguments.pop("schedule")
     if schedule not in SCHEDULES:
         raise UserError(f"process.schedule is one of {', '.join(SCHEDULES)}, not {schedule!r}.")
-    return GaussianProcess(SCHEDULES[schedule](), **arguments)
+    shift, made = arguments.pop("shift", 1.0), SCHEDULES[schedule]()
+    if "bounds" in arguments:
+        arguments["bounds"] = tuple(arguments["bounds"])
+    return GaussianProcess(made if shift == 1 else Shifted(made, shift), **arguments)
 
 
 def make_sampling(section: ConfigDict, process: GaussianProcess | MaskingProcess) -> Sampling:

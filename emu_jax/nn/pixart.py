@@ -169,15 +169,15 @@ def _table(rows: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(nnx.initializers.normal(width**-0.5)(rngs.params(), (rows, width)))
 
 
-def places(rows: int, columns: int, width: int, span: float) -> Float[np.ndarray, "r c {width}"]:
+def places(rows: int, columns: int, width: int, span: float) -> Float[Array, "r c {width}"]:
     """Half of the vector from the column's number, half from the row's, [sin, cos] each."""
 
     def sines(count: int) -> np.ndarray:
         number = np.arange(count) * (span / count)
         angles = number[:, None] * 10_000.0 ** (-np.arange(width // 4) / (width // 4))
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
     size = (rows, columns, width // 2)
-    across = np.broadcast_to(sines(columns)[None], size)
-    down = np.broadcast_to(sines(rows)[:, None], size)
-    return np.concatenate([across, down], axis=-1).astype(np.float32)
+    across = jnp.broadcast_to(sines(columns)[None], size)
+    down = jnp.broadcast_to(sines(rows)[:, None], size)
+    return jnp.concatenate([across, down], axis=-1)

@@ -141,8 +141,8 @@ def _kind(layer: nnx.Module) -> Any:
 def relaid(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """``params`` with stacks built and cut as the paths of ``wanted`` ask for; the rest as it is.
 
-    Arrays of one kind: on the host, or traced. A stack that lacks layers, or has some more, stays
-    as it lies.
+    Arrays of one kind: on the host, or traced. A stack that lacks layers, or has some more that are
+    not wanted by themselves, stays as it lies.
     """
     found = dict(params)
     for path, shape in wanted.items():
@@ -150,7 +150,7 @@ def relaid(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, An
             continue
         layers = [layer_path(path, i) for i in range(shape.shape[0])]
         more = layer_path(path, len(layers))
-        if all(layer in found for layer in layers) and more not in found:
+        if all(layer in found for layer in layers) and (more in wanted or more not in found):
             parts = [found.pop(layer) for layer in layers]
             found[path] = (np if isinstance(parts[0], np.ndarray) else jnp).stack(parts)
     cut = unstacked({path: value for path, value in found.items() if path not in wanted})

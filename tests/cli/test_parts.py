@@ -199,6 +199,16 @@ def test_the_stream_follows_the_data_section(autoencoder):
     assert (spec.background, spec.flip) == ((1, 2, 3), False)
 
 
+def test_a_schedule_can_be_shifted():
+    section = dict(schedule="flow", prediction="flow", shift=3.0, bounds=[0.01, 1.0])
+    codec = parts.make_codec(ConfigDict(dict(kind="identity")))[0]
+    process = parts.make_process(ConfigDict(section), codec)
+    assert process.bounds == (0.01, 1.0)
+    assert float(process.schedule.sigma(0.5)) == pytest.approx(0.75)
+    plain = parts.make_process(ConfigDict(section | dict(shift=1.0)), codec)
+    assert float(plain.schedule.sigma(0.5)) == 0.5
+
+
 def test_the_linear_schedule_is_ddpms():
     """Betas from 1e-4 to 0.02, and not Stable Diffusion's ends."""
     schedule = parts.SCHEDULES["linear"]()
