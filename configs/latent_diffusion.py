@@ -17,9 +17,9 @@ denoiser=transformer puts a diffusion transformer in the U-Net's place; of it no
 size=emu (2.8 B parameters, Emu's: the standard U-Net with more channels and more blocks a stage;
 its exact widths are unpublished) reads CLIP ViT-L and T5-XXL, size=sdxl (2.57 B, SDXL's shape) CLIP
 ViT-L and OpenCLIP-bigG, size=sd15 and sd21 (0.86 and 0.87 B) one CLIP, size=pixart_sigma (0.61 B, a
-transformer) T5-XXL, all in bf16, on data sets of yours: `folder/pictures`, for tuning
-`folder/needles`. Resolution rises in stages, each of which picks up the one before; Emu's last has
-noise offset 0.02:
+transformer) T5-XXL, size=sd3 (2.03 B, another) two CLIPs and T5-XXL, all in bf16, on data sets of
+yours: `folder/pictures`, for tuning `folder/needles`. Resolution rises in stages, each of which
+picks up the one before; Emu's last has noise offset 0.02:
 
     emu-jax train --config=configs/latent_diffusion.py:size=emu,resolution=256 \\
         --config.codec.path=runs/autoencoder --config.mesh.fsdp=16 \\
@@ -28,8 +28,8 @@ noise offset 0.02:
     ... :size=emu,resolution=1024 ... --workdir=runs/emu_1024
     ... :size=emu,stage=quality_tune ... --workdir=runs/emu_tuned
 
-size=sd15, sd21, sdxl and pixart_sigma are also what `emu-jax import` makes of the public weights of
-these names (docs/interop.md), which then are tuned further:
+size=sd15, sd21, sdxl, sd3 and pixart_sigma are also what `emu-jax import` makes of the public
+weights of these names (docs/interop.md), which then are tuned further:
 
     emu-jax train --config=configs/latent_diffusion.py:size=sd15,stage=quality_tune \\
         --config.init_from=IMPORTED --config.codec.path=IMPORTED/codec \\
@@ -54,7 +54,7 @@ from emu_jax.errors import UserError
 def get_config(argument: str | None = None) -> ConfigDict:
     chosen = options(
         argument,
-        size=("tiny", "test", "sd15", "sd21", "sdxl", "emu", "pixart_sigma"),
+        size=("tiny", "test", "sd15", "sd21", "sdxl", "emu", "pixart_sigma", "sd3"),
         stage=("pretrain", "quality_tune"),
         resolution=("1024", "512", "256"),  # of sdxl and emu; the others have one
         denoiser=("unet", "transformer"),  # of tiny and test
@@ -157,6 +157,29 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
             )
         )
         unet = {}
+    elif size == "sd3":
+        sides = dict(text, kind="clip", layer="penultimate")
+        config.text = dict(
+            clip_l=dict(sides, size="vit_l"),
+            openclip_g=dict(sides, size="openclip_bigg"),
+            t5=dict(text, kind="t5", size="xxl", length=256, masked=False),
+        )
+        config.conditioner = dict(width=0, combine="padded", size_features=0)
+        config.denoiser = ConfigDict(
+            dict(
+                kind="mmdit",
+                patch=2,
+                width=1536,
+                depth=24,
+                heads=24,
+                table=192,
+                span=64.0,
+                qk_norm=False,
+                scan=True,
+                remat="block",
+            )
+        )
+        unet = {}
     elif size in ("sd15", "sd21"):
         tower = "vit_l" if size == "sd15" else "openclip_h"
         config.text = dict(clip=dict(text, kind="clip", size=tower, pooled=False))
@@ -188,9 +211,25 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
     )
     if size == "sd21":
         config.process.prediction = "v"
+    if size == "sd3":
+        config.process.update(
+            dict(
+                schedule="flow",
+                shift=3.0,
+                prediction="flow",
+                time_input="continuous",
+                time_density="logit_normal",
+                time_location=0.0,
+                time_scale=1.0,
+                bounds=(3 / 1002, 1.0),  # the public sampler's lowest time
+            )
+        )
+        config.groups.generator.pattern = haystack.MMDIT
     if not tuning:
         config.process.noise_offset = 0.02 if last and size == "emu" else 0.0
     config.sampling.update(dict(steps=20, guidance_scale=5.0))
+    if size == "sd3":
+        config.sampling.update(dict(sampler="euler", steps=28, guidance_scale=7.0))
     config.groups.generator.ema_decay = 0.9999
     config.groups.generator.optimizer.update(
         dict(

@@ -11,6 +11,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     PixArtTransformer2DModel,
+    SD3Transformer2DModel,
     UNet2DConditionModel,
     UVit2DModel,
     VQModel,
@@ -120,6 +121,21 @@ PIXART = dict(
 )
 
 
+SD3 = dict(
+    sample_size=8,
+    patch_size=2,
+    in_channels=6,
+    num_layers=3,
+    attention_head_dim=8,
+    num_attention_heads=3,
+    joint_attention_dim=60,
+    caption_projection_dim=24,
+    pooled_projection_dim=26,
+    out_channels=6,
+    pos_embed_max_size=6,
+)
+
+
 def shaken(model, scale: float = 0.1):
     """Every parameter random, those that start at 0 or 1 too."""
     torch.manual_seed(0)
@@ -203,6 +219,34 @@ def write_pixart(folder: Path) -> Path:
     )
     pipeline.save_pretrained(folder / "pixart")
     return folder / "pixart"
+
+
+@cache
+def write_sd3(folder: Path) -> Path:
+    """A StableDiffusion3Pipeline that draws 16 x 16 pixels, in ``folder`` / "sd3"."""
+    texts = [folder / f"sd3_text_encoder{i}" for i in ("", "_2", "_3")]
+    sizes = dict(hidden_size=32, num_attention_heads=4, hidden_act="gelu", projection_dim=16)
+    first = encoders.clip_text(texts[0], projection=True)
+    second = encoders.clip_text(texts[1], projection=True, pad="!", **sizes)
+    for text in texts[:2]:
+        _limit(text)
+    wide = vae(
+        **dict(latent_channels=6, scaling_factor=1.5305, shift_factor=0.0609),
+        **dict(use_quant_conv=False, use_post_quant_conv=False),
+    )
+    pipeline = diffusers.StableDiffusion3Pipeline(
+        transformer=shaken(SD3Transformer2DModel(**SD3), 0.2),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=wide,
+        text_encoder=first,
+        tokenizer=CLIPTokenizer.from_pretrained(texts[0]),
+        text_encoder_2=second,
+        tokenizer_2=CLIPTokenizer.from_pretrained(texts[1]),
+        text_encoder_3=encoders.t5(texts[2], d_model=60),
+        tokenizer_3=T5Tokenizer.from_pretrained(texts[2]),
+    )
+    pipeline.save_pretrained(folder / "sd3")
+    return folder / "sd3"
 
 
 def encoders_of(name: str) -> dict:

@@ -98,7 +98,7 @@ def _adapter(arguments: argparse.Namespace) -> int:
     if lora is None:
         raise UserError(f"{arguments.checkpoint} has no adapter: it was trained with lora.rank 0.")
     tokens = config.process.get("kind") == "masking"
-    transformer = tokens or config.denoiser.kind == "pixart"
+    transformer = tokens or config.denoiser.kind in ("pixart", "mmdit")
     # A checkpoint's factors are in float32.
     name = "float32" if arguments.dtype == "keep" else arguments.dtype or "bfloat16"
     write_adapter(

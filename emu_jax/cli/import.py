@@ -1,9 +1,9 @@
 """``emu-jax import PIPELINE --out DIR``: public weights as a model folder.
 
 PIPELINE is a folder or a hub name: a whole pipeline as diffusers writes it (Stable Diffusion 1.5,
-2.1, XL, aMUSEd, PixArt-Sigma), one component of one (AutoencoderKL, VQModel, UNet2DConditionModel,
-UVit2DModel, PixArtTransformer2DModel), or a single file in the original layout (Stable Diffusion
-1.5, XL base). Weights keep their dtype.
+2.1, XL, 3, aMUSEd, PixArt-Sigma), one component of one (AutoencoderKL, VQModel,
+UNet2DConditionModel, UVit2DModel, PixArtTransformer2DModel, SD3Transformer2DModel), or a single
+file in the original layout (Stable Diffusion 1.5, XL base). Weights keep their dtype.
 """
 
 import argparse
@@ -109,6 +109,8 @@ def generator_config(sections: Mapping[str, Any], compute_dtype: str) -> dict[st
         **sections["sampling"],
     }
     config.groups = haystack.generator(learning_rate=1e-5, schedule="constant", warmup=100)
+    if config.denoiser.kind == "mmdit":
+        config.groups.generator.pattern = haystack.MMDIT
     config.data.image_size = sections["image_size"]
     found = config.to_dict()
     for place in ("data_dir", "cache_dir"):  # nobody else's business

@@ -18,7 +18,7 @@ import numpy as np
 from emu_jax.checkpoint.export import Model, save_model
 from emu_jax.checkpoint.lazy import Lazy
 from emu_jax.errors import UserError
-from emu_jax.interop import autoencoder, pixart, unet, uvit, vq
+from emu_jax.interop import autoencoder, pixart, sd3, unet, uvit, vq
 from emu_jax.interop.configs import plain
 from emu_jax.interop.files import (
     CONFIG,
@@ -36,6 +36,7 @@ from emu_jax.interop.files import (
 )
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.functional import Network
+from emu_jax.nn.mmdit import MMDiT
 from emu_jax.nn.pixart import PixArt
 from emu_jax.nn.unet import UNet
 from emu_jax.nn.uvit import UVit
@@ -117,7 +118,8 @@ class Denoiser:
 UNET = Denoiser("unet", UNet, "unet", unet)
 UVIT = Denoiser("uvit", UVit, "transformer", uvit)
 PIXART = Denoiser("pixart", PixArt, "transformer", pixart)
-DENOISERS = (UNET, UVIT, PIXART)
+MMDIT = Denoiser("mmdit", MMDiT, "transformer", sd3)
+DENOISERS = (UNET, UVIT, PIXART, MMDIT)
 
 
 # In ----------------------------------------------------------------------------------------------
@@ -200,8 +202,8 @@ def prepare_denoiser(model: Model, side: int, conditioner: Mapping[str, Any]) ->
         source = model.meta.get("source", {}).get(kind.folder, {})
         alone = source.get("micro_cond_encode_dim", uvit.DEFAULTS["micro_cond_encode_dim"])
         config = uvit.to_config(arguments, features or alone)
-    elif kind is PIXART:
-        config = pixart.to_config(arguments, side)
+    elif kind in (PIXART, MMDIT):
+        config = kind.public.to_config(arguments, side)
     else:
         config = unet.to_config(arguments)
         if features:
@@ -221,6 +223,8 @@ def _measured(params: Mapping[str, Any]) -> dict[str, Any]:
     """What a denoiser's parameters say of its neighbours."""
     if "caption_projection/linear_1/kernel" in params:
         return pixart.measured(params)
+    if "context_embedder/kernel" in params:
+        return sd3.measured(params)
     if "mlm_layer/conv2/kernel" in params:
         return dict(
             codes=params["mlm_layer/conv2/kernel"].shape[3],

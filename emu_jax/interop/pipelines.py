@@ -15,6 +15,7 @@ from emu_jax.checkpoint.huggingface import find_folder, tokenizer_folder_of
 from emu_jax.errors import UserError
 from emu_jax.interop import schedulers
 from emu_jax.interop.components import (
+    MMDIT,
     PIXART,
     UNET,
     UVIT,
@@ -35,11 +36,17 @@ from emu_jax.interop.files import TRANSFORMERS, copy_encoder, copy_small, write_
 INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 AMUSED, SIGMA = "AmusedPipeline", "PixArtSigmaPipeline"
-_DENOISERS = {SD: UNET, SDXL: UNET, AMUSED: UVIT, SIGMA: PIXART}
+SD3 = "StableDiffusion3Pipeline"
+_DENOISERS = {SD: UNET, SDXL: UNET, AMUSED: UVIT, SIGMA: PIXART, SD3: MMDIT}
 # The aesthetic score that aMUSEd was trained with and its pipeline asks for.
 AESTHETIC_SCORE = 6.0
-# Tokens of a text that PixArt-Sigma reads.
-_SIGMA_LENGTH = 300
+# Of a text, the tokens of T5 that a pipeline reads.
+_T5_LENGTH = {SIGMA: 300, SD3: 256}
+# How a pipeline draws where it is told nothing.
+_CUSTOM = {
+    SIGMA: dict(steps=20, guidance_scale=4.5),
+    SD3: dict(steps=28, guidance_scale=7.0),
+}
 
 
 # In ----------------------------------------------------------------------------------------------
@@ -68,13 +75,15 @@ def import_pipeline(source: Parts, out: Path) -> Imported:
         )
     else:
         codec = import_autoencoder(source, "vae")
-        process, sampling = schedulers.process(noise), schedulers.sampling(noise)
-        if kind == SIGMA:
-            sampling |= dict(steps=20, guidance_scale=4.5)  # as its pipeline where told nothing
+        if kind == SD3:
+            process, sampling = schedulers.flow(noise)
+            process["time_density"] = "logit_normal"  # as it was trained
+        else:
+            process, sampling = schedulers.process(noise), schedulers.sampling(noise)
+        sampling |= _CUSTOM.get(kind, {})
         features = public.get("addition_time_embed_dim") if kind == SDXL else 0
-        conditioner = dict(
-            width=0, combine="channels" if kind == SDXL else "tokens", size_features=features
-        )
+        combine = {SDXL: "channels", SD3: "padded"}.get(kind, "tokens")
+        conditioner = dict(width=0, combine=combine, size_features=features)
     text = _text_sections(kind, source, index, out)
     factor = 2 ** (len(codec.sections["autoencoder"]["widths"]) - 1)
 
@@ -109,14 +118,15 @@ def _tokens(
 
 
 def _encoders(kind: str) -> list[str]:
-    return ["text_encoder", "text_encoder_2"] if kind == SDXL else ["text_encoder"]
+    count = {SDXL: 2, SD3: 3}.get(kind, 1)
+    return ["text_encoder", "text_encoder_2", "text_encoder_3"][:count]
 
 
 def _text_sections(
     kind: str, source: Parts, index: Mapping[str, Any], out: Path
 ) -> dict[str, dict[str, Any]]:
     """``config.text``: SD reads CLIP's last layer, SDXL and aMUSEd penultimate ones and a pooled
-    vector, PixArt-Sigma T5.
+    vector, PixArt-Sigma T5, SD3 penultimate ones, two pooled vectors and T5 with its padding.
 
     A config has its entries in the order of their names, and so are they joined.
     """
@@ -134,10 +144,21 @@ def _text_sections(
     if kind == AMUSED:
         pooling = dict(layer="penultimate", pooled=True, null="empty")
         return dict(clip=section("text_encoder", **pooling))
+
+    def t5(name: str, **options: Any) -> dict[str, Any]:
+        place = str((out / name).absolute())
+        sides = dict(length=_T5_LENGTH[kind], dtype="float32", null="empty")
+        return dict(kind="t5", path=place, **sides, **options)
+
     if kind == SIGMA:
-        place = str((out / "text_encoder").absolute())
-        options = dict(dtype="float32", null="empty", lower=True)
-        return dict(t5=dict(kind="t5", path=place, length=_SIGMA_LENGTH, **options))
+        return dict(t5=t5("text_encoder", lower=True))
+    if kind == SD3:
+        pooling = dict(layer="penultimate", pooled=True, null="empty")
+        return dict(
+            clip_l=section("text_encoder", **pooling),
+            openclip_g=section("text_encoder_2", **pooling),
+            t5=t5("text_encoder_3", masked=False),
+        )
     null = "zeros" if index.get("force_zeros_for_empty_prompt", True) else "empty"
     sides = dict(layer="penultimate", null=null)
     return dict(
@@ -207,6 +228,17 @@ def pipeline_of(config: Mapping[str, Any]) -> str:
             "projections, on latents: this generator is conditioned otherwise, so export it "
             "without --format=diffusers."
         )
+    if denoiser_of(config) is MMDIT:
+        masked = config["text"].get("t5", {}).get("masked", True)
+        three = [pooled, pooled, ("t5", "last", True)]
+        if text == three and joined["combine"] == "padded" and not sizes and not masked:
+            return SD3
+        raise UserError(
+            f"{SD3} conditions by two CLIPs' penultimate states and pooled vectors and by T5's "
+            "states, its padding too (text.t5.masked), joined by conditioner.combine=padded, on "
+            "latents: this generator is conditioned otherwise, so export it without "
+            "--format=diffusers."
+        )
     if text == [("clip", "last", False)] and not sizes:
         return SD
     two = [penultimate, pooled]
@@ -232,6 +264,9 @@ def _scheduler(kind: str, model: Model) -> dict[str, Any]:
             lambda c: schedulers.masking(c, rows),
             schedulers.masking(own, rows),
         )
+    if kind == SD3:
+        own = schedulers.flow_config(process, sampling)
+        return as_it_came(model, "scheduler", own, schedulers.flow, schedulers.flow(own))
     return as_it_came(
         model,
         "scheduler",
@@ -269,6 +304,14 @@ def _index(
             tokenizer=["transformers", "T5Tokenizer"],
         )
     parts |= dict(image_encoder=[None, None], feature_extractor=[None, None])
+    if kind == SD3:
+        return parts | dict(
+            text_encoder=["transformers", "CLIPTextModelWithProjection"],
+            text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+            tokenizer_2=["transformers", "CLIPTokenizer"],
+            text_encoder_3=["transformers", "T5EncoderModel"],
+            tokenizer_3=["transformers", "T5Tokenizer"],
+        )
     if kind == SD:
         return parts | dict(safety_checker=[None, None], requires_safety_checker=False)
     return parts | dict(

@@ -3,13 +3,15 @@
 A scheduler's file says two things: which noise the network was trained on, and how to sample. The
 first is taken over exactly or refused. Of the second the nearest of ours is taken: PNDM, which we
 do not have, becomes DPM-Solver++, and "leading" steps become evenly spaced ones from pure noise.
-aMUSEd's says which token is [MASK], and that as many stay masked as ours leaves.
+Flow matching's says how far the straight path is shifted. aMUSEd's says which token is [MASK], and
+that as many stay masked as ours leaves.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from emu_jax.errors import UserError
+from emu_jax.interop.configs import complete
 
 # Our name of a schedule -> betas and zero terminal SNR.
 _CURVES: dict[str, dict[str, Any]] = {
@@ -129,6 +131,79 @@ def to_config(process: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[s
     if kind == "DDIMScheduler":
         found |= dict(clip_sample=False, set_alpha_to_one=True)
     return found
+
+
+# Flow matching -----------------------------------------------------------------------------------
+
+FLOW = "FlowMatchEulerDiscreteScheduler"
+_FLOW_DEFAULTS: dict[str, Any] = dict(
+    num_train_timesteps=_STEPS,
+    shift=1.0,
+    use_dynamic_shifting=False,
+    base_shift=0.5,
+    max_shift=1.15,
+    base_image_seq_len=256,
+    max_image_seq_len=4096,
+    invert_sigmas=False,
+    shift_terminal=None,
+    use_karras_sigmas=False,
+    use_exponential_sigmas=False,
+    use_beta_sigmas=False,
+    time_shift_type="exponential",
+    stochastic_sampling=False,
+)
+# Read below, or of dynamic shifting alone, which is refused.
+_FLOW_READ = {
+    *("shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"),
+    "time_shift_type",
+}
+
+
+def flow(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``config.process`` and ``config.sampling`` of a straight path's scheduler_config.json.
+
+    The public class spaces times evenly down to its lowest, which it takes shifted already, and
+    then shifts all of them: that time is our lower bound.
+
+    Raises:
+      UserError: another path, by the setting's name.
+    """
+    if config.get("_class_name") != FLOW:
+        raise UserError(
+            f"This scheduler is {config.get('_class_name')}; of flow matching only {FLOW} is known."
+        )
+    shift = complete(config, _FLOW_DEFAULTS, _FLOW_READ, FLOW)["shift"]
+    low = shift / (_STEPS + shift - 1)
+    return (
+        dict(
+            schedule="flow",
+            shift=shift,
+            prediction="flow",
+            time_input="continuous",
+            bounds=(low, 1.0),
+        ),
+        dict(sampler="euler", spacing="uniform", threshold="none"),
+    )
+
+
+def flow_config(process: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`flow`.
+
+    Raises:
+      UserError: what the public class cannot say, by the setting's name.
+    """
+    for section, name, key, known in (
+        (process, "process", "schedule", "flow"),
+        (process, "process", "prediction", "flow"),
+        (process, "process", "time_input", "continuous"),
+        (sampling, "sampling", "sampler", "euler"),
+    ):
+        if section[key] != known:
+            raise UserError(
+                f"{FLOW} has no {name}.{key}={section[key]}, only {known}: this generator cannot "
+                "be exported to it."
+            )
+    return dict(_FLOW_DEFAULTS, _class_name=FLOW, shift=process.get("shift", 1.0))
 
 
 # Tokens ------------------------------------------------------------------------------------------

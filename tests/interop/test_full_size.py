@@ -14,6 +14,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     PixArtTransformer2DModel,
+    SD3Transformer2DModel,
     UNet2DConditionModel,
     UVit2DModel,
     VQModel,
@@ -24,12 +25,13 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from emu_jax.checkpoint.lazy import Lazy
 from emu_jax.cli.config import read
 from emu_jax.cli.parts import make_task
-from emu_jax.interop import autoencoder, pixart, unet, uvit, vq
+from emu_jax.interop import autoencoder, pixart, sd3, unet, uvit, vq
 from emu_jax.interop import single_file_families as families
 from emu_jax.interop.components import Imported, import_autoencoder, import_vq
 from emu_jax.interop.single_file import parts_of
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.functional import Network
+from emu_jax.nn.mmdit import MMDiT
 from emu_jax.nn.pixart import PixArt
 from emu_jax.nn.torch_layout import torch_paths
 from emu_jax.nn.unet import UNet
@@ -136,6 +138,21 @@ PIXART = dict(
     sample_size=128,
     upcast_attention=False,
     use_additional_conditions=False,
+)
+
+# Stable Diffusion 3 medium.
+SD3 = dict(
+    sample_size=128,
+    patch_size=2,
+    in_channels=16,
+    num_layers=24,
+    attention_head_dim=64,
+    num_attention_heads=24,
+    joint_attention_dim=4096,
+    caption_projection_dim=1536,
+    pooled_projection_dim=2048,
+    out_channels=16,
+    pos_embed_max_size=192,
 )
 
 AMUSED256 = dict(
@@ -260,27 +277,37 @@ def test_every_tensor_of_amuseds_transformer_has_a_home_and_its_size_in_our_conf
     )
 
 
-def test_every_tensor_of_pixart_sigma_has_a_home_and_its_size_in_our_config():
-    arguments = pixart.arguments(PIXART)
-    shapes, public = network(PixArt, arguments).shapes(), skeleton(PixArtTransformer2DModel, PIXART)
-    assert len(torch_paths(public, shapes)) == len(shapes) == len(public)
-    written = pixart.to_config(arguments, 128)
-    assert {k: v for k, v in written.items() if k in PIXART} == PIXART
-    assert public_arguments(written).keys() == pixart.DEFAULTS.keys()
-    count = sum(math.prod(x.shape) for x in shapes.values())
-    print(f"{count:,}")
-    assert count == sum(math.prod(x.shape) for x in public.values())
-    assert pixart.measured(shapes).items() <= arguments.items()
+# Our network, its translation, the public class and config, the size of our config.
+TRANSFORMERS = dict(
+    pixart_sigma=(PixArt, pixart, PixArtTransformer2DModel, PIXART),
+    sd3=(MMDiT, sd3, SD3Transformer2DModel, SD3),
+)
 
-    config = read("configs/latent_diffusion.py:size=pixart_sigma,stage=quality_tune")
-    config.denoiser.scan = False
-    task = make_task(config)
+
+@pytest.mark.parametrize("size", TRANSFORMERS)
+def test_every_tensor_of_a_public_transformer_has_a_home_and_its_size_in_our_config(size):
+    own, translation, theirs, config = TRANSFORMERS[size]
+    arguments = translation.arguments(config)
+    shapes, public = network(own, arguments).shapes(), skeleton(theirs, config)
+    assert len(torch_paths(public, shapes)) == len(shapes) == len(public)
+    written = translation.to_config(arguments, 128)
+    assert {k: v for k, v in written.items() if k in config} == config
+    assert public_arguments(written).keys() == translation.DEFAULTS.keys()
+    back = skeleton(theirs, public_arguments(written))
+    assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in public.items()}
+    assert translation.measured(shapes).items() <= arguments.items()
+    print(size, f"{sum(math.prod(x.shape) for x in shapes.values()):,}")
+
+    ours = read(f"configs/latent_diffusion.py:size={size},stage=quality_tune")
+    ours.denoiser.scan = False
+    task = make_task(ours)
     assert isinstance(task, Generation) and not task.conditioner.shapes()
-    own = task.denoiser.shapes()
-    assert own.keys() == shapes.keys()
-    # 16 latent channels in the codec of that config, 4 in the public one.
+    made = task.denoiser.shapes()
+    assert made.keys() == shapes.keys()
+    # 16 latent channels in the codec of that config, which PixArt's public one has not.
     ends = {"pos_embed/proj/kernel", "proj_out/kernel", "proj_out/bias"}
-    assert {path for path in own if own[path].shape != shapes[path].shape} == ends
+    different = {path for path in made if made[path].shape != shapes[path].shape}
+    assert different == (ends if size == "pixart_sigma" else set())
 
 
 def test_every_tensor_of_amuseds_autoencoder_has_a_home():
