@@ -2,9 +2,9 @@
 
 The layout that diffusers' ``load_lora_weights`` and peft read. Beside every adapted module lie its
 two factors, ``unet.<module>.lora_A.weight`` [rank, in] and ``lora_B.weight`` [out, rank]; of a
-token transformer ``transformer.<module>``. There W' = W + (alpha / rank) B A. Files are written
-with alpha = rank, which every reader takes for granted where nothing is said; what a file says
-otherwise is read.
+token transformer, PixArt's and Stable Diffusion 3's ``transformer.<module>``. There
+W' = W + (alpha / rank) B A. Files are written with alpha = rank, which every reader takes for
+granted where nothing is said; what a file says otherwise is read.
 """
 
 import json

@@ -27,6 +27,7 @@ from emu_jax.tasks import generation
 from emu_jax.tasks.codecs import AutoencoderCodec
 
 PROMPTS, SEEDS = ["A red Fox ", "cat"], np.array([3, 4], np.uint32)
+STEPS = 4
 QUICK = dict(compiler_options={"xla_backend_optimization_level": 0})
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -40,6 +41,13 @@ def trip(tmp_path_factory):
     assert main(["import", str(source), f"--out={ours}"]) == 0
     assert main(["export", str(ours), f"--out={back}", "--format=diffusers"]) == 0
     return source, ours, back
+
+
+@pytest.fixture(scope="module")
+def generator(trip):
+    made = Generator(str(trip[1]), batch_size=2, steps=STEPS)
+    made._generate = jax.jit(made._draw_batch, static_argnames="decode", **QUICK)
+    return made
 
 
 def opened(folder):
@@ -72,15 +80,12 @@ def test_there_and_back_is_the_same_bits_keys_and_settings(trip):
             assert (source / file).read_bytes() == (back / file).read_bytes()
 
 
-def test_a_run_from_the_same_noise_is_diffusers(trip, monkeypatch):
+def test_a_run_from_the_same_noise_is_diffusers(trip, generator, monkeypatch):
     """Guided, texts in capitals and of two lengths; and what the published spacing's rounding of
     steps makes of it."""
     monkeypatch.setattr(AutoencoderCodec, "decode", lambda self, params, z: z)
     monkeypatch.setattr(generation, "to_pixels", lambda x: x)
-    steps = 4
-    generator = Generator(str(trip[1]), batch_size=2, steps=steps)
     assert generator.config.sampling.guidance_scale == 4.5
-    generator._generate = jax.jit(generator._draw_batch, static_argnames="decode", **QUICK)
     drawn = np.stack(list(generator.draw(PROMPTS, list(SEEDS))))
     keys = jax.vmap(jax.random.key)(SEEDS)
     start = np.asarray(generator._task.process.prior(keys, (2, 8, 8, 4)))
@@ -93,7 +98,7 @@ def test_a_run_from_the_same_noise_is_diffusers(trip, monkeypatch):
         wanted = draw(
             PROMPTS,
             latents=torch.tensor(start).permute(0, 3, 1, 2),
-            num_inference_steps=steps,
+            num_inference_steps=STEPS,
             output_type="latent",
         ).images.permute(0, 2, 3, 1)
         assert np.std(wanted.numpy()) > 0.1
@@ -102,8 +107,8 @@ def test_a_run_from_the_same_noise_is_diffusers(trip, monkeypatch):
     assert errors["trailing"] < 1e-3 and errors["linspace"] < 1e-2
 
 
-def test_one_call_of_each_network_is_diffusers(trip):
-    pipeline, generator = opened(trip[2]).func, Generator(str(trip[1]))
+def test_one_call_of_each_network_is_diffusers(trip, generator):
+    pipeline = opened(trip[2]).func
     task, frozen = generator._task, generator._frozen
     tokens = task.encoders["t5"].tokenize(PROMPTS)
     assert tokens["ids"].shape == (2, 300)
@@ -200,6 +205,21 @@ def test_an_import_is_what_its_size_is_tuned_from_and_exported_again(trip, tmp_p
             assert not torch.equal(value, own[key]), key
     picture = opened(out)("a fox", output_type="np", num_inference_steps=2).images[0]
     assert picture.shape == (16, 16, 3) and np.all(np.isfinite(picture))
+
+
+def test_an_adapter_of_it_is_written_as_of_a_transformer(trip, tmp_path):
+    config = json.loads((trip[1] / "config.json").read_text())["config"]
+    config["lora"] = dict(rank=2, alpha=2.0, pattern=".", dtype="float32")
+    kernel = "denoiser/transformer_blocks/0/attn1/to_q"
+    factors = {
+        f"{kernel}/lora_A/kernel": np.ones((24, 2), np.float32),
+        f"{kernel}/lora_B/kernel": np.ones((2, 24), np.float32),
+    }
+    save_model(f"{tmp_path}/run", factors, config, {"step": 1}, dtype=None)
+    assert main(["export", f"{tmp_path}/run", f"--out={tmp_path}/out", "--adapter"]) == 0
+    held = safetensors.torch.load_file(tmp_path / "out/pytorch_lora_weights.safetensors")
+    module = "transformer.transformer_blocks.0.attn1.to_q"
+    assert held.keys() == {f"{module}.lora_A.weight", f"{module}.lora_B.weight"}
 
 
 @pytest.mark.parametrize("published", [False, True], ids=["today", "published"])

@@ -28,6 +28,7 @@ from emu_jax.tasks import generation
 from emu_jax.tasks.codecs import AutoencoderCodec
 
 PROMPTS, SEEDS = ["a red fox", "cat"], np.array([3, 4], np.uint32)
+STEPS = 4
 QUICK = dict(compiler_options={"xla_backend_optimization_level": 0})
 FLOW = dict(_class_name="FlowMatchEulerDiscreteScheduler", num_train_timesteps=1000, shift=3.0)
 
@@ -41,6 +42,13 @@ def trip(tmp_path_factory):
     assert main(["import", str(source), f"--out={ours}"]) == 0
     assert main(["export", str(ours), f"--out={back}", "--format=diffusers"]) == 0
     return source, ours, back
+
+
+@pytest.fixture(scope="module")
+def generator(trip):
+    made = Generator(str(trip[1]), batch_size=2, steps=STEPS)
+    made._generate = jax.jit(made._draw_batch, static_argnames="decode", **QUICK)
+    return made
 
 
 def opened(folder):
@@ -73,29 +81,26 @@ def test_there_and_back_is_the_same_bits_keys_and_settings(trip):
             assert (source / file).read_bytes() == (back / file).read_bytes()
 
 
-def test_a_run_from_the_same_noise_is_diffusers(trip, monkeypatch):
+def test_a_run_from_the_same_noise_is_diffusers(trip, generator, monkeypatch):
     """As imported: guidance 7, Euler on the shifted straight path; three text encoders and all."""
     monkeypatch.setattr(AutoencoderCodec, "decode", lambda self, params, z: z)
     monkeypatch.setattr(generation, "to_pixels", lambda x: x)
-    steps = 4
-    generator = Generator(str(trip[1]), batch_size=2, steps=steps)
-    generator._generate = jax.jit(generator._draw_batch, static_argnames="decode", **QUICK)
     drawn = np.stack(list(generator.draw(PROMPTS, list(SEEDS))))
     keys = jax.vmap(jax.random.key)(SEEDS)
     start = np.asarray(generator._task.process.prior(keys, (2, 8, 8, 6)))
     wanted = opened(trip[2])(
         PROMPTS,
         latents=torch.tensor(start).permute(0, 3, 1, 2),
-        num_inference_steps=steps,
+        num_inference_steps=STEPS,
         output_type="latent",
     ).images.permute(0, 2, 3, 1)
     error = far(drawn, wanted)
-    print(f"a run of {steps} steps differs by {error:.1e}")
+    print(f"a run of {STEPS} steps differs by {error:.1e}")
     assert np.std(wanted.numpy()) > 0.1 and error < 1e-3
 
 
-def test_one_call_of_each_network_is_diffusers(trip):
-    pipeline, generator = opened(trip[2]), Generator(str(trip[1]))
+def test_one_call_of_each_network_is_diffusers(trip, generator):
+    pipeline = opened(trip[2])
     task, frozen = generator._task, generator._frozen
     encoded = {
         name: jax.jit(encoder.apply, **QUICK)(frozen[name], **encoder.tokenize(PROMPTS))
