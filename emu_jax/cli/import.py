@@ -132,8 +132,8 @@ def _advice(out: Path, sections: Mapping[str, Any]) -> str:
     paths += [f"--config.text.{name}.path={x['path']}" for name, x in sections["text"].items()]
     # The noise that it was trained on, where the config of a family says another.
     process = sections["process"]
-    said = () if _masks(sections) else ("schedule", "prediction")
-    paths += [f"--config.process.{key}={process[key]}" for key in said]
+    said = () if _masks(sections) else ("schedule", "prediction", "shift")
+    paths += [f"--config.process.{key}={process[key]}" for key in said if key in process]
     training = " \\\n    ".join([f"--config.init_from={out}", *paths])
     return (
         f"{out}: drawn with by  emu-jax sample PROMPT --checkpoint={out}, and tuned by "

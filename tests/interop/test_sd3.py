@@ -12,7 +12,7 @@ import pytest
 import runs
 import safetensors.torch
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SD3Transformer2DModel
 
 from emu_jax.checkpoint.export import save_model
 from emu_jax.cli.config import read
@@ -207,6 +207,20 @@ def test_an_import_is_what_its_size_is_tuned_from_and_exported_again(trip, tmp_p
     assert after.scheduler.config.shift == 3.0
     picture = after("a red fox", output_type="np", num_inference_steps=2).images[0]
     assert picture.shape == (16, 16, 3) and np.all(np.isfinite(picture))
+
+
+def test_a_lone_transformer_with_norms_of_queries_and_keys_goes_there_and_back(tmp_path):
+    settings = pipelines.SD3 | dict(qk_norm="rms_norm", num_layers=2)
+    before = pipelines.shaken(SD3Transformer2DModel(**settings))
+    before.save_pretrained(tmp_path / "theirs")
+    assert main(["import", f"{tmp_path}/theirs", f"--out={tmp_path}/ours"]) == 0
+    assert main(["export", f"{tmp_path}/ours", f"--out={tmp_path}/b", "--format=diffusers"]) == 0
+    after = SD3Transformer2DModel.from_pretrained(tmp_path / "b")
+    files = (tmp_path / part / "config.json" for part in ("theirs", "b"))
+    assert len({file.read_text().strip() for file in files}) == 1
+    own = after.state_dict()
+    assert any(key.endswith("norm_added_q.weight") for key in own)
+    assert all(torch.equal(value, own[key]) for key, value in before.state_dict().items())
 
 
 @pytest.mark.parametrize(
