@@ -141,7 +141,7 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
         config.conditioner = dict(width=0, combine="channels", size_features=256)
         unet = dict(widths=(320, 640, 1280), transformer_depth=(0, 2, 10), mid_depth=10, blocks=2)
     elif size == "pixart_sigma":
-        config.text = dict(t5=dict(text, kind="t5", size="xxl", length=300, lower=True))
+        config.text = dict(t5=dict(text, kind="t5", size="xxl", length=300, lowercase=True))
         config.conditioner = dict(width=0, combine="tokens", size_features=0)
         config.denoiser = ConfigDict(
             dict(
@@ -162,7 +162,7 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
         config.text = dict(
             clip_l=dict(sides, size="vit_l"),
             openclip_g=dict(sides, size="openclip_bigg"),
-            t5=dict(text, kind="t5", size="xxl", length=256, masked=False),
+            t5=dict(text, kind="t5", size="xxl", length=256, padding="read"),
         )
         config.conditioner = dict(width=0, combine="padded", size_features=0)
         config.denoiser = ConfigDict(

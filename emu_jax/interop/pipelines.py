@@ -151,13 +151,13 @@ def _text_sections(
         return dict(kind="t5", path=place, **sides, **options)
 
     if kind == SIGMA:
-        return dict(t5=t5("text_encoder", lower=True))
+        return dict(t5=t5("text_encoder", lowercase=True))
     if kind == SD3:
         pooling = dict(layer="penultimate", pooled=True, null="empty")
         return dict(
             clip_l=section("text_encoder", **pooling),
             openclip_g=section("text_encoder_2", **pooling),
-            t5=t5("text_encoder_3", masked=False),
+            t5=t5("text_encoder_3", padding="read"),
         )
     null = "zeros" if index.get("force_zeros_for_empty_prompt", True) else "empty"
     sides = dict(layer="penultimate", null=null)
@@ -220,23 +220,23 @@ def pipeline_of(config: Mapping[str, Any]) -> str:
             "is conditioned otherwise, so export it without --format=diffusers."
         )
     if denoiser_of(config) is PIXART:
-        lower = [options.get("lower") for options in config["text"].values()]
-        if text == [("t5", "last", True)] and lower == [True]:
+        lowercase = [options.get("lowercase") for options in config["text"].values()]
+        if text == [("t5", "last", True)] and lowercase == [True]:
             return SIGMA
         raise UserError(
-            f"{SIGMA} conditions by T5's states of texts in small letters (text.t5.lower), without "
-            "projections, on latents: this generator is conditioned otherwise, so export it "
-            "without --format=diffusers."
+            f"{SIGMA} conditions by T5's states of texts in lower case (text.t5.lowercase), "
+            "without projections, on latents: this generator is conditioned otherwise, so export "
+            "it without --format=diffusers."
         )
     if denoiser_of(config) is MMDIT:
-        masked = config["text"].get("t5", {}).get("masked", True)
+        padding = config["text"].get("t5", {}).get("padding")
         three = [pooled, pooled, ("t5", "last", True)]
-        if text == three and joined["combine"] == "padded" and not sizes and not masked:
+        if text == three and joined["combine"] == "padded" and not sizes and padding == "read":
             return SD3
         raise UserError(
             f"{SD3} conditions by two CLIPs' penultimate states and pooled vectors and by T5's "
-            "states, its padding too (text.t5.masked), joined by conditioner.combine=padded, on "
-            "latents: this generator is conditioned otherwise, so export it without "
+            "states, its padding too (text.t5.padding=read), joined by conditioner.combine=padded, "
+            "on latents: this generator is conditioned otherwise, so export it without "
             "--format=diffusers."
         )
     if text == [("clip", "last", False)] and not sizes:

@@ -1,4 +1,4 @@
-"""T5 v1.1 as a frozen encoder, up to XXL: states of a text's tokens, padding masked.
+"""T5 v1.1 as a frozen encoder, up to XXL: states of a text's tokens, padding masked or read.
 
 Folders of the encoder alone and of the whole model are read; the decoder is left in the file. There
 is no pooled vector.
@@ -7,7 +7,7 @@ is no pooled vector.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +21,7 @@ from emu_jax.nn.t5 import T5Encoder
 from emu_jax.text.encoder import Null
 from emu_jax.text.pretrained import SENTENCEPIECE, Pretrained, load_tokenizer
 
+Padding = Literal["masked", "read"]
 _TOKENIZER_FILES = (("tokenizer.json",), (SENTENCEPIECE,))
 # What the published class takes where a config says nothing.
 _DEFAULTS = dict(
@@ -59,12 +60,12 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class T5(Pretrained):
-    """The encoder of T5 v1.1. ``lower``: texts are read in small letters. ``masked`` False: padding
-    is a token like any other.
+    """The encoder of T5 v1.1. ``padding``: whether it is hidden, from T5 and from the generator, or
+    read like any token; ``lowercase``: texts are read in lower case, without spaces around them.
     """
 
-    lower: bool = False
-    masked: bool = True
+    padding: Padding = "masked"
+    lowercase: bool = False
 
     defaults = _DEFAULTS
     sizes = _SIZES
@@ -78,8 +79,18 @@ class T5(Pretrained):
 
         return load_tokenizer(T5Tokenizer, folder, _TOKENIZER_FILES)
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.padding not in get_args(Padding):
+            raise UserError(
+                f"Encoder {self.name}: padding is {' or '.join(get_args(Padding))}, not "
+                f"{self.padding!r}."
+            )
+
     def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        return super()._tokenize([text.strip().lower() for text in texts] if self.lower else texts)
+        return super()._tokenize(
+            [text.lower().strip() for text in texts] if self.lowercase else texts
+        )
 
     def _network(self, config: Mapping[str, Any]) -> Network:
         return network(config)
@@ -91,7 +102,7 @@ class T5(Pretrained):
         return "shared.weight" if key == "encoder.embed_tokens.weight" else key
 
     def apply(self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Encoded:
-        mask = mask if self.masked else jnp.ones_like(mask)
+        mask = mask if self.padding == "masked" else jnp.ones_like(mask)
         return Encoded(self.network(params, ids, mask), mask)
 
 
@@ -103,13 +114,11 @@ def make_t5(
     size: str = "",
     dtype: str = "float32",
     null: Null = "empty",
-    lower: bool = False,
-    masked: bool = True,
+    padding: Padding = "masked",
+    lowercase: bool = False,
 ) -> T5:
     """T5's encoder from a folder or hub name, or, to plan with, of a published size: small, base,
-    large, xl or xxl. Positions are relative, so any length will do. ``lower`` reads texts in small
-    letters, as the pipelines of PixArt and DeepFloyd IF do. ``masked`` False reads and hands on the
-    padding as well, as Stable Diffusion 3's does.
+    large, xl or xxl. Positions are relative, so any length will do.
     """
     if length < 2:
         raise UserError(f"Encoder {name} takes lengths from 2 on, not {length}.")
@@ -121,9 +130,9 @@ def make_t5(
         config["d_model"],
         null=null,
         dtype=dtype,
-        lower=lower,
-        masked=masked,
         size=size,
+        padding=padding,
+        lowercase=lowercase,
     )
 
 

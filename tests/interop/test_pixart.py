@@ -263,17 +263,17 @@ def test_what_is_not_known_is_refused_by_name(change, words):
 def test_only_a_generator_conditioned_as_pixart_sigma_becomes_its_pipeline():
     config = dict(
         codec=dict(kind="autoencoder"),
-        text=dict(t5=dict(lower=True)),
+        text=dict(t5=dict(lowercase=True)),
         conditioner=dict(width=0, combine="tokens", size_features=0),
         denoiser=dict(kind="pixart"),
     )
     assert pipeline_of(config) == SIGMA
     for change in (
-        dict(text=dict(t5=dict(lower=False))),
+        dict(text=dict(t5=dict(lowercase=False))),
         dict(text=dict(clip=dict(layer="last", pooled=False))),
         dict(conditioner=dict(width=8, size_features=0)),
     ):
-        with pytest.raises(UserError, match="in small letters"):
+        with pytest.raises(UserError, match="in lower case"):
             pipeline_of(config | change)
 
 

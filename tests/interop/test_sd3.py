@@ -242,7 +242,7 @@ def test_what_is_not_known_is_refused_by_name(call, words):
 
 def test_only_a_generator_conditioned_as_sd3_becomes_its_pipeline():
     clip = dict(kind="clip", layer="penultimate", pooled=True)
-    text = dict(clip_l=clip, openclip_g=clip, t5=dict(masked=False))
+    text = dict(clip_l=clip, openclip_g=clip, t5=dict(padding="read"))
     config = dict(
         codec=dict(kind="autoencoder"),
         text=text,

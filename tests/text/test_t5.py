@@ -78,9 +78,9 @@ def test_tokens_equal_transformers(tmp_path):
     assert list(got["mask"].sum(1)) == [4, 1, 9]
 
 
-def test_unmasked_the_padding_is_read_and_handed_on(tmp_path):
+def test_padding_is_read_and_handed_on_where_asked_for(tmp_path):
     reference = encoders.t5(tmp_path)
-    encoder = make_encoder("t5", LENGTH, path=tmp_path, masked=False)
+    encoder = make_encoder("t5", LENGTH, path=tmp_path, padding="read")
     tokens = encoder.tokenize(TEXTS)
     assert not tokens["mask"].all()
     with torch.no_grad():
@@ -91,9 +91,9 @@ def test_unmasked_the_padding_is_read_and_handed_on(tmp_path):
     assert got.mask.all()
 
 
-def test_small_letters_where_asked_for(tmp_path):
+def test_lower_case_where_asked_for(tmp_path):
     encoders.t5(tmp_path)
-    plain, small = (make_encoder("t5", LENGTH, path=tmp_path, lower=x) for x in (False, True))
+    plain, small = (make_encoder("t5", LENGTH, path=tmp_path, lowercase=x) for x in (False, True))
     capitals = [text.upper() for text in TEXTS]
     np.testing.assert_array_equal(small.tokenize(capitals)["ids"], plain.tokenize(TEXTS)["ids"])
     assert np.any(plain.tokenize(capitals)["ids"] != plain.tokenize(TEXTS)["ids"])
@@ -137,7 +137,11 @@ def test_only_the_gated_form_is_known(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(dict(length=1), "lengths from 2 on, not 1"), (dict(path=""), "Encoder t5 needs path")],
+    [
+        (dict(length=1), "lengths from 2 on, not 1"),
+        (dict(path=""), "Encoder t5 needs path"),
+        (dict(path="", size="small", padding="some"), "padding is masked or read, not 'some'"),
+    ],
 )
 def test_options_that_cannot_be(options, words, tmp_path):
     with pytest.raises(UserError, match=words):
