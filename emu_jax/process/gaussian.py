@@ -38,6 +38,10 @@ examples where they teach most (location > 0: towards noise, where the text deci
 
     t = sigmoid(location + scale n),  n ~ N(0, 1)                                          (8)
 
+A network may say a variance besides, in a second half of its channels (Nichol & Dhariwal 2021;
+DeepFloyd IF): how much noise an ancestral step is to put in anew (``emu_jax.process.samplers``).
+The loss looks at the first half alone and gives the second no gradient.
+
 Everything here is computed and returned in fp32, whatever the dtype of what comes in.
 """
 
@@ -62,6 +66,8 @@ class Prediction(NamedTuple):
 
     x0: Float[Array, "b *d"]
     eps: Float[Array, "b *d"]
+    variance: Float[Array, "b *d"] | None = None
+    """Where in its range the variance of an ancestral step lies, from -1 to 1 (least to most)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,8 @@ class GaussianProcess:
     "log_snr" (held within +-20). weighting: "none", or "min_snr" with ``gamma``. time_density:
     "uniform", or "logit_normal" with ``time_location`` and ``time_scale``. bounds: the times that
     training draws from and ``time_grid`` spans; the lower one stays above 0, where there is no
-    noise left to predict.
+    noise left to predict. variance: "fixed", or, of a network that says one, "learned_range" where
+    sampling reads it and "ignored" where it is left unread.
     """
 
     schedule: Schedule
@@ -85,12 +92,14 @@ class GaussianProcess:
     time_scale: float = 1.0
     noise_offset: float = 0.0
     bounds: tuple[float, float] = (1e-3, 1.0)
+    variance: Literal["fixed", "learned_range", "ignored"] = "fixed"
 
     def __post_init__(self):
         _choice("prediction", self.prediction, ("eps", "x0", "v", "flow"))
         _choice("time_input", self.time_input, ("index", "continuous", "log_snr"))
         _choice("weighting", self.weighting, ("none", "min_snr"))
         _choice("time_density", self.time_density, ("uniform", "logit_normal"))
+        _choice("variance", self.variance, ("fixed", "learned_range", "ignored"))
         low, high = self.bounds
         if not 0 < low < high <= 1:
             raise UserError(f"bounds must be two times with 0 < low < high <= 1, not {self.bounds}")
@@ -133,23 +142,35 @@ class GaussianProcess:
             weight=self.weight(t),
         )
 
-    def loss(self, output: Float[Array, "b *d"], corrupted: Corrupted) -> Float[Array, " b"]:
-        """Each row's weighted mean square error."""
-        error = jnp.asarray(output, jnp.float32) - corrupted.target
+    def channels(self, data: int) -> int:
+        """How many channels a network's output has, of data of so many."""
+        return data if self.variance == "fixed" else 2 * data
+
+    def split(self, output: Float[Array, "b *o"]) -> tuple[Array, Array | None]:
+        """What an output says of x, and the variance, where it says one."""
+        if self.variance == "fixed":
+            return output, None
+        said, variance = jnp.split(output, 2, axis=-1)
+        return said, variance
+
+    def loss(self, output: Float[Array, "b *o"], corrupted: Corrupted) -> Float[Array, " b"]:
+        """Each row's weighted mean square error; a variance has no part in it."""
+        error = jnp.asarray(self.split(output)[0], jnp.float32) - corrupted.target
         return corrupted.weight * jnp.mean(error**2, axis=range(1, error.ndim))
 
     def predict(
         self,
-        output: Float[Array, "b *d"],
+        output: Float[Array, "b *o"],
         x: Float[Array, "b *d"],
         t: Float[Array, "*b"],
         transform: Transform | None = None,
     ) -> Prediction:
-        """(x0, eps) of an output, by (2) to (5).
+        """(x0, eps) of an output, by (2) to (5), and a variance that is to be read.
 
         ``transform`` acts on x0 (clipping, thresholding); eps then follows from it by (3).
         """
-        output, x = jnp.asarray(output, jnp.float32), jnp.asarray(x, jnp.float32)
+        x = jnp.asarray(x, jnp.float32)
+        output, variance = self.split(jnp.asarray(output, jnp.float32))
         alpha, sigma = self._factors(t, x)
         match self.prediction:
             case "eps":
@@ -165,11 +186,11 @@ class GaussianProcess:
         if transform is not None:
             x0 = transform(x0)
             eps = (x - alpha * x0) / sigma
-        return Prediction(x0, eps)
+        return Prediction(x0, eps, variance if self.variance == "learned_range" else None)
 
     def output(self, prediction: Prediction, t: Float[Array, "*b"]) -> Float[Array, "b *d"]:
-        """The network output that says ``prediction``: the inverse of ``predict``."""
-        x0, eps = prediction
+        """What an output says of x that says ``prediction``: the inverse of ``predict``."""
+        x0, eps, _ = prediction
         alpha, sigma = self._factors(t, x0)
         match self.prediction:
             case "eps":

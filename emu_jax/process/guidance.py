@@ -18,6 +18,7 @@ overexposure; guidance rescale (Lin et al. 2023) gives back c's standard deviati
 A large w also drives x0 out of the pictures' range [-1, 1], where pixel models have never been.
 Static clipping cuts x0 there. Dynamic thresholding (Imagen) takes s = max(1, the 99.5th percentile
 of a row's |x0|), cuts at +-s and divides by s. Both belong to pixels: latents have no such range.
+DeepFloyd IF takes the 95th percentile and holds s below a limit.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-Denoise = Callable[[Float[Array, "b *d"], Float[Array, " b"]], Float[Array, "b *d"]]
+Denoise = Callable[[Float[Array, "b *d"], Float[Array, " b"]], Float[Array, "b *o"]]
+Split = Callable[[Float[Array, "b *o"]], tuple[Array, Array | None]]
 
 
 def guide(
@@ -59,10 +61,12 @@ def guided(
     uncond: PyTree[Array] | None,
     scale: float | Array | Callable[[Float[Array, " b"]], Float[Array, " b"]],
     phi: float = 0.0,
+    split: Split = lambda output: (output, None),
 ) -> Denoise:
     """``denoise(x, t)`` from ``network(x, t, conditioning)``, in one call for cond and uncond.
 
-    ``scale`` is w, or says w of t (``rising``).
+    ``scale`` is w, or says w of t (``rising``). ``split`` divides an output in what is guided and
+    what is left as cond says it (``Process.split``).
 
     cond and uncond are trees of [b, ...] arrays of the same shapes. Row i's two halves are
     neighbours in the doubled batch, so a batch that is sharded over devices stays where it is.
@@ -76,8 +80,10 @@ def guided(
         output = network(_interleave(x, x), _interleave(t, t), both)
         output = output.reshape(x.shape[0], 2, *output.shape[1:])
         w = scale(t).reshape(-1, *(1,) * (output.ndim - 2)) if callable(scale) else scale
-        result = guide(output[:, 0], output[:, 1], w)
-        return rescale(result, output[:, 0], phi) if phi else result
+        (c, rest), (u, _) = split(output[:, 0]), split(output[:, 1])
+        result = guide(c, u, w)
+        result = rescale(result, c, phi) if phi else result
+        return result if rest is None else jnp.concatenate([result, rest], axis=-1)
 
     return denoise
 
@@ -87,10 +93,14 @@ def static_clip(x0: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
     return jnp.clip(x0, -1, 1)
 
 
-def dynamic_threshold(x0: Float[Array, "b *d"], quantile: float = 0.995) -> Float[Array, "b *d"]:
-    """x0 cut at its own quantile of absolute values, where that is above 1, and scaled back."""
+def dynamic_threshold(
+    x0: Float[Array, "b *d"], quantile: float = 0.995, limit: float = 0.0
+) -> Float[Array, "b *d"]:
+    """x0 cut at its own quantile of absolute values, held between 1 and ``limit`` (0: any), and
+    scaled back.
+    """
     size = jnp.quantile(jnp.abs(x0), quantile, axis=tuple(range(1, x0.ndim)), keepdims=True)
-    size = jnp.maximum(size, 1)
+    size = jnp.clip(size, 1, limit or None)
     return jnp.clip(x0, -size, size) / size
 
 

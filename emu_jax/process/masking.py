@@ -75,6 +75,10 @@ class MaskingProcess:
         mean = jnp.mean(-right, axis=whole, where=corrupted.x == self.mask)
         return corrupted.weight * mean
 
+    def split(self, output: Float[Array, "b *d k"]) -> tuple[Float[Array, "b *d k"], None]:
+        """Logits, all of them."""
+        return output, None
+
     def told(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         return 1000 * jnp.asarray(t, jnp.float32)
 

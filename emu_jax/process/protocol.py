@@ -39,6 +39,10 @@ class Process(Protocol):
         """Each row's weighted loss."""
         ...
 
+    def split(self, output: Float[Array, "b *o"]) -> tuple[Array, Array | None]:
+        """What of an output guidance leads, and what it leaves as the condition has it."""
+        ...
+
     def told(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """What the network is told of t."""
         ...

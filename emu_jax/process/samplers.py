@@ -25,11 +25,17 @@ Ancestral sampling draws from the posterior q(x_s | x_t, x0) of the forward proc
 eta = 1 is DDPM's posterior and also Euler-ancestral (whose sigma_up and sigma_down are std and
 sqrt(sigma_s^2 - std^2), over alpha_s). So ``Ancestral`` is ``DDIM(eta=1)``.
 
+(3) is the least that the noise between t and s can be, were x0 known; the most, were nothing known
+of x0, is its second factor. A network that says a variance v, -1 to 1, chooses between the logs of
+the two (Nichol & Dhariwal 2021, equation 15). In (4) z is then multiplied not by (3) but by
+
+    std_v^2 = (sigma_s/sigma_t)^(1 - v) (sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2)        (5)
+
 ``Heun`` (2nd order, two evaluations) steps by (2) to s, asks again there, and uses the mean slope.
 What that adds to (2) is, for the two forms of (1),
 
     (alpha_s r_t - sigma_s) (eps_t - eps_s) / 2     or
-    (alpha_s - w_t sigma_s) (x0_s - x0_t) / 2                                              (5)
+    (alpha_s - w_t sigma_s) (x0_s - x0_t) / 2                                              (6)
 
 The first is EDM's and the k-diffusion family's; but it grows without bound with r_t, and in one
 step from (nearly) pure noise, as the cosine, zero-terminal and flow schedules begin, it would ruin
@@ -40,7 +46,7 @@ x0 that is linear in l = log w, taking the slope from the previous step. With h 
 the previous step's,
 
     x_s = sigma_s/sigma_t x_t + alpha_s (1 - exp(-h)) (x0_t + h/(2h') (x0_t - x0_previous))
-                                                                                           (6)
+                                                                                           (7)
 
 with x0_t alone in the first step, and wherever h or h' is infinite.
 
@@ -86,7 +92,9 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class DDIM:
-    """Equation (4) (Song et al. 2020); eta = 0 is deterministic, eta = 1 is DDPM's posterior."""
+    """Equation (4) (Song et al. 2020); eta = 0 is deterministic, eta = 1 is DDPM's posterior, whose
+    noise is that of (5) where the network says a variance.
+    """
 
     eta: float = 0.0
 
@@ -94,14 +102,20 @@ class DDIM:
         return ()
 
     def step(self, predict, process, x, memory, t, s, key):
-        x0, eps = predict(x, t)
+        x0, eps, variance = predict(x, t)
         alpha, sigma = _factors(process, s)
         if not self.eta:
             return alpha * x0 + sigma * eps, memory
         alpha_t, sigma_t = _factors(process, t)
-        new = jnp.maximum(sigma_t**2 - (alpha_t / alpha * sigma) ** 2, 0)
+        left = alpha_t / alpha * sigma
+        new = jnp.maximum(sigma_t**2 - left**2, 0)
         std = self.eta * sigma / sigma_t * jnp.sqrt(new)
-        kept = jnp.sqrt(jnp.maximum(sigma**2 - std**2, 0))
+        # sigma_s^2 - eta^2 std^2, its terms put so that none is lost beside the others.
+        kept = sigma * jnp.sqrt(1 - self.eta**2 + (self.eta * left / sigma_t) ** 2)
+        if variance is not None and self.eta == 1:
+            # At s = 0 none, whatever the power makes of it.
+            ratio = jnp.where(sigma > 0, sigma / sigma_t, 1)
+            std = jnp.where(sigma > 0, ratio ** ((1 - variance) / 2) * jnp.sqrt(new), 0)
         return alpha * x0 + kept * eps + std * normal(key, x.shape), memory
 
 
@@ -117,7 +131,7 @@ def Ancestral() -> DDIM:
 
 @dataclass(frozen=True)
 class Heun:
-    """Equation (5) on top of (2) (Karras et al. 2022, without churn). The last step is Euler's."""
+    """Equation (6) on top of (2) (Karras et al. 2022, without churn). The last step is Euler's."""
 
     def init(self, x: Float[Array, "b *d"]) -> tuple[()]:
         return ()
@@ -143,7 +157,7 @@ class Heun:
 
 @dataclass(frozen=True)
 class DPMSolverPP2M:
-    """DPM-Solver++(2M), equation (6). The memory is the last x0 and the log ratio w it was at."""
+    """DPM-Solver++(2M), equation (7). The memory is the last x0 and the log ratio w it was at."""
 
     def init(self, x: Float[Array, "b *d"]) -> tuple[Array, Array]:
         return jnp.zeros_like(x), jnp.array(jnp.inf, jnp.float32)

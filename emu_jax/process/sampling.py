@@ -127,7 +127,7 @@ def advance(
 def time_grid(
     process: Process,
     n: int,
-    spacing: Literal["trailing", "uniform", "karras"] = "trailing",
+    spacing: Literal["trailing", "uniform", "leading", "karras"] = "trailing",
 ) -> Float[Array, " n_plus_1"]:
     """n steps within the process's bounds: n + 1 falling times, the last of them 0.
 
@@ -135,12 +135,12 @@ def time_grid(
         steps where T is no multiple of n); what few steps need (Lin et al. 2023).
     "uniform": equal steps from the upper bound to the lower, then 0. Diffusers' "linspace", with
         the bounds (1/T, 1).
+    "leading": every (T // n)-th of a discrete schedule's steps, the first of them the last one
+        visited, then 0. Diffusers' "leading", as DeepFloyd IF is drawn with: it starts below t = 1,
+        on noise that still holds signal in training but none in sampling.
     "karras": the noise-to-signal ratio's 7th root falls evenly between the bounds, or between EDM's
         80 and 0.002 where the bounds reach further, but from the upper bound itself; then 0
         (Karras et al. 2022). Diffusers' ``use_karras_sigmas`` with "linspace".
-
-    Diffusers' "leading" starts below t = 1, on noise that still holds signal in training but none
-    in sampling; to repeat it give ``sample`` the times (index + 1) / T, then 0.
     """
     if n < 1:
         raise UserError(f"sampling takes at least one step, not {n}")
@@ -150,6 +150,15 @@ def time_grid(
             return jnp.asarray(np.linspace(high, 0, n + 1), jnp.float32)
         case "uniform":
             return jnp.asarray([*np.linspace(high, low, n), 0], jnp.float32)
+        case "leading":
+            total = process.schedule.steps if isinstance(process, GaussianProcess) else None
+            if total is None or n > total:
+                raise UserError(
+                    f'spacing="leading" takes {n} of the whole steps of a discrete schedule, which '
+                    f"has {total or 'none'} here: choose trailing"
+                )
+            index = np.arange(n)[::-1] * (total // n)
+            return jnp.asarray([*((index + 1) / total), 0], jnp.float32)
         case "karras":
             if not isinstance(process, GaussianProcess):
                 raise UserError('spacing="karras" is of noise: choose trailing for tokens')
@@ -160,4 +169,6 @@ def time_grid(
             # A start at 80 would take the prior for what it is only at the upper bound.
             times = schedule.at_log_snr(-2 * jnp.log(ratios)).at[0].set(high)
             return jnp.append(times, 0)
-    raise UserError(f'spacing="{spacing}" is not known: choose trailing, uniform or karras')
+    raise UserError(
+        f'spacing="{spacing}" is not known: choose trailing, uniform, leading or karras'
+    )

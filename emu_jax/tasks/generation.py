@@ -9,6 +9,7 @@ encoders' states) train. A super-resolution stage is told of a low-resolution pi
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Network, Params, nest, subtree
 from emu_jax.process.guidance import dynamic_threshold, guided, rising, static_clip
 from emu_jax.process.noise import fold_in
-from emu_jax.process.protocol import Data, Process
+from emu_jax.process.protocol import Data, Process, Transform
 from emu_jax.process.sampling import sample, time_grid
 from emu_jax.tasks.base import Batch, Frozen, Group, Metrics, cast, to_pixels, to_unit_range
 from emu_jax.tasks.codecs import Codec
@@ -30,8 +31,7 @@ from emu_jax.text.encoder import TextEncoder
 TIME_BINS = 5
 _LOW = 2**31  # folded into a picture's key for its low-resolution noise: no sampler has such a step
 
-
-THRESHOLDS = {"none": None, "static": static_clip, "dynamic": dynamic_threshold}
+THRESHOLDS = ("none", "static", "dynamic")
 
 
 class Conditions(NamedTuple):
@@ -53,22 +53,47 @@ class Sampling:
     """How pictures are drawn: a sampler, its steps and their spacing, classifier-free guidance.
 
     ``guidance_ramp``: guidance rises from none to its scale in the course of sampling.
-    ``threshold`` holds every predicted x0 within the range of pixels (``process.guidance``).
+    ``threshold`` holds every predicted x0 within the range of pixels (``process.guidance``); the
+    dynamic one by the quantile ``threshold_quantile``, itself held below ``threshold_limit`` (0: no
+    limit).
     """
 
     sampler: Any
     steps: int = 25
-    spacing: Literal["trailing", "uniform", "karras"] = "trailing"
+    spacing: Literal["trailing", "uniform", "leading", "karras"] = "trailing"
     guidance_scale: float = 5.0
     guidance_rescale: float = 0.0
     guidance_ramp: bool = False
     threshold: Literal["none", "static", "dynamic"] = "none"
+    threshold_quantile: float = 0.995
+    threshold_limit: float = 0.0
 
     def __post_init__(self):
         if self.threshold not in THRESHOLDS:
             raise UserError(
                 f"sampling.threshold is {', '.join(THRESHOLDS)}, not {self.threshold!r}."
             )
+        if not 0 < self.threshold_quantile <= 1:
+            raise UserError(
+                f"sampling.threshold_quantile is within (0, 1], not {self.threshold_quantile}."
+            )
+        if self.threshold_limit and self.threshold_limit < 1:
+            raise UserError(
+                f"sampling.threshold_limit is 0 (none) or from 1 on, not {self.threshold_limit}."
+            )
+
+    @property
+    def transform(self) -> Transform | None:
+        """What ``threshold`` does to x0."""
+        match self.threshold:
+            case "static":
+                return static_clip
+            case "dynamic":
+                return partial(
+                    dynamic_threshold, quantile=self.threshold_quantile, limit=self.threshold_limit
+                )
+            case _:
+                return None
 
 
 @dataclass(frozen=True)
@@ -229,6 +254,7 @@ class Generation:
             None if scale == 1 else self.condition(params, negative, sizes)._replace(**seen),
             rising(scale) if sampling.guidance_ramp else scale,
             sampling.guidance_rescale,
+            self.process.split,
         )
         start = self.process.prior(keys, (b, *self.codec.row(*shape)))
         x0 = sample(
@@ -238,7 +264,7 @@ class Generation:
             time_grid(self.process, sampling.steps, sampling.spacing),
             keys,
             start,
-            transform=THRESHOLDS[sampling.threshold],
+            transform=sampling.transform,
         )
         return to_pixels(self.codec.decode(frozen.get("codec", {}), x0)) if decode else x0
 

@@ -47,6 +47,28 @@ def test_a_corrupted_example_is_solved_by_its_target(schedule, prediction):
     np.testing.assert_allclose(process.loss(got.target + 2, got), np.full(8, 4.0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("variance", ["learned_range", "ignored"])
+def test_a_variance_has_no_part_in_the_loss_and_is_read_where_it_is_asked_for(variance):
+    plain = process_of(SCHEDULES["cosine"], "v")
+    process = process_of(SCHEDULES["cosine"], "v", variance=variance)
+    assert (plain.channels(3), process.channels(3)) == (3, 6)
+    got = process.corrupt(KEY, jax.random.normal(KEY, (2, 4, 4, 3)))
+    said, more = jax.random.normal(jax.random.key(1), (2, 2, 4, 4, 3))
+    both = jnp.concatenate([said, more], -1)
+    np.testing.assert_array_equal(process.loss(both, got), plain.loss(said, got))
+    slope = jax.grad(lambda output: process.loss(output, got).sum())(both)
+    assert jnp.all(slope[..., :3] != 0) and not jnp.any(slope[..., 3:])
+    x0, eps, none = plain.predict(said, got.x, got.t)
+    found = process.predict(both, got.x, got.t)
+    np.testing.assert_array_equal(found.x0, x0)
+    np.testing.assert_array_equal(found.eps, eps)
+    assert none is None
+    if variance == "learned_range":
+        np.testing.assert_array_equal(found.variance, more)
+    else:
+        assert found.variance is None
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_corrupt_has_the_moments_of_the_forward_process(schedule):
     schedule = SCHEDULES[schedule]

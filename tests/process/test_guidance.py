@@ -45,6 +45,18 @@ def test_guided_runs_both_conditions_in_one_call_and_keeps_rows_apart():
     np.testing.assert_array_equal(guided(network, cond, None, 3.0)(x, t), network(x, t, cond))
 
 
+def test_a_variance_is_the_conditions_own():
+    def network(x, t, conditioning):
+        return jnp.concatenate([x, 2 * x], -1) + conditioning[:, None, None, None]
+
+    def split(output):
+        return jnp.split(output, 2, -1)
+
+    x, t = jnp.ones((2, 1, 1, 1)), jnp.ones(2)
+    got = guided(network, jnp.array([1.0, 3.0]), jnp.zeros(2), 2.0, split=split)(x, t)
+    np.testing.assert_allclose(got[:, 0, 0], [[3.0, 3.0], [7.0, 5.0]])
+
+
 def test_a_negative_prompt_is_another_u():
     def network(x, t, conditioning):
         return x + conditioning[:, None, None, None]
@@ -65,3 +77,8 @@ def test_dynamic_threshold_is_diffusers():
         np.testing.assert_allclose(dynamic_threshold(x0), theirs, atol=1e-6)
     assert float(jnp.abs(dynamic_threshold(3 * C)).max()) <= 1
     np.testing.assert_array_equal(dynamic_threshold(0.1 * C), 0.1 * C)
+    for limit in (1.0, 1.5, 9.0):  # DeepFloyd IF's stages have the first two
+        told = dict(dynamic_thresholding_ratio=0.95, sample_max_value=limit)
+        scheduler = DDPMScheduler(thresholding=True, **told)
+        theirs = scheduler._threshold_sample(torch.tensor(3 * C)).numpy()
+        np.testing.assert_allclose(dynamic_threshold(3 * C, 0.95, limit), theirs, atol=1e-6)

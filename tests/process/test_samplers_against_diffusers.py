@@ -4,6 +4,7 @@ Step i of diffusers is t = (i + 1) / T here. Schedulers that work with x / alpha
 x before comparing; the stochastic ones are handed the noise that ours draws.
 """
 
+import functools
 from unittest import mock
 
 import diffusers
@@ -12,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers import scheduling_ddpm
 
 from emu_jax.process.gaussian import GaussianProcess
+from emu_jax.process.guidance import dynamic_threshold
 from emu_jax.process.noise import fold_in, normal
 from emu_jax.process.samplers import DDIM, Ancestral, DPMSolverPP2M, Euler, Heun
 from emu_jax.process.sampling import advance, start, time_grid
@@ -118,6 +121,43 @@ def test_ddim(prediction, eta):
         variance_noise=lambda i: our_noise(i) if eta else None,
     )
     compare(our_steps(process, DDIM(eta), time_grid(process, 10), start_noise()), theirs)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_ddpm_with_a_learned_variance_and_a_threshold(spacing):
+    """As DeepFloyd IF is drawn with."""
+    scheduler = diffusers.DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        variance_type="learned_range",
+        thresholding=True,
+        dynamic_thresholding_ratio=0.9,
+        sample_max_value=1.5,
+        timestep_spacing=spacing,
+    )
+    scheduler.set_timesteps(10)
+    process = GaussianProcess(Discrete("cosine"), "eps", "index", variance="learned_range")
+    times = time_grid(process, 10, "leading" if spacing == "leading" else "uniform")
+    np.testing.assert_allclose(times_of(scheduler), times, atol=1e-6)
+
+    def denoise(x, t):
+        output = network(x, process.told(t)[:, None, None, None], jnp)
+        return jnp.concatenate([output, jnp.sin(2 * x)], -1)
+
+    x = state = start_noise()
+    seen, state = [], start(Ancestral(), x)
+    cut = functools.partial(dynamic_threshold, quantile=0.9, limit=1.5)
+    for i in range(10):
+        told = (denoise, process, Ancestral(), times, KEY, state, jnp.array([i]))
+        state = advance(*told, transform=cut)
+        seen.append(np.asarray(state.x))
+    theirs, x = [], torch.tensor(x).permute(0, 3, 1, 2)
+    for i, t in enumerate(scheduler.timesteps):
+        output = torch.cat([network(x, float(t), torch), torch.sin(2 * x)], 1)
+        noise = our_noise(i).permute(0, 3, 1, 2)
+        with mock.patch.object(scheduling_ddpm, "randn_tensor", lambda *a, n=noise, **k: n):
+            x = scheduler.step(output, t, x).prev_sample
+        theirs.append(x.permute(0, 2, 3, 1).numpy())
+    compare(seen, theirs)
 
 
 def test_ddim_with_zero_terminal_snr():

@@ -205,6 +205,8 @@ def test_time_grids():
     np.testing.assert_allclose(
         process.told(time_grid(process, 28, "uniform"))[:-1], np.linspace(999, 0, 28), atol=1e-3
     )
+    told = process.told(time_grid(process, 3, "leading"))[:-1]
+    np.testing.assert_allclose(told, [666, 333, 0], atol=1e-3)
     karras = time_grid(process, 9, "karras")
     np.testing.assert_allclose(karras[jnp.array([0, 8, 9])], [1, 0.001, 0], atol=1e-6)
     ratios = np.exp(-process.schedule.log_snr(karras[:-1]) / 2) ** (1 / 7)
@@ -218,8 +220,10 @@ def test_time_grids():
 
 
 def test_refusals():
-    with pytest.raises(UserError, match="leading"):
+    with pytest.raises(UserError, match="which has none here: choose trailing"):
         time_grid(PROCESS, 4, "leading")
+    with pytest.raises(UserError, match="takes 1001 of the whole steps"):
+        time_grid(GaussianProcess(Discrete(), "eps", "index"), 1001, "leading")
     with pytest.raises(UserError, match="at least one"):
         time_grid(PROCESS, 0)
     with pytest.raises(UserError, match="both"):
