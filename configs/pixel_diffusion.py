@@ -38,8 +38,11 @@ def get_config(argument: str | None = None) -> ConfigDict:
         )
     config = haystack.pretraining(needles_share=0.1 if base else 0.5)
     config.codec = dict(kind="identity")
-    # How much smaller the picture is that it is shown; 0: none. ``level``: the noise in it, 0 to 1.
-    config.low_resolution = dict(factor=0 if base else 2, level=0.1, crop=0)
+    # How much smaller the picture is that it is shown; 0: none. ``level``: the noise in it, 0 to 1;
+    # ``schedule``: whose steps it comes in, where in steps.
+    config.low_resolution = dict(
+        factor=0 if base else 2, level=0.1, crop=0, schedule="", align_corners=False
+    )
     config.denoiser = (
         dict(
             kind="unet",
@@ -77,6 +80,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         time_scale=1.2,
         noise_offset=0.1 if tuning else 0.0,
         bounds=(1e-3, 1.0),
+        variance="fixed",  # or, in a second half of its output, learned_range; unread: ignored
     )
     config.sampling = dict(
         sampler="dpmpp_2m",
@@ -85,6 +89,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         guidance_scale=2.5 if base else 1.0,
         guidance_rescale=0.0,
         threshold="static",  # dynamic greys pictures that are white to the edge
+        threshold_quantile=0.995,
+        threshold_limit=0.0,
         previews=16,
     )
     config.groups = haystack.generator(learning_rate=1e-3)

@@ -195,11 +195,11 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
     low, read_by = make_low_resolution(config, codec)
     frozen |= read_by
     side = max(map(max, stream_spec(config).shapes())) // codec.factor
+    process = make_process(config.process, codec)
     denoiser = make_denoiser(
-        *(config.denoiser, codec, side, told.context_width, told.vector_width),
+        *(config.denoiser, codec, process, side, told.context_width, told.vector_width),
         *(low, on),
     )
-    process = make_process(config.process, codec)
     task = Generation(
         denoiser=denoiser,
         conditioner=Network(conditioner),
@@ -270,23 +270,29 @@ def make_low_resolution(config: ConfigDict, codec: Codec) -> tuple[Low | None, d
             "Super-resolution (low_resolution.factor) is for pixels, codec.kind=identity, or for "
             "tokens."
         )
-    return LowResolution(**section), {}
+    arguments = section.to_dict()
+    schedule = arguments.pop("schedule", "")
+    noise = _schedule("low_resolution.schedule", schedule) if schedule else None
+    return LowResolution(**arguments, schedule=noise), {}
 
 
 def make_denoiser(
     section: ConfigDict,
     codec: Codec,
+    process: GaussianProcess | MaskingProcess,
     side: int,
     context_width: int,
     vector_width: int,
     low: Low | None,
     on: Placement,
 ) -> Network:
-    """``side``: positions along the longest side of a picture."""
+    """``side``: positions along the longest side of a picture; ``context_width``: of the text that
+    it is given, which a U-Net whose section says another width projects to that.
+    """
     arguments = section.to_dict()
     kind = arguments.pop("kind")
     arguments |= {
-        "context_width": context_width,
+        "text_width" if "context_width" in arguments else "context_width": context_width,
         "vector_width": vector_width or None,
         "constrain": on.constrain,
         "attend": on.attend,
@@ -314,7 +320,11 @@ def make_denoiser(
             "mmdit": MMDiT,
         }
         channels = codec.row(side, side)[-1]
-        arguments |= {"in_channels": 2 * channels if low else channels, "out_channels": channels}
+        assert isinstance(process, GaussianProcess)
+        arguments |= {
+            "in_channels": 2 * channels if low else channels,
+            "out_channels": process.channels(channels),
+        }
         if low:
             arguments["level"] = True
     if kind not in kinds:
@@ -339,13 +349,17 @@ def make_process(section: ConfigDict, codec: Codec) -> GaussianProcess | Masking
         )
     if isinstance(codec, TokenCodec):
         return MaskingProcess(codec.codes)
-    schedule = arguments.pop("schedule")
-    if schedule not in SCHEDULES:
-        raise UserError(f"process.schedule is one of {', '.join(SCHEDULES)}, not {schedule!r}.")
-    shift, made = arguments.pop("shift", 1.0), SCHEDULES[schedule]()
+    schedule = _schedule("process.schedule", arguments.pop("schedule"))
+    shift = arguments.pop("shift", 1.0)
     if "bounds" in arguments:
         arguments["bounds"] = tuple(arguments["bounds"])
-    return GaussianProcess(made if shift == 1 else Shifted(made, shift), **arguments)
+    return GaussianProcess(schedule if shift == 1 else Shifted(schedule, shift), **arguments)
+
+
+def _schedule(key: str, name: str) -> Schedule:
+    if name not in SCHEDULES:
+        raise UserError(f"{key} is one of {', '.join(SCHEDULES)}, not {name!r}.")
+    return SCHEDULES[name]()
 
 
 def make_sampling(section: ConfigDict, process: GaussianProcess | MaskingProcess) -> Sampling:

@@ -9,7 +9,8 @@ s ~ U(0, 1), and the network is told which,
 
     z_s = cos(pi s / 2) z + sin(pi s / 2) eps                                              (1)
 
-so that in sampling a small s says how far to trust it.
+so that in sampling a small s says how far to trust it. DeepFloyd IF noises it by a table of steps
+instead, as ``schedule`` has it at t = s, and tells the network the step.
 
 Tokens (Muse, Chang et al. 2023) are those of the stage before, in its own codebook: of the shrunk
 picture in training, and in sampling the drawn ones themselves. They are handed on as they are: the
@@ -30,6 +31,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.process.noise import normal
+from emu_jax.process.schedules import Schedule
 from emu_jax.tasks.base import to_unit_range
 from emu_jax.tasks.codecs import TokenCodec
 
@@ -50,7 +52,9 @@ class LowResolution:
     """Pixels. ``factor``: how much smaller the picture is; ``level``: s in sampling.
 
     ``crop`` > 0: training looks at windows of so many pixels, anywhere in the picture, which a
-    network of convolutions carries over to whole ones.
+    network of convolutions carries over to whole ones. ``schedule``: discrete steps of noise in
+    place of (1). ``align_corners``: the picture is enlarged from the centres of its corner pixels
+    to those of the large one's, and not from edge to edge.
     """
 
     reads: ClassVar[str] = "pictures"
@@ -58,6 +62,8 @@ class LowResolution:
     factor: int
     level: float = 0.1
     crop: int = 0
+    schedule: Schedule | None = None
+    align_corners: bool = False
 
     def __post_init__(self):
         if self.factor < 2:
@@ -66,6 +72,11 @@ class LowResolution:
             raise UserError(f"The level of noise in sampling is from 0 to 1, not {self.level}.")
         if self.crop % self.factor:
             raise UserError(f"A crop of {self.crop} pixels is no multiple of {self.factor}.")
+        if self.schedule is not None and self.schedule.steps is None:
+            raise UserError(
+                "The noise in a low-resolution picture is a schedule's of discrete steps, or none: "
+                "set low_resolution.schedule to one of them, or leave it empty."
+            )
 
     @property
     def scale(self) -> int:
@@ -99,7 +110,13 @@ class LowResolution:
     def enlarge(self, low: Float[Array, "b h w 3"]) -> Float[Array, "b H W 3"]:
         """``factor`` times as large, bilinear."""
         b, h, w, c = low.shape
-        return jax.image.resize(low, (b, h * self.factor, w * self.factor, c), "bilinear")
+        shape = (b, h * self.factor, w * self.factor, c)
+        if not self.align_corners:
+            return jax.image.resize(low, shape, "bilinear")
+        scale = jnp.array([(n * self.factor - 1) / (n - 1) for n in (h, w)])
+        return jax.image.scale_and_translate(
+            low, shape, (1, 2), scale, (1 - scale) / 2, "linear", antialias=False
+        )
 
     def window(self, key: jax.Array, x: Float[Array, "b H W 3"]) -> Float[Array, "b crop crop 3"]:
         """A random window of every picture, or, without ``crop``, the pictures."""
@@ -121,19 +138,28 @@ class LowResolution:
     def augment(
         self, key: jax.Array, low: Float[Array, "b h w 3"], level: Float[Array, " b"] | float
     ) -> tuple[Float[Array, "b H W 3"], Float[Array, " b"]]:
-        """(what the network sees of ``low``, enlarged and with noise by (1), what it is told).
+        """(what the network sees of ``low``, enlarged and with noise, what it is told).
 
         One key, or one for each row.
         """
         z = self.enlarge(low)
         level = jnp.broadcast_to(jnp.asarray(level, jnp.float32), z.shape[:1])
-        angle = (jnp.pi / 2 * level)[:, None, None, None]
-        return jnp.cos(angle) * z + jnp.sin(angle) * normal(key, z.shape), _TOLD * level
+        if self.schedule is None:
+            angle = jnp.pi / 2 * level
+            alpha, sigma, told = jnp.cos(angle), jnp.sin(angle), _TOLD * level
+        else:
+            alpha, sigma = self.schedule.alpha(level), self.schedule.sigma(level)
+            told = self.schedule.index(level)
+        alpha, sigma = (factor[:, None, None, None] for factor in (alpha, sigma))
+        return alpha * z + sigma * normal(key, z.shape), told
 
     def example(self, key: jax.Array, low: Float[Array, "b h w 3"]) -> dict[str, Array]:
         """The conditions to train with: ``augment`` at random levels."""
         k_level, k_noise = jax.random.split(key)
-        spatial, level = self.augment(k_noise, low, jax.random.uniform(k_level, low.shape[:1]))
+        level = jax.random.uniform(k_level, low.shape[:1])
+        if self.schedule is not None:
+            level = self.schedule.between(level, 0, 1)
+        spatial, level = self.augment(k_noise, low, level)
         return {"spatial": spatial, "level": level}
 
     def see(self, keys: jax.Array, low: Float[Array, "b h w 3"]) -> dict[str, Array]:

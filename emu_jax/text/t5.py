@@ -1,4 +1,9 @@
-"""T5 v1.1 as a frozen encoder, up to XXL: states of a text's tokens, padding masked or read.
+"""T5 v1.1 as a frozen encoder, up to XXL: states of a text's tokens, and what becomes of padding.
+
+    padding     T5 itself    the generator
+    masked      masks it     masks it          PixArt
+    attended    masks it     attends to it     DeepFloyd IF
+    read        reads it     attends to it     Stable Diffusion 3
 
 Folders of the encoder alone and of the whole model are read; the decoder is left in the file. There
 is no pooled vector.
@@ -21,7 +26,7 @@ from emu_jax.nn.t5 import T5Encoder
 from emu_jax.text.encoder import Null
 from emu_jax.text.pretrained import SENTENCEPIECE, Pretrained, load_tokenizer
 
-Padding = Literal["masked", "read"]
+Padding = Literal["masked", "attended", "read"]
 _TOKENIZER_FILES = (("tokenizer.json",), (SENTENCEPIECE,))
 # What the published class takes where a config says nothing.
 _DEFAULTS = dict(
@@ -60,13 +65,12 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class T5(Pretrained):
-    """The encoder of T5 v1.1. ``padding``: whether it is hidden, from T5 and from the generator, or
-    read like any token; ``lowercase``: texts are read in lower case, without spaces around them.
+    """The encoder of T5 v1.1. ``padding``: who attends to it, as the table above has it;
+    ``lowercase``: texts are read in lower case, without spaces around them.
     """
 
     padding: Padding = "masked"
     lowercase: bool = False
-
     defaults = _DEFAULTS
     sizes = _SIZES
 
@@ -79,19 +83,6 @@ class T5(Pretrained):
 
         return load_tokenizer(T5Tokenizer, folder, _TOKENIZER_FILES)
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.padding not in get_args(Padding):
-            raise UserError(
-                f"Encoder {self.name}: padding is {' or '.join(get_args(Padding))}, not "
-                f"{self.padding!r}."
-            )
-
-    def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        return super()._tokenize(
-            [text.lower().strip() for text in texts] if self.lowercase else texts
-        )
-
     def _network(self, config: Mapping[str, Any]) -> Network:
         return network(config)
 
@@ -101,9 +92,23 @@ class T5(Pretrained):
             return None
         return "shared.weight" if key == "encoder.embed_tokens.weight" else key
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.padding not in get_args(Padding):
+            raise UserError(
+                f"Encoder {self.name}: padding is one of {', '.join(get_args(Padding))}, not "
+                f"{self.padding!r}."
+            )
+
+    def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        return super()._tokenize(
+            [text.lower().strip() for text in texts] if self.lowercase else texts
+        )
+
     def apply(self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Encoded:
-        mask = mask if self.padding == "masked" else jnp.ones_like(mask)
-        return Encoded(self.network(params, ids, mask), mask)
+        everything = jnp.ones_like(mask)
+        states = self.network(params, ids, everything if self.padding == "read" else mask)
+        return Encoded(states, mask if self.padding == "masked" else everything)
 
 
 def make_t5(
@@ -124,10 +129,7 @@ def make_t5(
         raise UserError(f"Encoder {name} takes lengths from 2 on, not {length}.")
     folder, config = T5.find(name, path, size)
     return T5(
-        name,
-        folder,
-        length,
-        config["d_model"],
+        *(name, folder, length, config["d_model"]),
         null=null,
         dtype=dtype,
         size=size,

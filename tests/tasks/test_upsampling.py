@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
 from flax import nnx
 
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Network
 from emu_jax.process.decoding import ParallelDecoding
 from emu_jax.process.masking import MaskingProcess
+from emu_jax.process.noise import normal
+from emu_jax.process.schedules import Cosine, Discrete
 from emu_jax.tasks.codecs import CODEBOOK, TokenCodec
 from emu_jax.tasks.generation import Generation, Sampling
 from emu_jax.tasks.upsampling import LOW_CODEC, LowResolution, LowTokens, shrink
@@ -110,6 +113,35 @@ def test_shrinking_and_enlarging_equal_torchs(factor):
     np.testing.assert_allclose(torched(small), want, atol=1e-6)
     want = F.interpolate(want, scale_factor=factor, mode="bilinear", align_corners=False)
     np.testing.assert_allclose(torched(low.enlarge(small)), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_enlarging_from_corner_to_corner_equals_torchs(factor):
+    low = LowResolution(factor, align_corners=True)
+    size = (8 * factor, 12 * factor)
+    want = F.interpolate(torched(X), size, mode="bilinear", align_corners=True)
+    np.testing.assert_allclose(torched(low.enlarge(X)), want, atol=1e-5)
+    np.testing.assert_allclose(
+        low.enlarge(X)[:, [0, -1]][:, :, [0, -1]], X[:, ::7, ::11], atol=1e-6
+    )
+
+
+def test_noise_by_steps_is_a_schedulers_and_told_as_one():
+    schedule = Discrete("cosine")
+    low = LowResolution(2, level=0.251, schedule=schedule)
+    seen = low.see(KEY, X)
+    np.testing.assert_array_equal(seen["level"], [250, 250])
+    noise = normal(KEY, (2, 16, 24, 3))
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    want = scheduler.add_noise(
+        torched(low.enlarge(X)), torched(noise), torch.tensor([250, 250])
+    ).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(seen["spatial"], want, atol=1e-5)
+    told = low.example(KEY, jnp.zeros((400, 2, 2, 3)))["level"]
+    np.testing.assert_array_equal(told, jnp.round(told))  # steps, as those of times
+    assert 0 <= told.min() < 50 and 950 < told.max() <= 999
+    with pytest.raises(UserError, match="a schedule's of discrete steps"):
+        LowResolution(2, schedule=Cosine())
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3, 1.0])

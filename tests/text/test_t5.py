@@ -78,17 +78,22 @@ def test_tokens_equal_transformers(tmp_path):
     assert list(got["mask"].sum(1)) == [4, 1, 9]
 
 
-def test_padding_is_read_and_handed_on_where_asked_for(tmp_path):
+@pytest.mark.parametrize("padding", ["attended", "read"])
+def test_the_generator_may_attend_to_padding_which_t5_reads_or_masks(padding, tmp_path):
     reference = encoders.t5(tmp_path)
-    encoder = make_encoder("t5", LENGTH, path=tmp_path, padding="read")
+    encoder = make_encoder("t5", LENGTH, path=tmp_path, padding=padding)
     tokens = encoder.tokenize(TEXTS)
     assert not tokens["mask"].all()
+    mask = torch.tensor(tokens["mask"]) if padding == "attended" else None
     with torch.no_grad():
-        want = reference(input_ids=torch.tensor(tokens["ids"])).last_hidden_state
+        ids = torch.tensor(tokens["ids"])
+        want = reference(input_ids=ids, attention_mask=mask).last_hidden_state
     params = {path: jnp.asarray(value) for path, value in encoder.tensors()}
     got = jax.jit(encoder.apply)(params, **tokens)
     np.testing.assert_allclose(got.states, want, atol=1e-4)
     assert got.mask.all()
+    # Another text cache than one of masked padding.
+    assert encoder.settings() != make_encoder("t5", LENGTH, path=tmp_path).settings()
 
 
 def test_lower_case_where_asked_for(tmp_path):
@@ -140,7 +145,7 @@ def test_only_the_gated_form_is_known(tmp_path):
     [
         (dict(length=1), "lengths from 2 on, not 1"),
         (dict(path=""), "Encoder t5 needs path"),
-        (dict(path="", size="small", padding="some"), "padding is masked or read, not 'some'"),
+        (dict(path="", size="small", padding="some"), "masked, attended, read, not 'some'"),
     ],
 )
 def test_options_that_cannot_be(options, words, tmp_path):
