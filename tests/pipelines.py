@@ -136,6 +136,45 @@ SD3 = dict(
 )
 
 
+IF_BASE = dict(
+    sample_size=8,
+    in_channels=3,
+    out_channels=6,
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    attention_head_dim=16,  # here it is the width of a head
+    cross_attention_dim=32,
+    encoder_hid_dim=24,
+    addition_embed_type="text",
+    addition_embed_type_num_heads=4,
+    resnet_time_scale_shift="scale_shift",
+    cross_attention_norm="group_norm",
+    act_fn="gelu",
+)
+IF_SUPER = IF_BASE | dict(
+    sample_size=32,
+    in_channels=6,
+    class_embed_type="timestep",
+    time_embedding_act_fn="gelu",
+    time_embedding_dim=48,
+    resnet_skip_time_act=True,
+    resnet_out_scale_factor=1 / 0.7071,
+    mid_block_scale_factor=1 / 0.7071,
+    only_cross_attention=True,
+)
+# Of the published pipelines; the sizes of the steps are the default, "leading".
+IF_NOISE = dict(
+    beta_schedule="squaredcos_cap_v2",
+    variance_type="learned_range",
+    thresholding=True,
+    dynamic_thresholding_ratio=0.95,
+    sample_max_value=1.5,
+)
+
+
 def shaken(model, scale: float = 0.1):
     """Every parameter random, those that start at 0 or 1 too."""
     torch.manual_seed(0)
@@ -247,6 +286,31 @@ def write_sd3(folder: Path) -> Path:
     )
     pipeline.save_pretrained(folder / "sd3")
     return folder / "sd3"
+
+
+@cache
+def write_if(folder: Path, kind: str) -> Path:
+    """An IFPipeline that draws 8 x 8 pixels, or the IFSuperResolutionPipeline that makes 32 x 32 of
+    them, in ``folder`` / ``kind``.
+    """
+    text = folder / f"{kind}_text_encoder"
+    parts = dict(text_encoder=encoders.t5(text), tokenizer=T5Tokenizer.from_pretrained(text))
+    parts |= dict(safety_checker=None, feature_extractor=None, watermarker=None)
+    if kind == "IFPipeline":
+        unet, changes = IF_BASE, {}
+    else:  # noise of another kind than that in the picture
+        unet, changes = IF_SUPER, dict(beta_schedule="linear")
+        noising = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+        parts |= dict(image_noising_scheduler=noising)
+    pipeline = getattr(diffusers, kind)(
+        # Gently: early steps divide what rounding leaves by a small alpha, and guidance adds to it.
+        unet=shaken(UNet2DConditionModel(**unet), 0.05),
+        scheduler=diffusers.DDPMScheduler(**(IF_NOISE | changes)),
+        requires_safety_checker=False,
+        **parts,
+    )
+    pipeline.save_pretrained(folder / kind)
+    return folder / kind
 
 
 def encoders_of(name: str) -> dict:

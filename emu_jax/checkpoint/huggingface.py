@@ -59,7 +59,7 @@ def pipeline_patterns(subfolder: str, variant: str, pickle: bool) -> tuple[list[
     wanted += ["model_index.json", *(f"{head}*{end}" for end in (".json", ".txt", ".model"))]
     # A variant's name stands between two dots.
     others = [] if variant else ["*model.*.safetensors", "*model.*.bin"]
-    return wanted, ["safety_checker/*", *others]
+    return wanted, ["safety_checker/*", "watermarker/*", *others]
 
 
 def _fetch(path: str | Path, wanted: list[str], unwanted: list[str]) -> Path:

@@ -20,7 +20,7 @@ from emu_jax.checkpoint.export import Model, load_model, save_model
 from emu_jax.checkpoint.safetensors_io import cast_floats
 from emu_jax.cli.models import locate, make_lora, open_model
 from emu_jax.errors import UserError
-from emu_jax.interop import components, pipelines
+from emu_jax.interop import components, deepfloyd, pipelines
 from emu_jax.nn.stack import unstacked
 
 
@@ -75,6 +75,8 @@ def _export_public(model: Model, kept: Mapping[str, Any], out: Path, dtype: str)
 
     match model.config.get("task"):
         case "generation":
+            if model.config["codec"]["kind"] == "identity":
+                return deepfloyd.export_pixels(typed(model, kept), out)
             pipelines.pipeline_of(model.config)  # refuses before a codec is read
             codec = load_model(locate(model.config["codec"]["path"]))
             return pipelines.export_pipeline(typed(model, kept), typed(codec, codec.params), out)

@@ -1,9 +1,9 @@
 """``emu-jax import PIPELINE --out DIR``: public weights as a model folder.
 
 PIPELINE is a folder or a hub name: a whole pipeline as diffusers writes it (Stable Diffusion 1.5,
-2.1, XL, 3, aMUSEd, PixArt-Sigma), one component of one (AutoencoderKL, VQModel,
-UNet2DConditionModel, UVit2DModel, PixArtTransformer2DModel, SD3Transformer2DModel), or a single
-file in the original layout (Stable Diffusion 1.5, XL base). Weights keep their dtype.
+2.1, XL, 3, aMUSEd, PixArt-Sigma, DeepFloyd IF's stages), one component of one (AutoencoderKL,
+VQModel, UNet2DConditionModel, UVit2DModel, PixArtTransformer2DModel, SD3Transformer2DModel), or a
+single file in the original layout (Stable Diffusion 1.5, XL base). Weights keep their dtype.
 """
 
 import argparse
@@ -48,6 +48,11 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="read a pickle (tensors alone) where there is no safetensors file",
     )
+    parser.add_argument(
+        "--drop_variance",
+        action="store_true",
+        help="of DeepFloyd IF: leave behind the half of its output that says a variance",
+    )
     arguments = parser.parse_args(argv)
     out = Path(arguments.out).expanduser()
     file = Path(arguments.pipeline).expanduser()
@@ -57,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         single = single_file.open_single_file(
             file, arguments.tokenizer, arguments.variant, arguments.allow_pickle
         )
-        _import_generator(single, out, arguments.compute_dtype)
+        _import_generator(single, out, arguments)
         return 0
     if arguments.tokenizer:
         raise UserError("--tokenizer is for single files: a folder has its own.")
@@ -66,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     if out.exists() and folder.resolve() == out.resolve():
         raise UserError("--out is the very folder that is imported: name another.")
     if (folder / pipelines.INDEX).is_file():
-        _import_generator(source, out, arguments.compute_dtype)
+        _import_generator(source, out, arguments)
         return 0
     kind = read_json(folder / CONFIG).get("_class_name")
     codecs = {
@@ -88,9 +93,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _import_generator(source: components.Parts, out: Path, compute_dtype: str) -> None:
-    imported = pipelines.import_pipeline(source, out)
-    _save(imported, generator_config(imported.sections, compute_dtype), out)
+def _import_generator(source: components.Parts, out: Path, arguments: argparse.Namespace) -> None:
+    imported = pipelines.import_pipeline(source, out, arguments.drop_variance)
+    _save(imported, generator_config(imported.sections, arguments.compute_dtype), out)
     print(_advice(out, imported.sections))
 
 
@@ -100,8 +105,12 @@ def generator_config(sections: Mapping[str, Any], compute_dtype: str) -> dict[st
     config.task = "generation"
     config.compute_dtype = compute_dtype
     config.drop_text = 0.1
-    for name in ("codec", "text", "conditioner", "denoiser"):
-        config[name] = sections[name]
+    for name in ("codec", "text", "conditioner", "denoiser", "low_resolution"):
+        if name in sections:
+            config[name] = sections[name]
+    for options in config.text.values():
+        if options.kind == "t5":  # up to 19 GB in fp32
+            options.dtype = compute_dtype
     config.process = sections["process"] if _masks(sections) else {**_NOISE, **sections["process"]}
     pooled = "openclip_g" in sections["text"]
     config.sampling = {
@@ -128,6 +137,13 @@ def _save(imported: components.Imported, config: Mapping[str, Any], out: Path) -
 
 
 def _advice(out: Path, sections: Mapping[str, Any]) -> str:
+    enlarges = sections.get("low_resolution", {}).get("factor")
+    found = (
+        f"{out}: drawn with by  emu-jax sample PROMPT --checkpoint={'BASE+' if enlarges else ''}"
+        f"{out}, and tuned by  emu-jax train --config=configs/imported.py:{out}"
+    )
+    if sections["codec"]["kind"] == "identity":  # no config has these sizes
+        return found
     paths = [f"--config.codec.path={sections['codec']['path']}"]
     paths += [f"--config.text.{name}.path={x['path']}" for name, x in sections["text"].items()]
     # The noise that it was trained on, where the config of a family says another.
@@ -135,7 +151,4 @@ def _advice(out: Path, sections: Mapping[str, Any]) -> str:
     said = () if _masks(sections) else ("schedule", "prediction", "shift")
     paths += [f"--config.process.{key}={process[key]}" for key in said if key in process]
     training = " \\\n    ".join([f"--config.init_from={out}", *paths])
-    return (
-        f"{out}: drawn with by  emu-jax sample PROMPT --checkpoint={out}, and tuned by "
-        f"emu-jax train with\n    {training}"
-    )
+    return f"{found}, or by the config of its size with\n    {training}"

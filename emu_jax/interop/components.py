@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from emu_jax.checkpoint.export import Model, save_model
+from emu_jax.checkpoint.huggingface import tokenizer_folder_of
 from emu_jax.checkpoint.lazy import Lazy
 from emu_jax.errors import UserError
 from emu_jax.interop import autoencoder, pixart, sd3, unet, uvit, vq
@@ -23,6 +24,8 @@ from emu_jax.interop.configs import plain
 from emu_jax.interop.files import (
     CONFIG,
     DIFFUSERS,
+    TRANSFORMERS,
+    copy_encoder,
     copy_small,
     nested,
     open_weights,
@@ -42,7 +45,7 @@ from emu_jax.nn.unet import UNet
 from emu_jax.nn.uvit import UVit
 
 # What the network is told of by what it is joined to, and so no part of ``config.denoiser``.
-_FROM_OTHERS = ("in_channels", "out_channels", "context_width", "vector_width", "codes")
+_FROM_OTHERS = ("in_channels", "out_channels", "vector_width", "codes", "level")
 # How a denoiser is computed and not what.
 _ASIDE = ("kind", "scan", "remat")
 LATENT_SHIFT, LATENT_SCALE = "latent/shift", "latent/scale"
@@ -130,7 +133,9 @@ def import_denoiser(source: Parts, kind: Denoiser, name: str = "") -> Imported:
     config = source.settings(name)
     arguments = kind.public.arguments(config)
     params = to_params(source.weights(name), kind.shapes(arguments), source.where(name))
-    own = {key: value for key, value in arguments.items() if key not in _FROM_OTHERS}
+    # The text's width: of what it is given, which may not be what it attends with.
+    others = {*_FROM_OTHERS, "text_width" if arguments.get("text_width") else "context_width"}
+    own = {key: value for key, value in arguments.items() if key not in others}
     sections = dict(denoiser={"kind": kind.kind, **own}, arguments=arguments)
     return Imported(sections, nested("denoiser", params), {kind.folder: config})
 
@@ -167,6 +172,14 @@ def _vq_shapes(sections: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     arguments = dict(sections["autoencoder"], latent_channels=width, variational=False)
     book = jax.ShapeDtypeStruct((sections["quantizer"]["codes"], width), np.float32)
     return {**Network(partial(_build, Autoencoder, arguments)).shapes(), vq.BOOK: book}
+
+
+def import_text_encoder(source: Parts, name: str, out: Path) -> None:
+    """A text encoder and its tokenizer, as they are, into folders of ``out``."""
+    tensors = source.weights(name, TRANSFORMERS)
+    write_component(out / name, source.settings(name), tensors, TRANSFORMERS)
+    tokenizer = tokenizer_folder_of(name)
+    source.copy_tokenizer(tokenizer, out / tokenizer)
 
 
 def save_autoencoder(imported: Imported, out: Path) -> None:
@@ -234,11 +247,14 @@ def _measured(params: Mapping[str, Any]) -> dict[str, Any]:
     ends = ("/attn2/to_k/kernel", "/add_k_proj/kernel")
     context = [value.shape[0] for path, value in params.items() if path.endswith(ends)]
     vector = params.get("add_embedding/linear_1/kernel")
+    text = params.get("encoder_hid_proj/kernel")
     return dict(
         in_channels=params["conv_in/kernel"].shape[2],
         out_channels=params["conv_out/kernel"].shape[3],
         context_width=context[0] if context else None,
+        text_width=None if text is None else text.shape[0],
         vector_width=None if vector is None else vector.shape[0],
+        level="class_embedding/linear_1/kernel" in params,
     )
 
 
@@ -267,6 +283,13 @@ def prepare_autoencoder(model: Model, side: int) -> Write:
 
     public = as_it_came(model, "vae", public, meaning, meaning(public))
     return lambda folder: write_component(folder, public, to_tensors(network))
+
+
+def export_text_encoder(folder: Path, name: str, out: Path) -> None:
+    """The inverse of :func:`import_text_encoder`; the tokenizer may lie in the encoder's folder."""
+    copy_encoder(folder, out / name)
+    tokenizer = folder.parent / tokenizer_folder_of(folder.name)
+    copy_small(tokenizer if tokenizer.is_dir() else folder, out / tokenizer_folder_of(name))
 
 
 def as_it_came(

@@ -25,6 +25,7 @@ from emu_jax.nn.torch_layout import (
 )
 
 CONFIG, DIFFUSERS, TRANSFORMERS = "config.json", "diffusion_pytorch_model", "model"
+INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 # What readers of these files look for to know whose tensors they hold.
 _METADATA = {"format": "pt"}
@@ -196,6 +197,12 @@ def watched(tensors: Lazy, label: str, passes: int = 1) -> Lazy:
         return tensors[name]
 
     return Lazy(tensors.shapes, read)
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """A JSON file and the folder that it lies in."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def write_component(

@@ -2,10 +2,9 @@
 
 A pipeline becomes a model folder of ours, the denoiser's, with the other parts in folders of their
 own inside it: ``codec`` (an autoencoding model), ``text_encoder`` and ``tokenizer`` as they were.
-The config names them by absolute path.
+The config names them by absolute path. Pipelines of pixels are :mod:`emu_jax.interop.deepfloyd`'s.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from emu_jax.checkpoint.export import Model
 from emu_jax.checkpoint.huggingface import find_folder, tokenizer_folder_of
 from emu_jax.errors import UserError
-from emu_jax.interop import schedulers
+from emu_jax.interop import deepfloyd, schedulers
 from emu_jax.interop.components import (
     MMDIT,
     PIXART,
@@ -24,16 +23,17 @@ from emu_jax.interop.components import (
     as_it_came,
     codec_class,
     denoiser_of,
+    export_text_encoder,
     import_autoencoder,
     import_denoiser,
+    import_text_encoder,
     import_vq,
     prepare_autoencoder,
     prepare_denoiser,
     save_autoencoder,
 )
-from emu_jax.interop.files import TRANSFORMERS, copy_encoder, copy_small, write_component
+from emu_jax.interop.files import INDEX, SCHEDULER, write_json
 
-INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 AMUSED, SIGMA = "AmusedPipeline", "PixArtSigmaPipeline"
 SD3 = "StableDiffusion3Pipeline"
@@ -52,13 +52,20 @@ _CUSTOM = {
 # In ----------------------------------------------------------------------------------------------
 
 
-def import_pipeline(source: Parts, out: Path) -> Imported:
-    """The generator; codec and text encoders are written to folders in ``out``."""
+def import_pipeline(source: Parts, out: Path, drop_variance: bool = False) -> Imported:
+    """The generator; codec and text encoders are written to folders in ``out``.
+
+    ``drop_variance``: without the variance that networks of DeepFloyd IF say.
+    """
     index = source.settings(file=INDEX)
     kind = index.get("_class_name")
+    if kind in (deepfloyd.BASE, deepfloyd.SUPER):
+        return deepfloyd.import_pixels(source, index, out, drop_variance)
     if kind not in _DENOISERS:
-        known = ", ".join(_DENOISERS)
+        known = ", ".join((*_DENOISERS, deepfloyd.BASE, deepfloyd.SUPER))
         raise UserError(f"{source.where()} is a {kind}; known are {known}.")
+    if drop_variance:
+        raise UserError(f"--drop_variance is for DeepFloyd IF's pipelines: a {kind} goes without.")
     denoiser_kind = _DENOISERS[kind]
     denoiser = import_denoiser(source, denoiser_kind, denoiser_kind.folder)
     public = denoiser.source[denoiser_kind.folder]
@@ -89,10 +96,7 @@ def import_pipeline(source: Parts, out: Path) -> Imported:
 
     save_autoencoder(codec, out / "codec")
     for name in _encoders(kind):
-        tensors = source.weights(name, TRANSFORMERS)
-        write_component(out / name, source.settings(name), tensors, TRANSFORMERS)
-        tokenizer = tokenizer_folder_of(name)
-        source.copy_tokenizer(tokenizer, out / tokenizer)
+        import_text_encoder(source, name, out)
     sections = dict(
         codec=dict(kind="autoencoder", path=str((out / "codec").absolute())),
         text=text,
@@ -171,8 +175,8 @@ def _text_sections(
 
 
 def export_pipeline(model: Model, codec: Model, out: Path) -> str:
-    """Writes a generator as a pipeline, whose class is returned. Everything that the public classes
-    cannot say is refused before anything is written.
+    """Writes a generator on a codec's latents or tokens as a pipeline, whose class is returned.
+    Everything that the public classes cannot say is refused before anything is written.
     """
     config = model.config
     kind = pipeline_of(config)
@@ -184,15 +188,11 @@ def export_pipeline(model: Model, codec: Model, out: Path) -> str:
     folders = [find_folder(section["path"]) for _, section in sorted(config["text"].items())]
     names = _encoders(kind)
     for folder, name in zip(folders, names, strict=True):
-        copy_encoder(folder, out / name)
-        tokenizer = folder.parent / tokenizer_folder_of(folder.name)
-        copy_small(tokenizer if tokenizer.is_dir() else folder, out / tokenizer_folder_of(name))
+        export_text_encoder(folder, name, out)
     write_codec(out / ("vqvae" if kind == AMUSED else "vae"))
     write_denoiser(out / denoiser_of(config).folder)
-    (out / "scheduler").mkdir(parents=True, exist_ok=True)
-    (out / "scheduler" / SCHEDULER).write_text(json.dumps(noise, indent=2) + "\n")
-    index = _index(kind, noise, codec, config)
-    (out / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    write_json(out / "scheduler" / SCHEDULER, noise)
+    write_json(out / INDEX, _index(kind, noise, codec, config))
     return kind
 
 

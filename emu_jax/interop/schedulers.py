@@ -2,9 +2,10 @@
 
 A scheduler's file says two things: which noise the network was trained on, and how to sample. The
 first is taken over exactly or refused. Of the second the nearest of ours is taken: PNDM, which we
-do not have, becomes DPM-Solver++, and "leading" steps become evenly spaced ones from pure noise.
-Flow matching's says how far the straight path is shifted. aMUSEd's says which token is [MASK], and
-that as many stay masked as ours leaves.
+do not have, becomes DPM-Solver++, and "leading" steps become evenly spaced ones from pure noise. Of
+pixels (DeepFloyd IF) both are exact, "leading" steps too, and DDPMScheduler alone is known. Flow
+matching's says how far the straight path is shifted. aMUSEd's says which token is [MASK], and that
+as many stay masked as ours leaves.
 """
 
 from collections.abc import Mapping
@@ -38,7 +39,17 @@ _SAMPLERS = {
     "PNDMScheduler": "dpmpp_2m",
 }
 _SPACINGS = {"trailing": "trailing", "linspace": "uniform", "leading": "uniform"}
+# The same of pixels.
+_PIXEL_SPACINGS = {"trailing": "trailing", "linspace": "uniform", "leading": "leading"}
+# What becomes of the variance that a network of pixels says.
+_VARIANCES = {
+    "learned_range": "learned_range",
+    "fixed_small": "ignored",
+    "fixed_small_log": "ignored",
+}
 _STEPS = 1000
+_NO_LIMIT = 1e6  # where the public class wants a number
+DDPM = "DDPMScheduler"
 MASKING = "AmusedScheduler"
 _DEFAULTS: dict[str, Any] = dict(
     num_train_timesteps=_STEPS,
@@ -50,6 +61,16 @@ _DEFAULTS: dict[str, Any] = dict(
     rescale_betas_zero_snr=False,
     timestep_spacing="leading",
     use_karras_sigmas=False,
+)
+_DDPM_DEFAULTS: dict[str, Any] = dict(
+    {key: value for key, value in _DEFAULTS.items() if key != "use_karras_sigmas"},
+    variance_type="fixed_small",
+    clip_sample=True,
+    clip_sample_range=1.0,
+    thresholding=False,
+    dynamic_thresholding_ratio=0.995,
+    sample_max_value=1.0,
+    steps_offset=0,
 )
 
 
@@ -79,8 +100,16 @@ def sampling(config: Mapping[str, Any]) -> dict[str, Any]:
     """sampler, spacing and threshold of a scheduler_config.json.
 
     DPM-Solver's "linspace" ends a step above the lowest time: "trailing", but for rounding.
+
+    Raises:
+      UserError: the network says a variance.
     """
     c = {**_DEFAULTS, **config}
+    if str(c.get("variance_type")).startswith("learned"):
+        raise UserError(
+            f"This scheduler has variance_type = {c['variance_type']}; only pipelines of pixels "
+            "are known with that."
+        )
     spacing = "karras" if c["use_karras_sigmas"] else _SPACINGS.get(c["timestep_spacing"])
     if (
         spacing == "uniform"
@@ -112,8 +141,9 @@ def to_config(process: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[s
         ("schedule", _CURVES),
         ("prediction", names),
         ("time_input", ("index",)),
+        ("variance", ("fixed",)),
     ):
-        if process[key] not in known:
+        if process.get(key, "fixed") not in known:
             raise UserError(
                 f"Public pipelines have no process.{key}={process[key]}, only "
                 f"{', '.join(known)}: this generator cannot be exported to one."
@@ -125,12 +155,94 @@ def to_config(process: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[s
     found = dict(_class_name=kind, num_train_timesteps=_STEPS, prediction_type="")
     found |= _CURVES[process["schedule"]]
     found["prediction_type"] = names[process["prediction"]]
-    found["timestep_spacing"] = "trailing" if spacing == "trailing" else "linspace"
+    found["timestep_spacing"] = spacing if spacing in ("trailing", "leading") else "linspace"
     if spacing == "karras":
         found["use_karras_sigmas"] = True
     if kind == "DDIMScheduler":
         found |= dict(clip_sample=False, set_alpha_to_one=True)
     return found
+
+
+# Pixels ------------------------------------------------------------------------------------------
+
+
+def pixels(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``config.process`` and ``config.sampling`` of the scheduler_config.json of a pipeline of
+    pixels, whose network says a variance.
+
+    Raises:
+      UserError: another class than DDPMScheduler, or something that ours does not know, by name.
+    """
+    if config.get("_class_name") != DDPM:
+        raise UserError(
+            f"This scheduler is a {config.get('_class_name')}; pixels are drawn by {DDPM} alone."
+        )
+    c = complete(config, _DDPM_DEFAULTS, _DDPM_DEFAULTS, DDPM)
+    for key, known in (("variance_type", _VARIANCES), ("timestep_spacing", _PIXEL_SPACINGS)):
+        if c[key] not in known:
+            raise UserError(f"This scheduler has {key} = {c[key]}; known are {', '.join(known)}.")
+    if c["timestep_spacing"] == "leading" and c["steps_offset"]:
+        raise UserError(f"This scheduler has steps_offset = {c['steps_offset']}; only 0 is known.")
+    threshold = dict(threshold="none")
+    if c["thresholding"]:
+        threshold = dict(
+            threshold="dynamic",
+            threshold_quantile=c["dynamic_thresholding_ratio"],
+            threshold_limit=c["sample_max_value"],
+        )
+    elif c["clip_sample"]:
+        if c["clip_sample_range"] != 1:
+            raise UserError(
+                f"This scheduler has clip_sample_range = {c['clip_sample_range']}; only 1 is known."
+            )
+        threshold = dict(threshold="static")
+    spacing = _PIXEL_SPACINGS[c["timestep_spacing"]]
+    return dict(process(c), variance=_VARIANCES[c["variance_type"]]), dict(
+        sampler="ancestral", spacing=spacing, **threshold
+    )
+
+
+def pixels_config(process: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`pixels`.
+
+    Raises:
+      UserError: what the public class does not have.
+    """
+    spacing, known = sampling.get("spacing", "trailing"), _PIXEL_SPACINGS.values()
+    if sampling["sampler"] != "ancestral" or spacing not in known:
+        raise UserError(
+            f"Public pipelines of pixels draw by sampling.sampler=ancestral at {', '.join(known)} "
+            f"steps, and not by {sampling['sampler']} at {spacing} ones."
+        )
+    found = to_config({**process, "variance": "fixed"}, sampling)
+    learned = process.get("variance") == "learned_range"
+    threshold = sampling.get("threshold", "none")
+    found |= dict(
+        _class_name=DDPM,
+        variance_type="learned_range" if learned else "fixed_small",
+        thresholding=threshold == "dynamic",
+        clip_sample=threshold == "static",
+    )
+    if threshold == "dynamic":
+        found["dynamic_thresholding_ratio"] = sampling.get("threshold_quantile", 0.995)
+        found["sample_max_value"] = sampling.get("threshold_limit") or _NO_LIMIT
+    return found
+
+
+def steps_of_noise(config: Mapping[str, Any]) -> str:
+    """``low_resolution.schedule`` of a scheduler_config.json: of its noise alone, nothing is drawn
+    by it."""
+    return process(config)["schedule"]
+
+
+def steps_config(schedule: str) -> dict[str, Any]:
+    """The inverse of :func:`steps_of_noise`."""
+    if schedule not in _CURVES:
+        raise UserError(
+            f"Public pipelines have no low_resolution.schedule={schedule}, only "
+            f"{', '.join(_CURVES)}: this generator cannot be exported to one."
+        )
+    return dict(_class_name=DDPM, num_train_timesteps=_STEPS, **_CURVES[schedule])
 
 
 # Flow matching -----------------------------------------------------------------------------------

@@ -167,11 +167,13 @@ def test_structures_of_another_kind_are_refused_by_name(change, words):
         (dict(beta_end=0.02), "beta_end = 0.02"),
         (dict(prediction_type="flow"), "prediction_type = flow"),
         (dict(num_train_timesteps=500), "num_train_timesteps = 500"),
+        (dict(variance_type="learned_range"), "variance_type = learned_range"),
     ],
 )
 def test_noise_of_another_kind_is_refused_by_name(change, words):
     with pytest.raises(UserError, match=words):
         schedulers.process(pipelines.NOISE | change)
+        schedulers.sampling(pipelines.NOISE | change)
 
 
 def test_what_the_public_classes_cannot_say_is_refused():
@@ -184,6 +186,9 @@ def test_what_the_public_classes_cannot_say_is_refused():
     with pytest.raises(UserError, match=r"no process\.time_input=continuous"):
         process = dict(schedule="scaled_linear", prediction="eps", time_input="continuous")
         schedulers.to_config(process, dict(sampler="ddim"))
+    with pytest.raises(UserError, match=r"no process\.variance=ignored"):
+        process = dict(schedule="scaled_linear", prediction="eps", time_input="index")
+        schedulers.to_config(process | dict(variance="ignored"), dict(sampler="ddim"))
     with pytest.raises(UserError, match=r"no process\.schedule=cosine"):
         process = dict(schedule="cosine", prediction="eps", time_input="index")
         schedulers.to_config(process, dict(sampler="ddim"))

@@ -2,8 +2,10 @@
 ours, and every parameter of ours is there. The settings are those of the published config.json.
 """
 
+import importlib
 import math
 from functools import cache
+from pathlib import Path
 
 import encoders
 import jax
@@ -20,12 +22,13 @@ from diffusers import (
     VQModel,
 )
 from diffusers.loaders import single_file_utils as theirs
+from ml_collections import ConfigDict
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from emu_jax.checkpoint.lazy import Lazy
 from emu_jax.cli.config import read
 from emu_jax.cli.parts import make_task
-from emu_jax.interop import autoencoder, pixart, sd3, unet, uvit, vq
+from emu_jax.interop import autoencoder, deepfloyd, pixart, sd3, unet, uvit, vq
 from emu_jax.interop import single_file_families as families
 from emu_jax.interop.components import Imported, import_autoencoder, import_vq
 from emu_jax.interop.single_file import parts_of
@@ -38,6 +41,7 @@ from emu_jax.nn.unet import UNet
 from emu_jax.nn.uvit import UVit
 from emu_jax.tasks.generation import Generation
 
+importing = importlib.import_module("emu_jax.cli.import")
 SD15 = dict(
     sample_size=64,
     in_channels=4,
@@ -92,7 +96,24 @@ IF_XL = dict(
     cross_attention_norm="group_norm",
     act_fn="gelu",
 )
-UNETS = dict(sd15=SD15, sd21=SD21, sdxl=SDXL, if_xl=IF_XL)
+# The structure of its second stage, in Imagen's widths.
+IF_SUPER = IF_XL | dict(
+    sample_size=256,
+    in_channels=6,
+    block_out_channels=[128, 256, 512, 1024],
+    cross_attention_dim=1024,
+    down_block_types=["ResnetDownsampleBlock2D"] * 3 + ["SimpleCrossAttnDownBlock2D"],
+    up_block_types=["SimpleCrossAttnUpBlock2D"] + ["ResnetUpsampleBlock2D"] * 3,
+    layers_per_block=[2, 4, 8, 8],
+    class_embed_type="timestep",
+    time_embedding_dim=1024,
+    time_embedding_act_fn="gelu",
+    resnet_skip_time_act=True,
+    resnet_out_scale_factor=1 / 0.7071,
+    mid_block_scale_factor=1 / 0.7071,
+    only_cross_attention=True,
+)
+UNETS = dict(sd15=SD15, sd21=SD21, sdxl=SDXL, if_xl=IF_XL, if_super=IF_SUPER)
 SD_VAE = dict(
     block_out_channels=[128, 256, 512, 512],
     down_block_types=["DownEncoderBlock2D"] * 4,
@@ -245,6 +266,45 @@ def test_the_config_of_that_size_has_this_denoiser(size):
     ends = {"conv_in/kernel", "conv_out/kernel", "conv_out/bias"}
     assert different == ends  # 16 latent channels in the codec above, 4 in the public one
     assert sum(math.prod(x.shape) for x in shapes.values()) > 8e8
+
+
+@pytest.mark.parametrize(("kind", "dropped"), [(deepfloyd.BASE, True), (deepfloyd.SUPER, False)])
+def test_the_generator_that_an_if_pipeline_becomes_has_its_tensors(kind, dropped, monkeypatch):
+    """With T5-XXL, by the config that is written of it; and it is that pipeline again."""
+    name = "if_xl" if kind == deepfloyd.BASE else "if_super"
+    public = skeleton(UNet2DConditionModel, UNETS[name])
+    noise = dict(_class_name="DDPMScheduler", beta_schedule="squaredcos_cap_v2")
+    files = dict(
+        unet=UNETS[name],
+        scheduler=noise | dict(variance_type="learned_range", thresholding=True),
+        image_noising_scheduler=noise,
+        text_encoder=dict(d_model=4096),
+    )
+
+    class Shapes:
+        where = staticmethod(lambda name="": "x")
+        settings = staticmethod(lambda name="", file="": files[name])
+
+        @staticmethod
+        def weights(name="", stem=""):
+            shapes = {k: jax.ShapeDtypeStruct(v.shape, np.float16) for k, v in public.items()}
+            return Lazy(shapes, pytest.fail)
+
+    monkeypatch.setattr(deepfloyd, "import_text_encoder", lambda *told: None)
+    t5 = dict(text_encoder=["transformers", "T5EncoderModel"])
+    index = dict(t5, _class_name=kind, tokenizer=["transformers", "T5Tokenizer"])
+    found = deepfloyd.import_pixels(Shapes(), index, Path("x"), dropped)
+    config = ConfigDict(importing.generator_config(found.sections, "bfloat16"))
+    assert deepfloyd.pipeline_of(config.to_dict()) == kind
+    assert config.text.t5.dtype == "bfloat16"
+    config.text.t5.update(dict(path="", size="xxl"))
+    task = make_task(config)
+    assert isinstance(task, Generation) and not task.conditioner.shapes()
+    own = {f"denoiser/{path}": x.shape for path, x in task.denoiser.shapes().items()}
+    assert own == {path: x.shape for path, x in found.params.shapes.items()}
+    assert len(own) == len(public)
+    assert own["denoiser/conv_out/bias"] == ((3,) if dropped else (6,))
+    assert task.process.variance == ("fixed" if dropped else "learned_range")
 
 
 @pytest.mark.parametrize("size", AMUSED)

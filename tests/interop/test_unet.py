@@ -13,37 +13,10 @@ from emu_jax.interop import unet
 from emu_jax.nn.functional import Network
 from emu_jax.nn.unet import UNet
 
-IF_BASE = dict(
-    sample_size=8,
-    in_channels=3,
-    out_channels=6,
-    block_out_channels=(32, 64),
-    layers_per_block=1,
-    down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-    mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-    attention_head_dim=16,  # here it is the width of a head
-    cross_attention_dim=32,
-    encoder_hid_dim=24,
-    addition_embed_type="text",
-    addition_embed_type_num_heads=4,
-    resnet_time_scale_shift="scale_shift",
-    cross_attention_norm="group_norm",
-    act_fn="gelu",
-)
-IF_SUPER = IF_BASE | dict(
-    in_channels=6,
-    class_embed_type="timestep",
-    time_embedding_act_fn="gelu",
-    time_embedding_dim=48,
-    resnet_skip_time_act=True,
-    resnet_out_scale_factor=1 / 0.7071,
-    mid_block_scale_factor=1 / 0.7071,
-    only_cross_attention=True,
-)
 
-
-@pytest.mark.parametrize("config", [IF_BASE, IF_SUPER], ids=["base", "super_resolution"])
+@pytest.mark.parametrize(
+    "config", [pipelines.IF_BASE, pipelines.IF_SUPER], ids=["base", "super_resolution"]
+)
 def test_one_call_of_an_imported_denoiser_is_diffusers(config, tmp_path):
     model = pipelines.shaken(UNet2DConditionModel(**config))
     model.save_pretrained(tmp_path / "unet")
