@@ -28,6 +28,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         raise UserError(f"{argument} is no generator of pictures: its task is {model.get('task')}.")
     config = haystack.pretraining()
     config.groups = haystack.generator()
+    if model.denoiser.kind == "mmdit":
+        config.groups.generator.pattern = haystack.MMDIT
     haystack.quality_tune(config, argument, judge="")
     for name in (*PARTS, "process", "sampling"):
         if name in model:

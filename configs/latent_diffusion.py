@@ -151,7 +151,6 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
                 depth=28,
                 heads=16,
                 span=32.0,
-                learned_sigma=True,
                 scan=True,
                 remat="block",
             )
@@ -209,6 +208,8 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
             time_density="uniform",
         )
     )
+    if size == "pixart_sigma":  # the published weights say one, which nothing reads
+        config.process.variance = "ignored"
     if size == "sd21":
         config.process.prediction = "v"
     if size == "sd3":

@@ -148,7 +148,7 @@ def _advice(out: Path, sections: Mapping[str, Any]) -> str:
     paths += [f"--config.text.{name}.path={x['path']}" for name, x in sections["text"].items()]
     # The noise that it was trained on, where the config of a family says another.
     process = sections["process"]
-    said = () if _masks(sections) else ("schedule", "prediction", "shift")
+    said = () if _masks(sections) else ("schedule", "prediction", "shift", "variance")
     paths += [f"--config.process.{key}={process[key]}" for key in said if key in process]
     training = " \\\n    ".join([f"--config.init_from={out}", *paths])
     return f"{found}, or by the config of its size with\n    {training}"

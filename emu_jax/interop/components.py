@@ -207,7 +207,7 @@ def prepare_denoiser(model: Model, side: int, conditioner: Mapping[str, Any]) ->
     kind = denoiser_of(model.config)
     section = {k: v for k, v in model.config["denoiser"].items() if k not in _ASIDE}
     params = _under("denoiser", model.params)
-    arguments = section | _measured(params)
+    arguments = section | kind.public.measured(params)
     if len(params) != len(kind.shapes(arguments)):
         raise UserError("The model's denoiser is not the one that its config describes.")
     features = conditioner.get("size_features")
@@ -230,32 +230,6 @@ def prepare_denoiser(model: Model, side: int, conditioner: Mapping[str, Any]) ->
 def _under(prefix: str, params: Mapping[str, Any]) -> dict[str, Any]:
     head = f"{prefix}/"
     return {path[len(head) :]: value for path, value in params.items() if path.startswith(head)}
-
-
-def _measured(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What a denoiser's parameters say of its neighbours."""
-    if "caption_projection/linear_1/kernel" in params:
-        return pixart.measured(params)
-    if "context_embedder/kernel" in params:
-        return sd3.measured(params)
-    if "mlm_layer/conv2/kernel" in params:
-        return dict(
-            codes=params["mlm_layer/conv2/kernel"].shape[3],
-            context_width=params["encoder_proj/kernel"].shape[0],
-            vector_width=params["cond_embed/linear_1/kernel"].shape[0],
-        )
-    ends = ("/attn2/to_k/kernel", "/add_k_proj/kernel")
-    context = [value.shape[0] for path, value in params.items() if path.endswith(ends)]
-    vector = params.get("add_embedding/linear_1/kernel")
-    text = params.get("encoder_hid_proj/kernel")
-    return dict(
-        in_channels=params["conv_in/kernel"].shape[2],
-        out_channels=params["conv_out/kernel"].shape[3],
-        context_width=context[0] if context else None,
-        text_width=None if text is None else text.shape[0],
-        vector_width=None if vector is None else vector.shape[0],
-        level="class_embedding/linear_1/kernel" in params,
-    )
 
 
 def codec_class(model: Model) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from emu_jax.checkpoint.export import Model
 from emu_jax.checkpoint.huggingface import find_folder, tokenizer_folder_of
 from emu_jax.errors import UserError
-from emu_jax.interop import deepfloyd, schedulers
+from emu_jax.interop import deepfloyd, pixart, schedulers
 from emu_jax.interop.components import (
     MMDIT,
     PIXART,
@@ -87,6 +87,8 @@ def import_pipeline(source: Parts, out: Path, drop_variance: bool = False) -> Im
             process["time_density"] = "logit_normal"  # as it was trained
         else:
             process, sampling = schedulers.process(noise), schedulers.sampling(noise)
+            if kind == SIGMA and pixart.says_variance(public):
+                process["variance"] = "ignored"
         sampling |= _CUSTOM.get(kind, {})
         features = public.get("addition_time_embed_dim") if kind == SDXL else 0
         combine = {SDXL: "channels", SD3: "padded"}.get(kind, "tokens")
@@ -267,6 +269,8 @@ def _scheduler(kind: str, model: Model) -> dict[str, Any]:
     if kind == SD3:
         own = schedulers.flow_config(process, sampling)
         return as_it_came(model, "scheduler", own, schedulers.flow, schedulers.flow(own))
+    if kind == SIGMA and process.get("variance") == "ignored":  # nor does its pipeline read it
+        process = {**process, "variance": "fixed"}
     return as_it_came(
         model,
         "scheduler",

@@ -5,7 +5,7 @@ Names of parameters agree, so this is config.json alone. The public class number
 
     span = sample_size // patch_size / interpolation_scale                                 (1)
 
-Twice as many channels out as in are a mean and a variance each (``learned_sigma``).
+Twice as many channels out as in say a variance too (:func:`says_variance`).
 """
 
 from collections.abc import Mapping
@@ -88,11 +88,16 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"This {CLASS} {said}, which is not known here.")
     scale = c["interpolation_scale"] or max(side // 64, 1)
     return {ours: c[theirs] for ours, theirs in _SAME.items()} | dict(
-        out_channels=channels,
+        out_channels=out,
         width=width,
         span=side // c["patch_size"] / scale,
-        learned_sigma=out == 2 * channels,
     )
+
+
+def says_variance(config: Mapping[str, Any]) -> bool:
+    """Whether half of the channels that it gives say a variance, which its pipeline never reads."""
+    c = DEFAULTS | config
+    return c["out_channels"] == 2 * c["in_channels"]
 
 
 def to_config(arguments: Mapping[str, Any], side: int) -> dict[str, Any]:
@@ -105,7 +110,7 @@ def to_config(arguments: Mapping[str, Any], side: int) -> dict[str, Any]:
         | dict(
             _class_name=CLASS,
             attention_head_dim=a["width"] // a["heads"],
-            out_channels=(2 if a.get("learned_sigma") else 1) * a["out_channels"],
+            out_channels=a["out_channels"],
             cross_attention_dim=a["width"],
             sample_size=side,
             interpolation_scale=int(scale) if scale == int(scale) else scale,
@@ -116,9 +121,9 @@ def to_config(arguments: Mapping[str, Any], side: int) -> dict[str, Any]:
 
 def measured(params: Mapping[str, Any]) -> dict[str, Any]:
     """What its parameters say of the networks that it is joined to."""
-    channels = params["pos_embed/proj/kernel"].shape[2]
+    patch, _, channels, _ = params["pos_embed/proj/kernel"].shape
     return dict(
         in_channels=channels,
-        out_channels=channels,
+        out_channels=params["proj_out/kernel"].shape[1] // patch**2,
         context_width=params["caption_projection/linear_1/kernel"].shape[0],
     )

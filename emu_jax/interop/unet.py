@@ -263,6 +263,22 @@ def to_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def measured(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What its parameters say of the networks that it is joined to."""
+    ends = ("/attn2/to_k/kernel", "/add_k_proj/kernel")
+    context = [value.shape[0] for path, value in params.items() if path.endswith(ends)]
+    vector = params.get("add_embedding/linear_1/kernel")
+    text = params.get("encoder_hid_proj/kernel")
+    return dict(
+        in_channels=params["conv_in/kernel"].shape[2],
+        out_channels=params["conv_out/kernel"].shape[3],
+        context_width=context[0] if context else None,
+        text_width=None if text is None else text.shape[0],
+        vector_width=None if vector is None else vector.shape[0],
+        level="class_embedding/linear_1/kernel" in params,
+    )
+
+
 def _heads(a: Mapping[str, Any], kind: str, widths: list[int]) -> list[int]:
     """What ``attention_head_dim`` says: heads with transformers, else their width."""
     stages = len(widths)

@@ -93,3 +93,12 @@ def to_config(arguments: Mapping[str, Any], size_features: int) -> dict[str, Any
         micro_cond_encode_dim=size_features,
         micro_cond_embed_dim=told,
     )
+
+
+def measured(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What its parameters say of the networks that it is joined to."""
+    return dict(
+        codes=params["mlm_layer/conv2/kernel"].shape[3],
+        context_width=params["encoder_proj/kernel"].shape[0],
+        vector_width=params["cond_embed/linear_1/kernel"].shape[0],
+    )

@@ -39,12 +39,10 @@ Positions = Float[Array, "b n d"]
 
 
 class PixArt(nnx.Module):
-    """``pixart(x, t, context, context_mask)`` -> the network's output, as large as x.
+    """``pixart(x, t, context, context_mask)`` -> the network's output, of x's height and width.
 
     ``span`` is what places along a side are numbered up to, however many there are: 32 for all
-    published sizes from 512 pixels on. With ``learned_sigma`` the last layer says a variance beside
-    every number, as the published weights have it; it is left out of the output, and so its weights
-    are kept and never learn.
+    published sizes from 512 pixels on.
 
     How it is computed (``scan``, ``remat``): :mod:`emu_jax.nn.stack`.
     """
@@ -61,7 +59,6 @@ class PixArt(nnx.Module):
         depth: int,
         heads: int,
         span: float,
-        learned_sigma: bool = False,
         scan: bool = False,
         remat: str = "none",
         attend: Attend = attend,
@@ -80,7 +77,7 @@ class PixArt(nnx.Module):
                 f"{heads} heads; {width} is not."
             )
         require_policy(remat)
-        self.patch, self.span, self.out_channels = patch, span, out_channels
+        self.patch, self.span = patch, span
         self.remat, self.constrain, self.gather = remat, constrain, gather
         self.pos_embed = nnx.Dict(
             proj=conv(in_channels, width, patch, stride=patch, padding=(0, 0), rngs=rngs)
@@ -95,8 +92,7 @@ class PixArt(nnx.Module):
         blocks = [Block(width, heads, attend, rngs=rngs) for _ in range(depth)]
         self.transformer_blocks = Scanned(blocks) if scan else nnx.List(blocks)
         self.scale_shift_table = _table(2, width, rngs)
-        numbers = 2 * out_channels if learned_sigma else out_channels
-        self.proj_out = linear(width, patch**2 * numbers, zero=True, rngs=rngs)
+        self.proj_out = linear(width, patch**2 * out_channels, zero=True, rngs=rngs)
 
     def __call__(
         self,
@@ -128,8 +124,7 @@ class PixArt(nnx.Module):
 
         shift, scale = jnp.split(self.scale_shift_table[...] + time[:, None], 2, axis=1)
         y = self.proj_out(normalised(y, _EPS) * (1 + scale) + shift)
-        y = unpatched(y.reshape(b, rows, columns, -1), self.patch)
-        return y[..., : self.out_channels]
+        return unpatched(y.reshape(b, rows, columns, -1), self.patch)
 
     def _layer(self, block: nnx.Module) -> Callable[..., Array]:
         kept = rematerialised(block, self.remat, self.gather)

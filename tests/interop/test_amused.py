@@ -1,6 +1,5 @@
 """A small AmusedPipeline of diffusers: imported, drawn with, tuned, exported, opened again."""
 
-import functools
 import json
 
 import jax
@@ -8,29 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 import pipelines
 import pytest
+import roundtrips
 import runs
 import safetensors.torch
 import torch
-from diffusers import AmusedPipeline, UVit2DModel
+from diffusers import UVit2DModel
 from diffusers.schedulers import scheduling_amused
+from roundtrips import QUICK, far, opened
 
-from emu_jax.checkpoint.export import load_model, save_model
+from emu_jax.checkpoint.export import load_model
 from emu_jax.cli.config import read
-from emu_jax.cli.generator import Generator, open_task
-from emu_jax.cli.initial import initial
+from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import schedulers, uvit, vq
 from emu_jax.interop.pipelines import AMUSED, pipeline_of
-from emu_jax.nn.stack import unstacked
-from emu_jax.parallel.mesh import make_mesh
 from emu_jax.process.noise import fold_in, gumbel
 from emu_jax.process.sampling import advance, start
 from emu_jax.tasks import generation
 
 PROMPTS, SEEDS = ["a red fox", "cat"], np.array([3, 4], np.uint32)
 STEPS, SIDE, CODES = 12, 5, pipelines.CODES
-QUICK = dict(compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +35,7 @@ def trip(tmp_path_factory):
     """(diffusers' folder, ours, diffusers' again)."""
     folder = tmp_path_factory.mktemp("amused")
     source = pipelines.write_amused(folder)
-    ours, back = folder / "ours", folder / "back"
-    assert main(["import", str(source), f"--out={ours}"]) == 0
-    assert main(["export", str(ours), f"--out={back}", "--format=diffusers"]) == 0
-    return source, ours, back
+    return (source, *roundtrips.there_and_back(source, folder))
 
 
 @pytest.fixture(scope="module")
@@ -49,34 +43,8 @@ def generator(trip):
     return Generator(str(trip[1]), batch_size=2)
 
 
-def opened(folder) -> AmusedPipeline:
-    pipeline = AmusedPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def far(a, b) -> float:
-    return float(np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(np.asarray(b)))
-
-
 def test_there_and_back_is_the_same_bits_keys_and_settings(trip):
-    source, _, back = trip
-    files = sorted(f.relative_to(source) for f in source.rglob("*") if f.is_file())
-    assert files == sorted(f.relative_to(back) for f in back.rglob("*") if f.is_file())
-    assert sum(f.suffix == ".safetensors" for f in files) == 3
-    for file in files:
-        if file.suffix == ".json":
-            before, after = (json.loads((x / file).read_text()) for x in (source, back))
-            if file.name == "model_index.json":
-                assert before.pop("_diffusers_version")
-            assert before == after, file
-        elif file.suffix == ".safetensors":
-            before, after = (safetensors.torch.load_file(x / file) for x in (source, back))
-            assert before.keys() == after.keys()
-            for key, value in before.items():
-                assert value.dtype == after[key].dtype and torch.equal(value, after[key]), key
-        else:
-            assert (source / file).read_bytes() == (back / file).read_bytes()
+    roundtrips.assert_same_files(trip[0], trip[2], weights=3)
 
 
 def test_tokens_there_and_pictures_back_are_diffusers(trip, generator):
@@ -160,24 +128,9 @@ def test_every_step_has_diffusers_logits_and_tokens(trip, generator, monkeypatch
 
 
 def test_without_the_public_files_at_hand_they_are_written_anew(trip, tmp_path):
-    source, ours, _ = trip
-    for folder in (ours, ours / "codec"):
-        target = tmp_path / "ours" / folder.relative_to(ours)
-        target.mkdir(parents=True)
-        (target / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-        config = json.loads((folder / "config.json").read_text())
-        assert config.pop("source")
-        if folder == ours:
-            config["config"]["codec"]["path"] = str(tmp_path / "ours/codec")
-        (target / "config.json").write_text(json.dumps(config))
-    out = tmp_path / "back"
-    assert main(["export", f"{tmp_path}/ours", f"--out={out}", "--format=diffusers"]) == 0
-    theirs, anew = opened(source), opened(out)
-    for part in ("transformer", "vqvae", "scheduler"):
-        a, b = (dict(getattr(p, part).config) for p in (theirs, anew))
-        aside = ("_name_or_path", "_diffusers_version", "_use_default_values")
-        differ = {k for k in a if k not in aside and _plain(a[k]) != _plain(b[k])}
-        assert not differ, (part, {key: (a[key], b[key]) for key in differ})
+    bare, theirs = roundtrips.without_source(trip[1], tmp_path / "ours"), opened(trip[0])
+    anew = opened(roundtrips.export(bare, tmp_path / "back"))
+    roundtrips.assert_same_settings(theirs, anew, ["transformer", "vqvae", "scheduler"])
 
 
 def test_an_import_is_what_its_size_is_tuned_from_and_exported_again(trip, tmp_path):
@@ -192,30 +145,9 @@ def test_an_import_is_what_its_size_is_tuned_from_and_exported_again(trip, tmp_p
     config.text.clip.update(dict(places, size=""))
     config.conditioner.size_features = 4
     config.denoiser.update({k: v for k, v in imported["denoiser"].items() if k != "eps"})
-    mesh = make_mesh()
-    task, frozen = open_task(config, mesh)
-    params, _ = initial(config, task, mesh)
-    rows = dict(
-        image=np.random.default_rng(0).integers(0, 256, (2, 10, 10, 3), np.uint8),
-        sizes=np.array([[12, 11, 1, 0, 10, 10]] * 2),
-        tokens=dict(clip=task.encoders["clip"].tokenize(PROMPTS)),
-    )
-
-    @functools.partial(jax.jit, **QUICK)
-    def slopes(params):
-        def loss(params):
-            batch, key = dict(train=rows), jax.random.key(1)
-            return task.loss("generator", params, frozen, {}, batch, key, jnp.int32(0))[0]
-
-        return jax.grad(loss)(params)
-
-    found = {path: np.asarray(slope) for path, slope in slopes(params).items()}
-    still = [path for path, slope in found.items() if not np.any(slope)]
-    assert not still and all(np.all(np.isfinite(slope)) for slope in found.values())
-    tuned = {path: np.asarray(value) - 0.01 * found[path] for path, value in params.items()}
-    run, out = str(tmp_path / "run"), tmp_path / "out"
-    save_model(run, unstacked(tuned), config.to_dict(), {"step": 1}, dtype=None)
-    assert main(["export", run, f"--out={out}", "--format=diffusers"]) == 0
+    _, params, slopes = roundtrips.slopes(config, PROMPTS)
+    assert all(np.any(slope) for slope in slopes.values())
+    out = roundtrips.export_tuned(config, params, slopes, tmp_path)
     before, after = opened(source), opened(out)
     own = after.transformer.state_dict()
     for key, value in before.transformer.state_dict().items():
@@ -292,7 +224,3 @@ def test_only_a_generator_conditioned_as_amused_becomes_its_pipeline():
     ):
         with pytest.raises(UserError, match=words):
             pipeline_of(config | change)
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value

@@ -1,37 +1,34 @@
 """Small pipelines of DeepFloyd IF: imported, drawn with, tuned, exported, opened by diffusers."""
 
-import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pipelines
 import pytest
+import roundtrips
 import runs
 import safetensors.torch
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DDPMScheduler
 from diffusers.pipelines.deepfloyd_if import pipeline_if, pipeline_if_superresolution
 from diffusers.schedulers import scheduling_ddpm
 from ml_collections import ConfigDict
+from roundtrips import QUICK, far, opened
 
-from emu_jax.checkpoint.export import load_model, save_model
+from emu_jax.checkpoint.export import load_model
 from emu_jax.cli.cascade import Cascade
 from emu_jax.cli.config import read
-from emu_jax.cli.generator import Generator, open_task
-from emu_jax.cli.initial import initial
+from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import deepfloyd, schedulers
 from emu_jax.interop.deepfloyd import BASE, SUPER, pipeline_of
-from emu_jax.parallel.mesh import make_mesh
 from emu_jax.process.noise import fold_in, normal
 from emu_jax.tasks import generation
 
 # What the tokenizer knows in lower case alone, spaces around it.
 PROMPTS, SEEDS, STEPS = ["A Red Fox", " cat "], np.array([3, 4], np.uint32), 4
-QUICK = dict(compiler_options={"xla_backend_optimization_level": 0})
 LAST = "denoiser/conv_out/kernel"
 
 
@@ -45,21 +42,8 @@ def trip(request, home):
     """(kind, diffusers' folder, ours, diffusers' again)."""
     kind = request.param
     source = pipelines.write_if(home, kind)
-    ours, back = home / f"{kind}_ours", home / f"{kind}_back"
-    assert main(["import", str(source), f"--out={ours}"]) == 0
-    assert main(["export", str(ours), f"--out={back}", "--format=diffusers"]) == 0
+    ours, back = roundtrips.there_and_back(source, home / f"{kind}_trip")
     return kind, source, ours, back
-
-
-def opened(folder) -> DiffusionPipeline:
-    pipeline = DiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def far(a, b) -> float:
-    a, b = np.asarray(a), np.asarray(b)
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def first(x):
@@ -101,22 +85,7 @@ def drawn_and_wanted(ours, theirs, monkeypatch, **changes):
 
 def test_there_and_back_is_the_same_bits_keys_and_settings(trip):
     kind, source, _, back = trip
-    files = sorted(f.relative_to(source) for f in source.rglob("*") if f.is_file())
-    assert files == sorted(f.relative_to(back) for f in back.rglob("*") if f.is_file())
-    assert sum(f.suffix == ".safetensors" for f in files) == 2
-    for file in files:
-        if file.suffix == ".json":
-            before, after = (json.loads((x / file).read_text()) for x in (source, back))
-            if file.name == "model_index.json":
-                assert before.pop("_diffusers_version")
-            assert before == after, file
-        elif file.suffix == ".safetensors":
-            before, after = (safetensors.torch.load_file(x / file) for x in (source, back))
-            assert before.keys() == after.keys()
-            for key, value in before.items():
-                assert value.dtype == after[key].dtype and torch.equal(value, after[key]), key
-        else:
-            assert (source / file).read_bytes() == (back / file).read_bytes()
+    roundtrips.assert_same_files(source, back, weights=2)
     assert type(opened(back)).__name__ == kind
 
 
@@ -188,32 +157,10 @@ def test_an_import_is_tuned_and_exported_again(home, tmp_path):
     config = read(f"{runs.ROOT}/configs/imported.py:{ours}")
     assert config.process.noise_offset == 0.1 and config.init_from == str(ours)
     config.denoiser.remat = "none"  # quicker
-    mesh = make_mesh()
-    task, frozen = open_task(config, mesh)
-    params, _ = initial(config, task, mesh)
-    side = 32
-    rows = dict(
-        image=np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8),
-        sizes=np.array([[side, side, 0, 0, side, side]] * 2),
-        tokens=dict(t5=task.encoders["t5"].tokenize(PROMPTS)),
-    )
-
-    @functools.partial(jax.jit, **QUICK)
-    def slopes(params):
-        def loss(params):
-            batch, key = dict(train=rows), jax.random.key(1)
-            return task.loss("generator", params, frozen, {}, batch, key, jnp.int32(0))[0]
-
-        return jax.grad(loss)(params)
-
-    found = {path: np.asarray(slope) for path, slope in slopes(params).items()}
-    assert not np.any(found[LAST][..., 3:]) and np.all(np.any(found[LAST][..., :3], (0, 1, 2)))
-    still = [path for path, slope in found.items() if not np.any(slope)]
-    assert not still and all(np.all(np.isfinite(slope)) for slope in found.values())
-    tuned = {path: np.asarray(value) - 0.01 * found[path] for path, value in params.items()}
-    run, out = str(tmp_path / "run"), tmp_path / "out"
-    save_model(run, tuned, config.to_dict(), {"step": 1}, dtype=None)
-    assert main(["export", run, f"--out={out}", "--format=diffusers"]) == 0
+    _, params, slopes = roundtrips.slopes(config, PROMPTS)
+    assert not np.any(slopes[LAST][..., 3:]) and np.all(np.any(slopes[LAST][..., :3], (0, 1, 2)))
+    assert all(np.any(slope) for slope in slopes.values())
+    out = roundtrips.export_tuned(config, params, slopes, tmp_path)
     before, after = opened(source), opened(out)
     own = after.unet.state_dict()
     for key, value in before.unet.state_dict().items():
@@ -224,14 +171,11 @@ def test_an_import_is_tuned_and_exported_again(home, tmp_path):
         # Of biases a norm or softmax behind them may leave nothing but rounding.
         assert key.endswith("bias") or not torch.equal(value, own[key]), key
     # All that was written anew, the run having no public file at hand.
-    aside = ("_name_or_path", "_diffusers_version", "_use_default_values", "encoder_hid_dim_type")
-    # The same by other words.
-    aside += ("mid_block_only_cross_attention", "clip_sample")
-    aside += ("resnet_skip_time_act", "time_embedding_act_fn")
-    for part in {"unet", "scheduler", "image_noising_scheduler"} & set(before.components):
-        a, b = (dict(getattr(p, part).config) for p in (before, after))
-        differ = {key for key in a if key not in aside and _plain(a[key]) != _plain(b[key])}
-        assert not differ, (part, {key: (a[key], b[key]) for key in differ})
+    # But for what is the same by other words.
+    free = ["encoder_hid_dim_type", "mid_block_only_cross_attention", "clip_sample"]
+    free += ["resnet_skip_time_act", "time_embedding_act_fn"]
+    parts = ["unet", "scheduler", "image_noising_scheduler"]
+    roundtrips.assert_same_settings(before, after, parts, free)
 
 
 @pytest.mark.parametrize(
@@ -316,10 +260,3 @@ def test_only_a_generator_conditioned_as_if_becomes_its_pipeline(trip, tmp_path,
         schedulers.pixels_config(config["process"], config["sampling"] | dict(sampler="ddim"))
     assert main(["export", "builtin:pixel_super_64", f"--out={tmp_path}/x", "--format=diffusers"])
     assert "is conditioned otherwise" in capsys.readouterr().err
-
-
-def _plain(value):
-    """One value for all stages is as good as one each."""
-    if isinstance(value, tuple | list):
-        return value[0] if all(x == value[0] for x in value) else list(value)
-    return value

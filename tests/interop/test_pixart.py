@@ -4,31 +4,28 @@ import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pipelines
 import pytest
+import roundtrips
 import runs
 import safetensors.torch
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler
+from roundtrips import QUICK, far, opened
 
 from emu_jax.checkpoint.export import save_model
 from emu_jax.cli.config import read
-from emu_jax.cli.generator import Generator, open_task
-from emu_jax.cli.initial import initial
+from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import pixart, schedulers
 from emu_jax.interop.pipelines import SIGMA, pipeline_of
-from emu_jax.nn.stack import unstacked
-from emu_jax.parallel.mesh import make_mesh
 from emu_jax.tasks import generation
 from emu_jax.tasks.codecs import AutoencoderCodec
 
 PROMPTS, SEEDS = ["A red Fox ", "cat"], np.array([3, 4], np.uint32)
 STEPS = 4
-QUICK = dict(compiler_options={"xla_backend_optimization_level": 0})
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -37,10 +34,7 @@ def trip(tmp_path_factory):
     """(diffusers' folder, ours, diffusers' again)."""
     folder = tmp_path_factory.mktemp("pixart")
     source = pipelines.write_pixart(folder)
-    ours, back = folder / "ours", folder / "back"
-    assert main(["import", str(source), f"--out={ours}"]) == 0
-    assert main(["export", str(ours), f"--out={back}", "--format=diffusers"]) == 0
-    return source, ours, back
+    return (source, *roundtrips.there_and_back(source, folder))
 
 
 @pytest.fixture(scope="module")
@@ -50,34 +44,13 @@ def generator(trip):
     return made
 
 
-def opened(folder):
-    pipeline = DiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return functools.partial(pipeline, use_resolution_binning=False, clean_caption=False)
-
-
-def far(a, b) -> float:
-    return float(np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(np.asarray(b)))
+def drawing(folder):
+    """diffusers' pipeline, to be called."""
+    return functools.partial(opened(folder), use_resolution_binning=False, clean_caption=False)
 
 
 def test_there_and_back_is_the_same_bits_keys_and_settings(trip):
-    source, _, back = trip
-    files = sorted(f.relative_to(source) for f in source.rglob("*") if f.is_file())
-    assert files == sorted(f.relative_to(back) for f in back.rglob("*") if f.is_file())
-    assert sum(f.suffix == ".safetensors" for f in files) == 3
-    for file in files:
-        if file.suffix == ".json":
-            before, after = (json.loads((x / file).read_text()) for x in (source, back))
-            if file.name == "model_index.json":
-                assert before.pop("_diffusers_version")
-            assert before == after, file
-        elif file.suffix == ".safetensors":
-            before, after = (safetensors.torch.load_file(x / file) for x in (source, back))
-            assert before.keys() == after.keys()
-            for key, value in before.items():
-                assert value.dtype == after[key].dtype and torch.equal(value, after[key]), key
-        else:
-            assert (source / file).read_bytes() == (back / file).read_bytes()
+    roundtrips.assert_same_files(trip[0], trip[2], weights=3)
 
 
 def test_a_run_from_the_same_noise_is_diffusers(trip, generator, monkeypatch):
@@ -89,7 +62,7 @@ def test_a_run_from_the_same_noise_is_diffusers(trip, generator, monkeypatch):
     drawn = np.stack(list(generator.draw(PROMPTS, list(SEEDS))))
     keys = jax.vmap(jax.random.key)(SEEDS)
     start = np.asarray(generator._task.process.prior(keys, (2, 8, 8, 4)))
-    draw, errors = opened(trip[2]), {}
+    draw, errors = drawing(trip[2]), {}
     for spacing in ("trailing", "linspace"):
         config = draw.func.scheduler.config
         draw.func.scheduler = DPMSolverMultistepScheduler.from_config(
@@ -108,7 +81,7 @@ def test_a_run_from_the_same_noise_is_diffusers(trip, generator, monkeypatch):
 
 
 def test_one_call_of_each_network_is_diffusers(trip, generator):
-    pipeline = opened(trip[2]).func
+    pipeline = opened(trip[2])
     task, frozen = generator._task, generator._frozen
     tokens = task.encoders["t5"].tokenize(PROMPTS)
     assert tokens["ids"].shape == (2, 300)
@@ -128,34 +101,21 @@ def test_one_call_of_each_network_is_diffusers(trip, generator):
     assert wanted.shape == (2, 8, 8, 8)
     np.testing.assert_array_equal(tokens["mask"], mask.bool())
     output = jax.jit(task.denoiser, **QUICK)(params, x, t, text.states, text.mask, None)
+    decoded = jax.jit(task.codec.decode, **QUICK)(frozen["codec"], x)
     errors = dict(
         text=far(text.states[tokens["mask"]], states[mask.bool()]),
-        denoiser=far(output, wanted[:, :4].permute(0, 2, 3, 1)),
-        decoder=far(jax.jit(task.codec.decode)(frozen["codec"], x), picture.permute(0, 2, 3, 1)),
+        denoiser=far(output, wanted.permute(0, 2, 3, 1)),
+        decoder=far(decoded, picture.permute(0, 2, 3, 1)),
     )
     print({part: f"{error:.1e}" for part, error in errors.items()})
     assert max(errors.values()) < 1e-4
 
 
 def test_without_the_public_files_at_hand_they_are_written_anew(trip, tmp_path):
-    source, ours, _ = trip
-    for folder in (ours, ours / "codec"):
-        target = tmp_path / "ours" / folder.relative_to(ours)
-        target.mkdir(parents=True)
-        (target / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-        config = json.loads((folder / "config.json").read_text())
-        assert config.pop("source")
-        if folder == ours:
-            config["config"]["codec"]["path"] = str(tmp_path / "ours/codec")
-        (target / "config.json").write_text(json.dumps(config))
-    out = tmp_path / "back"
-    assert main(["export", f"{tmp_path}/ours", f"--out={out}", "--format=diffusers"]) == 0
-    theirs, anew = opened(source).func, opened(out).func
-    aside = ("_name_or_path", "_diffusers_version", "_use_default_values")
-    for part, free in (("transformer", ()), ("scheduler", ("timestep_spacing",))):
-        a, b = (dict(getattr(p, part).config) for p in (theirs, anew))
-        differ = {k for k in a if k not in (*aside, *free) and a[k] != b[k]}
-        assert not differ, (part, {key: (a[key], b[key]) for key in differ})
+    bare, theirs = roundtrips.without_source(trip[1], tmp_path / "ours"), opened(trip[0])
+    anew = opened(roundtrips.export(bare, tmp_path / "back"))
+    roundtrips.assert_same_settings(theirs, anew, ["transformer"])
+    roundtrips.assert_same_settings(theirs, anew, ["scheduler"], free=["timestep_spacing"])
 
 
 def test_an_import_is_what_its_size_is_tuned_from_and_exported_again(trip, tmp_path):
@@ -170,31 +130,11 @@ def test_an_import_is_what_its_size_is_tuned_from_and_exported_again(trip, tmp_p
     t5 = dict(imported["text"]["t5"])
     config.text.t5.update({key: t5[key] for key in ("path", "dtype")} | dict(size="", length=9))
     config.denoiser.update(imported["denoiser"])
-    mesh = make_mesh()
-    task, frozen = open_task(config, mesh)
-    params, _ = initial(config, task, mesh)
-    rows = dict(
-        image=np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8),
-        sizes=np.array([[16, 16, 0, 0, 16, 16]] * 2),
-        tokens=dict(t5=task.encoders["t5"].tokenize(PROMPTS)),
-    )
-
-    @functools.partial(jax.jit, **QUICK)
-    def slopes(params):
-        def loss(params):
-            batch, key = dict(train=rows), jax.random.key(1)
-            return task.loss("generator", params, frozen, {}, batch, key, jnp.int32(0))[0]
-
-        return jax.grad(loss)(params)
-
-    found = {path: np.asarray(slope) for path, slope in slopes(params).items()}
-    still = [path for path, slope in found.items() if not np.any(slope)]
-    assert not still and all(np.all(np.isfinite(slope)) for slope in found.values())
-    tuned = {path: np.asarray(value) - 0.01 * found[path] for path, value in params.items()}
-    run, out = str(tmp_path / "run"), tmp_path / "out"
-    save_model(run, unstacked(tuned), config.to_dict(), {"step": 1}, dtype=None)
-    assert main(["export", run, f"--out={out}", "--format=diffusers"]) == 0
-    before, after = opened(source).func, opened(out).func
+    assert config.process.variance == imported["process"]["variance"] == "ignored"
+    _, params, slopes = roundtrips.slopes(config, PROMPTS)
+    assert all(np.any(slope) for slope in slopes.values())
+    out = roundtrips.export_tuned(config, params, slopes, tmp_path)
+    before, after = opened(source), opened(out)
     own = after.transformer.state_dict()
     for key, value in before.transformer.state_dict().items():
         assert value.shape == own[key].shape, key
@@ -203,7 +143,7 @@ def test_an_import_is_what_its_size_is_tuned_from_and_exported_again(trip, tmp_p
             assert same[:, 1].all() and not same[:, 0].any()
         elif not key.endswith("to_k.bias"):  # shifts all of a softmax's logits: it hardly learns
             assert not torch.equal(value, own[key]), key
-    picture = opened(out)("a fox", output_type="np", num_inference_steps=2).images[0]
+    picture = drawing(out)("a fox", output_type="np", num_inference_steps=2).images[0]
     assert picture.shape == (16, 16, 3) and np.all(np.isfinite(picture))
 
 

@@ -1,7 +1,6 @@
 """A small StableDiffusion3Pipeline of diffusers: imported, drawn with, tuned, exported, opened
 again."""
 
-import functools
 import json
 
 import jax
@@ -9,27 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pipelines
 import pytest
+import roundtrips
 import runs
-import safetensors.torch
 import torch
-from diffusers import DiffusionPipeline, SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel
+from roundtrips import QUICK, far, opened
 
-from emu_jax.checkpoint.export import save_model
 from emu_jax.cli.config import read
-from emu_jax.cli.generator import Generator, open_task
-from emu_jax.cli.initial import initial
+from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import schedulers, sd3
 from emu_jax.interop.pipelines import SD3, pipeline_of
-from emu_jax.nn.stack import unstacked
-from emu_jax.parallel.mesh import make_mesh
 from emu_jax.tasks import generation
 from emu_jax.tasks.codecs import AutoencoderCodec
 
 PROMPTS, SEEDS = ["a red fox", "cat"], np.array([3, 4], np.uint32)
 STEPS = 4
-QUICK = dict(compiler_options={"xla_backend_optimization_level": 0})
 FLOW = dict(_class_name="FlowMatchEulerDiscreteScheduler", num_train_timesteps=1000, shift=3.0)
 
 
@@ -38,10 +33,7 @@ def trip(tmp_path_factory):
     """(diffusers' folder, ours, diffusers' again)."""
     folder = tmp_path_factory.mktemp("sd3")
     source = pipelines.write_sd3(folder)
-    ours, back = folder / "ours", folder / "back"
-    assert main(["import", str(source), f"--out={ours}"]) == 0
-    assert main(["export", str(ours), f"--out={back}", "--format=diffusers"]) == 0
-    return source, ours, back
+    return (source, *roundtrips.there_and_back(source, folder))
 
 
 @pytest.fixture(scope="module")
@@ -51,34 +43,8 @@ def generator(trip):
     return made
 
 
-def opened(folder):
-    pipeline = DiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def far(a, b) -> float:
-    return float(np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(np.asarray(b)))
-
-
 def test_there_and_back_is_the_same_bits_keys_and_settings(trip):
-    source, _, back = trip
-    files = sorted(f.relative_to(source) for f in source.rglob("*") if f.is_file())
-    assert files == sorted(f.relative_to(back) for f in back.rglob("*") if f.is_file())
-    assert sum(f.suffix == ".safetensors" for f in files) == 5
-    for file in files:
-        if file.suffix == ".json":
-            before, after = (json.loads((x / file).read_text()) for x in (source, back))
-            if file.name == "model_index.json":
-                assert before.pop("_diffusers_version")
-            assert before == after, file
-        elif file.suffix == ".safetensors":
-            before, after = (safetensors.torch.load_file(x / file) for x in (source, back))
-            assert before.keys() == after.keys()
-            for key, value in before.items():
-                assert value.dtype == after[key].dtype and torch.equal(value, after[key]), key
-        else:
-            assert (source / file).read_bytes() == (back / file).read_bytes()
+    roundtrips.assert_same_files(trip[0], trip[2], weights=5)
 
 
 def test_a_run_from_the_same_noise_is_diffusers(trip, generator, monkeypatch):
@@ -123,35 +89,22 @@ def test_one_call_of_each_network_is_diffusers(trip, generator):
         picture = vae.decode(first(x) / vae.config.scaling_factor + vae.config.shift_factor).sample
     assert by.mask.all() and by.context.shape == states.shape
     output = jax.jit(task.denoiser, **QUICK)(params, x, t, by.context, by.mask, by.vector)
+    decoded = jax.jit(task.codec.decode, **QUICK)(frozen["codec"], x)
     errors = dict(
         text=far(by.context, states),
         pooled=far(by.vector, pooled),
         denoiser=far(output, wanted.permute(0, 2, 3, 1)),
-        decoder=far(jax.jit(task.codec.decode)(frozen["codec"], x), picture.permute(0, 2, 3, 1)),
+        decoder=far(decoded, picture.permute(0, 2, 3, 1)),
     )
     print({part: f"{error:.1e}" for part, error in errors.items()})
     assert max(errors.values()) < 1e-4
 
 
 def test_without_the_public_files_at_hand_they_are_written_anew(trip, tmp_path):
-    source, ours, _ = trip
-    for folder in (ours, ours / "codec"):
-        target = tmp_path / "ours" / folder.relative_to(ours)
-        target.mkdir(parents=True)
-        (target / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-        config = json.loads((folder / "config.json").read_text())
-        assert config.pop("source")
-        if folder == ours:
-            config["config"]["codec"]["path"] = str(tmp_path / "ours/codec")
-        (target / "config.json").write_text(json.dumps(config))
-    out = tmp_path / "back"
-    assert main(["export", f"{tmp_path}/ours", f"--out={out}", "--format=diffusers"]) == 0
-    theirs, anew = opened(source), opened(out)
-    aside = ("_name_or_path", "_diffusers_version", "_use_default_values", "force_upcast")
-    for part in ("transformer", "scheduler", "vae"):
-        a, b = (dict(getattr(p, part).config) for p in (theirs, anew))
-        differ = {k for k in a if k not in aside and _plain(a[k]) != _plain(b[k])}
-        assert not differ, (part, {key: (a[key], b[key]) for key in differ})
+    bare, theirs = roundtrips.without_source(trip[1], tmp_path / "ours"), opened(trip[0])
+    anew = opened(roundtrips.export(bare, tmp_path / "back"))
+    parts = ["transformer", "scheduler", "vae"]
+    roundtrips.assert_same_settings(theirs, anew, parts, free=["force_upcast"])
 
 
 def test_an_import_is_what_its_size_is_tuned_from_and_exported_again(trip, tmp_path):
@@ -167,35 +120,16 @@ def test_an_import_is_what_its_size_is_tuned_from_and_exported_again(trip, tmp_p
         places = {key: section[key] for key in ("path", "dtype", "length")}
         config.text[name].update(places | dict(size=""))
     config.denoiser.update(imported["denoiser"])
-    mesh = make_mesh()
-    task, frozen = open_task(config, mesh)
-    params, _ = initial(config, task, mesh)
-    encoders = task.encoders.items()
-    rows = dict(
-        image=np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8),
-        sizes=np.array([[16, 16, 0, 0, 16, 16]] * 2),
-        tokens={name: encoder.tokenize(PROMPTS) for name, encoder in encoders},
-    )
-
-    @functools.partial(jax.jit, **QUICK)
-    def slopes(params):
-        def loss(params):
-            batch, key = dict(train=rows), jax.random.key(1)
-            return task.loss("generator", params, frozen, {}, batch, key, jnp.int32(0))[0]
-
-        return jax.grad(loss)(params)
-
+    as_it_is = read(f"{runs.ROOT}/configs/imported.py:{ours}")
+    assert as_it_is.groups.generator.pattern == config.groups.generator.pattern
+    assert as_it_is.process.shift == config.process.shift == 3
+    task, params, slopes = roundtrips.slopes(config, PROMPTS)
     learns = task.groups["generator"].paths(params)
     assert [path for path in params if path not in learns] == ["denoiser/pos_embed/pos_embed"]
-    found = {path: np.asarray(slope) for path, slope in slopes(params).items()}
-    still = [path for path in learns if not np.any(found[path])]
+    still = [path for path in learns if not np.any(slopes[path])]
     unasked = "denoiser/transformer_blocks/2/attn/add_q_proj/"  # of a text that ends there
     assert still == [f"{unasked}bias", f"{unasked}kernel"]
-    assert all(np.all(np.isfinite(slope)) for slope in found.values())
-    tuned = {path: np.asarray(value) - 0.01 * found[path] for path, value in params.items()}
-    run, out = str(tmp_path / "run"), tmp_path / "out"
-    save_model(run, unstacked(tuned), config.to_dict(), {"step": 1}, dtype=None)
-    assert main(["export", run, f"--out={out}", "--format=diffusers"]) == 0
+    out = roundtrips.export_tuned(config, params, slopes, tmp_path)
     before, after = opened(source), opened(out)
     own = after.transformer.state_dict()
     for key, value in before.transformer.state_dict().items():
@@ -257,7 +191,3 @@ def test_only_a_generator_conditioned_as_sd3_becomes_its_pipeline():
     ):
         with pytest.raises(UserError, match="is conditioned otherwise"):
             pipeline_of(config | change)
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
