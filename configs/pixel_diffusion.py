@@ -65,7 +65,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
             head_width=32,
             groups=8,
             remat="none",
-            scan=False,  # equal blocks of a stage as one loop
         )
     )
     config.process = dict(
@@ -160,8 +159,6 @@ def _enlarge(config: ConfigDict, part: str, tuning: bool) -> None:
             side, pool, optimizer = 256 if first else 1024, 64 if first else 16, adam
     config.denoiser.text_pool_heads = pool
     config.denoiser.remat = "block"
-    if part != "base":
-        config.denoiser.scan = True
     config.denoiser.time_width = 2048 if part == "base" else 1024
     config.process.update(eps)
     guidance = 7.5 if part == "base" else 3.0

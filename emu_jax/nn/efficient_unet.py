@@ -20,7 +20,7 @@ from emu_jax.nn.attention import AddedKVAttention, Attend, attend
 from emu_jax.nn.embeddings import TextTimeEmbedding, TimestepEmbedding, sinusoids
 from emu_jax.nn.layers import Downsample, GroupNorm, Upsample, activation, conv
 from emu_jax.nn.resnet import ResnetBlock
-from emu_jax.nn.stack import Gather, Scanned, rematerialised, require_policy
+from emu_jax.nn.stack import Gather, rematerialised, require_policy
 from emu_jax.nn.transformer import Constrain
 
 _SKIP_SCALE = 2**-0.5
@@ -34,8 +34,8 @@ class EfficientUNet(nnx.Module):
     ``blocks`` (residual blocks, on each way); ``attention``: "none", "cross" (text alone) or "full"
     (text and pixels). ``context_width`` is the text's. The text's summary is a vector of
     ``vector_width``, or, without one, its tokens pooled by attention of ``text_pool_heads``.
-    ``scan`` makes a stage's equal blocks one loop, ``remat`` names what is kept of a block's and an
-    attention's activations, ``gather`` brings their weights together (:mod:`emu_jax.nn.stack`).
+    ``remat`` names what is kept of a block's and an attention's activations, ``gather`` brings
+    their weights together (:mod:`emu_jax.nn.stack`).
     """
 
     def __init__(
@@ -54,7 +54,6 @@ class EfficientUNet(nnx.Module):
         level: bool = False,
         time_width: int | None = None,
         groups: int = 32,
-        scan: bool = False,
         remat: str = "none",
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
@@ -85,7 +84,6 @@ class EfficientUNet(nnx.Module):
                     attention[i], widths[i], head_width, context_width, groups, attend, rngs
                 ),
                 resampler,
-                scan,
                 self.around,
             )
 
@@ -165,10 +163,9 @@ class Stage(nnx.Module):
         resnets: Sequence[ResnetBlock],
         attention: nnx.Module | None,
         resampler: nnx.Module,
-        scan: bool,
         around: Callable[[nnx.Module], Callable],
     ):
-        self.resnets = Scanned(resnets) if scan and len(resnets) > 1 else nnx.List(resnets)
+        self.resnets = nnx.List(resnets)
         self.attention = attention
         self.resampler = resampler
         self.around = around
@@ -176,11 +173,8 @@ class Stage(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], temb: Array, context: Array, mask: Array | None
     ) -> Float[Array, "b h w d"]:
-        if isinstance(self.resnets, Scanned):
-            x = self.resnets(x, temb, around=self.around)
-        else:
-            for resnet in self.resnets:
-                x = self.around(resnet)(x, temb)
+        for resnet in self.resnets:
+            x = self.around(resnet)(x, temb)
         return x if self.attention is None else self.around(self.attention)(x, context, mask)
 
 

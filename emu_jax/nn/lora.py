@@ -60,7 +60,7 @@ class Lora:
         adapter = {}
         for i, path in enumerate(self.targets(shapes)):
             down, up = factor_shapes(path, tuple(shapes[path].shape), self.rank)
-            reads = math.prod(down[1 if _scanned(path) else 0 : -1])
+            reads = math.prod(down[1 if is_scanned(path) else 0 : -1])
             drawn = jax.random.uniform(jax.random.fold_in(key, i), down, minval=-1.0)
             adapter[factor(path, DOWN)] = drawn / math.sqrt(reads)
             adapter[factor(path, UP)] = jnp.zeros(up)
@@ -92,10 +92,6 @@ def factor_shapes(
     path: str, shape: tuple[int, ...], rank: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of A and B, for a kernel [*layers, *window, in, out]."""
-    layers = shape[:1] if _scanned(path) else ()
+    layers = shape[:1] if is_scanned(path) else ()
     window = (1,) * (len(shape) - len(layers) - 2)
     return (*shape[:-1], rank), (*layers, *window, rank, shape[-1])
-
-
-def _scanned(path: str) -> bool:
-    return is_scanned(path)

@@ -12,14 +12,8 @@ A scanned stack has one layer's modules with a leading axis of layers on every p
 path segment of its own, and is walked along by ``lax.scan``: compiled once, however high.
 
     .../0/to_q/kernel [i, o], .../1/to_q/kernel [i, o]  <->  .../blocks_scan/to_q/kernel [2, i, o]
-
-Where the layers in front are of another structure, these keep their numbers and the segment says
-which layer the loop begins with:
-
-    .../1/conv1/kernel [...], .../2/conv1/kernel [...]  <->  .../blocks_scan_1/conv1/kernel [2, ...]
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +27,6 @@ from emu_jax.errors import UserError
 
 # The segment of a path under which parameters carry a leading axis of layers.
 SCANNED = "blocks_scan"
-_SEGMENT = re.compile(rf"(?<![^/]){SCANNED}(?:_(\d+))?(?![^/])")
 ATTENTION = "attention"
 
 Gather = Callable[[Any], Any]
@@ -56,12 +49,12 @@ POLICIES: dict[str, Callable[..., Any]] = {
 
 def is_scanned(path: str) -> bool:
     """Whether the parameter has a leading axis of layers."""
-    return _SEGMENT.search(path) is not None
+    return SCANNED in path.split("/")
 
 
 def layer_path(path: str, i: int) -> str:
     """What the ``i``-th layer of the stack at ``path`` would be called by its own number."""
-    return _SEGMENT.sub(lambda found: str(int(found[1] or 0) + i), path, count=1)
+    return path.replace(SCANNED, str(i), 1)
 
 
 def rematerialised(layer: nnx.Module, policy: str, gather: Gather | None = None) -> Callable:
@@ -95,47 +88,22 @@ def require_policy(policy: str) -> None:
 class Scanned(nnx.Module):
     """Layers of one structure as one loop; ``scanned(x, *rest)`` hands each ``layer(x, *rest)`` on.
 
-    They start as the given ones, one after the other, would. Layers in front that differ from the
-    last are called by themselves.
+    They start as the given ones, one after the other, would.
     """
 
     def __init__(self, layers: Sequence[nnx.Module]):
-        kinds = [_kind(layer) for layer in layers]
-        alike = [kind == kinds[-1] for kind in kinds]
-        self.first = alike.index(True)
-        if not all(alike[self.first :]):
-            raise ValueError("layers that differ from the last stand in front of all that do not")
-        if self.first == len(layers) - 1 > 0:  # No loop of one.
-            self.first = len(layers)
-        for i, layer in enumerate(layers[: self.first]):
-            setattr(self, str(i), layer)
-        if equal := layers[self.first :]:
-            graph, first = nnx.split(equal[0])
-            states = [first, *(nnx.state(layer) for layer in equal[1:])]
-            stacked = nnx.merge(graph, jax.tree.map(lambda *x: jnp.stack(x), *states))
-            setattr(self, self._name, stacked)
-
-    @property
-    def _name(self) -> str:
-        return f"{SCANNED}_{self.first}" if self.first else SCANNED
+        graph, first = nnx.split(layers[0])
+        states = [first, *(nnx.state(layer) for layer in layers[1:])]
+        self.blocks_scan = nnx.merge(graph, jax.tree.map(lambda *x: jnp.stack(x), *states))
 
     def __call__(self, x: Any, *rest: Any, around: Callable[[nnx.Module], Callable]) -> Any:
         """``around`` is put around every layer: rematerialisation, constraints."""
-        for i in range(self.first):
-            x = around(getattr(self, str(i)))(x, *rest)
-        if not hasattr(self, self._name):
-            return x
-        graph, stacked = nnx.split(getattr(self, self._name))
+        graph, stacked = nnx.split(self.blocks_scan)
 
         def body(x: Any, state: nnx.State) -> tuple[Any, None]:
             return around(nnx.merge(graph, state))(x, *rest), None
 
         return jax.lax.scan(body, x, stacked)[0]
-
-
-def _kind(layer: nnx.Module) -> Any:
-    """Equal for layers whose parameters could be each other's."""
-    return [(path, value.shape) for path, value in nnx.to_flat_state(nnx.state(layer))]
 
 
 def relaid(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
