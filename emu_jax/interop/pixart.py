@@ -96,7 +96,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def says_variance(config: Mapping[str, Any]) -> bool:
     """Whether half of the channels that it gives say a variance, which its pipeline never reads."""
-    c = DEFAULTS | config
+    c = {**DEFAULTS, **config}
     return c["out_channels"] == 2 * c["in_channels"]
 
 
