@@ -22,3 +22,15 @@ def test_the_gates_derivative():
     theirs.backward(torch.tensor(dout))
     np.testing.assert_allclose(y, theirs.detach().numpy(), atol=1e-5)
     np.testing.assert_allclose(pull(jnp.asarray(dout))[0], given.grad.numpy(), atol=1e-5)
+
+
+def test_the_gate_is_the_exact_gelu_wherever_it_is_open_or_shut():
+    module = GEGLU(1, 1, rngs=nnx.Rngs(0))
+    module.proj.kernel[...], module.proj.bias[...] = jnp.array([[0.0, 1.0]]), jnp.array([1.0, 0.0])
+    x = np.linspace(-12, 12, 10_001, dtype=np.float32)[:, None]
+    y, pull = jax.vjp(module, jnp.asarray(x))
+    given = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    theirs = F.gelu(given)
+    theirs.sum().backward()
+    np.testing.assert_allclose(y, theirs.detach(), atol=1e-6)
+    np.testing.assert_allclose(pull(jnp.ones_like(x))[0], given.grad, atol=1e-6)
