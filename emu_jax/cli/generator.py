@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.cli import parts
 from emu_jax.cli.cost import training_flops
+from emu_jax.cli.encoders import null_condition
 from emu_jax.cli.models import open_model, with_adapter
 from emu_jax.data.mixture import Part
 from emu_jax.data.pipeline import make_stream
@@ -251,7 +252,7 @@ def open_task(
     frozen = place_frozen(task, mesh)
     if isinstance(task, Generation):
         null = {
-            name: parts.null_condition(encoder, frozen[name], mesh)
+            name: null_condition(encoder, frozen[name], mesh)
             for name, encoder in task.encoders.items()
         }
         task = replace(task, null=null)

@@ -12,23 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.safetensors_io import fingerprint_params
 from emu_jax.cli.config import read
+from emu_jax.cli.encoders import blank_condition, frozen_encoders, make_encoders
 from emu_jax.cli.models import locate, make_lora, open_model
 from emu_jax.data.pipeline import Part, StreamSpec
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
 from emu_jax.nn.autoencoder import Autoencoder
-from emu_jax.nn.conditioner import Conditioner, Encoded
+from emu_jax.nn.conditioner import Conditioner
 from emu_jax.nn.contrastive import ContrastiveModel
 from emu_jax.nn.diffusion_transformer import DiffusionTransformer
 from emu_jax.nn.discriminator import PatchDiscriminator
 from emu_jax.nn.efficient_unet import EfficientUNet
-from emu_jax.nn.functional import Network, Params
+from emu_jax.nn.functional import Network
 from emu_jax.nn.mmdit import MMDiT
 from emu_jax.nn.perceptual import Lpips, load_lpips
 from emu_jax.nn.pixart import PixArt
@@ -38,7 +38,6 @@ from emu_jax.nn.token_transformer import TokenTransformer
 from emu_jax.nn.unet import UNet
 from emu_jax.nn.uvit import UVit
 from emu_jax.parallel.placement import ONE_DEVICE, Placement
-from emu_jax.parallel.sharding import replicated
 from emu_jax.process.decoding import ParallelDecoding
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.masking import MaskingProcess
@@ -58,7 +57,6 @@ from emu_jax.tasks.codecs import (
 from emu_jax.tasks.contrastive import Contrastive
 from emu_jax.tasks.generation import Generation, Sampling
 from emu_jax.tasks.upsampling import LOW_CODEC, Low, LowResolution, LowTokens
-from emu_jax.text.encoder import TextEncoder, make_encoder
 from emu_jax.training.optimizers import make_optimizer
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
@@ -419,45 +417,6 @@ def _untrained(key: str, path: str) -> Callable[[], Iterator[tuple[str, np.ndarr
         )
 
     return refuse
-
-
-def make_encoders(section: ConfigDict) -> dict[str, TextEncoder]:
-    """The encoders of ``config.text`` by name; an entry's name is its kind unless it gives one."""
-    return {
-        name: make_encoder(**{"kind": name, **options.to_dict()}, name=name)
-        for name, options in section.items()
-    }
-
-
-def frozen_encoders(section: ConfigDict, encoders: Mapping[str, TextEncoder]) -> dict[str, Frozen]:
-    return {
-        name: Frozen(
-            section[name].get("path") or f"builtin:{name}",
-            encoder.fingerprint,
-            encoder.shapes(),
-            encoder.tensors,
-            encoder.dtype,
-        )
-        for name, encoder in encoders.items()
-    }
-
-
-def blank_condition(encoder: TextEncoder) -> Encoded:
-    """One row of zeros, all of them visible, as the encoder's output is laid out."""
-    ids = jax.ShapeDtypeStruct((1, encoder.length), np.int32)
-    mask = jax.ShapeDtypeStruct((1, encoder.length), bool)
-    told = jax.eval_shape(encoder.apply, encoder.shapes(), ids, mask)
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), told)
-    return zeros._replace(mask=np.ones_like(zeros.mask))
-
-
-def null_condition(encoder: TextEncoder, params: Params, mesh: Mesh) -> Encoded:
-    """One row: what the encoder says of no text, by its policy."""
-    if encoder.null == "zeros":
-        return blank_condition(encoder)
-    tokens = encoder.tokenize([""])
-    apply = jax.jit(encoder.apply, out_shardings=replicated(mesh))
-    return jax.device_get(apply(params, tokens["ids"], tokens["mask"]))
 
 
 # Data --------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import pytest
 import runs
 from ml_collections import ConfigDict
 
-from emu_jax.cli import parts
 from emu_jax.cli.config import read
+from emu_jax.cli.encoders import blank_condition, make_encoders
 from emu_jax.cli.generator import open_task
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
@@ -89,11 +89,11 @@ def test_it_trains(opened):
 
 def test_an_entry_is_checked(folder):
     def make(**entry):
-        return parts.make_encoders(ConfigDict(dict(clip=entry)))["clip"]
+        return make_encoders(ConfigDict(dict(clip=entry)))["clip"]
 
     encoder = make(path=f"{folder}/clip", length=8, dtype="bfloat16", pooled=False)
     assert (encoder.length, encoder.dtype, encoder.pooled_width) == (8, "bfloat16", 0)
-    blank = parts.blank_condition(encoder)
+    blank = blank_condition(encoder)
     assert blank.states.dtype == jnp.bfloat16 and blank.states.shape == (1, 8, 24)
     with pytest.raises(UserError, match="kind clip takes no 'lenght'"):
         make(path=f"{folder}/clip", lenght=8)

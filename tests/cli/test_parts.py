@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.cli import parts
 from emu_jax.cli.config import read
+from emu_jax.cli.encoders import null_condition
 from emu_jax.cli.generator import place_frozen
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
@@ -94,11 +95,11 @@ def test_the_weights_of_a_frozen_network_are_read_once():
 def test_the_null_condition_follows_the_encoders_policy():
     encoder, mesh = make_encoder("minilm", 4), make_mesh()
     params = {path: jnp.asarray(value) for path, value in encoder.tensors()}
-    empty = parts.null_condition(encoder, params, mesh)
+    empty = null_condition(encoder, params, mesh)
     want = encoder.apply(params, **encoder.tokenize([""]))
     np.testing.assert_allclose(empty.states, want.states, atol=1e-5)
     np.testing.assert_array_equal(empty.mask, want.mask)
-    zeros = parts.null_condition(dataclasses.replace(encoder, null="zeros"), {}, mesh)
+    zeros = null_condition(dataclasses.replace(encoder, null="zeros"), {}, mesh)
     assert zeros.states.shape == empty.states.shape and zeros.pooled.shape == empty.pooled.shape
     assert not zeros.states.any()
     assert zeros.mask.all()
