@@ -49,6 +49,7 @@ TEST = [
     "diffusers>=0.38",  # with torch: the oracles of the parity tests
     "import-linter>=2.5",
     "kubernetes-validate>=1.34",  # the schema of what launch/gke.yaml starts
+    "peft>=0.20",  # with it diffusers reads and writes adapters: the oracle of ours
     "pytest>=9",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",

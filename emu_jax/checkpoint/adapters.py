@@ -1,13 +1,20 @@
 """Low-rank adapters as people pass them on: ``pytorch_lora_weights.safetensors``.
 
 The layout that diffusers' ``load_lora_weights`` and peft read. Beside every adapted module lie its
-two factors, ``unet.<module>.lora_A.weight`` [rank, in] and ``lora_B.weight`` [out, rank]; of a
-token transformer, PixArt's and Stable Diffusion 3's ``transformer.<module>``. There
-W' = W + (alpha / rank) B A. Files are written with alpha = rank, which every reader takes for
-granted where nothing is said; what a file says otherwise is read.
+two factors, ``unet.<module>.lora_A.weight`` [rank, in] and ``lora_B.weight`` [out, rank]; of
+transformers ``transformer.<module>``. There W' = W + (alpha / rank) B A. Files are written with
+alpha = rank, which every reader takes for granted where nothing is said.
+
+What is read says its alpha otherwise and its modules without the network's name, too:
+
+    <file's header>         unet.lora_alpha       diffusers' ``save_lora_weights``
+    <file's header>         lora_alpha            diffusers' ``save_lora_adapter``
+    unet.<module>.alpha                           beside the factors
+    adapter_config.json     lora_alpha            peft's ``save_pretrained``, as ``_PEFT``
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,10 +33,18 @@ from emu_jax.nn.stack import unstacked
 from emu_jax.nn.torch_layout import from_layout, to_torch
 
 FILE = "pytorch_lora_weights.safetensors"
+_PEFT, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # What precedes a module's name in a file -> the network that it is of.
 _NETWORKS = {"unet": "denoiser", "transformer": "denoiser", "conditioner": "conditioner"}
-# How the factors of a module were spelt before peft.
-_ALIASES = {".lora.down.weight": f".{DOWN}.weight", ".lora.up.weight": f".{UP}.weight"}
+# How peft spells a factor, and diffusers did over the years.
+_SPELLINGS = (
+    (r"^base_model\.model\.", ""),
+    (r"\.processor\.", "."),
+    (r"\.to_out_lora\.", ".to_out.0.lora."),
+    (r"\.(\w+)_lora\.(?=down|up)", r".\1.lora."),
+    (r"\.lora\.down\.weight$", f".{DOWN}.weight"),
+    (r"\.lora\.up\.weight$", f".{UP}.weight"),
+)
 _METADATA = "lora_adapter_metadata"
 
 
@@ -54,23 +69,27 @@ def write_adapter(
 def read_adapter(path: str, shapes: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], str]:
     """(factors for a model of these ``shapes``, fingerprint); to be merged with a scale of 1.
 
-    ``path``: a file, or a folder with one. ``shapes``: path -> anything with a shape, every layer
-    under its own number.
+    ``path``: a file, or a folder with one, peft's too. ``shapes``: path -> anything with a shape,
+    every layer under its own number.
 
     Raises:
       UserError: it is of another model, or damaged.
     """
     place = epath.Path(path).expanduser()
-    file = str(place / FILE) if place.is_dir() else str(place)
+    if place.is_dir():
+        place /= FILE if (place / FILE).exists() or not (place / _PEFT).exists() else _PEFT
+    file = str(place)
     tensors = {_current(name): value for name, value in iter_safetensors(file)}
     if not any(name.endswith(f".{DOWN}.weight") for name in tensors):
         raise UserError(f"{file} is no adapter: it has no {DOWN}.weight.")
-    said = _said(file)
+    said = _said(place)
     kernels = {_module(p): p for p in shapes if p.endswith("/kernel")}
     adapter, unknown = {}, []
     for module, (down, up, alpha) in _modules(file, tensors):
         network, _, name = module.partition(".")
-        kernel = kernels.get(f"{_NETWORKS.get(network, network)}.{name}")
+        if network not in _NETWORKS:  # a lone network's file need not name it
+            network, name = "", module
+        kernel = kernels.get(f"{_NETWORKS.get(network, 'denoiser')}.{name}")
         if kernel is None:
             unknown.append(module)
             continue
@@ -105,15 +124,21 @@ def _modules(file: str, tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str
         yield module, (found[ends[0]], found[ends[1]], alpha)
 
 
-def _said(file: str) -> dict[str, Any]:
-    """Network -> its alpha as a function of rank, where the file's header says one."""
-    settings = json.loads(read_metadata(file).get(_METADATA, "{}"))
+def _said(file: epath.Path) -> dict[str, Any]:
+    """Network ("": the only one) -> its alpha as a function of rank, where there is one said."""
+    if file.name == _PEFT:
+        beside = file.parent / _PEFT_CONFIG
+        if not beside.exists():
+            raise UserError(f"{file} counts what {_PEFT_CONFIG} says, which is not beside it.")
+        settings = json.loads(beside.read_text())
+    else:
+        settings = json.loads(read_metadata(str(file)).get(_METADATA, "{}"))
     said = {}
-    for name, alpha in settings.items():
-        network, _, key = name.partition(".")
+    for name, value in settings.items():
+        network, _, key = name.rpartition(".")
         if key == "lora_alpha":
-            said[network] = lambda rank, alpha=float(alpha): alpha
-        elif key in ("alpha_pattern", "use_rslora", "use_dora") and alpha:
+            said[network] = lambda rank, alpha=float(value): alpha
+        elif key in ("alpha_pattern", "use_rslora", "use_dora") and value:
             raise UserError(f"{file} says {name}, which is not supported: merge it where it is.")
     return said
 
@@ -132,7 +157,6 @@ def _module(path: str) -> str:
 
 
 def _current(name: str) -> str:
-    for old, new in _ALIASES.items():
-        if name.endswith(old):
-            return name.removesuffix(old) + new
+    for old, new in _SPELLINGS:
+        name = re.sub(old, new, name)
     return name

@@ -99,15 +99,16 @@ def _adapter(arguments: argparse.Namespace) -> int:
     lora = make_lora(config)
     if lora is None:
         raise UserError(f"{arguments.checkpoint} has no adapter: it was trained with lora.rank 0.")
-    tokens = config.process.get("kind") == "masking"
-    transformer = tokens or config.denoiser.kind in ("pixart", "mmdit")
+    folders = {known.kind: known.folder for known in components.DENOISERS}
+    # A kind that is ours alone is called as the likest is.
+    likest = "unet" if config.denoiser.kind == "efficient_unet" else "transformer"
     # A checkpoint's factors are in float32.
     name = "float32" if arguments.dtype == "keep" else arguments.dtype or "bfloat16"
     write_adapter(
         arguments.out,
         model.params,
         lora.alpha / lora.rank,
-        prefix="transformer" if transformer else "unet",
+        prefix=folders.get(config.denoiser.kind, likest),
         dtype=jnp.dtype(name),
     )
     size = sum(value.size for value in model.params.values())

@@ -14,7 +14,6 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from roundtrips import QUICK, far, opened
 
-from emu_jax.checkpoint.export import save_model
 from emu_jax.cli.config import read
 from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
@@ -145,21 +144,6 @@ def test_an_import_is_what_its_size_is_tuned_from_and_exported_again(trip, tmp_p
             assert not torch.equal(value, own[key]), key
     picture = drawing(out)("a fox", output_type="np", num_inference_steps=2).images[0]
     assert picture.shape == (16, 16, 3) and np.all(np.isfinite(picture))
-
-
-def test_an_adapter_of_it_is_written_as_of_a_transformer(trip, tmp_path):
-    config = json.loads((trip[1] / "config.json").read_text())["config"]
-    config["lora"] = dict(rank=2, alpha=2.0, pattern=".", dtype="float32")
-    kernel = "denoiser/transformer_blocks/0/attn1/to_q"
-    factors = {
-        f"{kernel}/lora_A/kernel": np.ones((24, 2), np.float32),
-        f"{kernel}/lora_B/kernel": np.ones((2, 24), np.float32),
-    }
-    save_model(f"{tmp_path}/run", factors, config, {"step": 1}, dtype=None)
-    assert main(["export", f"{tmp_path}/run", f"--out={tmp_path}/out", "--adapter"]) == 0
-    held = safetensors.torch.load_file(tmp_path / "out/pytorch_lora_weights.safetensors")
-    module = "transformer.transformer_blocks.0.attn1.to_q"
-    assert held.keys() == {f"{module}.lora_A.weight", f"{module}.lora_B.weight"}
 
 
 @pytest.mark.parametrize("published", [False, True], ids=["today", "published"])

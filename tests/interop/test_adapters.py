@@ -1,0 +1,228 @@
+"""Adapters of every importable denoiser: diffusers and peft load ours, we load theirs, and one call
+of either network is the same.
+"""
+
+import inspect
+from dataclasses import dataclass
+
+import diffusers
+import jax
+import numpy as np
+import peft
+import pipelines
+import pytest
+import torch
+from diffusers.training_utils import _collate_lora_metadata
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft.utils import get_peft_model_state_dict
+from roundtrips import QUICK, far
+from safetensors.torch import load_file, save_file
+
+from emu_jax.checkpoint.adapters import FILE
+from emu_jax.checkpoint.export import Model, save_model
+from emu_jax.cli import haystack
+from emu_jax.cli.main import main
+from emu_jax.cli.models import with_adapter
+from emu_jax.interop import components
+from emu_jax.nn.functional import Network
+from emu_jax.nn.lora import Lora
+from emu_jax.nn.torch_layout import from_torch
+
+ATTENTION = haystack.pretraining().lora.pattern
+# Some modules that others adapt, of attention and beyond.
+SOME = (".to_q", ".to_v", ".to_out.0", ".add_k_proj", ".net.0.proj", ".proj_in")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """``pipeline``: the public one that reads adapters; ``convolution``: one of its modules."""
+
+    denoiser: components.Denoiser
+    settings: dict
+    convolution: str
+    pipeline: str = ""
+
+
+KINDS = {
+    "sd15": Kind(
+        components.UNET, pipelines.UNETS["sd15"], "conv_in", pipeline="StableDiffusionPipeline"
+    ),
+    "sdxl": Kind(
+        components.UNET, pipelines.UNETS["sdxl"], "conv_out", pipeline="StableDiffusionXLPipeline"
+    ),
+    "if": Kind(components.UNET, pipelines.IF_BASE, "conv_in", pipeline="IFPipeline"),
+    "amused": Kind(components.UVIT, pipelines.UVIT, "embed.conv"),
+    "pixart": Kind(components.PIXART, pipelines.PIXART, "pos_embed.proj"),
+    "sd3": Kind(
+        components.MMDIT, pipelines.SD3, "pos_embed.proj", pipeline="StableDiffusion3Pipeline"
+    ),
+}
+
+
+class Family:
+    """A small denoiser of diffusers' with random weights, and ours with the same."""
+
+    def __init__(self, name):
+        self.name, self.kind = name, KINDS[name]
+        model, denoiser = self.fresh(), self.kind.denoiser
+        arguments = denoiser.public.arguments(model.config)
+        network = Network(lambda rngs: denoiser.network(**arguments, rngs=rngs))
+        params = from_torch(model.state_dict(), network.shapes())
+        self.params = {f"denoiser/{path}": value for path, value in params.items()}
+        self._call = jax.jit(network, **QUICK)
+        self._inputs = inputs(name, model.config)
+
+    def fresh(self):
+        torch.manual_seed(0)
+        kind = getattr(diffusers, self.kind.denoiser.public.CLASS)
+        return pipelines.shaken(kind(**self.kind.settings), 0.1)
+
+    def around(self, model):
+        """The public pipeline, which to read and write adapters takes no other part."""
+        kind = getattr(diffusers, self.kind.pipeline)
+        parts = dict.fromkeys(inspect.signature(kind).parameters)
+        return kind(**parts | {self.kind.denoiser.folder: model})
+
+    def ours(self, params):
+        denoiser = {path.removeprefix("denoiser/"): value for path, value in params.items()}
+        x, t, context, vector = self._inputs
+        return self._call(denoiser, x, t, context, None, vector)
+
+    @torch.no_grad()
+    def theirs(self, model):
+        x, t, context, vector = (None if x is None else torch.tensor(x) for x in self._inputs)
+        if self.name == "amused":
+            told = vector.split([self.kind.settings["cond_embed_dim"], 20], 1)[0], torch.zeros(2, 5)
+            return model(x, context, *told).permute(0, 2, 3, 1)
+        call = dict(encoder_hidden_states=context, timestep=t)
+        if self.name == "sdxl":
+            told = dict(text_embeds=vector[:, :16], time_ids=torch.zeros(2, 6))
+            call["added_cond_kwargs"] = told
+        elif self.name == "sd3":
+            call["pooled_projections"] = vector
+        return model(x.permute(0, 3, 1, 2), **call).sample.permute(0, 2, 3, 1)
+
+
+def inputs(name, settings):
+    """(x, t, context, vector); sizes that a network is told are 0, whose cosines are 1."""
+    rng = np.random.default_rng(1)
+    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    sizes = lambda count, width: np.tile(np.repeat(np.float32([[1, 0]]), width, 1), (2, count))  # noqa: E731
+    x, t, vector = draw(2, 8, 8, settings["in_channels"]), np.float32([7, 801]), None
+    width = settings.get("encoder_hid_dim") or settings.get("cross_attention_dim")
+    if name == "amused":
+        x, width = rng.integers(0, pipelines.CODES, (2, 5, 5)), settings["encoder_hidden_size"]
+        vector = np.concatenate([draw(2, settings["cond_embed_dim"]), sizes(5, 2)], 1)
+    elif name == "sdxl":
+        vector = np.concatenate([draw(2, 16), sizes(6, 4)], 1)
+    elif name == "sd3":
+        width = settings["joint_attention_dim"]
+        vector = draw(2, settings["pooled_projection_dim"])
+    return x, t, draw(2, 5, width), vector
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def family(request):
+    return Family(request.param)
+
+
+@pytest.fixture(scope="module")
+def base(family):
+    """What diffusers' network says without an adapter, as ours does."""
+    output = family.theirs(family.fresh())
+    assert far(family.ours(family.params), output) < 1e-4
+    return output
+
+
+def test_ours_is_loaded_by_diffusers_and_peft(family, base, tmp_path):
+    """Attention and a convolution, exported as a run's; where diffusers has no loader, peft has."""
+    lora = Lora(3, 5.0, f"{ATTENTION}|denoiser/{family.kind.convolution.replace('.', '/')}/kernel")
+    factors = {
+        path: np.float32(0.2 * np.random.standard_normal(value.shape))
+        for path, value in lora.init(jax.random.key(0), family.params).items()
+    }
+    config = dict(denoiser=dict(kind=family.kind.denoiser.kind), init_from="base", lora=vars(lora))
+    save_model(f"{tmp_path}/run", factors, config, dict(step=1), dtype=None)
+    out = tmp_path / "out"
+    arguments = ["export", f"{tmp_path}/run", f"--out={out}", "--adapter", "--dtype=float32"]
+    assert main(arguments) == 0
+
+    model, held = family.fresh(), load_file(out / FILE)
+    if family.kind.pipeline:
+        family.around(model).load_lora_weights(out)
+    elif family.name == "amused":
+        model.load_lora_adapter(out, prefix="transformer", use_safetensors=True)
+    else:
+        lone = {key.removeprefix("transformer."): value for key, value in held.items()}
+        modules = sorted({key.rpartition(".lora_")[0] for key in lone})
+        peft.inject_adapter_in_model(
+            peft.LoraConfig(r=3, lora_alpha=3, target_modules=modules), model
+        )
+        assert not peft.set_peft_model_state_dict(model, lone).unexpected_keys
+    adapted = [name for name, _ in model.named_modules() if name.endswith(".base_layer")]
+    assert 2 * len(adapted) == len(held) and f"{family.kind.convolution}.base_layer" in adapted
+    expected = family.theirs(model)
+    error = far(family.ours(lora.merged(family.params, factors)), expected)
+    print(f"{family.name}: ours, read by them, differs by {error:.1e}")
+    assert far(base, expected) > 0.05 and error < 1e-4
+
+
+def test_theirs_is_read(family, base, tmp_path):
+    """Dense layers and convolutions, alpha unlike the rank, in each way there is to save it."""
+    model = family.fresh()
+    modules = [name for name, _ in model.named_modules() if name.endswith(SOME)]
+    torch.manual_seed(1)
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=[*modules, family.kind.convolution],
+        init_lora_weights=False,
+    )
+    if family.name == "pixart":
+        whole = peft.get_peft_model(model, config)
+        whole.save_pretrained(tmp_path / "peft")
+    else:
+        model.add_adapter(config)
+        model.save_lora_adapter(tmp_path / "lone")
+    if family.kind.pipeline:
+        prefix, layers = family.kind.denoiser.folder, get_peft_model_state_dict(model)
+        before = convert_state_dict_to_diffusers(layers)
+        assert any(".lora.down." in name for name in before)
+        for name, tensors in dict(today=layers, before=before).items():
+            said = _collate_lora_metadata({prefix: model}) | {f"{prefix}_lora_layers": tensors}
+            family.around(model).save_lora_weights(tmp_path / name, **said)
+    expected, errors = family.theirs(model), {}
+    ours = Model(family.params, {}, {}, "")
+    for folder in tmp_path.iterdir():
+        read = with_adapter(ours, str(folder)).params
+        errors[folder.name] = far(family.ours(read), expected)
+    print(f"{family.name}: theirs, read by us, differs by", errors)
+    assert len(errors) == (3 if family.kind.pipeline else 1)
+    assert far(base, expected) > 0.05 and max(errors.values()) < 1e-4
+
+
+@pytest.mark.parametrize("prefix", ["unet.", ""])
+def test_the_oldest_spelling_is_read_as_diffusers_reads_it(prefix, tmp_path):
+    """Of attention's processors; alpha is the rank."""
+    model, old = diffusers.UNet2DConditionModel(**pipelines.UNETS["sd15"]), {}
+    for name, module in model.named_modules():
+        if name.endswith((".to_q", ".to_out.0")):
+            attention, _, leaf = name.removesuffix(".0").rpartition(".")
+            where, (out, into) = f"{prefix}{attention}.processor.{leaf}_lora", module.weight.shape
+            old |= {f"{where}.down.weight": torch.randn(3, into)}
+            old |= {f"{where}.up.weight": torch.randn(out, 3)}
+    save_file(old, tmp_path / FILE)
+    params = {
+        f"denoiser/{name.removesuffix('.weight').replace('.', '/')}/kernel": value.T.numpy()
+        for name, value in model.state_dict().items()
+        if value.ndim == 2
+    }
+    read = with_adapter(Model(params, {}, {}, ""), str(tmp_path)).params
+    model.load_lora_adapter(old, prefix=prefix.removesuffix(".") or None)
+    model.fuse_lora()
+    fused = model.state_dict()
+    changed = [name for name in fused if name.endswith(".base_layer.weight")]
+    assert 2 * len(changed) == len(old)
+    for name in changed:
+        path = f"denoiser/{name.replace('.base_layer.weight', '/kernel').replace('.', '/')}"
+        np.testing.assert_allclose(read[path].T, fused[name], atol=1e-5)
