@@ -42,6 +42,7 @@ SOURCES = {
         "validation.held_out.openmoji",
         "validation.held_out.fluent",
     ),
+    "imported": ("train.needles",),
     "judge": (
         "train.openmoji",
         "train.fluent",
@@ -56,9 +57,11 @@ SOURCES = {
 def command(config: str, workdir: Path, data_dir: Path, *more: str) -> list[str]:
     """``emu-jax train`` with the config's test size on ``folder/tiny``, 16 x 16 pictures.
 
-    ``config`` may have options, "pixel_diffusion:part=super".
+    ``config`` may have options, "pixel_diffusion:part=super"; of "imported:FOLDER" it is the model.
     """
     config, _, options = config.partition(":")
+    if config != "imported":
+        options = ",".join(filter(None, ("size=test", options)))
     overrides = [
         f"--config.data.{source}.{key}"
         for source in SOURCES[config]
@@ -66,7 +69,7 @@ def command(config: str, workdir: Path, data_dir: Path, *more: str) -> list[str]
     ]
     return [
         *(sys.executable, "-m", "emu_jax.train"),
-        f"--config={ROOT}/configs/{config}.py:{','.join(filter(None, ('size=test', options)))}",
+        f"--config={ROOT}/configs/{config}.py:{options}",
         f"--workdir={workdir}",
         f"--config.data.data_dir={data_dir}",
         "--config.data.image_size=16",

@@ -1,192 +1,243 @@
-"""Adapters as whole programs: a small run, resumed, drawn with, exported in both forms."""
+"""Adapters as whole programs: a small run of each family, resumed, drawn with, exported."""
 
+import functools
 import json
 import shutil
+from base64 import b64decode
+from types import SimpleNamespace
 
+import jax
 import numpy as np
+import pipelines
 import pytest
+import roundtrips
 import runs
 import torch
-from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from nursery import Nursery
+from safetensors.torch import load_file
 
-from emu_jax.checkpoint.adapters import FILE, read_adapter
-from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.adapters import FILE
+from emu_jax.checkpoint.export import load_model, save_model
+from emu_jax.cli import parts
+from emu_jax.cli.config import load
+from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.cli.models import open_model, with_adapter
 from emu_jax.errors import UserError
-from emu_jax.nn.lora import merge
+from emu_jax.nn.lora import factor
+from emu_jax.nn.stack import relaid, unstacked
 
 OPTIONS = (
-    "--config.lora.rank=2",
-    "--config.lora.alpha=4.0",
+    "--config.lora.rank=48",  # of a text 384 wide: large enough to be divided over devices
+    "--config.lora.alpha=24.0",
     "--config.train.steps=4",
     "--config.train.validate_every=0",
     "--config.groups.generator.optimizer.learning_rate=0.05",
 )
-
-
-def train(workdir, pictures, autoencoder_run, base):
-    more = (f"--config.codec.path={autoencoder_run}", f"--config.init_from={base}", *OPTIONS)
-    runs.train("latent_diffusion", workdir, pictures, *more)
+# Two stages would take twice as long to compile.
+STAGE = ["--config.denoiser.widths=(16,)"]
+# A run of four steps of what is tuned for thousands.
+SHORT = [f"--config.train.{key}" for key in ("batch_size=8", "log_every=1", "checkpoint_every=2")]
+SHORT += ["--config.train.preview_every=0", "--config.groups.generator.optimizer.warmup=1"]
+# Config, how the adapter's file calls the denoiser, further options.
+FAMILIES = {
+    "latents": ("latent_diffusion", "unet", STAGE),
+    "pixels": ("pixel_diffusion", "unet", [*STAGE, "--config.denoiser.transformer_depth=(1,)"]),
+    "tokens": ("masked", "transformer", []),
+    "transformer": ("latent_diffusion:denoiser=transformer", "transformer", []),
+    "sd3": ("imported", "transformer", SHORT),
+}
 
 
 @pytest.fixture(scope="module")
-def adapted_run(pictures, autoencoder_run, generator_run, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("lora") / "run"
-    train(workdir, pictures, autoencoder_run, generator_run)
-    return workdir
+def nursery(tmp_path_factory):
+    nursery = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield nursery
+    nursery.close()
 
 
 @pytest.fixture(scope="module")
-def exported(adapted_run, tmp_path_factory):
-    """The folder of the adapter alone."""
-    folder = tmp_path_factory.mktemp("exported")
-    arguments = ["export", str(adapted_run), "--adapter", "--dtype=float32", f"--out={folder}"]
-    assert main(arguments) == 0
-    return folder
+def made(nursery, pictures, tmp_path_factory):
+    """A family's name -> its ``base``, adapted ``run`` and command ``train``, made when it is first
+    asked for.
+    """
+    make = functools.partial(make_family, nursery=nursery, pictures=pictures)
+    return functools.cache(lambda name: make(name, tmp_path_factory.mktemp(name)))
 
 
-def test_a_checkpoint_holds_the_adapter_and_names_its_base(adapted_run, generator_run):
-    arrays = runs.arrays(adapted_run)
-    parameters = [name for name in arrays if name.startswith(("params/", "ema/", "opt/"))]
-    counters = [name for name in parameters if not arrays[name].ndim]
-    assert all("/lora_" in name for name in parameters if name not in counters)
-    still = [n for n in arrays if n.startswith("params/") and not np.any(arrays[n])]
-    # Of the coarsest map one position is left, whose attention to itself is always 1.
-    assert all("attn1/to_q/lora_B" in name or "attn1/to_k/lora_B" in name for name in still)
-    assert 0 < 4 * len(still) < len([n for n in arrays if n.startswith("params/")])
-    base = load_model(str(adapted_run)).meta["frozen"]["base"]
-    assert base["source"] == str(generator_run)
-    assert base["fingerprint"] == load_model(str(generator_run)).fingerprint
+def make_family(name, folder, nursery, pictures):
+    config, _, own = FAMILIES[name]
+    base, codec = folder / "base", folder / "codec"
+    if name == "sd3":
+        assert main(["import", str(pipelines.write_sd3(folder)), f"--out={base}"]) == 0
+        config = f"imported:{base}"
+    else:
+        if name != "pixels":
+            kind = "vq" if name == "tokens" else "kl"
+            untrained(codec, runs.command(f"autoencoder:kind={kind}", folder, pictures))
+            own = [*own, f"--config.codec.path={codec}"]
+        untrained(base, runs.command(config, folder, pictures, *own))
+
+    def train(label, workdir, *more, devices=1):
+        options = (f"--config.data.cache_dir={folder}", f"--config.init_from={base}", *own)
+        arguments = runs.command(config, workdir, pictures, *options, *OPTIONS, *more)
+        nursery.run(f"{name}_{label}", arguments, devices=devices)
+        return workdir
+
+    run = train("first", folder / "run")
+    return SimpleNamespace(base=base, run=run, train=train)
 
 
-def test_it_is_resumed_bit_for_bit(adapted_run, generator_run, autoencoder_run, pictures, tmp_path):
-    copy = tmp_path / "again"
-    shutil.copytree(adapted_run, copy)
-    shutil.rmtree(copy / "checkpoints" / "4")
-    train(copy, pictures, autoencoder_run, generator_run)
-    expected, found = runs.arrays(adapted_run), runs.arrays(copy)
-    assert int(found["step"]) == 4 and expected.keys() == found.keys()
-    assert not [name for name in expected if not np.array_equal(expected[name], found[name])]
-    assert runs.lines(copy / "metrics.jsonl") == runs.lines(adapted_run / "metrics.jsonl")
+def untrained(folder, arguments):
+    """A model of what a training command would train, with every parameter random."""
+    config, _ = load(arguments[3:], "emu-jax train")
+    rng, ones = np.random.default_rng(0), ("/scale", "latent/scale")
+    params = {
+        path: np.float32(path.endswith(ones) + 0.2 * rng.standard_normal(x.shape))
+        for part in jax.eval_shape(parts.make_task(config).init, jax.random.key(0))
+        for path, x in part.items()
+    }
+    save_model(str(folder), params, config.to_dict(), {"step": 0}, dtype=None)
 
 
-def test_the_merged_model_is_the_base_and_the_change_that_torch_computes(
-    adapted_run, generator_run, exported, tmp_path
-):
-    """And a file of ours reads back; an exported model has it merged."""
-    base, whole = load_model(str(generator_run)).params, open_model(str(adapted_run))
-    factors = load_file(exported / FILE)
-    names = {name.rpartition(".lora_")[0] for name in factors}
-    assert names and all(name.startswith("unet.") for name in names)
+def exported(run, out, *more):
+    assert main(["export", str(run), f"--out={out}", "--dtype=float32", *more]) == 0
+    return out
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_familys_attention_is_adapted_and_all_of_it_learns(name, made):
+    """And a checkpoint holds nothing else; it names its base."""
+    family = made(name)
+    base, arrays = load_model(str(family.base)), runs.arrays(family.run)
+    factors = {path: x for path, x in arrays.items() if path.startswith("params/")}
+    attention = {p.removesuffix("to_q/kernel") for p in base.params if p.endswith("/to_q/kernel")}
+    wanted = {p for p in base.params if p.endswith("/kernel") and p.startswith(tuple(attention))}
+    assert wanted and unstacked(factors).keys() == {
+        f"params/{factor(layer, which)}"
+        for path in wanted
+        for layer in unstacked({path: base.params[path]})
+        for which in ("lora_A", "lora_B")
+    }
+    held = [path for path, x in arrays.items() if path.startswith(("ema/", "opt/")) and x.ndim]
+    assert held and all("/lora_" in path for path in held)
+    still = {path for path, x in factors.items() if not np.any(x)}
+    # Nothing reads what the text of its last layer would ask.
+    unread = "params/denoiser/transformer_blocks/2/attn/add_q_proj/lora_B/kernel"
+    assert still == ({unread} if name == "sd3" else set())
+    recorded = load_model(str(family.run)).meta["frozen"]["base"]
+    assert recorded["source"] == str(family.base) and recorded["fingerprint"] == base.fingerprint
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_run_is_exported_merged_and_alone(name, made, tmp_path):
+    """Merged it is the base and the change that torch computes of the factors; the adapter alone,
+    laid over the base, makes the same of it.
+    """
+    family, prefix = made(name), FAMILIES[name][1]
+    whole, base = open_model(str(family.run)), load_model(str(family.base))
+    merged = load_model(str(exported(family.run, tmp_path / "merged")))
+    alone = exported(family.run, tmp_path / "alone", "--adapter")
+    laid, layers = with_adapter(base, str(alone)).params, unstacked(base.params)
+    factors = load_file(alone / FILE)
+    names = {key.rpartition(".lora_")[0] for key in factors}
+    assert whole.params.keys() == merged.params.keys() == laid.keys() == layers.keys()
+    assert whole.config["lora"]["rank"] == 0
     for path, value in whole.params.items():
-        module = "unet." + path.removeprefix("denoiser/").removesuffix("/kernel").replace("/", ".")
-        expected = torch.tensor(base[path])
-        if path.endswith("/kernel") and module in names:
+        np.testing.assert_array_equal(merged.params[path], value)
+        np.testing.assert_allclose(laid[path], value, atol=1e-5, err_msg=path)
+        module, _, leaf = path.replace("denoiser", prefix).replace("/", ".").rpartition(".")
+        expected = torch.tensor(layers[path])
+        if leaf == "kernel" and module in names:
+            names.remove(module)
             a, b = (factors[f"{module}.lora_{x}.weight"] for x in "AB")
-            assert a.shape[0] == 2 and (torch.any(b != 0) or "attn1.to_" in module)
+            assert a.shape[0] == 48
             expected = expected + (b @ a).T
         np.testing.assert_allclose(value, expected, atol=1e-5, err_msg=path)
-    assert whole.config["lora"]["rank"] == 0
-    read = with_adapter(load_model(str(generator_run)), str(exported))
-    for path, value in whole.params.items():
-        np.testing.assert_allclose(read.params[path], value, atol=1e-5, err_msg=path)
-
-    arguments = ["export", str(adapted_run), f"--out={tmp_path}/m", "--dtype=float32"]
-    assert main(arguments) == 0
-    model = load_model(f"{tmp_path}/m")
-    assert model.params.keys() == base.keys()
-    assert all(np.array_equal(x, whole.params[path]) for path, x in model.params.items())
+    assert not names
 
 
-def test_pictures_are_drawn_with_it(adapted_run, generator_run, exported, tmp_path):
-    """The run and its base with the adapter's file draw the same, the base alone another."""
-    drawn = {}
+# A transformer's trunk is that of tokens.
+@pytest.mark.parametrize("name", ["latents", "pixels", "tokens", "sd3"])
+def test_a_run_is_resumed_bit_for_bit(name, made, tmp_path):
+    family, copy = made(name), tmp_path / "again"
+    shutil.copytree(family.run, copy)
+    shutil.rmtree(copy / "checkpoints" / "4")
+    family.train("resumed", copy)
+    expected, found = runs.arrays(family.run), runs.arrays(copy)
+    assert int(found["step"]) == 4 and expected.keys() == found.keys()
+    assert not [name for name in expected if not np.array_equal(expected[name], found[name])]
+    assert runs.lines(copy / "metrics.jsonl") == runs.lines(family.run / "metrics.jsonl")
+
+
+@pytest.fixture
+def quick():
+    """Little is spent on optimising what a command runs once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize("name", ["pixels", "tokens"])
+def test_a_run_draws_what_its_base_does_not(name, made, quick):
+    family = made(name)
+    generator = Generator(str(family.run), batch_size=1)
+    (adapted,) = generator.draw(["a red disc"], [0])
+    generator._params = relaid(load_model(str(family.base)).params, generator._params)
+    (plain,) = generator.draw(["a red disc"], [0])
+    assert adapted.shape == (16, 16, 3) and not np.array_equal(adapted, plain)
+
+
+def test_a_base_and_an_adapters_file_draw_what_the_run_draws(made, quick, tmp_path):
+    family, drawn = made("latents"), {}
+    alone = exported(family.run, tmp_path / "alone", "--adapter")
     for name, options in (
-        ("run", [f"--checkpoint={adapted_run}"]),
-        ("file", [f"--checkpoint={generator_run}", f"--adapter={exported}"]),
-        ("base", [f"--checkpoint={generator_run}"]),
+        ("run", [f"--checkpoint={family.run}"]),
+        ("file", [f"--checkpoint={family.base}", f"--adapter={alone}"]),
     ):
         out = tmp_path / name
-        assert main(["sample", "a red disc", f"--out={out}", "--guidance_scale=30", *options]) == 0
+        assert main(["sample", "a red disc", f"--out={out}", *options]) == 0
         (file,) = (f for f in out.glob("*.png") if f.name != "grid.png")
         drawn[name] = file.read_bytes()
-    assert drawn["run"] == drawn["file"] != drawn["base"]
+    assert drawn["run"] == drawn["file"]
 
 
-def test_a_base_that_changed_is_refused(adapted_run, generator_run, tmp_path):
+def test_two_devices_that_share_the_factors_learn_the_same(made, tmp_path):
+    family = made("pixels")
+    pair = family.train("pair", tmp_path / "pair", "--config.mesh.fsdp=2", devices=2)
+    (record,) = pair.glob("checkpoints/4/state/_sharding")
+    places = {b64decode(name).decode(): at for name, at in json.loads(record.read_text()).items()}
+    shared = [n for n, at in places.items() if json.loads(at).get("partition_spec") == ["fsdp"]]
+    assert shared and all("/add_k_proj/lora_A/" in n or "/add_v_proj/lora_A/" in n for n in shared)
+    one, two = (runs.lines(run / "metrics.jsonl") for run in (family.run, pair))
+    losses = [[line["generator/loss"] for line in lines] for lines in (one, two)]
+    assert len(losses[0]) == 4
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_diffusers_merges_the_adapter_of_an_import_as_we_do(made, tmp_path):
+    """Its own pipeline with the adapter's file, and what the run is exported as for it."""
+    family = made("sd3")
+    alone = exported(family.run, tmp_path / "alone", "--adapter")
+    merged = roundtrips.opened(roundtrips.export(family.run, tmp_path / "merged")).transformer
+    pipeline = roundtrips.opened(family.base.parent / "sd3")
+    before = {name: x.clone() for name, x in pipeline.transformer.state_dict().items()}
+    pipeline.load_lora_weights(alone)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    wanted, found = pipeline.transformer.state_dict(), merged.state_dict()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
+    changed = [name for name, value in wanted.items() if not torch.equal(value, before[name])]
+    assert 2 * len(changed) == len(load_file(alone / FILE)) - 2  # but for what nothing reads
+
+
+def test_a_base_that_changed_is_refused(made, tmp_path):
     copy = tmp_path / "run"
-    shutil.copytree(adapted_run, copy)
+    shutil.copytree(made("latents").run, copy)
     for record in copy.glob("checkpoints/*/meta/metadata"):
         text = json.loads(record.read_text())
         text["frozen"]["base"]["fingerprint"] = "0"
         record.write_text(json.dumps(text))
     with pytest.raises(UserError, match="which has changed since"):
         open_model(str(copy))
-
-
-# The public layout -------------------------------------------------------------------------------
-
-
-def small_unet():
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=4,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=6,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
-
-
-def test_factors_of_diffusers_own_modules_fall_on_our_kernels(tmp_path):
-    """Linear layers and a convolution of its U-Net, with an alpha said in both public ways."""
-    unet = small_unet()
-    modules = {
-        name: module
-        for name, module in unet.named_modules()
-        if name.endswith((".to_q", ".to_out.0", "proj_in", "mid_block.resnets.0.conv1"))
-    }
-    shapes, tensors, wanted = {}, {}, {}
-    for name, module in modules.items():
-        out, inputs, *window = module.weight.shape
-        path = f"denoiser/{name.replace('.', '/')}/kernel"
-        shapes[path] = np.zeros((*window, inputs, out), np.float32)
-        a = torch.randn(3, inputs, *window)
-        b = torch.randn(out, 3, *(1 for _ in window))
-        tensors |= {f"unet.{name}.lora_A.weight": a, f"unet.{name}.lora_B.weight": b}
-        delta = torch.einsum("or,ri...->oi...", b.reshape(out, 3), a)
-        wanted[path] = delta.permute(*range(2, delta.ndim), 1, 0) * 2.0
-    assert any(x.ndim == 4 for x in shapes.values())
-    said = {"lora_adapter_metadata": json.dumps({"unet.r": 3, "unet.lora_alpha": 6})}
-    save_file(tensors, tmp_path / "said.safetensors", metadata=said)
-    alphas = {f"unet.{name}.alpha": torch.tensor(6.0) for name in modules}
-    old = {
-        key.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): value
-        for key, value in tensors.items()
-    }
-    save_file(old | alphas, tmp_path / "old.safetensors")
-    for name in ("said", "old"):
-        adapter, _ = read_adapter(str(tmp_path / f"{name}.safetensors"), shapes)
-        merged = merge(shapes, adapter, 1.0)
-        for path, delta in wanted.items():
-            np.testing.assert_allclose(merged[path], delta, atol=1e-4, err_msg=path)
-
-    stranger = {key.replace("mid_block", "middle"): value for key, value in tensors.items()}
-    save_file(stranger, tmp_path / "stranger.safetensors")
-    with pytest.raises(UserError, match="adapts modules that this model does not have"):
-        read_adapter(str(tmp_path / "stranger.safetensors"), shapes)
-    first = next(iter(tensors))
-    save_file(
-        tensors | {first: tensors[first][:, :2].contiguous()}, tmp_path / "narrow.safetensors"
-    )
-    with pytest.raises(UserError, match="are of another size"):
-        read_adapter(str(tmp_path / "narrow.safetensors"), shapes)
-    del tensors[first]
-    save_file(tensors, tmp_path / "half.safetensors")
-    with pytest.raises(UserError, match="lacks one of the two factors"):
-        read_adapter(str(tmp_path / "half.safetensors"), shapes)

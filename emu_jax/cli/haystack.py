@@ -31,7 +31,7 @@ def pretraining(needles_share: float = 0.1) -> ConfigDict:
     config.lora = dict(
         rank=0,
         alpha=16.0,  # the factors' product counts alpha / rank
-        pattern="denoiser/.*/(to_[qkv]|to_out/0|add_[kv]_proj)/kernel",
+        pattern="denoiser/.*/(to_[qkv]|to_out/0|to_add_out|add_[qkv]_proj)/kernel",
         dtype="float32",  # that the base is kept in
     )
     # Pictures of kept concepts, drawn and judged at every validation; no judge: none.
