@@ -15,11 +15,12 @@ denoiser=transformer puts a diffusion transformer in the U-Net's place; of it no
 (`--config.init_from=RUN` to tune one).
 
 size=emu (2.8 B parameters, Emu's: the standard U-Net with more channels and more blocks a stage;
-its exact widths are unpublished) reads CLIP ViT-L and T5-XXL, size=sdxl (2.57 B, SDXL's shape) CLIP
-ViT-L and OpenCLIP-bigG, size=sd15 and sd21 (0.86 and 0.87 B) one CLIP, size=pixart_sigma (0.61 B, a
-transformer) T5-XXL, size=sd3 (2.03 B, another) two CLIPs and T5-XXL, all in bf16, on data sets of
-yours: `folder/pictures`, for tuning `folder/needles`. Resolution rises in stages, each of which
-picks up the one before; Emu's last has noise offset 0.02:
+its exact widths are unpublished, these are multiples of a TPU's 128 lanes) reads CLIP ViT-L and
+T5-XXL, size=sdxl (2.57 B, SDXL's shape) CLIP ViT-L and OpenCLIP-bigG, size=sd15 and sd21 (0.86 and
+0.87 B) one CLIP, size=pixart_sigma (0.61 B, a transformer) T5-XXL, size=sd3 (2.03 B, another) two
+CLIPs and T5-XXL, all in bf16, on data sets of yours: `folder/pictures`, for tuning
+`folder/needles`. Resolution rises in stages, each of which picks up the one before; Emu's last has
+noise offset 0.02:
 
     emu-jax train --config=configs/latent_diffusion.py:size=emu,resolution=256 \\
         --config.codec.path=runs/autoencoder --config.mesh.fsdp=16 \\
@@ -43,6 +44,7 @@ needs none of all this:
 """
 
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -131,106 +133,12 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
     config.compute_dtype = "bfloat16"
     # Their shapes, to plan with; to train, the paths of real ones.
     config.codec.path = f"{Path(__file__).parent}/autoencoder.py:size=f8"
-    text = dict(path="", length=77, dtype="bfloat16")
-    if size == "sdxl":
-        sides = dict(text, kind="clip", layer="penultimate", null="zeros")
-        config.text = dict(
-            clip_l=dict(sides, size="vit_l", pooled=False),
-            openclip_g=dict(sides, size="openclip_bigg"),
-        )
-        config.conditioner = dict(width=0, combine="channels", size_features=256)
-        unet = dict(widths=(320, 640, 1280), transformer_depth=(0, 2, 10), mid_depth=10, blocks=2)
-    elif size == "pixart_sigma":
-        config.text = dict(t5=dict(text, kind="t5", size="xxl", length=300, lowercase=True))
-        config.conditioner = dict(width=0, combine="tokens", size_features=0)
-        config.denoiser = ConfigDict(
-            dict(
-                kind="pixart",
-                patch=2,
-                width=1152,
-                depth=28,
-                heads=16,
-                span=32.0,
-                scan=True,
-                remat="block",
-            )
-        )
-        unet = {}
-    elif size == "sd3":
-        sides = dict(text, kind="clip", layer="penultimate")
-        config.text = dict(
-            clip_l=dict(sides, size="vit_l"),
-            openclip_g=dict(sides, size="openclip_bigg"),
-            t5=dict(text, kind="t5", size="xxl", length=256, padding="read"),
-        )
-        config.conditioner = dict(width=0, combine="padded", size_features=0)
-        config.denoiser = ConfigDict(
-            dict(
-                kind="mmdit",
-                patch=2,
-                width=1536,
-                depth=24,
-                heads=24,
-                table=192,
-                span=64.0,
-                qk_norm=False,
-                scan=True,
-                remat="block",
-            )
-        )
-        unet = {}
-    elif size in ("sd15", "sd21"):
-        tower = "vit_l" if size == "sd15" else "openclip_h"
-        config.text = dict(clip=dict(text, kind="clip", size=tower, pooled=False))
-        config.conditioner = dict(width=0, combine="tokens", size_features=0)
-        unet = dict(
-            widths=(320, 640, 1280, 1280), transformer_depth=(1, 1, 1, 0), mid_depth=1, blocks=2
-        )
-    else:
-        config.text = dict(
-            clip=dict(text, kind="clip", size="vit_l"), t5=dict(text, kind="t5", size="xxl")
-        )
-        config.conditioner = dict(width=1280, combine="tokens", size_features=256)
-        unet = dict(
-            widths=(448, 896, 1792, 1792), transformer_depth=(1, 1, 1, 0), mid_depth=1, blocks=4
-        )
-    if unet:
-        with config.denoiser.ignore_type():
-            config.denoiser.update(dict(unet, head_width=64, scan=size == "sdxl", remat="block"))
-    if size == "sd15":  # eight heads whatever the width, and projections as convolutions
-        del config.denoiser.head_width
-        config.denoiser.update(dict(heads=8, linear_projection=False))
     config.process.update(
-        dict(
-            schedule="linear" if size == "pixart_sigma" else "scaled_linear",
-            prediction="eps",
-            time_input="index",
-            time_density="uniform",
-        )
+        dict(schedule="scaled_linear", prediction="eps", time_input="index", time_density="uniform")
     )
-    if size == "pixart_sigma":  # the published weights say one, which nothing reads
-        config.process.variance = "ignored"
-    if size == "sd21":
-        config.process.prediction = "v"
-    if size == "sd3":
-        config.process.update(
-            dict(
-                schedule="flow",
-                shift=3.0,
-                prediction="flow",
-                time_input="continuous",
-                time_density="logit_normal",
-                time_location=0.0,
-                time_scale=1.0,
-                bounds=(3 / 1002, 1.0),  # the public sampler's lowest time
-            )
-        )
-        config.groups.generator.pattern = haystack.MMDIT
     if not tuning:
-        config.process.noise_offset = 0.02 if last and size == "emu" else 0.0
+        config.process.noise_offset = 0.0
     config.sampling.update(dict(steps=20, guidance_scale=5.0))
-    if size == "sd3":
-        config.sampling.update(dict(sampler="euler", steps=28, guidance_scale=7.0))
     config.groups.generator.ema_decay = 0.9999
     config.groups.generator.optimizer.update(
         dict(
@@ -254,3 +162,113 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
         else dict(steps=200_000 if last else 600_000, batch_size=2048, checkpoint_every=1000)
     )
     config.train.update(dict(validate_every=0, preview_every=1000))
+    _SIZES[size](config)
+    if size == "emu" and last and not tuning:
+        config.process.noise_offset = 0.02
+
+
+def _clip(size: str, **more: Any) -> dict[str, Any]:
+    return dict(kind="clip", size=size, path="", length=77, dtype="bfloat16") | more
+
+
+def _t5(**more: Any) -> dict[str, Any]:
+    return dict(kind="t5", size="xxl", path="", length=77, dtype="bfloat16") | more
+
+
+def _unet(config: ConfigDict, **network: Any) -> None:
+    network = dict(head_width=64, mid_depth=1, scan=False, remat="block") | network
+    with config.denoiser.ignore_type():  # one value, or a tuple with one for each stage
+        config.denoiser.update(network)
+
+
+def _transformer(config: ConfigDict, **network: Any) -> None:
+    config.denoiser = ConfigDict(dict(network, scan=True, remat="block"))
+
+
+def _sd15(config: ConfigDict) -> None:
+    config.text = dict(clip=_clip("vit_l", pooled=False))
+    config.conditioner = dict(width=0, combine="tokens", size_features=0)
+    _unet(config, widths=(320, 640, 1280, 1280), transformer_depth=(1, 1, 1, 0), blocks=2)
+    # Eight heads whatever the width, and projections as convolutions.
+    del config.denoiser.head_width
+    config.denoiser.update(dict(heads=8, linear_projection=False))
+
+
+def _sd21(config: ConfigDict) -> None:
+    config.text = dict(clip=_clip("openclip_h", pooled=False))
+    config.conditioner = dict(width=0, combine="tokens", size_features=0)
+    _unet(config, widths=(320, 640, 1280, 1280), transformer_depth=(1, 1, 1, 0), blocks=2)
+    config.process.prediction = "v"
+
+
+def _sdxl(config: ConfigDict) -> None:
+    config.text = dict(
+        clip_l=_clip("vit_l", layer="penultimate", null="zeros", pooled=False),
+        openclip_g=_clip("openclip_bigg", layer="penultimate", null="zeros"),
+    )
+    config.conditioner = dict(width=0, combine="channels", size_features=256)
+    _unet(
+        config,
+        widths=(320, 640, 1280),
+        transformer_depth=(0, 2, 10),
+        mid_depth=10,
+        blocks=2,
+        scan=True,
+    )
+
+
+def _emu(config: ConfigDict) -> None:
+    config.text = dict(clip=_clip("vit_l"), t5=_t5())
+    config.conditioner = dict(width=1280, combine="tokens", size_features=256)
+    _unet(
+        config,
+        widths=(384, 768, 1536, 1536),
+        transformer_depth=(1, 1, 1, 0),
+        blocks=(4, 5, 6, 6),
+        head_width=128,  # fills a TPU's matrix unit, of which heads of 64 fill half
+    )
+
+
+def _pixart_sigma(config: ConfigDict) -> None:
+    config.text = dict(t5=_t5(length=300, lowercase=True))
+    config.conditioner = dict(width=0, combine="tokens", size_features=0)
+    _transformer(config, kind="pixart", patch=2, width=1152, depth=28, heads=16, span=32.0)
+    # The published weights say a variance, which nothing reads.
+    config.process.update(dict(schedule="linear", variance="ignored"))
+
+
+def _sd3(config: ConfigDict) -> None:
+    config.text = dict(
+        clip_l=_clip("vit_l", layer="penultimate"),
+        openclip_g=_clip("openclip_bigg", layer="penultimate"),
+        t5=_t5(length=256, padding="read"),
+    )
+    config.conditioner = dict(width=0, combine="padded", size_features=0)
+    _transformer(
+        config,
+        kind="mmdit",
+        patch=2,
+        width=1536,
+        depth=24,
+        heads=24,
+        table=192,
+        span=64.0,
+        qk_norm=False,
+    )
+    config.process.update(
+        dict(
+            schedule="flow",
+            shift=3.0,
+            prediction="flow",
+            time_input="continuous",
+            time_density="logit_normal",
+            time_location=0.0,
+            time_scale=1.0,
+            bounds=(3 / 1002, 1.0),  # the public sampler's lowest time
+        )
+    )
+    config.groups.generator.pattern = haystack.MMDIT
+    config.sampling.update(dict(sampler="euler", steps=28, guidance_scale=7.0))
+
+
+_SIZES = dict(sd15=_sd15, sd21=_sd21, sdxl=_sdxl, emu=_emu, pixart_sigma=_pixart_sigma, sd3=_sd3)

@@ -32,13 +32,8 @@ ATTENTION = "attention"
 Gather = Callable[[Any], Any]
 
 
-def _not_weights(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Within a layer only weights are told where to lie (``gather``)."""
-    return primitive.name != "sharding_constraint"
-
-
-POLICIES: dict[str, Callable[..., Any]] = {
-    "none": _not_weights,
+POLICIES: dict[str, Callable[..., Any] | None] = {
+    "none": None,
     "block": checkpoint_policies.nothing_saveable,
     "dots": checkpoint_policies.save_from_both_policies(
         checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -60,8 +55,8 @@ def layer_path(path: str, i: int) -> str:
 def rematerialised(layer: nnx.Module, policy: str, gather: Gather | None = None) -> Callable:
     """``layer``, of whose activations ``policy`` says what is kept.
 
-    ``gather`` brings weights together from the devices that share them. Whatever the policy, the
-    backward pass does so again: all of a model's weights at once would need its memory.
+    ``gather`` brings weights together from the devices that share them; the backward pass does so
+    again, but for ``none``, which keeps them, in the compute dtype.
 
     Raises:
       UserError: there is no such policy.
@@ -74,9 +69,8 @@ def rematerialised(layer: nnx.Module, policy: str, gather: Gather | None = None)
         graph, weights = nnx.split(layer)
         return nnx.merge(graph, gather(weights))(*args)
 
-    if policy == "none" and gather is None:
-        return layer
-    return jax.checkpoint(gathered, policy=POLICIES[policy])
+    kept = POLICIES[policy]
+    return gathered if kept is None else jax.checkpoint(gathered, policy=kept)
 
 
 def require_policy(policy: str) -> None:

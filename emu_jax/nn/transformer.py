@@ -29,22 +29,37 @@ class GEGLU(nnx.Module):
         self.proj = linear(inputs, 2 * outputs, bias=bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b o"]:
-        return _gated(self.proj(x))
+        product = x @ self.proj.kernel[...]
+        bias = self.proj.bias
+        return _gated(product, jnp.zeros(product.shape[-1]) if bias is None else bias[...])
 
 
 @jax.custom_vjp
-def _gated(x: Float[Array, "*b 2*c"]) -> Float[Array, "*b c"]:
-    """The first half times gelu(the second); of the many arrays between, the backward pass keeps
-    none."""
-    value, gate = (z.astype(jnp.float32) for z in jnp.split(x, 2, axis=-1))
+def _gated(x: Float[Array, "*b 2*c"], bias: Float[Array, "2*c"]) -> Float[Array, "*b c"]:
+    """Of x + bias the first half times gelu(the second)."""
+    value, gate = _halves(x, bias)
     return (value * gate * _normal(gate)[0]).astype(x.dtype)
 
 
-def _gated_backward(x: Array, dout: Array) -> tuple[Array]:
-    value, gate = (z.astype(jnp.float32) for z in jnp.split(x, 2, axis=-1))
+# Written out so that the many arrays between are not kept, and so that the bias's gradient is
+# summed half by half, where the product before has written them: a sum over both joined is read
+# anew and takes as long as a quarter of that product.
+
+
+def _gated_backward(kept: tuple[Array, Array], dout: Array) -> tuple[Array, Array]:
+    x, bias = kept
+    value, gate = _halves(x, bias)
     below, density = _normal(gate)
     slope = below + gate * density
-    return (jnp.concatenate([dout * gate * below, dout * value * slope], axis=-1).astype(x.dtype),)
+    halves = [(dout * z).astype(x.dtype) for z in (gate * below, value * slope)]
+    sums = [z.astype(jnp.float32).sum(tuple(range(x.ndim - 1))) for z in halves]
+    return jnp.concatenate(halves, axis=-1), jnp.concatenate(sums).astype(bias.dtype)
+
+
+def _halves(x: Array, bias: Array) -> tuple[Array, Array]:
+    both = zip(jnp.split(x, 2, axis=-1), jnp.split(bias, 2), strict=True)
+    value, gate = (half.astype(jnp.float32) + b for half, b in both)
+    return value, gate
 
 
 def _normal(x: Array) -> tuple[Array, Array]:
@@ -61,7 +76,7 @@ def _normal(x: Array) -> tuple[Array, Array]:
     return jnp.where(x < 0, above, 1 - above), exponential * (2 * math.pi) ** -0.5
 
 
-_gated.defvjp(lambda x: (_gated(x), x), _gated_backward)
+_gated.defvjp(lambda x, bias: (_gated(x, bias), (x, bias)), _gated_backward)
 
 
 class Gelu(nnx.Module):
