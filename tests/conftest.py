@@ -1,11 +1,23 @@
-"""Every test runs on the CPU; a child process that a test starts inherits the same."""
+"""Every test runs on the CPU; a child process that a test starts inherits the same.
 
+Tests compile the same small programs again and again: each is compiled once, and then read from a
+folder that the run's processes share and the first of them takes away.
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # silences a warning in forked readers
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    programs = tempfile.mkdtemp(prefix="emu_jax-programs-")
+    atexit.register(shutil.rmtree, programs, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 

@@ -31,7 +31,7 @@ class Nursery:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=runs.environment(1, folder / "cache") | {"PYTHONPATH": path},
+            env=runs.environment(1) | {"PYTHONPATH": path},
         )
 
     def start(self, name: str, command: list[str], processes: int = 1, devices: int = 1):

@@ -113,7 +113,7 @@ def test_a_wrong_argument_is_named(arguments, words, refused, monkeypatch):
 
 def test_the_process_prints_no_more_than_the_sentence(train, tmp_path):
     command = [sys.executable, "-m", "emu_jax.cli.main", *train("--config.data.imgae_size=8")]
-    result = runs.run(command, runs.environment(1, tmp_path / "cache"))
+    result = runs.run(command, runs.environment(1))
     assert result.returncode == 2
     assert "did you mean --config.data.image_size?" in sentence(result.stderr)
     assert not result.stdout
@@ -138,7 +138,7 @@ def test_a_selection_by_a_column_that_is_not_there_is_named(refused, train):
 
 def test_a_batch_that_devices_cannot_share_is_named(train, tmp_path):
     command = [sys.executable, "-m", "emu_jax.cli.main", *train()]
-    result = runs.run(command, runs.environment(3, tmp_path / "cache"))
+    result = runs.run(command, runs.environment(3))
     assert result.returncode == 2
     assert "A batch of 8 does not divide over 3 devices" in sentence(result.stderr)
 
@@ -172,7 +172,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(train, run_copy, tmp_path):
     limit = max(path.stat().st_size for path in run_copy.glob("metrics.jsonl")) + 8192
     result = subprocess.run(
         command,
-        env=runs.environment(1, tmp_path / "none") | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+        env=runs.environment(1) | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
         capture_output=True,
         text=True,
         timeout=600,

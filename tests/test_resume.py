@@ -18,7 +18,7 @@ def autoencoder(pictures, tmp_path_factory):
     """The run of a small autoencoder, the codec of the generator below."""
     workdir = tmp_path_factory.mktemp("codec")
     arguments = runs.command("autoencoder", workdir, pictures, "--config.train.steps=2")
-    result = runs.run(arguments, runs.environment(1, tmp_path_factory.mktemp("codec_cache")))
+    result = runs.run(arguments, runs.environment(1))
     assert result.returncode == 0, result.stderr
     return workdir
 
@@ -39,7 +39,7 @@ def test_a_killed_run_equals_the_unbroken_one(config, devices, pictures, tmp_pat
         more.append(f"--config.mesh.fsdp={devices // 2}")
     if config == "latent_diffusion":
         more.append(f"--config.codec.path={request.getfixturevalue('autoencoder')}")
-    env = runs.environment(devices, tmp_path / "cache")
+    env = runs.environment(devices)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
 
     result = runs.run(runs.command(config, whole, pictures, *more), env)
@@ -75,7 +75,7 @@ def test_eight_devices_learn_what_one_learns(pictures, autoencoder, tmp_path):
             more.append("--config.mesh.fsdp=4")
         workdir = tmp_path / str(devices)
         arguments = runs.command("latent_diffusion", workdir, pictures, *more)
-        result = runs.run(arguments, runs.environment(devices, tmp_path / f"cache{devices}"))
+        result = runs.run(arguments, runs.environment(devices))
         assert result.returncode == 0, result.stderr
         losses[devices] = [
             line["generator/loss"]

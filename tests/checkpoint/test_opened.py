@@ -44,7 +44,7 @@ print("all read")
 
 
 def test_arrays_come_into_their_shards_from_either_kind_of_folder(tmp_path):
-    env = runs.environment(8, tmp_path / "cache")
+    env = runs.environment(8)
     result = runs.run([sys.executable, "-c", PROGRAM, str(tmp_path)], env)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("all read\n")

@@ -95,7 +95,7 @@ def test_the_number_of_devices_does_not_change_a_picture(drawn, generator_run, t
     out = tmp_path / "out"
     command = [sys.executable, "-m", "emu_jax.cli.main", "sample", *PROMPTS, *SETTINGS]
     command += ["--checkpoint", str(generator_run), "--out", str(out)]
-    result = runs.run(command, runs.environment(8, tmp_path / "cache"))
+    result = runs.run(command, runs.environment(8))
     assert result.returncode == 0, result.stderr
     assert levels(pictures(out), pictures(drawn)) <= 1
 
