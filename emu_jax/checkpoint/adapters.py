@@ -95,7 +95,7 @@ def read_adapter(path: str, shapes: Mapping[str, Any]) -> tuple[dict[str, np.nda
             continue
         rank = down.shape[0]
         if alpha is None:
-            alpha = said.get(network, lambda rank: rank)(rank)
+            alpha = said.get(network, rank)
         a, b = factor(kernel, DOWN), factor(kernel, UP)
         adapter[a] = from_layout(a, down.astype(np.float32))
         adapter[b] = from_layout(b, up.astype(np.float32)) * np.float32(alpha / rank)
@@ -124,8 +124,8 @@ def _modules(file: str, tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str
         yield module, (found[ends[0]], found[ends[1]], alpha)
 
 
-def _said(file: epath.Path) -> dict[str, Any]:
-    """Network ("": the only one) -> its alpha as a function of rank, where there is one said."""
+def _said(file: epath.Path) -> dict[str, float]:
+    """Network ("": the only one) -> its alpha, where there is one said."""
     if file.name == _PEFT:
         beside = file.parent / _PEFT_CONFIG
         if not beside.exists():
@@ -137,7 +137,7 @@ def _said(file: epath.Path) -> dict[str, Any]:
     for name, value in settings.items():
         network, _, key = name.rpartition(".")
         if key == "lora_alpha":
-            said[network] = lambda rank, alpha=float(value): alpha
+            said[network] = float(value)
         elif key in ("alpha_pattern", "use_rslora", "use_dora") and value:
             raise UserError(f"{file} says {name}, which is not supported: merge it where it is.")
     return said
