@@ -228,6 +228,7 @@ def write_amused(folder: Path) -> Path:
     text = folder / "amused_text_encoder"
     encoder = encoders.clip_text(text, projection=True)
     _limit(text)
+    torch.manual_seed(0)  # whatever was drawn before
     vq = shaken(VQModel(**VQ), 0.1)
     with torch.no_grad():  # near enough to one another that pictures have all codes
         vq.quantize.embedding.weight.mul_(3)
