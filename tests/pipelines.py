@@ -226,9 +226,9 @@ def write(name: str, folder: Path) -> Path:
 def write_amused(folder: Path) -> Path:
     """An AmusedPipeline that draws 10 x 10 pixels as 5 x 5 tokens, in ``folder`` / "amused"."""
     text = folder / "amused_text_encoder"
+    torch.manual_seed(0)  # networks are drawn before they are shaken
     encoder = encoders.clip_text(text, projection=True)
     _limit(text)
-    torch.manual_seed(0)  # whatever was drawn before
     vq = shaken(VQModel(**VQ), 0.1)
     with torch.no_grad():  # near enough to one another that pictures have all codes
         vq.quantize.embedding.weight.mul_(3)
