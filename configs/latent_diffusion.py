@@ -137,7 +137,7 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
         dict(schedule="scaled_linear", prediction="eps", time_input="index", time_density="uniform")
     )
     if not tuning:
-        config.process.noise_offset = 0.0
+        config.process.noise_offset = 0.02 if last and size == "emu" else 0.0
     config.sampling.update(dict(steps=20, guidance_scale=5.0))
     config.groups.generator.ema_decay = 0.9999
     config.groups.generator.optimizer.update(
@@ -163,8 +163,6 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
     )
     config.train.update(dict(validate_every=0, preview_every=1000))
     _SIZES[size](config)
-    if size == "emu" and last and not tuning:
-        config.process.noise_offset = 0.02
 
 
 def _clip(size: str, **more: Any) -> dict[str, Any]:

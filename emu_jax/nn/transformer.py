@@ -43,7 +43,7 @@ def _gated(x: Float[Array, "*b 2*c"], bias: Float[Array, "2*c"]) -> Float[Array,
 
 # Written out so that the many arrays between are not kept, and so that the bias's gradient is
 # summed half by half, where the product before has written them: a sum over both joined is read
-# anew and takes as long as a quarter of that product.
+# anew, and takes as long as that product.
 
 
 def _gated_backward(kept: tuple[Array, Array], dout: Array) -> tuple[Array, Array]:
