@@ -2,7 +2,7 @@
 
 A denoiser of either kind becomes parameters under ``denoiser/`` and its constructor's arguments, an
 autoencoder a model of its own. On the way out everything that the public class cannot say is
-refused by a ``prepare_...`` function, and what that returns only writes.
+refused by a ``prepare_...`` function, before anything is written.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,8 +50,6 @@ _FROM_OTHERS = ("in_channels", "out_channels", "vector_width", "codes", "level")
 _ASIDE = ("kind", "scan", "remat")
 LATENT_SHIFT, LATENT_SCALE = "latent/shift", "latent/scale"
 CODEBOOK = "codebook/embedding"
-
-Write = Callable[[Path], None]
 
 
 class Parts(Protocol):
@@ -102,6 +100,17 @@ class Imported:
     sections: dict[str, Any]
     params: Lazy
     source: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part on its way out: its config.json and its tensors, in diffusers' keys."""
+
+    config: dict[str, Any]
+    tensors: Lazy
+
+    def write(self, folder: Path) -> None:
+        write_component(folder, self.config, self.tensors)
 
 
 @dataclass(frozen=True)
@@ -202,8 +211,8 @@ def denoiser_of(config: Mapping[str, Any]) -> Denoiser:
     raise UserError(f"A public denoiser is {names}; this one is a {kind}.")
 
 
-def prepare_denoiser(model: Model, side: int, conditioner: Mapping[str, Any]) -> Write:
-    """A function that writes the denoiser to a folder."""
+def prepare_denoiser(model: Model, side: int, conditioner: Mapping[str, Any]) -> Component:
+    """The denoiser."""
     kind = denoiser_of(model.config)
     section = {k: v for k, v in model.config["denoiser"].items() if k not in _ASIDE}
     params = _under("denoiser", model.params)
@@ -224,7 +233,7 @@ def prepare_denoiser(model: Model, side: int, conditioner: Mapping[str, Any]) ->
     meaning = kind.public.arguments
     config |= dict(sample_size=side)
     config = as_it_came(model, kind.folder, config, meaning, meaning(config))
-    return lambda folder: write_component(folder, config, to_tensors(params))
+    return Component(config, to_tensors(params))
 
 
 def _under(prefix: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,15 +246,15 @@ def codec_class(model: Model) -> str:
     return vq.CLASS if model.config.get("quantizer", {}).get("codes") else autoencoder.CLASS
 
 
-def prepare_autoencoder(model: Model, side: int) -> Write:
-    """A function that writes an autoencoding model of either class to a folder."""
+def prepare_autoencoder(model: Model, side: int) -> Component:
+    """An autoencoding model of either class."""
     config, params = model.config, model.params
     network = _under("autoencoder", params)
     if codec_class(model) == vq.CLASS:
         public = vq.to_config(config, side)
         public = as_it_came(model, "vqvae", public, vq.sections, vq.sections(public))
         tensors = to_tensors({**network, vq.BOOK: params[CODEBOOK]})
-        return lambda folder: write_component(folder, public, tensors)
+        return Component(public, tensors)
     arguments = {**config["autoencoder"], "latent_channels": config["latent_channels"]}
     shift, scale = (np.asarray(params[name], np.float32) for name in (LATENT_SHIFT, LATENT_SCALE))
     public = autoencoder.to_config(arguments, shift, scale, side)
@@ -256,7 +265,7 @@ def prepare_autoencoder(model: Model, side: int) -> Write:
         ]
 
     public = as_it_came(model, "vae", public, meaning, meaning(public))
-    return lambda folder: write_component(folder, public, to_tensors(network))
+    return Component(public, to_tensors(network))
 
 
 def export_text_encoder(folder: Path, name: str, out: Path) -> None:

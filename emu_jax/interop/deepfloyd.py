@@ -169,11 +169,11 @@ def export_pixels(model: Model, out: Path) -> str:
         noise[_NOISING] = as_it_came(model, _NOISING, own, meaning, steps)
     if config["process"].get("variance", "fixed") == "fixed":
         model = replace(model, params=_with_variance(model.params))
-    write_denoiser = prepare_denoiser(model, config["data"]["image_size"], config["conditioner"])
+    denoiser = prepare_denoiser(model, config["data"]["image_size"], config["conditioner"])
 
     ((_, options),) = config["text"].items()
     export_text_encoder(find_folder(options["path"]), "text_encoder", out)
-    write_denoiser(out / UNET.folder)
+    denoiser.write(out / UNET.folder)
     for name, content in noise.items():
         write_json(out / name / SCHEDULER, content)
     write_json(out / INDEX, _index(kind, noise))

@@ -28,7 +28,7 @@ CONFIG, DIFFUSERS, TRANSFORMERS = "config.json", "diffusion_pytorch_model", "mod
 INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 # What readers of these files look for to know whose tensors they hold.
-_METADATA = {"format": "pt"}
+METADATA = {"format": "pt"}
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def write_component(
     """A component's config.json and one safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{stem}.safetensors"
-    write_safetensors(str(file), watched(tensors, folder.name), _METADATA)
+    write_safetensors(str(file), watched(tensors, folder.name), METADATA)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

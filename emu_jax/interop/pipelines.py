@@ -6,6 +6,7 @@ The config names them by absolute path. Pipelines of pixels are :mod:`emu_jax.in
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from emu_jax.interop.components import (
     PIXART,
     UNET,
     UVIT,
+    Component,
     Imported,
     Parts,
     as_it_came,
@@ -176,26 +178,45 @@ def _text_sections(
 # Out ---------------------------------------------------------------------------------------------
 
 
-def export_pipeline(model: Model, codec: Model, out: Path) -> str:
-    """Writes a generator on a codec's latents or tokens as a pipeline, whose class is returned.
-    Everything that the public classes cannot say is refused before anything is written.
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline on its way out.
+
+    ``kind`` is its class, ``index`` model_index.json, ``noise`` the scheduler's config. Networks
+    go by the folder they come to lie in, and so do text encoders, of which the folder is known
+    that they lie in now.
     """
+
+    kind: str
+    index: Mapping[str, Any]
+    noise: Mapping[str, Any]
+    networks: Mapping[str, Component]
+    encoders: Mapping[str, Path]
+
+    def write(self, out: Path) -> None:
+        for name, folder in self.encoders.items():
+            export_text_encoder(folder, name, out)
+        for name, network in self.networks.items():
+            network.write(out / name)
+        write_json(out / "scheduler" / SCHEDULER, self.noise)
+        write_json(out / INDEX, self.index)
+
+
+def prepare_pipeline(model: Model, codec: Model) -> Pipeline:
+    """A generator on a codec's latents or tokens, which is refused where the public classes cannot
+    say all of it."""
     config = model.config
     kind = pipeline_of(config)
     noise = _scheduler(kind, model)
     side = config["data"]["image_size"]
-    write_codec = prepare_autoencoder(codec, side)
-    write_denoiser = prepare_denoiser(model, side // _factor(codec), config["conditioner"])
-
+    factor = 2 ** (len(codec.config["autoencoder"]["widths"]) - 1)
+    networks = {
+        "vqvae" if kind == AMUSED else "vae": prepare_autoencoder(codec, side),
+        denoiser_of(config).folder: prepare_denoiser(model, side // factor, config["conditioner"]),
+    }
     folders = [find_folder(section["path"]) for _, section in sorted(config["text"].items())]
-    names = _encoders(kind)
-    for folder, name in zip(folders, names, strict=True):
-        export_text_encoder(folder, name, out)
-    write_codec(out / ("vqvae" if kind == AMUSED else "vae"))
-    write_denoiser(out / denoiser_of(config).folder)
-    write_json(out / "scheduler" / SCHEDULER, noise)
-    write_json(out / INDEX, _index(kind, noise, codec, config))
-    return kind
+    encoders = dict(zip(_encoders(kind), folders, strict=True))
+    return Pipeline(kind, _index(kind, noise, codec, config), noise, networks, encoders)
 
 
 def pipeline_of(config: Mapping[str, Any]) -> str:
@@ -281,10 +302,6 @@ def _scheduler(kind: str, model: Model) -> dict[str, Any]:
             {key: sampling.get(key) for key in ("sampler", "spacing", "threshold")},
         ),
     )
-
-
-def _factor(codec: Model) -> int:
-    return 2 ** (len(codec.config["autoencoder"]["widths"]) - 1)
 
 
 def _index(

@@ -1,14 +1,13 @@
 """Single files in the layout that Stable Diffusion 1.5 and XL base were first published in, read as
-if they were diffusers' folders.
+if they were diffusers' folders, and written.
 
 Such a file holds the denoiser, the autoencoder and the text encoders under prefixes and in keys of
-its own: blocks are counted through (``input_blocks.7.1``) instead of by stage and layer, attention
-in the autoencoder is 1 x 1 convolutions, and OpenCLIP has queries, keys and values in one matrix.
-Configs, noise and tokenizers are not in it: the first two are the family's, as published.
+its own (:mod:`emu_jax.interop.original_keys`). Configs, noise and tokenizers are not in it: the
+first two are the family's, as published.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,24 +18,42 @@ import numpy as np
 
 from emu_jax.checkpoint.huggingface import find_folder
 from emu_jax.checkpoint.lazy import Lazy
-from emu_jax.checkpoint.safetensors_io import open_safetensors
+from emu_jax.checkpoint.safetensors_io import open_safetensors, write_safetensors
 from emu_jax.errors import UserError
-from emu_jax.interop.files import CONFIG, DIFFUSERS, open_pickle, read_json
-from emu_jax.interop.single_file_families import PREFIXES, Family, family_of
+from emu_jax.interop import autoencoder, schedulers, unet
+from emu_jax.interop.configs import plain
+from emu_jax.interop.files import (
+    CONFIG,
+    DIFFUSERS,
+    METADATA,
+    TRANSFORMERS,
+    open_pickle,
+    open_weights,
+    read_json,
+    renamed,
+    together,
+    watched,
+)
+from emu_jax.interop.original_keys import Keys, autoencoder_places, openclip_places, unet_places
+from emu_jax.interop.pipelines import Pipeline
+from emu_jax.interop.single_file_families import PREFIXES, Family, family_for, family_of
 from emu_jax.nn.torch_layout import torch_paths
-from emu_jax.text.clip import text_network, tower_key
+from emu_jax.text.clip import text_config, text_network, tower_key
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _TOKENIZER = "tokenizer_config.json"
 # Padding of the two tokenizers, whose vocabulary is one.
 _PAD = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}
 # Of a training run or a sampler, and of no effect on the networks.
-_ASIDE = re.compile(
+ASIDE = re.compile(
     r"model_ema\..*|denoiser\.sigmas|betas|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod"
     r"(_prev)?|posterior_.*|lvlb_weights|logvar|.*\.position_ids|.*\.embedders\.1\.model\.logit_scale"
 )
-# What a key becomes: new key -> what is done to the tensor.
-Pieces = dict[str, Callable[[np.ndarray], np.ndarray]]
+# Of a text encoder's config, what its network is made by.
+_TEXT = (
+    *("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers"),
+    *("num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,15 +81,15 @@ class SingleFile:
           UserError: a tensor that is there twice, or lacks its average.
         """
         del stem
-        prefix = self.family.prefixes[name]
+        prefix, keys = self.family.prefixes[name], keys_of(name, self.family.settings[name])
         found: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {}
         for key in self.tensors:
-            if not key.startswith(prefix) or _ASIDE.fullmatch(key):
+            if not key.startswith(prefix) or ASIDE.fullmatch(key):
                 continue
             kept = averaged_key(key) if self.averaged and name == "unet" else key
             if kept not in self.tensors:
                 raise UserError(f"{self.file} has no average of {key}.")
-            for new, fit in self._pieces(name, key.removeprefix(prefix)).items():
+            for new, fit in keys.pieces(key.removeprefix(prefix)).items():
                 if new in found:
                     raise UserError(f"{self.file} holds {new} twice, as {found[new][0]} and {key}.")
                 found[new] = kept, fit
@@ -88,14 +105,6 @@ class SingleFile:
             return np.ascontiguousarray(fit(self.tensors[key]))
 
         return Lazy({new: shape(*place) for new, place in found.items()}, read)
-
-    def _pieces(self, name: str, key: str) -> Pieces:
-        settings = self.family.settings[name]
-        if name == "unet":
-            return {unet_key(key, settings["layers_per_block"]): _same}
-        if name == "vae":
-            return autoencoder_pieces(key, len(settings["block_out_channels"]))
-        return {key: _same} if name == "text_encoder" else openclip_pieces(key)
 
     def copy_tokenizer(self, name: str, target: Path) -> None:
         from transformers import CLIPTokenizer  # takes seconds
@@ -124,7 +133,7 @@ def parts_of(file: Path, tensors: Lazy, tokenizer: str, variant: str = "") -> Si
     strange = [
         key
         for key in tensors
-        if not key.startswith(tuple(family.prefixes.values())) and not _ASIDE.fullmatch(key)
+        if not key.startswith(tuple(family.prefixes.values())) and not ASIDE.fullmatch(key)
     ]
     if strange:
         names = ", ".join(sorted(strange)[:8])
@@ -146,6 +155,12 @@ def parts_of(file: Path, tensors: Lazy, tokenizer: str, variant: str = "") -> Si
     return source
 
 
+def keys_of(name: str, settings: Mapping[str, Any]) -> Keys:
+    """Of a part with that config.json; a first text encoder is spelt alike in both layouts."""
+    places = dict(unet=unet_places, vae=autoencoder_places, text_encoder_2=openclip_places)
+    return Keys(places[name](settings) if name in places else ())
+
+
 def averaged_key(key: str) -> str:
     """Where the running average of a denoiser's tensor is kept."""
     return "model_ema." + key.removeprefix("model.").replace(".", "")
@@ -164,88 +179,64 @@ def _check_text(source: SingleFile, name: str) -> None:
         raise UserError(f"{source.where(name)}: {error}") from None
 
 
-# Keys --------------------------------------------------------------------------------------------
-
-_LAYERS = {
-    **{f"time_embed.{2 * i}": f"time_embedding.linear_{i + 1}" for i in range(2)},
-    **{f"label_emb.0.{2 * i}": f"add_embedding.linear_{i + 1}" for i in range(2)},
-    **{"input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out"},
-}
-_RESIDUAL = {
-    **{"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj"},
-    **{"out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "conv_shortcut"},
-}
-_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-_OPENCLIP = {
-    **{"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj"},
-    **{"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"},
-}
-_OPENCLIP_EMBEDDINGS = {
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-}
+# Out ---------------------------------------------------------------------------------------------
 
 
-def unet_key(key: str, layers: int) -> str:
-    """A denoiser's key. A stage has ``layers`` blocks and one of resampling on its way down, and on
-    its way up one more block, the last of which resamples; unknown keys stay as they are.
+def write_single_file(pipeline: Pipeline, file: Path) -> None:
+    """All parts of a pipeline as one file in the original layout; without configs, noise and
+    tokenizers, for which it has no place.
+
+    Raises:
+      UserError: a pipeline that a reader, who takes what is not in the file from the family's
+        published folder, would take for another. Nothing has been written then.
     """
-    module, _, leaf = key.rpartition(".")
-    if module in _LAYERS:
-        return f"{_LAYERS[module]}.{leaf}"
-    if found := re.fullmatch(r"middle_block\.([012])\.(.+)", module):
-        i, rest = int(found[1]), found[2]
-        place = "mid_block.attentions.0" if i == 1 else f"mid_block.resnets.{i // 2}"
-    elif found := re.fullmatch(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)", module):
-        side, rest = {"input": "down", "output": "up"}[found[1]], found[4]
-        stage, layer = divmod(int(found[2]) - (side == "down"), layers + 1)
-        if rest in ("op", "conv"):
-            return f"{side}_blocks.{stage}.{side}samplers.0.conv.{leaf}"
-        kind = "resnets" if found[3] == "0" else "attentions"
-        place = f"{side}_blocks.{stage}.{kind}.{layer}"
-    else:
-        return key
-    return f"{place}.{_RESIDUAL.get(rest, rest)}.{leaf}"
+    family = family_for(pipeline.kind)
+    encoders = {name: pipeline.encoders[name] for name in family.text_encoders}
+    _require_published(pipeline, family)
+    parts = []
+    for name, prefix in family.prefixes.items():
+        if name in encoders:
+            tensors = _text_tensors(encoders[name])
+        else:
+            tensors = pipeline.networks[name].tensors
+        original = keys_of(name, family.settings[name]).originals(tensors)
+        parts.append(renamed(original, partial(str.__add__, prefix)))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(str(file), watched(together(*parts), file.name), METADATA)
 
 
-def autoencoder_pieces(key: str, stages: int) -> Pieces:
-    """An autoencoder's tensor. Its stages on the way up are counted from the finest one."""
-    if found := re.fullmatch(r"(encoder|decoder)\.mid\.attn_1\.(\w+)\.(\w+)", key):
-        name = _ATTENTION.get(found[2], found[2])
-        return {f"{found[1]}.mid_block.attentions.0.{name}.{found[3]}": _dense}
-    key = re.sub(r"\.mid\.block_(\d)", lambda m: f".mid_block.resnets.{int(m[1]) - 1}", key)
-    key = re.sub(r"\.down\.(\d)", r".down_blocks.\1", key)
-    key = re.sub(r"\.up\.(\d)", lambda m: f".up_blocks.{stages - 1 - int(m[1])}", key)
-    key = re.sub(r"\.(down|up)sample\.", r".\1samplers.0.", key)
-    key = key.replace(".norm_out.", ".conv_norm_out.").replace("nin_shortcut", "conv_shortcut")
-    return {key.replace(".block.", ".resnets."): _same}
+def _text_tensors(folder: Path) -> Lazy:
+    """A text encoder's tensors in today's keys, without constants that old files hold."""
+    tensors = open_weights(folder, TRANSFORMERS)
+    names = {name: key for key in tensors if (name := tower_key("text", key))}
+    shapes = {name: tensors.shapes[key] for name, key in names.items()}
+    return Lazy(shapes, lambda name: tensors[names[name]])
 
 
-def openclip_pieces(key: str) -> Pieces:
-    """An OpenCLIP text tower's tensor, of which attention's fused one becomes three."""
-    if key == "text_projection":
-        return {"text_projection.weight": np.transpose}
-    if key in _OPENCLIP_EMBEDDINGS:
-        return {_OPENCLIP_EMBEDDINGS[key]: _same}
-    key = re.sub(r"^ln_final\.", "text_model.final_layer_norm.", key)
-    if not (found := re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)", key)):
-        return {key: _same}
-    layer, rest, leaf = f"text_model.encoder.layers.{found[1]}", found[2], found[3]
-    if rest == "attn.in_proj":
-        names = (f"{layer}.self_attn.{x}_proj.{leaf}" for x in "qkv")
-        return {name: partial(_third, i) for i, name in enumerate(names)}
-    return {f"{layer}.{_OPENCLIP.get(rest, rest)}.{leaf}": _same}
+def _require_published(pipeline: Pipeline, family: Family) -> None:
+    def vae(config: Mapping[str, Any]) -> dict[str, Any]:
+        figures = dict(zip(("shift", "scale"), autoencoder.latent_figures(config), strict=True))
+        return autoencoder.arguments(config) | {k: v.tolist() for k, v in figures.items()}
 
+    def compare(part: str, own: Mapping[str, Any], published: Mapping[str, Any]) -> None:
+        for key, value in published.items():
+            if plain(own.get(key)) != plain(value):
+                raise UserError(
+                    f"A single file has no place for settings, so its readers take those of "
+                    f"{family.name}, whose {part} has {key} = {value!r} and not {own.get(key)!r}: "
+                    "export with --format=diffusers."
+                )
 
-def _same(x: np.ndarray) -> np.ndarray:
-    return x
-
-
-def _dense(x: np.ndarray) -> np.ndarray:
-    """A 1 x 1 convolution's kernel as a dense layer's."""
-    return x[:, :, 0, 0] if x.shape[2:] == (1, 1) else x
-
-
-def _third(i: int, x: np.ndarray) -> np.ndarray:
-    size = len(x) // 3
-    return x[i * size : (i + 1) * size]
+    networks, published = pipeline.networks, family.settings
+    compare("unet", unet.arguments(networks["unet"].config), unet.arguments(published["unet"]))
+    compare("vae", vae(networks["vae"].config), vae(published["vae"]))
+    compare(
+        "scheduler",
+        schedulers.process(pipeline.noise),
+        schedulers.process(published["scheduler"]),
+    )
+    zeros = {"force_zeros_for_empty_prompt"} & published[""].keys()
+    compare("pipeline", pipeline.index, {key: published[""][key] for key in zeros})
+    for name in family.text_encoders:
+        own = text_config(pipeline.encoders[name])
+        compare(name, own, {key: published[name][key] for key in _TEXT})

@@ -131,3 +131,18 @@ def family_of(file: Path, shapes: Mapping[str, Any]) -> Family:
             )
         return family
     raise UserError(f"{file} holds no text encoder that is known here; {known}.")
+
+
+def family_for(pipeline: str) -> Family:
+    """The family of a class of pipelines.
+
+    Raises:
+      UserError: there is none.
+    """
+    for family in (SDXL, SD15):
+        if family.settings[""]["_class_name"] == pipeline:
+            return family
+    raise UserError(
+        f"Single files are written of {SD15.name} and {SDXL.name}: this is a {pipeline}, so "
+        "export it with --format=diffusers."
+    )

@@ -31,7 +31,7 @@ from emu_jax.cli.parts import make_task
 from emu_jax.interop import autoencoder, deepfloyd, pixart, sd3, unet, uvit, vq
 from emu_jax.interop import single_file_families as families
 from emu_jax.interop.components import Imported, import_autoencoder, import_vq
-from emu_jax.interop.single_file import parts_of
+from emu_jax.interop.single_file import keys_of, parts_of
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.functional import Network
 from emu_jax.nn.mmdit import MMDiT
@@ -424,5 +424,12 @@ def test_every_tensor_of_a_single_file_has_a_home(name, tmp_path):
     for part, state in wanted.items():
         own = {key: x.shape for key, x in parts.weights(part).shapes.items()}
         assert own == {key: tuple(x.shape) for key, x in state.items()}, part
+        # And back: every key of the file but the constants.
+        back = keys_of(part, settings[part]).originals(parts.weights(part)).shapes
+        prefix = family.prefixes[part]
+        found = {prefix + key: x.shape for key, x in back.items()}
+        assert found.items() <= keys.items()
+        aside = ("position_ids", "logit_scale")
+        assert found.keys() == {k for k in keys if k.startswith(prefix) and not k.endswith(aside)}
     assert len(torch_paths(parts.weights("unet").shapes, unet_shapes(name))) == len(wanted["unet"])
     import_autoencoder(parts, "vae")  # refuses what does not fit

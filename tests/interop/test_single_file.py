@@ -1,8 +1,10 @@
-"""Single files in the original layout are what diffusers' own converters make of them."""
+"""Single files in the original layout are what diffusers' own converters make of them, and what is
+written is what was read."""
 
 import json
 from dataclasses import replace
 
+import diffusers
 import numpy as np
 import original_layout
 import pipelines
@@ -16,9 +18,11 @@ from emu_jax.checkpoint.export import load_model
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import single_file_families as families
-from emu_jax.interop.single_file import open_single_file
+from emu_jax.interop.pipelines import prepare_pipeline
+from emu_jax.interop.single_file import ASIDE, open_single_file, write_single_file
 
 PARTS = ("unet", "vae")
+NETWORKS = tuple(families.PREFIXES.values())
 
 
 @pytest.fixture(scope="module", params=["SD15", "SDXL"])
@@ -95,6 +99,60 @@ def test_a_file_becomes_what_the_converted_folder_becomes(small, tmp_path):
         assert a["input_ids"] == b["input_ids"]
 
 
+def test_a_file_comes_back_bit_by_bit_and_opens_in_diffusers(small, tmp_path):
+    """From the file, and from the folder that it was converted to."""
+    family, file, converted = small
+    wanted = safetensors.torch.load_file(file)
+    left_out = {key for key in wanted if ASIDE.fullmatch(key)}
+    assert 0 < len(left_out) < 20 and not any(key.startswith(NETWORKS) for key in left_out)
+    for source, more in ((file, [tokenizer_of(converted)]), (converted, [])):
+        ours, back = tmp_path / source.stem, tmp_path / f"{source.stem}_back.safetensors"
+        assert main(["import", str(source), f"--out={ours}", *more]) == 0
+        assert main(["export", str(ours), f"--out={back}", "--format=single_file"]) == 0
+        found = safetensors.torch.load_file(back)
+        assert found.keys() == wanted.keys() - left_out
+        assert all(torch.equal(found[key], wanted[key]) for key in found)
+    kind = getattr(diffusers, family.settings[""]["_class_name"])
+    opened = kind.from_single_file(str(back), config=str(converted), local_files_only=True)
+    reference = DiffusionPipeline.from_pretrained(converted, safety_checker=None)
+    for part in [*PARTS, *family.text_encoders]:
+        a, b = (getattr(pipeline, part).state_dict() for pipeline in (opened, reference))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    half = tmp_path / "half.safetensors"
+    options = ["--format=single_file", "--dtype=float16"]
+    assert main(["export", str(ours), f"--out={half}", *options]) == 0
+    found = safetensors.torch.load_file(half)
+    assert all(
+        torch.equal(x, wanted[key].half() if key.startswith(NETWORKS) else wanted[key])
+        for key, x in found.items()
+    )
+
+
+@pytest.mark.parametrize("made", ["SD15"], indirect=True)
+def test_what_a_file_cannot_say_is_refused_and_nothing_is_written(small, tmp_path, monkeypatch):
+    family, _, converted = small
+    ours, out = tmp_path / "ours", tmp_path / "back.safetensors"
+    assert main(["import", str(converted), f"--out={ours}"]) == 0
+    model, codec = load_model(str(ours)), load_model(str(ours / "codec"))
+
+    def published(part, **settings):
+        changed = {**family.settings, part: family.settings[part] | settings}
+        monkeypatch.setattr(families, "SD15", replace(family, settings=changed))
+
+    for part, settings, words in (
+        ("unet", dict(norm_num_groups=4), "unet has groups = 4 and not 32"),
+        ("vae", dict(scaling_factor=0.25), r"vae has scale = \[4.0, 4.0, 4.0, 4.0\] and not"),
+        ("scheduler", dict(prediction_type="v_prediction"), "prediction = 'v' and not 'eps'"),
+        ("text_encoder", dict(hidden_act="relu"), "text_encoder has hidden_act = 'relu'"),
+    ):
+        published(part, **settings)
+        with pytest.raises(UserError, match=f"{words}.*--format=diffusers"):
+            write_single_file(prepare_pipeline(model, codec), out)
+    with pytest.raises(UserError, match=r"written of Stable .* this is a AmusedPipeline"):
+        families.family_for("AmusedPipeline")
+    assert not out.exists()
+
+
 def test_of_two_denoisers_one_is_asked_for(small, tmp_path):
     family, file, converted = small
     tensors = safetensors.torch.load_file(file)
@@ -169,6 +227,8 @@ def test_what_the_command_line_says(small, tmp_path, capsys):
     assert main(["import", str(pickle), out, tokenizer_of(converted)]) == 2
     assert "is a pickle, which may hold code" in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
+    assert main(["export", str(converted), out, "--format=single_file"]) == 2
+    assert f"needs a file, {out}.safetensors" in capsys.readouterr().err
     tokenizer = str(converted / "tokenizer")
     old = open_single_file(pickle, tokenizer, pickle=True).weights("vae")
     new = open_single_file(file, tokenizer).weights("vae")
