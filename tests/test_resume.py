@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import runs
 
-STEPS = 24
+STEPS = 16
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def autoencoder(pictures, tmp_path_factory):
 )
 def test_a_killed_run_equals_the_unbroken_one(config, devices, pictures, tmp_path, request):
     more = [f"--config.train.steps={STEPS}", "--config.train.validate_every=8"]
+    more.append("--config.train.checkpoint_every=4")
     if devices > 1:
         more.append(f"--config.mesh.fsdp={devices // 2}")
     if config == "latent_diffusion":
