@@ -50,11 +50,7 @@ class Keys:
         return {names[0]: np.transpose if key == "text_projection" else partial(_dense, key)}
 
     def originals(self, tensors: Lazy) -> Lazy:
-        """The inverse: our tensors in the original layout.
-
-        Raises:
-          KeyError: a third is missing of a fused tensor.
-        """
+        """The inverse: our tensors, of a fused one all thirds, in the original layout."""
         sources: dict[str, list[str]] = {}
         for key in tensors:
             place, below = _place(key, self._original)

@@ -151,7 +151,7 @@ def parts_of(file: Path, tensors: Lazy, tokenizer: str, variant: str = "") -> Si
     read_json(folder / _TOKENIZER)
     source = SingleFile(file, tensors, family, folder, variant == "ema")
     for name in family.text_encoders:
-        _check_text(source, name)
+        _check_text(source.where(name), name, source.settings(name), source.weights(name))
     return source
 
 
@@ -166,17 +166,13 @@ def averaged_key(key: str) -> str:
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
-def _check_text(source: SingleFile, name: str) -> None:
-    settings = source.settings(name)
+def _check_text(where: str, name: str, settings: Mapping[str, Any], tensors: Lazy) -> None:
     projection = settings["projection_dim"] if name == "text_encoder_2" else None
-    found = source.weights(name).shapes
+    found = {tower_key("text", key) or key: shape for key, shape in tensors.shapes.items()}
     try:
-        torch_paths(
-            {tower_key("text", key) or key: shape for key, shape in found.items()},
-            text_network(settings, projection).shapes(),
-        )
+        torch_paths(found, text_network(settings, projection).shapes())
     except UserError as error:
-        raise UserError(f"{source.where(name)}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 # Out ---------------------------------------------------------------------------------------------
@@ -197,6 +193,7 @@ def write_single_file(pipeline: Pipeline, file: Path) -> None:
     for name, prefix in family.prefixes.items():
         if name in encoders:
             tensors = _text_tensors(encoders[name])
+            _check_text(str(encoders[name]), name, family.settings[name], tensors)
         else:
             tensors = pipeline.networks[name].tensors
         original = keys_of(name, family.settings[name]).originals(tensors)
@@ -219,11 +216,12 @@ def _require_published(pipeline: Pipeline, family: Family) -> None:
         return autoencoder.arguments(config) | {k: v.tolist() for k, v in figures.items()}
 
     def compare(part: str, own: Mapping[str, Any], published: Mapping[str, Any]) -> None:
-        for key, value in published.items():
-            if plain(own.get(key)) != plain(value):
+        for key in sorted({*own, *published}):
+            value, found = (plain(settings.get(key)) for settings in (published, own))
+            if found != value:
                 raise UserError(
                     f"A single file has no place for settings, so its readers take those of "
-                    f"{family.name}, whose {part} has {key} = {value!r} and not {own.get(key)!r}: "
+                    f"{family.name}, whose {part} has {key} = {value!r} and not {found!r}: "
                     "export with --format=diffusers."
                 )
 
@@ -235,8 +233,9 @@ def _require_published(pipeline: Pipeline, family: Family) -> None:
         schedulers.process(pipeline.noise),
         schedulers.process(published["scheduler"]),
     )
-    zeros = {"force_zeros_for_empty_prompt"} & published[""].keys()
-    compare("pipeline", pipeline.index, {key: published[""][key] for key in zeros})
+    zeros = "force_zeros_for_empty_prompt"
+    indices = (pipeline.index, published[""])
+    compare("pipeline", *({zeros: index.get(zeros)} for index in indices))
     for name in family.text_encoders:
-        own = text_config(pipeline.encoders[name])
-        compare(name, own, {key: published[name][key] for key in _TEXT})
+        configs = (text_config(pipeline.encoders[name]), published[name])
+        compare(name, *({key: config[key] for key in _TEXT} for config in configs))

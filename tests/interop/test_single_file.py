@@ -139,6 +139,21 @@ def test_what_a_file_cannot_say_is_refused_and_nothing_is_written(small, tmp_pat
         changed = {**family.settings, part: family.settings[part] | settings}
         monkeypatch.setattr(families, "SD15", replace(family, settings=changed))
 
+    weights = ours / "text_encoder/model.safetensors"
+    whole = safetensors.torch.load_file(weights)
+    lacking = {key: x for key, x in whole.items() if not key.endswith("layers.0.mlp.fc1.bias")}
+    safetensors.torch.save_file(lacking, weights)
+    with pytest.raises(UserError, match=r"text_encoder: .* lack keys .*layers.0.mlp.fc1.bias"):
+        write_single_file(prepare_pipeline(model, codec), out)
+    safetensors.torch.save_file(whole, weights)
+
+    own = prepare_pipeline(model, codec)
+    scaled = own.networks["unet"].config | dict(resnet_out_scale_factor=2.0)
+    scaled |= dict(mid_block_scale_factor=2.0)
+    networks = {**own.networks, "unet": replace(own.networks["unet"], config=scaled)}
+    with pytest.raises(UserError, match=r"unet has output_scale_factor = None and not 2.0"):
+        write_single_file(replace(own, networks=networks), out)
+
     for part, settings, words in (
         ("unet", dict(norm_num_groups=4), "unet has groups = 4 and not 32"),
         ("vae", dict(scaling_factor=0.25), r"vae has scale = \[4.0, 4.0, 4.0, 4.0\] and not"),
