@@ -32,6 +32,15 @@ def _numpy_seed():
     np.random.seed(0)
 
 
+@pytest.fixture(scope="module")
+def quick():
+    """Of modules that run whole programs (``runs.quick``)."""
+    import runs
+
+    with runs.quick():
+        yield
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
     """The data_dir of a small ``folder/tiny``, captioned pictures, built by the real command."""

@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Compiling is most of what is left of such a run's time.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 class Nursery:
@@ -26,13 +24,14 @@ class Nursery:
 
         self.folder = folder
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=runs.environment(1) | {"PYTHONPATH": path},
-        )
+        with runs.quick():
+            self._process = subprocess.Popen(
+                [sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=runs.environment(1) | {"PYTHONPATH": path},
+            )
 
     def start(self, name: str, command: list[str], processes: int = 1, devices: int = 1):
         """The process ids of a training command; of several, the first is the coordinator."""
@@ -41,7 +40,7 @@ class Nursery:
             address = f"localhost:{free.getsockname()[1]}"
         pids = []
         for index in range(processes):
-            env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}"}
+            env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
             if processes > 1:
                 env["JAX_COORDINATOR_ADDRESS"] = address
                 env |= {"JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(index)}

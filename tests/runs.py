@@ -6,8 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
+import jax
 import numpy as np
 
 from emu_jax.checkpoint.manager import Checkpoints
@@ -78,11 +81,26 @@ def command(config: str, workdir: Path, data_dir: Path, *more: str) -> list[str]
     ]
 
 
+@contextmanager
+def quick():
+    """Programs compiled meanwhile, here and in child processes, are hardly optimised: most of a
+    small run's time is compiling. What they compute is the same but for rounding.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    with mock.patch.dict(os.environ, JAX_DISABLE_MOST_OPTIMIZATIONS="1"):
+        jax.config.update("jax_disable_most_optimizations", True)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_disable_most_optimizations", before)
+
+
 def train(config: str, workdir: Path, data_dir: Path, *more: str) -> None:
     """Runs :func:`command` in this process."""
     from emu_jax.cli.main import main
 
-    assert main(["train", *command(config, workdir, data_dir, *more)[3:]]) == 0
+    with quick():
+        assert main(["train", *command(config, workdir, data_dir, *more)[3:]]) == 0
 
 
 def environment(devices: int) -> dict[str, str]:

@@ -14,6 +14,8 @@ import runs
 
 from emu_jax.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 def sentence(stderr: str) -> str:
     """The one line on stderr beside those of progress."""

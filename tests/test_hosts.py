@@ -13,6 +13,8 @@ import pytest
 import runs
 from nursery import Nursery
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 STEPS = 12
 PICTURES = 24  # in folder/tiny
 

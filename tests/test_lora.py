@@ -28,6 +28,8 @@ from emu_jax.errors import UserError
 from emu_jax.nn.lora import factor
 from emu_jax.nn.stack import relaid, unstacked
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 OPTIONS = (
     "--config.lora.rank=48",  # of a text 384 wide: large enough to be divided over devices
     "--config.lora.alpha=24.0",
@@ -171,16 +173,8 @@ def test_a_run_is_resumed_bit_for_bit(name, made, tmp_path):
     assert runs.lines(copy / "metrics.jsonl") == runs.lines(family.run / "metrics.jsonl")
 
 
-@pytest.fixture
-def quick():
-    """Little is spent on optimising what a command runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("name", ["pixels", "tokens"])
-def test_a_run_draws_what_its_base_does_not(name, made, quick):
+def test_a_run_draws_what_its_base_does_not(name, made):
     family = made(name)
     generator = Generator(str(family.run), batch_size=1)
     (adapted,) = generator.draw(["a red disc"], [0])
@@ -189,7 +183,7 @@ def test_a_run_draws_what_its_base_does_not(name, made, quick):
     assert adapted.shape == (16, 16, 3) and not np.array_equal(adapted, plain)
 
 
-def test_a_base_and_an_adapters_file_draw_what_the_run_draws(made, quick, tmp_path):
+def test_a_base_and_an_adapters_file_draw_what_the_run_draws(made, tmp_path):
     family, drawn = made("latents"), {}
     alone = exported(family.run, tmp_path / "alone", "--adapter")
     for name, options in (

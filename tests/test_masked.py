@@ -25,6 +25,8 @@ from emu_jax.errors import UserError
 from emu_jax.tasks.base import to_unit_range
 from emu_jax.tasks.codecs import CODEBOOK
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 # A rate so high, and so many codes revived, that four steps leave their traces.
 VQ = (
     "--config.train.steps=4",

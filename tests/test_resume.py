@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import runs
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 STEPS = 16
 
 

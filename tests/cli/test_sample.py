@@ -11,6 +11,8 @@ from PIL import Image
 from emu_jax.cli.main import main
 from emu_jax.cli.sample import read_prompts
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 PROMPTS = ("a red disc", "blue ball", "a green disc")
 # So drawn, a picture depends on both: after two steps a hardly trained denoiser leaves no trace of
 # the noise, and guidance makes the text count.
