@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import runs
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 STEPS = 16
 
 
