@@ -84,7 +84,7 @@ def defaults() -> ConfigDict:
             init_skip="",
             # Bit-exact runs on GPU at some cost in speed; CPU and TPU are exact without.
             deterministic=True,
-            # How attention is computed: auto (by device), xla, splash (TPUs) or cudnn (GPUs).
+            # How attention is computed: auto (by device), xla, flash (TPUs) or cudnn (GPUs).
             attention="auto",
             mesh=dict(data=-1, fsdp=1, slices=1),
             train=dict(

@@ -8,7 +8,7 @@ from emu_jax.errors import UserError
 from emu_jax.planning.chips import CHIPS
 from emu_jax.planning.cost import module_of, part_of, spent, totals
 from emu_jax.planning.hlo import read_program
-from emu_jax.planning.kernels import Work, work_of
+from emu_jax.planning.kernels import work_of
 
 CHIP = CHIPS["v5e"]
 CYCLES = 'backend_config={"estimated_cycles":"1500"}'  # a microsecond at 1.5 GHz
@@ -36,10 +36,9 @@ TEXT = f"""HloModule m
   ROOT %kept = f32[8,8]{{1,0}} select(%p.3, %moment), metadata={{op_name="jit(step)/jit(_where)/select_n"}}
 }}
 
-ENTRY %main (a: bf16[2,4,512,64]) -> bf16[8,8] {{
-  %a = bf16[2,4,64,512]{{3,2,1,0}} parameter(0)
-  %mask = s8[1,4,4]{{2,1,0}} constant({{...}})
-  %attention = bf16[2,4,64,512]{{3,2,1,0}} custom-call(%mask, %a, %a, %a), custom_call_target="tpu_custom_call", metadata={{op_name="jit(step)/jvp()/splash_mha_fwd/pallas_call"}}
+ENTRY %main (a: bf16[2,512,256]) -> bf16[8,8] {{
+  %a = bf16[2,512,256]{{2,1,0}} parameter(0)
+  %attention = bf16[2,512,256]{{2,1,0}} custom-call(%a, %a, %a), custom_call_target="tpu_custom_call", metadata={{op_name="jit(step)/jvp(attention_64_of_4x512x512x64_forward)/pallas_call"}}
   %f1 = bf16[8,8]{{1,0}} fusion(%a), calls=%product, metadata={{op_name="jit(step)/transpose(jvp())/dot_general"}}, {CYCLES}
   %f2 = bf16[8,8]{{1,0}} fusion(%f1), calls=%convolved, metadata={{op_name="jit(step)/jvp()/tanh"}}, {CYCLES}
   %f3 = bf16[8,8]{{0,1}} fusion(%f2), calls=%moved, {CYCLES}
@@ -114,20 +113,27 @@ def test_modules(stack, module):
     assert module_of(tuple((f"/home/me/{file}", name) for file, name in calls)) == module
 
 
-def test_attentions_kernels_come_to_the_flops_of_plain_attention():
-    q, k = ("bf16", (2, 4, 64, 512)), ("bf16", (2, 4, 64, 77))
-    product = 2 * 2 * 4 * 512 * 77 * 64
+@pytest.mark.parametrize(("heads", "d", "lanes"), [(5, 40, 64), (4, 64, 64), (2, 128, 128)])
+def test_attentions_kernels_come_to_the_flops_of_plain_attention(heads, d, lanes):
+    columns = -(-heads * lanes // 128) * 128
+    q, k = ("bf16", (2, 640, columns)), ("bf16", (2, 128, columns))
+    name = f"jit(f)/jvp(attention_{lanes}_of_{heads}x600x77x{d}"
+    works = [work_of(f"{name}_{kind})/pallas_call", [q, k, k]) for kind in ("forward", "backward")]
+    executed, product = 2 * 2 * 640 * 128 * columns, 2 * 2 * heads * 600 * 77 * d
+    assert [work.flops / executed for work in works] == [2, 5]
+    assert sum(work.model_flops for work in works) == 6 * product
+    assert {work.head_width for work in works} == {lanes}
 
-    def works(*names: str) -> list[Work]:
-        given = [("s8", (1, 4, 4)), q, k, k]
-        return [work_of(f"jit(f)/{name}_no_residuals/pallas_call", given) for name in names]
 
-    one = works("one_pass/splash_mha_fwd", "one_pass/splash_mha_dkv")
-    two = works(*(f"two_pass/splash_mha_{kernel}" for kernel in ("fwd", "dq", "dkv")))
-    assert [work.flops / product for work in one] == [2, 5]
-    assert [work.flops / product for work in two] == [2, 3, 4]
-    for works_of_both in (one, two):
-        assert sum(work.model_flops for work in works_of_both) == 6 * product
-    assert {work.head_width for work in one + two} == {64}
+def test_queries_in_parts_are_together_no_more_than_at_once():
+    k = ("bf16", (2, 128, 128))
+    name = "attention_64_of_2x600x128x64_backward"
+    parts = [work_of(name, [("bf16", (2, rows, 128)), k, k]) for rows in (256, 256, 128)]
+    whole = work_of(name, [("bf16", (2, 640, 128)), k, k])
+    assert sum(part.flops for part in parts) == whole.flops
+    assert sum(part.model_flops for part in parts) == pytest.approx(whole.model_flops)
+
+
+def test_an_unknown_kernel_is_refused():
     with pytest.raises(UserError, match="what the kernel 'fused_norm' computes"):
-        work_of("fused_norm", [q])
+        work_of("fused_norm", [("bf16", (2, 4, 64))])

@@ -53,7 +53,7 @@ ENTRY %main (a: f32[8,8]) -> f32[8,8] {
   %init = (s32[], f32[8,8]{1,0}) tuple(%moved, %a)
   %kernel = (bf16[2,4]{1,0}, f32[]) custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": 128}"
-}}, metadata={op_name="jit(f)/splash_mha_fwd"}
+}}, metadata={op_name="jit(f)/attention_forward"}
   %while.1 = (s32[], f32[8,8]{1,0}) while(%init), condition=%cond, body=%body, backend_config={KNOWN}
   ROOT %got = f32[8,8]{1,0} get-tuple-element(%while.1), index=1
 }
@@ -88,7 +88,7 @@ def test_what_an_instruction_says_of_itself():
     assert act.calls == {"calls": ("fused",)}
     assert [i.name for i in read.inside(act)] == ["p0", "tanh.1"]
     assert kernel.target == "tpu_custom_call"
-    assert kernel.op_name == "jit(f)/splash_mha_fwd"  # behind a break in the line
+    assert kernel.op_name == "jit(f)/attention_forward"  # behind a break in the line
     assert kernel.shapes == [("bf16", (2, 4)), ("f32", ())]
     assert read.by_name["out"].root and not act.root
 
