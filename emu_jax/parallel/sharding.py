@@ -20,22 +20,29 @@ from emu_jax.parallel.mesh import AXES
 
 # Gathering an array this small costs more than keeping it everywhere.
 SMALL = 2**14
+# Of the last axes, counted from the end.
+_TILE = {-1: 128, -2: 8}
 
 
 def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The PartitionSpec of the array called ``path``.
 
-    Its largest dimension that the ``fsdp`` axis divides; of equal ones the last, which is the
-    output features of a kernel. The layer axis of a scanned stack is never divided: each layer's
-    step of the loop would have to fetch the whole of it. Arrays under 2**14 elements are
-    replicated.
+    Its largest dimension that the ``fsdp`` axis divides into whole tiles of a TPU's memory (128 of
+    the last, 8 of the one before), else the largest that it divides; of equal ones the first. A
+    kernel in parts of other sizes is stored the other way round and copied at every use. The layer
+    axis of a scanned stack is never divided: each layer's step of the loop would have to fetch the
+    whole of it. Arrays under 2**14 elements are replicated.
     """
     size = mesh.shape["fsdp"]
     first = 1 if is_scanned(path) else 0
     divisible = [axis for axis in range(first, len(shape)) if shape[axis] % size == 0]
     if size == 1 or not divisible or np.prod(shape) < SMALL:
         return P()
-    chosen = max(divisible, key=lambda axis: (shape[axis], axis))
+
+    def tiled(axis: int) -> bool:
+        return shape[axis] // size % _TILE.get(axis - len(shape), 1) == 0
+
+    chosen = max(divisible, key=lambda axis: (tiled(axis), shape[axis], -axis))
     return P(*(None,) * chosen, "fsdp")
 
 

@@ -23,10 +23,13 @@ def abstract_mesh(data: int, fsdp: int):
 @pytest.mark.parametrize(
     ("path", "shape", "spec"),
     [
-        ("denoiser/attn/to_q/kernel", (320, 320), P(None, "fsdp")),  # Equal: the output features.
-        ("denoiser/ff/net/0/kernel", (320, 1280), P(None, "fsdp")),
+        ("denoiser/attn/to_q/kernel", (512, 512), P("fsdp")),  # Equal: the first.
+        ("denoiser/attn/to_q/kernel", (320, 320), P("fsdp")),  # Parts of 80: whole tiles of 8.
+        ("denoiser/ff/net/0/kernel", (320, 2048), P(None, "fsdp")),
+        ("denoiser/ff/net/0/kernel", (320, 1280), P("fsdp")),  # Parts of 320: no tiles of 128.
         ("denoiser/ff/net/2/kernel", (1280, 320), P("fsdp")),
-        ("denoiser/conv/kernel", (3, 3, 320, 640), P(None, None, None, "fsdp")),
+        ("denoiser/conv/kernel", (3, 3, 320, 640), P(None, None, "fsdp")),
+        ("denoiser/conv_in/kernel", (3, 3, 16, 320), P(None, None, None, "fsdp")),  # No tiles.
         ("denoiser/conv/kernel", (3, 3, 640, 320), P(None, None, "fsdp")),
         ("denoiser/conv_out/kernel", (3, 3, 1280, 4), P(None, None, "fsdp")),
         ("denoiser/odd/kernel", (1283, 320), P(None, "fsdp")),  # 4 does not divide 1283.
@@ -34,7 +37,7 @@ def abstract_mesh(data: int, fsdp: int):
         ("denoiser/norm/scale", (1280,), P()),  # Small.
         ("denoiser/embedding", (2**14,), P("fsdp")),
         ("denoiser/embedding", (2**14 - 4,), P()),
-        ("denoiser/blocks_scan/attn/to_q/kernel", (1024, 64, 64), P(None, None, "fsdp")),
+        ("denoiser/blocks_scan/attn/to_q/kernel", (1024, 64, 64), P(None, "fsdp")),
         ("denoiser/blocks_scan/norm/scale", (1024, 63), P()),  # Only the layers would divide.
         ("denoiser/blocks_scanner/kernel", (1024, 64), P("fsdp")),  # Not that segment.
         ("step", (), P()),
