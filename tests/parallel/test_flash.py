@@ -13,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from emu_jax.parallel import flash as kernels
 from emu_jax.parallel.flash import flash
+from emu_jax.planning.chips import open_topology
 
 
 def draw(*shape: int) -> np.ndarray:
@@ -71,3 +72,21 @@ def test_16_bits_are_summed_in_32():
     given = (draw(1, 1024, 2, 64) for _ in range(4))
     exact = (np.array(jnp.asarray(x, jnp.bfloat16), np.float32) for x in given)
     compare(*exact, None, 2e-2, jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("n", "heads", "width", "dtype"),
+    [(4096, 2, 64, "bfloat16"), (1500, 2, 160, "float32"), (4096, 1, 512, "float32")],
+)
+def test_the_smallest_core_has_room_for_both(n, heads, width, dtype):
+    """By the TPU compiler, which refuses a kernel over a v4's 16 MiB."""
+    pytest.importorskip("libtpu")  # the compiler: Linux on x86 only
+    device = open_topology("v4:2x2x1").devices[0]
+    x = jax.ShapeDtypeStruct(
+        (1, n, heads, width), dtype, sharding=jax.sharding.SingleDeviceSharding(device)
+    )
+
+    def both(q, k, v, weight):
+        return jax.vjp(lambda *given: flash(*given, None), q, k, v)[1](weight)
+
+    assert jax.jit(both).lower(x, x, x, x).compile().as_text().count("tpu_custom_call") >= 2
