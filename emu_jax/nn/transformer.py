@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float
 
 from emu_jax.nn.attention import Attend, Attention, attend
@@ -166,8 +165,6 @@ class TransformerBlock(nnx.Module):
         context: Float[Array, "b l d"] | None = None,
         mask: Bool[Array, "b l"] | None = None,
     ) -> Float[Array, "b n c"]:
-        # Left to itself the TPU's compiler puts 4,096 tokens last, and copies what kernels read.
-        x = with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
         first = (context, mask) if self.only_cross_attention else (None, None)
         x = x + self.attn1(self.norm1(x), *first)
         if self.attn2 is not None and self.norm2 is not None:
@@ -233,7 +230,7 @@ class SpatialTransformer(nnx.Module):
     ) -> Float[Array, "b h w c"]:
         b, h, w, _ = x.shape
         y = self.proj_in(self.norm(x))
-        y = y.reshape(b, h * w, -1)
+        y = self.constrain(y.reshape(b, h * w, -1))
         if isinstance(self.transformer_blocks, Scanned):
             y = self.transformer_blocks(y, context, mask, around=self._layer)
         else:

@@ -12,8 +12,18 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
+from emu_jax.nn.functional import Network
+from emu_jax.nn.transformer import SpatialTransformer
 from emu_jax.parallel.mesh import make_mesh
-from emu_jax.parallel.sharding import constrain, param_spec, shard_params
+from emu_jax.parallel.sharding import (
+    abstract_params,
+    batch_sharding,
+    constrain,
+    gather,
+    param_spec,
+    shard_params,
+)
+from emu_jax.planning.chips import open_topology
 
 
 def abstract_mesh(data: int, fsdp: int):
@@ -71,6 +81,36 @@ def test_optimiser_state_lies_as_its_parameters_do():
 def test_one_device_constrains_nothing():
     x = np.ones((3, 5))
     assert constrain(make_mesh(devices=jax.devices()[:1]))(x) is x
+
+
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_no_chip_of_a_pod_ever_holds_the_whole_batch(remat):
+    """By the TPU compiler, which on this slice brings all rows together for a bare layout's sake;
+    on smaller ones and on CPUs it does not."""
+    pytest.importorskip("libtpu")  # the compiler: Linux on x86 only
+    mesh = make_mesh(fsdp=16, devices=open_topology("v5p:4x4x4").devices)
+    network = Network(
+        lambda rngs: SpatialTransformer(
+            *(128, 1, 128, 1),
+            context_width=96,
+            remat=remat,
+            constrain=constrain(mesh),
+            gather=gather(mesh),
+            rngs=rngs,
+        )
+    )
+    params = abstract_params(network.shapes(), mesh)
+    x, context = (
+        jax.ShapeDtypeStruct(shape, "float32", sharding=batch_sharding(mesh))
+        for shape in ((256, 8, 8, 128), (256, 77, 96))
+    )
+
+    def step(params, x, context):
+        return jax.grad(lambda params: (network(params, x, context) ** 2).mean())(params)
+
+    shardings = jax.tree.map(lambda array: array.sharding, params)
+    program = jax.jit(step, out_shardings=shardings).lower(params, x, context).compile().as_text()
+    assert "[4,64,128]" in program and "[256,64,128]" not in program
 
 
 STEP = """
