@@ -72,7 +72,10 @@ def make_step(task: Task, *, seed: int, accumulate: int = 1) -> Step:
                 grads, new_extra, scalars = _accumulated(
                     gradients, accumulate, trained, extra, batch, key
                 )
-                grad_norm = optax.tree.norm(grads)
+                # Both before the update: XLA then sums the weights as it casts them, in one pass.
+                param_norm, grad_norm = jax.lax.optimization_barrier(
+                    (optax.tree.norm(trained), optax.tree.norm(grads))
+                )
                 ok = finite & jnp.isfinite(scalars["loss"]) & jnp.isfinite(grad_norm)
                 with jax.named_scope(OPTIMIZER):
                     updates, new_opt = group.optimizer.update(grads, opt_state, trained)
@@ -81,7 +84,7 @@ def make_step(task: Task, *, seed: int, accumulate: int = 1) -> Step:
                     average = ema_update(average, new, number, group.ema_decay)
                 scalars |= {
                     "grad_norm": grad_norm,
-                    "param_norm": optax.tree.norm(trained),
+                    "param_norm": param_norm,
                     # The schedule counts the group's own updates, not steps.
                     "learning_rate": group.learning_rate(
                         (number - group.first_step) // group.every
