@@ -78,7 +78,7 @@ def test_optimiser_state_lies_as_its_parameters_do():
     assert placed[0].v_row["denoiser/blocks_scan/kernel"].spec == P()  # 8 x 256: small.
 
 
-def test_one_device_constrains_nothing():
+def test_one_device_constrains_no_features():
     x = np.ones((3, 5))
     assert constrain(make_mesh(devices=jax.devices()[:1]))(x) is x
 
