@@ -37,6 +37,7 @@ from emu_jax.nn.super_resolution import SuperResolutionTransformer
 from emu_jax.nn.token_transformer import TokenTransformer
 from emu_jax.nn.unet import UNet
 from emu_jax.nn.uvit import UVit
+from emu_jax.parallel.convolution import convolve_by
 from emu_jax.parallel.placement import ONE_DEVICE, Placement
 from emu_jax.process.decoding import ParallelDecoding
 from emu_jax.process.gaussian import GaussianProcess
@@ -330,7 +331,8 @@ def make_denoiser(
             f"denoiser.kind is one of {', '.join(kinds)} for this codec, which gives {data}, "
             f"not {kind!r}."
         )
-    return Network(partial(_module, kinds[kind], arguments))
+    build = partial(_module, kinds[kind], arguments)
+    return Network(lambda rngs: convolve_by(on.convolve, build(rngs)))
 
 
 def make_process(section: ConfigDict, codec: Codec) -> GaussianProcess | MaskingProcess:

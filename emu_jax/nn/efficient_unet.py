@@ -70,6 +70,7 @@ class EfficientUNet(nnx.Module):
         self.time_inputs = widths[0]
         self.act, self.constrain = activation("silu"), constrain
         self.around = partial(rematerialised, policy=remat, gather=gather)
+        self.whole = partial(rematerialised, policy="none", gather=gather)
 
         def resnet(inputs: int, outputs: int) -> ResnetBlock:
             return ResnetBlock(
@@ -139,11 +140,11 @@ class EfficientUNet(nnx.Module):
             temb = temb + self.class_embedding(sines(level))
         temb = self.act(temb)
 
-        x = self.constrain(self.conv_in(x))
+        x = self.constrain(self.whole(self.conv_in)(x))
         skips, sizes = [], []
         for block in self.down_blocks:
             sizes.append((x.shape[1], x.shape[2]))
-            x = self.constrain(block.resampler(x))
+            x = self.constrain(self.whole(block.resampler)(x))
             x = self.constrain(block(x, temb, context, context_mask))
             skips.append(x)
         for block in self.mid_blocks:
@@ -151,8 +152,8 @@ class EfficientUNet(nnx.Module):
         for block in self.up_blocks:
             x = jnp.concatenate([x, skips.pop() * _SKIP_SCALE], axis=-1)
             x = self.constrain(block(x, temb, context, context_mask))
-            x = self.constrain(block.resampler(x, sizes.pop()))
-        return self.conv_out(self.act(self.conv_norm_out(x)))
+            x = self.constrain(self.whole(block.resampler)(x, sizes.pop()))
+        return self.whole(self.conv_out)(self.act(self.conv_norm_out(x)))
 
 
 class Stage(nnx.Module):

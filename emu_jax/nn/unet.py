@@ -57,6 +57,12 @@ class Stage(nnx.Module):
             attention = rematerialised(attention, self.remat, self.gather)
         return attention(x, *text)
 
+    def resample(self, x: Array, temb: Array, *size: tuple[int, int]) -> Array:
+        """The end of the stage: x halved, or doubled to ``size``."""
+        (module,) = (*self.downsamplers, *self.upsamplers)
+        told = (temb,) if isinstance(module, ResnetBlock) else size
+        return rematerialised(module, "none", self.gather)(x, *told)
+
 
 class UNet(nnx.Module):
     """``unet(x, t, context, context_mask, vector, level)`` -> the network's output, as large as x.
@@ -151,6 +157,7 @@ class UNet(nnx.Module):
         temb = time_width or 4 * widths[0]
         self.time_inputs = widths[0]
         self.act, self.constrain = activation(act), constrain
+        self.whole = partial(rematerialised, policy="none", gather=gather)
         self.reads_text = context_width is not None
 
         resnet = partial(
@@ -291,14 +298,14 @@ class UNet(nnx.Module):
             context = self.encoder_hid_proj(context)
         text = (context, context_mask)
 
-        x = self.constrain(self.conv_in(x))
+        x = self.constrain(self.whole(self.conv_in)(x))
         skips = [x]
         for stage in self.down_blocks:
             for i in range(len(stage.resnets)):
                 x = self.constrain(stage.block(i, x, temb, *text))
                 skips.append(x)
             if stage.downsamplers:
-                x = self.constrain(_resample(stage.downsamplers[0], x, temb))
+                x = self.constrain(stage.resample(x, temb))
                 skips.append(x)
 
         for i in range(len(self.mid_block.resnets)):
@@ -310,12 +317,8 @@ class UNet(nnx.Module):
                 x = self.constrain(stage.block(i, x, temb, *text))
             if stage.upsamplers:
                 size = skips[-1].shape[1], skips[-1].shape[2]
-                x = self.constrain(_resample(stage.upsamplers[0], x, temb, size))
-        return self.conv_out(self.act(self.conv_norm_out(x)))
-
-
-def _resample(module: Any, x: Array, temb: Array, *size: tuple[int, int]) -> Array:
-    return module(x, temb) if isinstance(module, ResnetBlock) else module(x, *size)
+                x = self.constrain(stage.resample(x, temb, size))
+        return self.whole(self.conv_out)(self.act(self.conv_norm_out(x)))
 
 
 def _per_stage(name: str, value: Any, stages: int) -> tuple[int, ...]:
