@@ -19,6 +19,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from emu_jax.parallel.sharding import constrain
+
 Convolve = Callable[..., Array]
 # Rows that fill a tile of a TPU's registers: from here on the batch does.
 _FULL = 8
@@ -26,8 +28,9 @@ _FULL = 8
 
 def make_convolve(mesh: Mesh) -> Convolve:
     """What takes ``jax.lax.conv_general_dilated``'s place on the mesh's devices."""
-    on_tpu = mesh.devices.flat[0].platform == "tpu"
-    return partial(_convolve, mesh.size) if on_tpu else jax.lax.conv_general_dilated
+    if mesh.devices.flat[0].platform != "tpu":
+        return jax.lax.conv_general_dilated
+    return partial(_convolve, mesh.size, constrain(mesh))
 
 
 def convolve_by(convolve: Convolve, module: nnx.Module) -> nnx.Module:
@@ -40,6 +43,7 @@ def convolve_by(convolve: Convolve, module: nnx.Module) -> nnx.Module:
 
 def _convolve(
     devices: int,
+    hold: Callable[[Array], Array],
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "i j c d"],
     strides: Sequence[int],
@@ -51,7 +55,7 @@ def _convolve(
     if whole and kernel.shape[:2] == (1, 1) and set(strides) == {1} and not np.any(padding):
         return x @ kernel[0, 0]
     if whole and kernel.shape[1] > 1 and rows < _FULL and not over:
-        return by_columns(x, kernel, strides, padding)
+        return by_columns(x, kernel, strides, padding, hold)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
@@ -60,19 +64,21 @@ def by_columns(
     kernel: Float[Array, "i j c d"],
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
+    hold: Callable[[Array], Array] = lambda x: x,
 ) -> Float[Array, "b h2 w2 d"]:
     """The convolution, with the width as its batch.
 
     Its axes are pictures (along which the kernel has length 1), the height, and the j columns that
     a position sees, stacked. Joined on channels they would multiply a little faster, but then a
-    kernel's gradient would be summed whole on every device before it is divided.
+    kernel's gradient would be summed whole on every device before it is divided. ``hold`` says
+    that pictures are what devices divide, which the partitioner knows of a batch alone.
     """
     (rise, run), (vertical, horizontal), j = strides, padding, kernel.shape[1]
     x = jnp.pad(x, ((0, 0), (0, 0), horizontal, (0, 0)))
     past = x.shape[2] - j + 1
     columns = jnp.stack([x[:, :, at : at + past : run] for at in range(j)], axis=2)
     y = jax.lax.conv_general_dilated(
-        columns,
+        hold(columns),
         kernel[None],
         (1, rise, 1),
         ((0, 0), vertical, (0, 0)),
@@ -80,4 +86,4 @@ def by_columns(
             (3, 4, 0, 1, 2), (4, 3, 0, 1, 2), (3, 4, 0, 1, 2)
         ),
     )
-    return y[:, :, 0]
+    return hold(y)[:, :, 0]

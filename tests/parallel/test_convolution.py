@@ -1,5 +1,7 @@
 """A TPU's form of convolutions against XLA's plain one, where each is taken, and its traffic."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,10 @@ from emu_jax.parallel.convolution import by_columns, convolve_by, make_convolve
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.sharding import abstract_params, batch_sharding, constrain, gather
 from emu_jax.planning.chips import open_topology
+from emu_jax.planning.hlo import read_program
+from emu_jax.planning.traffic import traffic
+
+PRODUCTS = ("conv_general_dilated", "dot_general")
 
 
 def plain(x, kernel, strides, padding):
@@ -44,25 +50,24 @@ def test_a_convolution_takes_a_tpus_form_where_it_has_few_rows():
     pytest.importorskip("libtpu")  # the compiler: Linux on x86 only
     mesh = make_mesh(fsdp=4, devices=open_topology("v5p:2x2x1").devices)
 
-    def lowered(layer, rows):
+    def computed(layer, rows):
+        """The operation, and how many axes it knows of maps."""
         layer = convolve_by(make_convolve(mesh), layer)
         x = jax.ShapeDtypeStruct((rows, 6, 6, 8), "float32")
-        return [str(e) for e in jax.make_jaxpr(layer)(x).eqns if e.primitive.name in PRODUCTS]
+        operations = jax.make_jaxpr(layer)(x).eqns
+        (product,) = (one for one in operations if one.primitive.name in PRODUCTS)
+        return product.primitive.name, product.invars[0].aval.ndim
 
-    def axes(layer, rows):
-        (product,) = lowered(layer, rows)
-        return product.count("lhs_spec") and product.split("lhs_spec=(")[1].split(")")[0].count(",")
+    def made(*sizes, **options):
+        return conv(8, 8, *sizes, **options, rngs=nnx.Rngs(0))
 
-    three, grouped = conv(8, 8, rngs=nnx.Rngs(0)), conv(8, 8, groups=2, rngs=nnx.Rngs(0))
-    assert [axes(three, rows) for rows in (4, 28, 32, 6)] == [4, 4, 3, 3]
-    assert axes(grouped, 4) == 3
-    for rows in (4, 32):
-        assert "dot_general" in lowered(conv(8, 8, 1, rngs=nnx.Rngs(0)), rows)[0]
-    assert axes(conv(8, 8, 1, stride=2, rngs=nnx.Rngs(0)), 4) == 3
+    as_is, columns, product = zip(PRODUCTS[:1] * 2 + PRODUCTS[1:], (4, 5, 4), strict=True)
+    assert [computed(made(), rows) for rows in (4, 28, 32, 6)] == [columns, columns, as_is, as_is]
+    assert computed(made(stride=2), 4) == columns
+    assert computed(made(groups=2), 4) == as_is
+    assert computed(made(1), 4) == computed(made(1), 32) == product
+    assert computed(made(1, stride=2), 4) == computed(made(1, padding=(0, 1)), 4) == as_is
     assert make_convolve(make_mesh()) is jax.lax.conv_general_dilated
-
-
-PRODUCTS = ("conv_general_dilated", "dot_general")
 
 
 def test_a_u_net_of_one_picture_a_chip_sends_weights_and_their_gradients_alone():
@@ -96,5 +101,10 @@ def test_a_u_net_of_one_picture_a_chip_sends_weights_and_their_gradients_alone()
 
     shardings = jax.tree.map(lambda array: array.sharding, params)
     program = jax.jit(step, out_shardings=shardings).lower(params, x, t).compile().as_text()
-    print({k: v for k, v in __import__("emu_jax.parallel.collectives").parallel.collectives.count_collectives(program).items()})
-    open("/tmp/u.hlo", "w").write(program)
+    # Maps lie picture by picture, none is sent; kernels are gathered, their gradients scattered.
+    assert "f32[1,16,3,16,256]" in program and not re.search(r"f32\[4,(16|8),", program)
+    sent = {one.kind: one.bytes for one in traffic(read_program(program))}
+    kernels = sum(4 * np.prod(one.shape) for one in params.values() if len(one.shape) > 1)
+    assert sent.keys() == {"all-gather", "reduce-scatter", "all-reduce"}
+    assert sent["all-gather"] < 1.1 * kernels and sent["all-reduce"] < kernels / 100
+    assert sent["reduce-scatter"] > 0.9 * kernels / 4
