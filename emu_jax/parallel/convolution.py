@@ -2,10 +2,10 @@
 where a device has few pictures.
 
 A TPU computes eight rows of 128 features at a time, and its compiler lays a convolution out with
-the batch's rows there. With fewer it cuts pictures up to have eight, copying and masking maps, or
+the batch's rows there. With very few it cuts pictures up to have more, copying and masking maps, or
 unrolls a convolution into a program that does not fit the chip's instruction memory, which it then
 compiles up to seven times over, smaller and smaller. Where the width takes the batch's place
-neither happens.
+neither happens. With four pictures that costs as much in copies as it saves.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +22,8 @@ from jaxtyping import Array, Float
 from emu_jax.parallel.sharding import constrain
 
 Convolve = Callable[..., Array]
-# Rows that fill a tile of a TPU's registers: from here on the batch does.
-_FULL = 8
+# Pictures a device from which on the batch fills rows well enough.
+_ENOUGH = 4
 
 
 def make_convolve(mesh: Mesh) -> Convolve:
@@ -54,7 +54,7 @@ def _convolve(
     whole = kernel.shape[2] == x.shape[3]  # else in groups of channels
     if whole and kernel.shape[:2] == (1, 1) and set(strides) == {1} and not np.any(padding):
         return x @ kernel[0, 0]
-    if whole and kernel.shape[1] > 1 and rows < _FULL and not over:
+    if whole and kernel.shape[1] > 1 and rows < _ENOUGH and not over:
         return by_columns(x, kernel, strides, padding, hold)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 

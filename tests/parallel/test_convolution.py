@@ -62,10 +62,10 @@ def test_a_convolution_takes_a_tpus_form_where_it_has_few_rows():
         return conv(8, 8, *sizes, **options, rngs=nnx.Rngs(0))
 
     as_is, columns, product = zip(PRODUCTS[:1] * 2 + PRODUCTS[1:], (4, 5, 4), strict=True)
-    assert [computed(made(), rows) for rows in (4, 28, 32, 6)] == [columns, columns, as_is, as_is]
+    assert [computed(made(), rows) for rows in (4, 12, 16, 6)] == [columns, columns, as_is, as_is]
     assert computed(made(stride=2), 4) == columns
     assert computed(made(groups=2), 4) == as_is
-    assert computed(made(1), 4) == computed(made(1), 32) == product
+    assert computed(made(1), 4) == computed(made(1), 16) == product
     assert computed(made(1, stride=2), 4) == computed(made(1, padding=(0, 1)), 4) == as_is
     assert make_convolve(make_mesh()) is jax.lax.conv_general_dilated
 
