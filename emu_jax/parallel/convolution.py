@@ -51,10 +51,13 @@ def _convolve(
     **options: Any,
 ) -> Float[Array, "b h2 w2 d"]:
     rows, over = divmod(x.shape[0], devices)
-    whole = kernel.shape[2] == x.shape[3]  # else in groups of channels
-    if whole and kernel.shape[:2] == (1, 1) and set(strides) == {1} and not np.any(padding):
+    grouped = kernel.shape[2] != x.shape[3]
+    dilated = {*options["lhs_dilation"], *options["rhs_dilation"]} != {1}
+    if grouped or dilated:
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    if kernel.shape[:2] == (1, 1) and set(strides) == {1} and not np.any(padding):
         return x @ kernel[0, 0]
-    if whole and kernel.shape[1] > 1 and rows < _ENOUGH and not over:
+    if kernel.shape[1] > 1 and rows < _ENOUGH and not over:
         return by_columns(x, kernel, strides, padding, hold)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 

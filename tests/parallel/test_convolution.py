@@ -65,6 +65,8 @@ def test_a_convolution_takes_a_tpus_form_where_it_has_few_rows():
     assert [computed(made(), rows) for rows in (4, 12, 16, 6)] == [columns, columns, as_is, as_is]
     assert computed(made(stride=2), 4) == columns
     assert computed(made(groups=2), 4) == as_is
+    dilated = nnx.Conv(8, 8, (3, 3), kernel_dilation=2, rngs=nnx.Rngs(0))
+    assert computed(dilated, 4) == as_is
     assert computed(made(1), 4) == computed(made(1), 16) == product
     assert computed(made(1, stride=2), 4) == computed(made(1, padding=(0, 1)), 4) == as_is
     assert make_convolve(make_mesh()) is jax.lax.conv_general_dilated
