@@ -53,12 +53,11 @@ def _convolve(
     rows, over = divmod(x.shape[0], devices)
     grouped = kernel.shape[2] != x.shape[3]
     dilated = {*options["lhs_dilation"], *options["rhs_dilation"]} != {1}
-    if grouped or dilated:
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
-    if kernel.shape[:2] == (1, 1) and set(strides) == {1} and not np.any(padding):
-        return x @ kernel[0, 0]
-    if kernel.shape[1] > 1 and rows < _ENOUGH and not over:
-        return by_columns(x, kernel, strides, padding, hold)
+    if rows < _ENOUGH and not (over or grouped or dilated):
+        if kernel.shape[:2] == (1, 1) and set(strides) == {1} and not np.any(padding):
+            return x @ kernel[0, 0]
+        if kernel.shape[1] > 1:
+            return by_columns(x, kernel, strides, padding, hold)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
