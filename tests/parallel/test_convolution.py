@@ -69,6 +69,10 @@ def test_a_convolution_takes_a_tpus_form_where_it_has_few_rows():
     assert computed(dilated, 4) == as_is
     assert computed(made(1), 4) == product and computed(made(1), 16) == as_is
     assert computed(made(1, stride=2), 4) == computed(made(1, padding=(0, 1)), 4) == as_is
+    x = np.random.default_rng(1).normal(size=(4, 6, 6, 8)).astype("f")
+    np.testing.assert_allclose(
+        convolve_by(make_convolve(mesh), made(1))(x), made(1)(x), rtol=1e-5, atol=1e-5
+    )
     assert make_convolve(make_mesh()) is jax.lax.conv_general_dilated
 
 
