@@ -29,7 +29,7 @@ size=test: networks of a few thousand parameters for tests.
 
 from ml_collections import ConfigDict
 
-from emu_jax.cli.config import defaults, group, options, source
+from emu_jax.assembly.config import defaults, group, options, source
 from emu_jax.errors import UserError
 
 # Flags, logos and signs are left out.

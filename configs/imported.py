@@ -11,10 +11,10 @@ small constant rate, at most 15,000 steps.
 
 from ml_collections import ConfigDict
 
+from emu_jax.assembly import haystack
+from emu_jax.assembly.config import source
+from emu_jax.assembly.models import locate
 from emu_jax.checkpoint.opened import open_model
-from emu_jax.cli import haystack
-from emu_jax.cli.config import source
-from emu_jax.cli.models import locate
 from emu_jax.errors import UserError
 
 PARTS = ("codec", "low_codec", "text", "conditioner", "denoiser", "low_resolution")

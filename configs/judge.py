@@ -13,7 +13,7 @@ generator's pictures are.
 
 from ml_collections import ConfigDict
 
-from emu_jax.cli.config import defaults, group, options, source
+from emu_jax.assembly.config import defaults, group, options, source
 
 PICTURES = "part == tuned|kept and group != flags|brands|extras|signs"
 

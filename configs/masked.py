@@ -43,8 +43,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from emu_jax.cli import haystack
-from emu_jax.cli.config import options, source
+from emu_jax.assembly import haystack
+from emu_jax.assembly.config import options, source
 from emu_jax.errors import UserError
 
 # Pictures' sides.

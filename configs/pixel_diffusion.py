@@ -19,8 +19,8 @@ networks is chosen to have its numbers of parameters.
 
 from ml_collections import ConfigDict
 
-from emu_jax.cli import haystack
-from emu_jax.cli.config import options, source
+from emu_jax.assembly import haystack
+from emu_jax.assembly.config import options, source
 from emu_jax.errors import UserError
 
 

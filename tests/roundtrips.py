@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 from diffusers import DiffusionPipeline
 
+from emu_jax.assembly.generator import open_task
+from emu_jax.assembly.initial import initial
 from emu_jax.checkpoint.export import save_model
-from emu_jax.cli.generator import open_task
-from emu_jax.cli.initial import initial
 from emu_jax.cli.main import main
 from emu_jax.nn.stack import unstacked
 from emu_jax.parallel.mesh import make_mesh

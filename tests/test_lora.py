@@ -17,13 +17,13 @@ from nursery import Nursery
 from orbax.checkpoint import PyTreeCheckpointHandler
 from safetensors.torch import load_file
 
+from emu_jax.assembly import parts
+from emu_jax.assembly.config import load
+from emu_jax.assembly.generator import Generator
+from emu_jax.assembly.models import open_model, with_adapter
 from emu_jax.checkpoint.adapters import FILE
 from emu_jax.checkpoint.export import load_model, save_model
-from emu_jax.cli import parts
-from emu_jax.cli.config import load
-from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
-from emu_jax.cli.models import open_model, with_adapter
 from emu_jax.errors import UserError
 from emu_jax.nn.lora import factor
 from emu_jax.nn.stack import relaid, unstacked

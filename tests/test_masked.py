@@ -12,11 +12,11 @@ import runs
 from ml_collections import ConfigDict
 from PIL import Image
 
+from emu_jax.assembly import parts
+from emu_jax.assembly.cascade import Cascade, open_generator
+from emu_jax.assembly.config import read
 from emu_jax.checkpoint.export import load_model, save_model
 from emu_jax.checkpoint.manager import Checkpoints
-from emu_jax.cli import parts
-from emu_jax.cli.cascade import Cascade, open_generator
-from emu_jax.cli.config import read
 from emu_jax.cli.main import main
 from emu_jax.data.images import prepare
 from emu_jax.data.mixture import Part

@@ -17,10 +17,10 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from emu_jax.cli import parts
-from emu_jax.cli.config import parse
-from emu_jax.cli.cost import model_flops, step_batch
-from emu_jax.cli.generator import unread
+from emu_jax.assembly import parts
+from emu_jax.assembly.config import parse
+from emu_jax.assembly.cost import model_flops, step_batch
+from emu_jax.assembly.generator import unread
 from emu_jax.cli.train import prepare
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh

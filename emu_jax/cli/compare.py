@@ -15,9 +15,9 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from emu_jax.cli import parts
-from emu_jax.cli.cascade import open_generator, stages_of
-from emu_jax.cli.judge import SHIPPED, Judge, part, yardstick
+from emu_jax.assembly import parts
+from emu_jax.assembly.cascade import open_generator, stages_of
+from emu_jax.assembly.judge import SHIPPED, Judge, part, yardstick
 from emu_jax.cli.sample import add_sampling_arguments, positive, read_prompts, sampling_changes
 from emu_jax.data.source import DEFAULT_DATA_DIR
 from emu_jax.evaluation import comparison

@@ -15,10 +15,10 @@ from pathlib import Path
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from emu_jax.assembly.models import locate, make_lora, open_model
 from emu_jax.checkpoint.adapters import FILE, write_adapter
 from emu_jax.checkpoint.export import Model, load_model, save_model
 from emu_jax.checkpoint.safetensors_io import cast_floats
-from emu_jax.cli.models import locate, make_lora, open_model
 from emu_jax.errors import UserError
 from emu_jax.interop import components, deepfloyd, pipelines, single_file
 from emu_jax.nn.stack import unstacked

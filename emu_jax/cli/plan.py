@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from emu_jax.cli import parts
-from emu_jax.cli.config import parse
-from emu_jax.cli.cost import model_flops, step_batch
-from emu_jax.cli.generator import unread
+from emu_jax.assembly import parts
+from emu_jax.assembly.config import parse
+from emu_jax.assembly.cost import model_flops, step_batch
+from emu_jax.assembly.generator import unread
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import placement

@@ -17,9 +17,9 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from emu_jax.assembly import parts
+from emu_jax.assembly.judge import SHIPPED, Judge, part
 from emu_jax.checkpoint.export import load_model
-from emu_jax.cli import parts
-from emu_jax.cli.judge import SHIPPED, Judge, part
 from emu_jax.cli.sample import positive
 from emu_jax.data.images import prepare
 from emu_jax.data.source import DEFAULT_DATA_DIR

@@ -15,7 +15,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from emu_jax.cli.cascade import open_generator
+from emu_jax.assembly.cascade import open_generator
 from emu_jax.errors import UserError
 from emu_jax.evaluation.grids import grid
 

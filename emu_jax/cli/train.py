@@ -13,13 +13,13 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from emu_jax.cli import parts
-from emu_jax.cli.caches import open_caches
-from emu_jax.cli.config import load
-from emu_jax.cli.generator import open_task, unread
-from emu_jax.cli.initial import initial
+from emu_jax.assembly import parts
+from emu_jax.assembly.caches import open_caches
+from emu_jax.assembly.config import load
+from emu_jax.assembly.generator import open_task, unread
+from emu_jax.assembly.initial import initial
+from emu_jax.assembly.measure import Samples
 from emu_jax.cli.main import report
-from emu_jax.cli.measure import Samples
 from emu_jax.data.pipeline import Part, StreamSpec, make_stream
 from emu_jax.evaluation.grids import grid
 from emu_jax.nn.functional import Params

@@ -13,7 +13,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from emu_jax.cli.generator import Generator
+from emu_jax.assembly.generator import Generator
 from emu_jax.cli.sample import add_sampling_arguments, sampling_changes, save_picture
 from emu_jax.data.decode import open_image
 from emu_jax.data.images import compose, upright

@@ -6,8 +6,8 @@ import jax
 import pytest
 import runs
 
-from emu_jax.cli import parts
-from emu_jax.cli.config import read
+from emu_jax.assembly import parts
+from emu_jax.assembly.config import read
 from emu_jax.cli.main import main
 from emu_jax.planning.flops import count_flops
 

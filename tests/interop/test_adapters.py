@@ -18,11 +18,11 @@ from peft.utils import get_peft_model_state_dict
 from roundtrips import QUICK, far
 from safetensors.torch import load_file, save_file
 
+from emu_jax.assembly import haystack
+from emu_jax.assembly.models import with_adapter
 from emu_jax.checkpoint.adapters import FILE
 from emu_jax.checkpoint.export import Model, save_model
-from emu_jax.cli import haystack
 from emu_jax.cli.main import main
-from emu_jax.cli.models import with_adapter
 from emu_jax.interop import components
 from emu_jax.nn.functional import Network
 from emu_jax.nn.lora import Lora

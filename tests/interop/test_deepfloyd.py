@@ -16,10 +16,10 @@ from diffusers.schedulers import scheduling_ddpm
 from ml_collections import ConfigDict
 from roundtrips import QUICK, far, opened
 
+from emu_jax.assembly.cascade import Cascade
+from emu_jax.assembly.config import read
+from emu_jax.assembly.generator import Generator
 from emu_jax.checkpoint.export import load_model
-from emu_jax.cli.cascade import Cascade
-from emu_jax.cli.config import read
-from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import deepfloyd, schedulers

@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
+from emu_jax.assembly.generator import Generator
 from emu_jax.checkpoint.export import load_model
-from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.tasks import generation
 from emu_jax.tasks.codecs import AutoencoderCodec

@@ -14,8 +14,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from roundtrips import QUICK, far, opened
 
-from emu_jax.cli.config import read
-from emu_jax.cli.generator import Generator
+from emu_jax.assembly.config import read
+from emu_jax.assembly.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import pixart, schedulers

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import runs
 
-from emu_jax.cli import parts
-from emu_jax.cli.config import read
-from emu_jax.cli.generator import place_frozen
+from emu_jax.assembly import parts
+from emu_jax.assembly.config import read
+from emu_jax.assembly.generator import place_frozen
 from emu_jax.cli.train import _open
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.cli import parts
-from emu_jax.cli.config import read
+from emu_jax.assembly import parts
+from emu_jax.assembly.config import read
 from emu_jax.errors import UserError
 from emu_jax.nn.stack import SCANNED
 from emu_jax.parallel.mesh import make_mesh

@@ -8,9 +8,9 @@ import pytest
 import runs
 from ml_collections import ConfigDict
 
-from emu_jax.cli.config import read
-from emu_jax.cli.encoders import blank_condition, make_encoders
-from emu_jax.cli.generator import open_task
+from emu_jax.assembly.config import read
+from emu_jax.assembly.encoders import blank_condition, make_encoders
+from emu_jax.assembly.generator import open_task
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.training.state import with_params

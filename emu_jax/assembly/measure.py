@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from emu_jax.cli.generator import Drawer
-from emu_jax.cli.judge import Judge, yardstick
+from emu_jax.assembly.generator import Drawer
+from emu_jax.assembly.judge import Judge, yardstick
 from emu_jax.errors import UserError
 from emu_jax.evaluation.assessment import assess
 from emu_jax.evaluation.metrics import mmd

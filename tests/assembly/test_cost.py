@@ -3,9 +3,9 @@
 import jax
 import runs
 
-from emu_jax.cli import parts
-from emu_jax.cli.config import read
-from emu_jax.cli.cost import training_flops
+from emu_jax.assembly import parts
+from emu_jax.assembly.config import read
+from emu_jax.assembly.cost import training_flops
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.planning.flops import count_flops
 from emu_jax.planning.inputs import abstract_frozen

@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
+from emu_jax.assembly import parts
+from emu_jax.assembly.cost import training_flops
+from emu_jax.assembly.encoders import null_condition
+from emu_jax.assembly.models import open_model, with_adapter
 from emu_jax.checkpoint.safetensors_io import place
-from emu_jax.cli import parts
-from emu_jax.cli.cost import training_flops
-from emu_jax.cli.encoders import null_condition
-from emu_jax.cli.models import open_model, with_adapter
 from emu_jax.data.mixture import Part
 from emu_jax.data.pipeline import make_stream
 from emu_jax.errors import UserError

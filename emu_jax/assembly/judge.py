@@ -12,8 +12,8 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
+from emu_jax.assembly import parts
 from emu_jax.checkpoint.export import load_model
-from emu_jax.cli import parts
 from emu_jax.data.images import prepare
 from emu_jax.data.mixture import Part
 from emu_jax.data.source import open_source

@@ -7,7 +7,7 @@ import sys
 import pytest
 import runs
 
-from emu_jax.cli.config import defaults, leaves, load, optimizer, options, read, source
+from emu_jax.assembly.config import defaults, leaves, load, optimizer, options, read, source
 from emu_jax.errors import UserError
 
 FILE = f"{runs.ROOT}/configs/latent_diffusion.py"
@@ -70,7 +70,8 @@ def test_a_misspelt_key_of_a_section_helper_is_refused():
 
 def test_data_lies_where_the_environment_says(tmp_path):
     code = (
-        "from emu_jax.cli.config import defaults as d; print(d().data.data_dir, d().data.cache_dir)"
+        "from emu_jax.assembly.config import defaults as d;"
+        " print(d().data.data_dir, d().data.cache_dir)"
     )
 
     def printed(**variables):

@@ -12,10 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from emu_jax.assembly.models import locate, make_lora
+from emu_jax.assembly.models import open_model as open_whole
 from emu_jax.checkpoint.opened import open_model
 from emu_jax.checkpoint.transplant import Report, transplant
-from emu_jax.cli.models import locate, make_lora
-from emu_jax.cli.models import open_model as open_whole
 from emu_jax.nn.functional import Params
 from emu_jax.nn.stack import relaid
 from emu_jax.parallel.sharding import shard_params

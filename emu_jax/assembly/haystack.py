@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from emu_jax.cli.config import defaults, group, source
+from emu_jax.assembly.config import defaults, group, source
 from emu_jax.evaluation.references import KEPT, Sets
 
 # Flags, logos and signs are left out.

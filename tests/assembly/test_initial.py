@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import runs
 
+from emu_jax.assembly import parts
+from emu_jax.assembly.config import read
+from emu_jax.assembly.initial import initial
 from emu_jax.checkpoint.export import load_model, save_model
-from emu_jax.cli import parts
-from emu_jax.cli.config import read
-from emu_jax.cli.initial import initial
 from emu_jax.errors import UserError
 from emu_jax.nn.stack import SCANNED
 from emu_jax.parallel.mesh import make_mesh

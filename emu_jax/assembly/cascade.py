@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from emu_jax.cli.generator import Generator
+from emu_jax.assembly.generator import Generator
 from emu_jax.data.mixture import Part
 from emu_jax.errors import UserError
 

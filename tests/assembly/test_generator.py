@@ -6,9 +6,9 @@ import pytest
 import runs
 from ml_collections import ConfigDict
 
+from emu_jax.assembly import parts
+from emu_jax.assembly.config import read
 from emu_jax.checkpoint.export import load_model
-from emu_jax.cli import parts
-from emu_jax.cli.config import read
 from emu_jax.nn.functional import subtree
 from emu_jax.nn.stack import SCANNED, relaid
 

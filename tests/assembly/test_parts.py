@@ -11,10 +11,10 @@ import pytest
 import runs
 from ml_collections import ConfigDict
 
-from emu_jax.cli import parts
-from emu_jax.cli.config import read
-from emu_jax.cli.encoders import null_condition
-from emu_jax.cli.generator import place_frozen
+from emu_jax.assembly import parts
+from emu_jax.assembly.config import read
+from emu_jax.assembly.encoders import null_condition
+from emu_jax.assembly.generator import place_frozen
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.planning.inputs import abstract_frozen, train_batch

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import runs
 
-from emu_jax.cli.config import read
+from emu_jax.assembly.config import read
 from emu_jax.cli.train import build
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -6,7 +6,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from emu_jax.cli import parts
+from emu_jax.assembly import parts
 from emu_jax.planning.flops import step_flops
 from emu_jax.planning.inputs import train_batch
 from emu_jax.tasks.base import Batch, Task

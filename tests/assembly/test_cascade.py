@@ -8,11 +8,11 @@ import pytest
 import runs
 from PIL import Image
 
-from emu_jax.cli import parts
-from emu_jax.cli.cascade import Cascade, open_generator
+from emu_jax.assembly import parts
+from emu_jax.assembly.cascade import Cascade, open_generator
+from emu_jax.assembly.config import read
+from emu_jax.assembly.generator import Generator
 from emu_jax.cli.compare import _training
-from emu_jax.cli.config import read
-from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.evaluation.comparison import Drawn

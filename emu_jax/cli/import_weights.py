@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emu_jax.assembly import haystack
+from emu_jax.assembly.config import defaults
 from emu_jax.checkpoint.export import save_model
 from emu_jax.checkpoint.huggingface import find_pipeline
-from emu_jax.cli import haystack
-from emu_jax.cli.config import defaults
 from emu_jax.errors import UserError
 from emu_jax.interop import autoencoder, components, pipelines, pixart, single_file, vq
 from emu_jax.interop.files import CONFIG, read_json, watched

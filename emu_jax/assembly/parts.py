@@ -1,6 +1,6 @@
 """From a config to the parts of a run: task, streams, mesh. The one place that knows every room.
 
-Each function reads one section of a config made from :func:`emu_jax.cli.config.defaults`.
+Each function reads one section of a config made from :func:`emu_jax.assembly.config.defaults`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,11 +14,11 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from emu_jax.assembly.config import read
+from emu_jax.assembly.encoders import blank_condition, frozen_encoders, make_encoders
+from emu_jax.assembly.models import locate, make_lora, open_model
 from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.safetensors_io import fingerprint_params
-from emu_jax.cli.config import read
-from emu_jax.cli.encoders import blank_condition, frozen_encoders, make_encoders
-from emu_jax.cli.models import locate, make_lora, open_model
 from emu_jax.data.pipeline import Part, StreamSpec
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
