@@ -19,7 +19,7 @@ from emu_jax.checkpoint.export import load_model, save_model
 from emu_jax.checkpoint.manager import Checkpoints
 from emu_jax.cli.main import main
 from emu_jax.data.images import prepare
-from emu_jax.data.mixture import Part
+from emu_jax.data.mixture import Selection
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
 from emu_jax.tasks.base import to_unit_range
@@ -115,7 +115,7 @@ def test_cached_tokens_are_the_codecs_own(masked_run, cached, vq_run, pictures):
     (tokens,) = [one for one in found if len(one) == 24]
     codec, frozen = parts.make_codec(ConfigDict(dict(kind="autoencoder", path=str(vq_run))))
     source = open_source("folder/tiny", str(pictures))
-    images = [prepare(source.read(r), (16, 16))[0] for r in Part(source).records()]
+    images = [prepare(source.read(r), (16, 16))[0] for r in Selection(source).records()]
     params = {path: jnp.asarray(value) for path, value in frozen["codec"].tensors()}
     own = jax.jit(codec.moments)(params, to_unit_range(jnp.asarray(np.stack(images))))
     np.testing.assert_array_equal(tokens, own)
@@ -204,7 +204,7 @@ def test_cached_coarse_tokens_are_the_shrunk_pictures_own(super_run, cached, vq_
     (found,) = [place.parent for place in places if len(np.load(place)) == 24]
     codec, frozen = parts.make_codec(ConfigDict(dict(kind="autoencoder", path=str(vq_run))))
     source = open_source("folder/tiny", str(pictures))
-    images = np.stack([prepare(source.read(r), (32, 32))[0] for r in Part(source).records()])
+    images = np.stack([prepare(source.read(r), (32, 32))[0] for r in Selection(source).records()])
     params = {path: jnp.asarray(value) for path, value in frozen["codec"].tensors()}
     small = np.asarray(to_unit_range(jnp.asarray(images))).reshape(24, 16, 2, 16, 2, 3)
     own = jax.jit(codec.moments)(params, jnp.asarray(small.mean((2, 4))))

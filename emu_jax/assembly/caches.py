@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from emu_jax.data.cache import Cache, digest
-from emu_jax.data.pipeline import Caches, Captions, Part, StreamSpec
+from emu_jax.data.pipeline import Caches, Captions, Selection, StreamSpec
 from emu_jax.data.precompute import (
     cache_moments,
     cache_text,
@@ -32,7 +32,7 @@ def open_caches(
     config: ConfigDict,
     task: Task,
     frozen: Mapping[str, Params],
-    sources: Sequence[Part],
+    sources: Sequence[Selection],
     spec: StreamSpec,
 ) -> Caches:
     """Latents where ``data.cache_latents``, in pixel space decoded pictures; every encoder's texts
@@ -61,7 +61,7 @@ def _latents(
     root: epath.Path,
     task: Generation,
     frozen: Mapping[str, Params],
-    sources: Sequence[Part],
+    sources: Sequence[Selection],
     spec: StreamSpec,
 ) -> Cache:
     codec = task.frozen["codec"].fingerprint if "codec" in task.frozen else "none"

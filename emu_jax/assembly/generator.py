@@ -19,7 +19,7 @@ from emu_jax.assembly.cost import training_flops
 from emu_jax.assembly.encoders import null_condition
 from emu_jax.assembly.models import open_model, with_adapter
 from emu_jax.checkpoint.safetensors_io import place
-from emu_jax.data.mixture import Part
+from emu_jax.data.mixture import Selection
 from emu_jax.data.pipeline import make_stream
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
@@ -59,9 +59,9 @@ class Drawer:
         return self.config.data.image_size
 
     @property
-    def reads(self) -> str:
+    def input_kind(self) -> str:
         """What it is shown to enlarge, "pictures" or "tokens"; empty: nothing, it draws."""
-        return self._task.low.reads if self._task.low else ""
+        return self._task.low.input_kind if self._task.low else ""
 
     @property
     def factor(self) -> int:
@@ -120,7 +120,7 @@ class Drawer:
         low = None
         if "low" in batch:
             assert task.low is not None, "only a super-resolution stage is shown something"
-            low = task.low.read(frozen, batch["low"])
+            low = task.low.encode(frozen, batch["low"])
             height, width = (n * task.low.scale // task.codec.factor for n in low.shape[1:3])
             keys = fold_in(keys, side)  # not the noise that the picture was drawn from
         sizes = jax.numpy.tile(np.array([side, side, 0, 0, side, side]), (self.batch_size, 1))
@@ -188,7 +188,7 @@ class Generator(Drawer):
 
     def follows(self, other: "Generator") -> bool:
         """Whether the other's data are what it reads: pictures, or tokens of the same codes."""
-        if self.reads == "pictures":
+        if self.input_kind == "images":
             return True
         codes = other._frozen.get("codec", {}).get(CODEBOOK)
         return codes is not None and np.array_equal(codes, self._frozen[LOW_CODEC][CODEBOOK])
@@ -199,7 +199,7 @@ class Generator(Drawer):
         """
         sampling, task = self.config.sampling, self._task
         side, key = self.side // task.codec.factor, jax.random.key(0)
-        seen = task.low.see(key, task.low.blank(1, self.side)) if task.low else {}
+        seen = task.low.sampling_conditions(key, task.low.blank(1, self.side)) if task.low else {}
 
         def call(params: Params, key: jax.Array, t: jax.Array) -> jax.Array:
             by = task.condition(params, task.null, jax.numpy.zeros((1, 6), np.int32))
@@ -217,7 +217,7 @@ class Generator(Drawer):
             "flops": calls * count_flops(call, self._params, key, t),
         }
 
-    def loss(self, part: Part) -> float:
+    def loss(self, part: Selection) -> float:
         """The validation loss on some pictures: the same noise and times for every model."""
         task = self._task
         spec = parts.stream_spec(

@@ -49,7 +49,7 @@ class Samples:
     def __call__(self, step: int, state: TrainState) -> dict[str, float]:
         drawn = self._drawer.draw_with(averaged(state), self._by.prompts, self._seeds)
         images = list(drawn)
-        found = assess(images, self._judge.see(images), self._by)
+        found = assess(images, self._judge.embed_images(images), self._by)
         return {
             "samples/faithful": float(np.mean(found.top1)),
             "samples/finish": float(np.mean(found.finished)),

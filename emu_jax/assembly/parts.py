@@ -19,7 +19,7 @@ from emu_jax.assembly.encoders import blank_condition, frozen_encoders, make_enc
 from emu_jax.assembly.models import locate, make_lora, open_model
 from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.safetensors_io import fingerprint_params
-from emu_jax.data.pipeline import Part, StreamSpec
+from emu_jax.data.pipeline import Selection, StreamSpec
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
 from emu_jax.nn.autoencoder import Autoencoder
@@ -424,10 +424,10 @@ def _untrained(key: str, path: str) -> Callable[[], Iterator[tuple[str, np.ndarr
 # Data --------------------------------------------------------------------------------------------
 
 
-def make_parts(config: ConfigDict, sources: ConfigDict) -> list[Part]:
+def open_selections(config: ConfigDict, sources: ConfigDict) -> list[Selection]:
     """The sources of one stream; one that is not there or selects nothing is refused at once."""
     chosen = [
-        Part(open_source(entry.dataset, config.data.data_dir), entry.weight, entry.select)
+        Selection(open_source(entry.dataset, config.data.data_dir), entry.weight, entry.select)
         for entry in sources.values()
     ]
     for part in chosen:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from emu_jax.assembly import parts
-from emu_jax.assembly.judge import SHIPPED, Judge, part
+from emu_jax.assembly.judge import SHIPPED, Judge, open_selection
 from emu_jax.checkpoint.export import load_model
 from emu_jax.cli.sample import positive
 from emu_jax.data.images import prepare
@@ -101,7 +101,7 @@ def _figures(pictures: Images, drawn: Images, judge: Judge | None) -> dict[str, 
         "ssim": mean_interval(ssim(pictures, drawn)),
     }
     if judge:
-        ours, real = (np.asarray(judge.see(list(x)).features) for x in (drawn, pictures))
+        ours, real = (np.asarray(judge.embed_images(list(x)).features) for x in (drawn, pictures))
         figures["frechet"] = statistic_interval(frechet_to(real), ours, resamples=30)
     return figures
 
@@ -171,7 +171,7 @@ def _autoencoder(
 
 
 def _read(sets: Sequence[str], data_dir: str, side: int, background: Any) -> Images:
-    chosen = [part(text, data_dir) for text in sets]
+    chosen = [open_selection(text, data_dir) for text in sets]
     return np.stack(
         [
             prepare(one.source.read(record), (side, side), background=background)[0]

@@ -20,7 +20,7 @@ from emu_jax.assembly.generator import open_task, unread
 from emu_jax.assembly.initial import initial
 from emu_jax.assembly.measure import Samples
 from emu_jax.cli.main import report
-from emu_jax.data.pipeline import Part, StreamSpec, make_stream
+from emu_jax.data.pipeline import Selection, StreamSpec, make_stream
 from emu_jax.evaluation.grids import grid
 from emu_jax.nn.functional import Params
 from emu_jax.parallel.distributed import ending_together, initialize
@@ -76,10 +76,10 @@ def build(config: ConfigDict, workdir: str) -> Trainer:
     settings = TrainSettings(**{**config.train, "stop": stop})
     mesh = make_mesh(**config.mesh)
     data = config.data
-    streams = {"train": (parts.make_parts(config, data.train), parts.stream_spec(config))}
+    streams = {"train": (parts.open_selections(config, data.train), parts.stream_spec(config))}
     validation = {
         name: (
-            parts.make_parts(config, sources),
+            parts.open_selections(config, sources),
             parts.stream_spec(config, sequential=True, flip=False, crop="centre"),
         )
         for name, sources in data.validation.items()
@@ -119,7 +119,7 @@ def _open(
     task: Task,
     frozen: dict[str, Params],
     mesh: Mesh,
-    sources: list[Part],
+    sources: list[Selection],
     spec: StreamSpec,
 ) -> Callable[[int], Iterator[dict[str, Any]]]:
     """first step -> this host's rows of one stream, through the caches the config asks for."""

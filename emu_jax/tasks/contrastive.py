@@ -99,15 +99,15 @@ class Contrastive:
     ) -> Params:
         return state
 
-    def see(self, params: Params, image: UInt8[Array, "b h w 3"]) -> Seen:
+    def embed_images(self, params: Params, image: UInt8[Array, "b h w 3"]) -> Seen:
         """Embedding and features of pictures as they are."""
-        return self._see(params, to_unit_range(image))
+        return self._embed_images(params, to_unit_range(image))
 
-    def read(
+    def embed_texts(
         self, params: Params, frozen: Mapping[str, Params], rows: Batch
     ) -> Float[Array, "b d"]:
         """The texts' embeddings, from tokens or cached states."""
-        return self._embed_text(params, self._pooled(frozen, rows))
+        return self._embed_pooled(params, self._pooled(frozen, rows))
 
     def augment(self, key: jax.Array, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
         """Random size, place, colour, sharpness and noise of each picture, drawn one by one."""
@@ -149,8 +149,8 @@ class Contrastive:
     ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
         """Each row's loss by (1), and whether its own caption comes first; padding is left out."""
         pooled = self._pooled(frozen, rows)
-        seen = self._see(params, image).embedding
-        logits = self.model(params, seen, self._embed_text(params, pooled), method="logits")
+        seen = self._embed_images(params, image).embedding
+        logits = self.model(params, seen, self._embed_pooled(params, pooled), method="logits")
         direction = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
         own = jnp.eye(len(pooled), dtype=bool)
         counted = (direction @ direction.T <= self.same_text) & valid[:, None] & valid[None, :]
@@ -160,11 +160,11 @@ class Contrastive:
         losses = (cross_entropy(logits, label) + cross_entropy(logits.T, label)) / 2
         return losses, (jnp.argmax(logits, 1) == label).astype(jnp.float32)
 
-    def _see(self, params: Params, image: Float[Array, "b h w 3"]) -> Seen:
+    def _embed_images(self, params: Params, image: Float[Array, "b h w 3"]) -> Seen:
         network = cast(params, self.compute_dtype)
         return self.model(network, image.astype(self.compute_dtype), method="embed_image")
 
-    def _embed_text(self, params: Params, pooled: Float[Array, "b p"]) -> Float[Array, "b d"]:
+    def _embed_pooled(self, params: Params, pooled: Float[Array, "b p"]) -> Float[Array, "b d"]:
         network = cast(params, self.compute_dtype)
         return self.model(network, pooled.astype(self.compute_dtype), method="embed_text")
 

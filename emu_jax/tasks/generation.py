@@ -145,10 +145,10 @@ class Generation:
         corrupted = self.process.corrupt(k_process, x0)
         conditions = self.condition(params, self.encode(frozen, rows, drop), rows["sizes"])
         if self.low:
-            low = self.low.of(rows, x0)
-            seen = self.low.example(jax.random.fold_in(key, _LOW), low)
+            low = self.low.from_clean(rows, x0)
+            seen = self.low.training_conditions(jax.random.fold_in(key, _LOW), low)
             conditions = conditions._replace(**seen)
-        output = self.denoise(params, corrupted.x, corrupted.told, conditions)
+        output = self.denoise(params, corrupted.x, corrupted.timestep_input, conditions)
         return jnp.mean(self.process.loss(output, corrupted)), (state, {})
 
     def validate(
@@ -170,9 +170,11 @@ class Generation:
         encoded = self.encode(frozen, rows, jnp.zeros((n,), bool))
         conditions = self.condition(params, encoded, rows["sizes"])
         if self.low:
-            seen = self.low.see(jax.random.fold_in(key, _LOW), self.low.of(rows, x0))
+            seen = self.low.sampling_conditions(
+                jax.random.fold_in(key, _LOW), self.low.from_clean(rows, x0)
+            )
             conditions = conditions._replace(**seen)
-        output = self.denoise(params, corrupted.x, corrupted.told, conditions)
+        output = self.denoise(params, corrupted.x, corrupted.timestep_input, conditions)
         loss = self.process.loss(output, corrupted)
         valid = rows["valid"].astype(jnp.float32)
         bins = jnp.minimum((t * TIME_BINS).astype(jnp.int32), TIME_BINS - 1)
@@ -198,11 +200,11 @@ class Generation:
         encoded = self.encode(frozen, rows, jnp.zeros((n,), bool))
         x0 = self.clean(frozen, rows, key)
         shape = x0.shape[1], x0.shape[2]
-        low = self.low.of(rows, x0) if self.low else None
+        low = self.low.from_clean(rows, x0) if self.low else None
         drawn = self.generate(params, frozen, encoded, rows["sizes"], keys, shape, low=low)
         if low is None or not self.low:
             return {"samples": drawn}
-        return {"samples": drawn, "low_resolution": to_pixels(self.low.picture(frozen, low))}
+        return {"samples": drawn, "low_resolution": to_pixels(self.low.to_image(frozen, low))}
 
     def finish(
         self,
@@ -241,10 +243,10 @@ class Generation:
             raise ValueError("low-resolution pictures are for super-resolution stages")
         seen: dict[str, Array] = {}
         if self.low and low is not None:
-            seen = self.low.see(fold_in(keys, _LOW), low)
+            seen = self.low.sampling_conditions(fold_in(keys, _LOW), low)
 
         def network(x: Array, t: Array, by: Conditions) -> Array:
-            return self.denoise(params, x, self.process.told(t), by)
+            return self.denoise(params, x, self.process.timestep_input(t), by)
 
         scale = sampling.guidance_scale
         denoise = guided(

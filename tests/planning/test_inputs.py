@@ -42,7 +42,9 @@ def test_the_batch_is_the_streams(name, latents, text, pictures, tmp_path):
     mesh, spec = make_mesh(), parts.stream_spec(config)
     task = parts.make_task(config)
     frozen = place_frozen(task, mesh)
-    stream = _open(config, task, frozen, mesh, parts.make_parts(config, config.data.train), spec)(0)
+    stream = _open(
+        config, task, frozen, mesh, parts.open_selections(config, config.data.train), spec
+    )(0)
     planned = train_batch(task, spec, frozen, mesh, cached_latents=latents, cached_text=text)
     assert described(planned) == {"train": described(next(stream))}
     shapes = abstract_frozen(task, mesh)

@@ -37,9 +37,9 @@ def rows(n, texts):
 
 def expected(task, params, batch, used):
     """(1) of the module, pair by pair in float64, duplicates of a text left out."""
-    seen = np.asarray(task.see(params, batch["image"]).embedding, np.float64)
+    seen = np.asarray(task.embed_images(params, batch["image"]).embedding, np.float64)
     ids = np.asarray(batch["tokens"]["v"]["ids"], np.float64)
-    read = np.asarray(task.read(params, {"v": {}}, batch), np.float64)
+    read = np.asarray(task.embed_texts(params, {"v": {}}, batch), np.float64)
     scale = np.exp(float(params["logit_scale"]))
     direction = ids / np.linalg.norm(ids, axis=1, keepdims=True)
     losses = []
@@ -81,7 +81,7 @@ def test_embeddings_have_length_one_and_the_scale_is_bounded():
     task = judge()
     params, _ = task.init(KEY)
     batch = rows(4, np.random.default_rng(1).normal(size=(4, 5)))
-    seen = task.see(params, batch["image"])
+    seen = task.embed_images(params, batch["image"])
     np.testing.assert_allclose(jnp.linalg.norm(seen.embedding, axis=1), 1, rtol=1e-5)
     assert seen.features.shape == (4, 16)
     same = jnp.eye(2)
