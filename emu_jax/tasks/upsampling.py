@@ -58,6 +58,7 @@ class LowResolution:
     """
 
     input_kind: ClassVar[str] = "images"
+    networks: ClassVar[tuple[str, ...]] = ()  # the frozen networks that :meth:`latents` reads
 
     factor: int
     level: float = 0.1
@@ -179,6 +180,7 @@ class LowTokens:
     """
 
     input_kind: ClassVar[str] = "tokens"
+    networks: ClassVar[tuple[str, ...]] = (LOW_CODEC,)
 
     codec: TokenCodec
     factor: int = 1
