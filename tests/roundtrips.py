@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.torch
 import torch
 from diffusers import DiffusionPipeline
 
-from emu_jax.assembly.generator import open_task
 from emu_jax.assembly.initial import initial
+from emu_jax.assembly.tasks import open_task
 from emu_jax.checkpoint.export import save_model
 from emu_jax.cli.main import main
 from emu_jax.nn.stack import unstacked
@@ -117,7 +116,7 @@ def slopes(config, prompts: list[str]) -> tuple[Any, dict, dict]:
 
     def loss(params):
         batch, key = dict(train=rows), jax.random.key(1)
-        return task.loss("generator", params, frozen, {}, batch, key, jnp.int32(0))[0]
+        return task.loss("generator", Context(params, frozen, {}, batch, key)).value
 
     found = jax.jit(jax.grad(loss), **QUICK)(params)
     assert all(np.all(np.isfinite(slope)) for slope in found.values())

@@ -17,6 +17,7 @@ from emu_jax.process.decoding import ParallelDecoding
 from emu_jax.process.masking import MaskingProcess
 from emu_jax.process.noise import normal
 from emu_jax.process.schedules import Cosine, Discrete
+from emu_jax.tasks.base import Context
 from emu_jax.tasks.codecs import CODEBOOK, TokenCodec
 from emu_jax.tasks.generation import Generation, Sampling
 from emu_jax.tasks.upsampling import LOW_CODEC, LowResolution, LowTokens, shrink
@@ -251,15 +252,15 @@ def test_the_loss_is_the_cross_entropy_given_the_coarse_tokens(cached):
         rows |= latents
 
     def loss(group, batch):
-        return task.loss(group, {}, FROZEN, {}, {"train": batch}, KEY, jnp.int32(0))[0]
+        return task.loss(group, Context({}, FROZEN, {}, {"train": batch}, KEY)).value
 
     x0 = jnp.asarray(colour)[:, None, None].repeat(4, 1).repeat(4, 2)
     weight = task.process.corrupt(jax.random.split(KEY, 3)[2], x0).weight
     entropy = -np.log(JOINT.sum(2)[2 - colour, colour])
     np.testing.assert_allclose(loss("generator", rows), np.mean(weight * entropy), rtol=1e-5)
-    sums = task.validate({}, FROZEN, {}, {"kept": rows}, KEY)
+    sums = task.validate(Context({}, FROZEN, {}, {"train": rows}, KEY))
     assert sums["loss"][1] == n and np.isfinite(sums["loss"][0])
-    shown = jax.jit(lambda rows: task.preview({}, FROZEN, {}, {"kept": rows}, KEY))(rows)
+    shown = jax.jit(lambda rows: task.preview(Context({}, FROZEN, {}, {"train": rows}, KEY)))(rows)
     np.testing.assert_array_equal(shown["low_resolution"], image[:, ::2, ::2])
     assert shown["samples"].shape == image.shape
 
