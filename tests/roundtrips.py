@@ -16,6 +16,7 @@ from emu_jax.checkpoint.export import save_model
 from emu_jax.cli.main import main
 from emu_jax.nn.stack import unstacked
 from emu_jax.parallel.mesh import make_mesh
+from emu_jax.tasks.base import Context, encoders_of
 
 # Little is spent on optimising what runs once.
 QUICK = dict(
@@ -111,7 +112,7 @@ def slopes(config, prompts: list[str]) -> tuple[Any, dict, dict]:
     rows = dict(
         image=np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8),
         sizes=np.array([[side + 2, side + 1, 1, 0, side, side]] * 2),
-        tokens={name: encoder.tokenize(prompts) for name, encoder in task.encoders.items()},
+        tokens={name: encoder.tokenize(prompts) for name, encoder in encoders_of(task).items()},
     )
 
     def loss(params):

@@ -162,7 +162,7 @@ def _accumulated(
     def gradients(context: Context) -> tuple[Params, Loss]:
         def loss(trained: Params) -> tuple[jax.Array, Loss]:
             found = task.loss(name, context._replace(params={**context.params, **trained}))
-            return found.value, found._replace(handed=jax.lax.stop_gradient(found.handed))
+            return found.value, found
 
         return jax.grad(loss, has_aux=True)(trained)
 

@@ -14,9 +14,8 @@ from emu_jax.nn.discriminator import PatchDiscriminator
 from emu_jax.nn.functional import Network, subtree
 from emu_jax.nn.layers import conv
 from emu_jax.tasks import autoencoding
-from emu_jax.tasks.base import Context
 from emu_jax.tasks.autoencoding import Autoencoding, psnr
-from emu_jax.tasks.base import Group, Task, to_unit_range
+from emu_jax.tasks.base import Context, Group, Task, to_unit_range
 from emu_jax.tasks.codecs import AutoencoderCodec, codec_params
 from emu_jax.training.state import group_paths, init_state
 from emu_jax.training.step import make_step
