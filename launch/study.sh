@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tables of docs/study.md, each by one call (2 CPU cores, the times are there):
+# The tables of docs/records/study.md, each by one call (2 CPU cores, the times are there):
 #
 #     bash launch/study.sh autoencoders | set_size | steps | noise_offset | learning_rate | ema |
 #         stopping | families

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every check, from a fresh clone on: virtual environment, lint, types, rooms, tests.
+# Every check, from a fresh clone on: virtual environment, lint, types, rooms, documentation, tests.
 # Arguments go to pytest: `bash launch/test.sh tests/nn -k attention`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
@@ -19,6 +19,9 @@ basedpyright
 
 part "import-linter"
 lint-imports
+
+part "documentation"
+NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
 
 part "pytest"
 pytest -n "${PYTEST_WORKERS:-2}" --dist worksteal "$@"
