@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from emu_jax.nn.layers import GroupNorm, conv, linear
 from emu_jax.nn.resnet import ResnetBlock
-from emu_jax.nn.transformer import Constrain
+from emu_jax.nn.stack import Constrain
 
 PATCH = 4
 _FIRST_TEMPERATURE = 0.07

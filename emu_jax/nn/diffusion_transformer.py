@@ -17,7 +17,7 @@ from emu_jax.errors import UserError
 from emu_jax.nn.attention import Attend, attend
 from emu_jax.nn.embeddings import TimestepEmbedding, sinusoids
 from emu_jax.nn.layers import LayerNorm, linear
-from emu_jax.nn.transformer import Constrain
+from emu_jax.nn.stack import Constrain, Gather
 from emu_jax.nn.trunk import trunk
 
 _TIME_INPUTS = 256
@@ -44,9 +44,10 @@ class DiffusionTransformer(nnx.Module):
         context_width: int | None,
         vector_width: int | None = None,
         level: bool = False,
-        remat: bool = False,
+        remat: str = "none",
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
+        gather: Gather | None = None,
         rngs: nnx.Rngs,
     ):
         if width % 4:
@@ -69,6 +70,7 @@ class DiffusionTransformer(nnx.Module):
             remat=remat,
             attend=attend,
             constrain=constrain,
+            gather=gather,
             rngs=rngs,
         )
         self.norm = LayerNorm(width, rngs=rngs)

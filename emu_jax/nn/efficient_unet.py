@@ -20,8 +20,7 @@ from emu_jax.nn.attention import AddedKVAttention, Attend, attend
 from emu_jax.nn.embeddings import TextTimeEmbedding, TimestepEmbedding, sinusoids
 from emu_jax.nn.layers import Downsample, GroupNorm, Upsample, activation, conv
 from emu_jax.nn.resnet import ResnetBlock
-from emu_jax.nn.stack import Gather, rematerialised, require_policy
-from emu_jax.nn.transformer import Constrain
+from emu_jax.nn.stack import Constrain, Gather, remat_policy, rematerialize
 
 _SKIP_SCALE = 2**-0.5
 
@@ -60,7 +59,7 @@ class EfficientUNet(nnx.Module):
         gather: Gather | None = None,
         rngs: nnx.Rngs,
     ):
-        require_policy(remat)
+        remat = remat_policy(remat)
         if not len(widths) == len(blocks) == len(attention):
             raise UserError(
                 f"An Efficient U-Net of {len(widths)} widths takes as many blocks and attention, "
@@ -69,8 +68,8 @@ class EfficientUNet(nnx.Module):
         temb = time_width or 4 * widths[0]
         self.time_inputs = widths[0]
         self.act, self.constrain = activation("silu"), constrain
-        self.around = partial(rematerialised, policy=remat, gather=gather)
-        self.whole = partial(rematerialised, policy="none", gather=gather)
+        self.around = partial(rematerialize, policy=remat, gather=gather)
+        self.whole = partial(rematerialize, policy="none", gather=gather)
 
         def resnet(inputs: int, outputs: int) -> ResnetBlock:
             return ResnetBlock(

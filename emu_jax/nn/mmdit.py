@@ -15,7 +15,6 @@ Structured and named as diffusers' SD3Transformer2DModel. Of the last block only
 Norms have no parameters but those of queries and keys.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,8 +28,8 @@ from emu_jax.nn.diffusion_transformer import unpatched
 from emu_jax.nn.embeddings import TimestepEmbedding, sinusoids
 from emu_jax.nn.layers import RMSNorm, conv, linear, normalised
 from emu_jax.nn.pixart import places
-from emu_jax.nn.stack import Gather, Scanned, rematerialised, require_policy
-from emu_jax.nn.transformer import Constrain, FeedForward, Gelu
+from emu_jax.nn.stack import Constrain, Gather, Stack
+from emu_jax.nn.transformer import FeedForward, Gelu
 
 _TIME_INPUTS = 256
 _EPS = 1e-6
@@ -79,9 +78,7 @@ class MMDiT(nnx.Module):
                 f"An mmdit's width is a multiple of 4, for the sines of its places, and of its "
                 f"{heads} heads; {width} is not."
             )
-        require_policy(remat)
-        self.patch, self.table = patch, table
-        self.remat, self.constrain, self.gather = remat, constrain, gather
+        self.patch, self.table, self.constrain = patch, table, constrain
         sines = places(table, table, width, span).reshape(1, table**2, width)
         self.pos_embed: Any = nnx.Dict(
             proj=conv(in_channels, width, patch, stride=patch, padding=(0, 0), rngs=rngs),
@@ -95,12 +92,9 @@ class MMDiT(nnx.Module):
         *blocks, last = (
             Block(width, heads, qk_norm, i == depth - 1, attend, rngs=rngs) for i in range(depth)
         )
-        self.depth = depth
-        if scan and blocks:
-            self.transformer_blocks = Scanned(blocks)
-            setattr(self.transformer_blocks, str(depth - 1), last)
-        else:
-            self.transformer_blocks = nnx.List([*blocks, last])
+        self.transformer_blocks = Stack(
+            blocks, scan=scan, last=last, remat=remat, gather=gather, constrain=constrain
+        )
         self.norm_out = nnx.Dict(linear=linear(width, 2 * width, rngs=rngs))
         self.proj_out = linear(width, patch**2 * out_channels, zero=True, rngs=rngs)
 
@@ -120,14 +114,7 @@ class MMDiT(nnx.Module):
         y = self._patches(x)
         b, rows, columns, width = y.shape
         both = self.constrain(y.reshape(b, rows * columns, width)), text
-        if isinstance(self.transformer_blocks, Scanned):
-            both = self.transformer_blocks(both, told, context_mask, around=self._layer)
-            last = getattr(self.transformer_blocks, str(self.depth - 1))
-        else:
-            *blocks, last = self.transformer_blocks
-            for block in blocks:
-                both = self._layer(block)(both, told, context_mask)
-        y = self._layer(last)(both, told, context_mask)[0]
+        y, _ = self.transformer_blocks(both, told, context_mask)
         scale, shift = jnp.split(self.norm_out.linear(told)[:, None], 2, axis=-1)
         y = self.proj_out(normalised(y, _EPS) * (1 + scale) + shift)
         return unpatched(y.reshape(b, rows, columns, -1), self.patch)
@@ -145,10 +132,6 @@ class MMDiT(nnx.Module):
         table = table.reshape(self.table, self.table, -1)
         top, left = (self.table - rows) // 2, (self.table - columns) // 2
         return self.pos_embed.proj(x) + table[top : top + rows, left : left + columns]
-
-    def _layer(self, block: nnx.Module) -> Callable[..., tuple[Positions, Text]]:
-        kept = rematerialised(block, self.remat, self.gather)
-        return lambda *args: jax.tree.map(self.constrain, kept(*args))
 
 
 class Block(nnx.Module):

@@ -15,7 +15,6 @@ of self-attention and, with the other three, of the MLP. Attention to the text s
 plain. Norms have no parameters.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,8 +28,8 @@ from emu_jax.nn.attention import Attend, Attention, attend
 from emu_jax.nn.diffusion_transformer import unpatched
 from emu_jax.nn.embeddings import TimestepEmbedding, sinusoids
 from emu_jax.nn.layers import conv, linear, normalised
-from emu_jax.nn.stack import Gather, Scanned, rematerialised, require_policy
-from emu_jax.nn.transformer import Constrain, FeedForward, Gelu
+from emu_jax.nn.stack import Constrain, Gather, Stack
+from emu_jax.nn.transformer import FeedForward, Gelu
 
 _TIME_INPUTS = 256
 _EPS = 1e-6
@@ -76,9 +75,7 @@ class PixArt(nnx.Module):
                 f"A pixart's width is a multiple of 4, for the sines of its places, and of its "
                 f"{heads} heads; {width} is not."
             )
-        require_policy(remat)
-        self.patch, self.span = patch, span
-        self.remat, self.constrain, self.gather = remat, constrain, gather
+        self.patch, self.span, self.constrain = patch, span, constrain
         self.pos_embed = nnx.Dict(
             proj=conv(in_channels, width, patch, stride=patch, padding=(0, 0), rngs=rngs)
         )
@@ -90,7 +87,9 @@ class PixArt(nnx.Module):
             context_width, width, act="gelu_tanh", rngs=rngs
         )
         blocks = [Block(width, heads, attend, rngs=rngs) for _ in range(depth)]
-        self.transformer_blocks = Scanned(blocks) if scan else nnx.List(blocks)
+        self.transformer_blocks = Stack(
+            blocks, scan=scan, remat=remat, gather=gather, constrain=constrain
+        )
         self.scale_shift_table = _table(2, width, rngs)
         self.proj_out = linear(width, patch**2 * out_channels, zero=True, rngs=rngs)
 
@@ -115,20 +114,11 @@ class PixArt(nnx.Module):
         y = self.pos_embed.proj(x)
         rows, columns, width = y.shape[1:]
         y = (y + places(rows, columns, width, self.span).astype(y.dtype)).reshape(b, -1, width)
-        y = self.constrain(y)
-        if isinstance(self.transformer_blocks, Scanned):
-            y = self.transformer_blocks(y, told, text, context_mask, around=self._layer)
-        else:
-            for block in self.transformer_blocks:
-                y = self._layer(block)(y, told, text, context_mask)
+        y = self.transformer_blocks(self.constrain(y), told, text, context_mask)
 
         shift, scale = jnp.split(self.scale_shift_table[...] + time[:, None], 2, axis=1)
         y = self.proj_out(normalised(y, _EPS) * (1 + scale) + shift)
         return unpatched(y.reshape(b, rows, columns, -1), self.patch)
-
-    def _layer(self, block: nnx.Module) -> Callable[..., Array]:
-        kept = rematerialised(block, self.remat, self.gather)
-        return lambda *args: self.constrain(kept(*args))
 
 
 class Block(nnx.Module):

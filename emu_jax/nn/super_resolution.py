@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 from emu_jax.errors import UserError
 from emu_jax.nn.attention import Attend, attend
 from emu_jax.nn.embeddings import TimestepEmbedding
+from emu_jax.nn.stack import Constrain, Gather
 from emu_jax.nn.token_transformer import TokenHead, TokenStem
-from emu_jax.nn.transformer import Constrain
 from emu_jax.nn.trunk import trunk
 
 
@@ -103,9 +103,10 @@ class SuperResolutionTransformer(nnx.Module):
         block: int,
         context_width: int,
         vector_width: int | None = None,
-        remat: bool = False,
+        remat: str = "none",
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
+        gather: Gather | None = None,
         rngs: nnx.Rngs,
     ):
         if context_width != width:
@@ -120,6 +121,7 @@ class SuperResolutionTransformer(nnx.Module):
             remat=remat,
             attend=attend,
             constrain=constrain,
+            gather=gather,
             rngs=rngs,
         )
         self.low_stem = TokenStem(low_codes, low_side, width, rngs=rngs)

@@ -15,7 +15,7 @@ from emu_jax.errors import UserError
 from emu_jax.nn.attention import Attend, attend
 from emu_jax.nn.embeddings import TimestepEmbedding
 from emu_jax.nn.layers import LayerNorm, Table, linear
-from emu_jax.nn.transformer import Constrain
+from emu_jax.nn.stack import Constrain, Gather
 from emu_jax.nn.trunk import trunk
 
 
@@ -72,9 +72,10 @@ class TokenTransformer(nnx.Module):
         mlp_width: int,
         context_width: int | None,
         vector_width: int | None = None,
-        remat: bool = False,
+        remat: str = "none",
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
+        gather: Gather | None = None,
         rngs: nnx.Rngs,
     ):
         self.stem = TokenStem(codes, side, width, rngs=rngs)
@@ -89,6 +90,7 @@ class TokenTransformer(nnx.Module):
             remat=remat,
             attend=attend,
             constrain=constrain,
+            gather=gather,
             rngs=rngs,
         )
         self.head = TokenHead(codes, width, rngs=rngs)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float
 from emu_jax.errors import UserError
 from emu_jax.nn.attention import Attend, Attention, attend
 from emu_jax.nn.layers import LayerNorm, linear
-from emu_jax.nn.transformer import Constrain
+from emu_jax.nn.stack import Constrain, Gather, Stack, drawn
 
 Positions = Float[Array, "b n d"]
 
@@ -102,34 +102,6 @@ def _branch(x: Positions, norm: LayerNorm, f: Callable[[Array], Array], by: Any)
     return x + gate * f(norm(x) * (1 + scale) + shift)
 
 
-class Stack(nnx.Module):
-    """``depth`` blocks that ``make`` gives, as one scanned block of stacked parameters."""
-
-    def __init__(
-        self,
-        make: Callable[[nnx.Rngs], nnx.Module],
-        depth: int,
-        *,
-        remat: bool = False,
-        constrain: Constrain = lambda x: x,
-        rngs: nnx.Rngs,
-    ):
-        if depth < 1:
-            raise UserError(f"A stack has at least one block, not {depth}.")
-        graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-        layers = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))
-        self.blocks_scan = nnx.merge(graph, layers(jax.random.split(rngs.params(), depth)))
-        self.remat, self.constrain = remat, constrain
-
-    def __call__(self, x: Positions, *by: Any) -> Positions:
-        graph, layers = nnx.split(self.blocks_scan)
-
-        def block(x: Positions, layer: nnx.State) -> tuple[Positions, None]:
-            return self.constrain(nnx.merge(graph, layer)(x, *by)), None
-
-        return jax.lax.scan(jax.checkpoint(block) if self.remat else block, x, layers)[0]
-
-
 def trunk(
     *,
     width: int,
@@ -138,10 +110,11 @@ def trunk(
     mlp_width: int,
     context_width: int | None,
     told_width: int | None = None,
-    remat: bool = False,
+    remat: str = "none",
     attend: Attend = attend,
     self_attend: Attend | None = None,
     constrain: Constrain = lambda x: x,
+    gather: Gather | None = None,
     rngs: nnx.Rngs,
 ) -> Stack:
     """``trunk(...)(x, context, mask, told)``."""
@@ -160,4 +133,5 @@ def trunk(
             rngs=rngs,
         )
 
-    return Stack(block, depth, remat=remat, constrain=constrain, rngs=rngs)
+    layers = drawn(block, depth, rngs=rngs)
+    return Stack(layers, remat=remat, constrain=constrain, gather=gather)

@@ -21,8 +21,8 @@ from emu_jax.nn.attention import AddedKVAttention, Attend, attend
 from emu_jax.nn.embeddings import TextTimeEmbedding, TimestepEmbedding, sinusoids
 from emu_jax.nn.layers import Downsample, GroupNorm, Upsample, activation, conv, linear
 from emu_jax.nn.resnet import ResnetBlock
-from emu_jax.nn.stack import Gather, rematerialised, require_policy
-from emu_jax.nn.transformer import Constrain, SpatialTransformer
+from emu_jax.nn.stack import Constrain, Gather, remat_policy, rematerialize
+from emu_jax.nn.transformer import SpatialTransformer
 
 
 class Stage(nnx.Module):
@@ -49,19 +49,19 @@ class Stage(nnx.Module):
 
     def block(self, i: int, x: Array, temb: Array, *text: Array | None) -> Array:
         """Residual block ``i`` and the attention behind it; ``text`` is a context and its mask."""
-        x = rematerialised(self.resnets[i], self.remat, self.gather)(x, temb)
+        x = rematerialize(self.resnets[i], self.remat, self.gather)(x, temb)
         if i >= len(self.attentions):
             return x
         attention = self.attentions[i]
         if not isinstance(attention, SpatialTransformer):  # which does so layer by layer
-            attention = rematerialised(attention, self.remat, self.gather)
+            attention = rematerialize(attention, self.remat, self.gather)
         return attention(x, *text)
 
     def resample(self, x: Array, temb: Array, *size: tuple[int, int]) -> Array:
         """The end of the stage: x halved, or doubled to ``size``."""
         (module,) = (*self.downsamplers, *self.upsamplers)
         told = (temb,) if isinstance(module, ResnetBlock) else size
-        return rematerialised(module, "none", self.gather)(x, *told)
+        return rematerialize(module, "none", self.gather)(x, *told)
 
 
 class UNet(nnx.Module):
@@ -146,7 +146,7 @@ class UNet(nnx.Module):
             raise UserError("Added-KV attention has no depth: transformer_depth is 0 or 1.")
         if attention == "added_kv" and scan:
             raise UserError("Added-KV attention has no stack to scan: leave scan=False.")
-        require_policy(remat)
+        remat = remat_policy(remat)
         if vector_width and text_pool_heads:
             raise UserError("A U-Net takes either vector_width or text_pool_heads, not both.")
         if context_width is None and (text_width or text_pool_heads or attention == "added_kv"):
@@ -157,7 +157,7 @@ class UNet(nnx.Module):
         temb = time_width or 4 * widths[0]
         self.time_inputs = widths[0]
         self.act, self.constrain = activation(act), constrain
-        self.whole = partial(rematerialised, policy="none", gather=gather)
+        self.whole = partial(rematerialize, policy="none", gather=gather)
         self.reads_text = context_width is not None
 
         resnet = partial(

@@ -16,8 +16,6 @@ a layer's normalised input in the transformer, a residual block's output in the 
 start at zero.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -27,8 +25,8 @@ from emu_jax.errors import UserError
 from emu_jax.nn.attention import Attend, Attention, attend
 from emu_jax.nn.embeddings import TimestepEmbedding
 from emu_jax.nn.layers import LayerNorm, RMSNorm, Table, conv, linear
-from emu_jax.nn.stack import Scanned, rematerialised
-from emu_jax.nn.transformer import Constrain, FeedForward
+from emu_jax.nn.stack import Constrain, Gather, Stack
+from emu_jax.nn.transformer import FeedForward
 
 Map = Float[Array, "b h w c"]
 Positions = Float[Array, "b n d"]
@@ -67,6 +65,7 @@ class UVit(nnx.Module):
         remat: str = "none",
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
+        gather: Gather | None = None,
         rngs: nnx.Rngs,
     ):
         rows = vocabulary or codes + 1
@@ -79,8 +78,7 @@ class UVit(nnx.Module):
         for size, parts in ((width, heads), (channels, block_heads)):
             if size % parts:
                 raise UserError(f"A uvit's width {size} does not divide into {parts} heads.")
-        self.codes, self.rows = codes, rows
-        self.constrain, self.remat = constrain, remat
+        self.codes, self.rows, self.constrain = codes, rows, constrain
         self.encoder_proj = linear(context_width, width, bias=False, rngs=rngs)
         self.encoder_proj_layer_norm = RMSNorm(width, eps=eps, rngs=rngs)
         self.embed = Embed(rows, embed_width, channels, eps, rngs=rngs)
@@ -93,7 +91,9 @@ class UVit(nnx.Module):
         self.project_to_hidden_norm = RMSNorm(channels, eps=eps, rngs=rngs)
         self.project_to_hidden = linear(channels, width, bias=False, rngs=rngs)
         layers = [Layer(width, heads, mlp_width, eps, attend, rngs=rngs) for _ in range(depth)]
-        self.transformer_layers = Scanned(layers) if scan else nnx.List(layers)
+        self.transformer_layers = Stack(
+            layers, scan=scan, remat=remat, gather=gather, constrain=constrain
+        )
         self.project_from_hidden_norm = RMSNorm(width, eps=eps, rngs=rngs)
         self.project_from_hidden = linear(width, channels, bias=False, rngs=rngs)
         self.up_block = block(up=resample)
@@ -114,17 +114,9 @@ class UVit(nnx.Module):
         y = self.constrain(self.down_block(y, told, text, mask))
         b, h, w, _ = y.shape
         y = self.project_to_hidden(self.project_to_hidden_norm(y)).reshape(b, h * w, -1)
-        if isinstance(self.transformer_layers, Scanned):
-            y = self.transformer_layers(y, told, text, mask, around=self._layer)
-        else:
-            for layer in self.transformer_layers:
-                y = self._layer(layer)(y, told, text, mask)
+        y = self.transformer_layers(y, told, text, mask)
         y = self.project_from_hidden(self.project_from_hidden_norm(y)).reshape(b, h, w, -1)
         return self.mlm_layer(self.constrain(self.up_block(y, told, text, mask)))
-
-    def _layer(self, layer: nnx.Module) -> Callable[..., Array]:
-        kept = rematerialised(layer, self.remat)
-        return lambda *args: self.constrain(kept(*args))
 
 
 class Embed(nnx.Module):

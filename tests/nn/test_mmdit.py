@@ -109,7 +109,7 @@ def test_masked_tokens_are_not_read():
     [
         (dict(vector_width=None), "is told a vector"),
         (dict(heads=5), "of its 5 heads; 24 is not"),
-        (dict(remat="all"), "remat is one of"),
+        (dict(remat="all"), "remat is 'all'"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, words):

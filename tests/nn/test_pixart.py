@@ -106,7 +106,7 @@ def test_masked_tokens_are_not_read_and_everything_learns():
         (dict(vector_width=4), "reads a text's tokens alone"),
         (dict(heads=5), "of its 5 heads; 24 is not"),
         (dict(width=6, heads=3), "6 is not"),
-        (dict(remat="all"), "remat is one of"),
+        (dict(remat="all"), "remat is 'all'"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, words):

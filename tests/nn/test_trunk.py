@@ -97,7 +97,7 @@ def test_without_a_text_there_is_self_attention_alone():
 
 
 def test_rematerialisation_changes_no_gradient():
-    plain, remat = make(), make(remat=True)
+    plain, remat = make(), make(remat="block")
     params = drawn(plain)
     slopes = [
         jax.jit(jax.grad(lambda p, n=n: jnp.sum(n(p, X, TEXT, SEEN) ** 2)))(params)

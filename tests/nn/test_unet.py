@@ -370,7 +370,7 @@ def test_every_attention_is_the_one_handed_in():
         (dict(vector_width=8, text_pool_heads=2), "not both"),
         (dict(attention="added_kv", mid_depth=2), "0 or 1"),
         (dict(attention="added_kv", scan=True), "leave scan=False"),
-        (dict(remat="full"), "none, block, dots, not 'full'"),
+        (dict(remat="full"), "'full'; choose one of none, block, dots"),
         (dict(act="swish"), "'swish'"),
         (dict(groups=5), "5 norm groups"),
     ],
