@@ -23,7 +23,7 @@ from emu_jax.evaluation.memorisation import copy_bound, descriptors
 from emu_jax.evaluation.metrics import Probe
 from emu_jax.evaluation.prompts import kept_prompts
 from emu_jax.evaluation.references import Sets
-from emu_jax.nn.contrastive import Seen
+from emu_jax.nn.contrastive import ImageEmbedding
 
 SHIPPED = "builtin:judge_64"
 _MOST_REFERENCES = 400  # pictures a side: distances are taken between sets of equal size
@@ -56,7 +56,7 @@ class Judge:
         one = jax.numpy.ones((1, 1))
         return float(self._task.model(self._params, one, one, method="logits")[0, 0])
 
-    def see(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Seen:
+    def see(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> ImageEmbedding:
         """Embeddings [n, d] and features [n, f]; pictures of another size are resized (Lanczos)."""
         seen = [self._see(self._params, batch) for batch in self._batches(self._resized(images))]
         return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(images)], *seen)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, UInt8
 
-from emu_jax.nn.contrastive import Seen
+from emu_jax.nn.contrastive import ImageEmbedding
 from emu_jax.nn.functional import Network, Params
 from emu_jax.tasks.base import Batch, Frozen, Group, Metrics, cast, to_pixels, to_unit_range
 from emu_jax.text.encoder import TextEncoder
@@ -99,7 +99,7 @@ class Contrastive:
     ) -> Params:
         return state
 
-    def see(self, params: Params, image: UInt8[Array, "b h w 3"]) -> Seen:
+    def see(self, params: Params, image: UInt8[Array, "b h w 3"]) -> ImageEmbedding:
         """Embedding and features of pictures as they are."""
         return self._see(params, to_unit_range(image))
 
@@ -160,7 +160,7 @@ class Contrastive:
         losses = (cross_entropy(logits, label) + cross_entropy(logits.T, label)) / 2
         return losses, (jnp.argmax(logits, 1) == label).astype(jnp.float32)
 
-    def _see(self, params: Params, image: Float[Array, "b h w 3"]) -> Seen:
+    def _see(self, params: Params, image: Float[Array, "b h w 3"]) -> ImageEmbedding:
         network = cast(params, self.compute_dtype)
         return self.model(network, image.astype(self.compute_dtype), method="embed_image")
 
