@@ -22,11 +22,11 @@ def locate(path: str) -> str:
     """``builtin:NAME`` as the folder of the shipped weights; any other path as it is."""
     if not path.startswith("builtin:"):
         return path
-    folder = WEIGHTS / path.removeprefix("builtin:")
-    if not folder.is_dir():
-        names = ", ".join(sorted(f"builtin:{f.name}" for f in WEIGHTS.glob("*/")))
+    shipped = {f"builtin:{folder.name}": folder for folder in WEIGHTS.glob("*/")}
+    if path not in shipped:
+        names = ", ".join(sorted(shipped))
         raise UserError(f"No weights called {path} come with emu_jax; there are {names or 'none'}.")
-    return str(folder)
+    return str(shipped[path])
 
 
 def make_lora(config: ConfigDict) -> Lora | None:
@@ -37,9 +37,11 @@ def make_lora(config: ConfigDict) -> Lora | None:
     return Lora(section.rank, section.alpha, section.pattern)
 
 
-def open_model(path: str, dtype: Any = np.float32) -> Model:
+def open_model(path: str, dtype: Any = np.float32, adapters: tuple[str, ...] = ()) -> Model:
     """:func:`load_model` of what ``path`` names; a run that trained an adapter is laid
     over its base, in fp32, and is then a model like any other.
+
+    ``adapters``: the adapters whose base this is, to stop at one that is its own base.
 
     Raises:
       UserError: the base is not there any more, or is not the one the adapter was trained on.
@@ -49,8 +51,10 @@ def open_model(path: str, dtype: Any = np.float32) -> Model:
     lora = make_lora(config)
     if lora is None:
         return model
+    if path in adapters:
+        raise UserError(f"{path} is an adapter of itself: its config was changed, export it again.")
     try:
-        base = open_model(config.init_from)
+        base = open_model(config.init_from, adapters=(*adapters, path))
     except UserError as error:
         raise UserError(f"{path} is an adapter of {config.init_from}. {error}") from error
     if base.fingerprint != model.meta["frozen"][BASE]["fingerprint"]:

@@ -5,7 +5,6 @@ Each function reads one section of a config made from :func:`emu_jax.cli.config.
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.paths import is_config_file
 from emu_jax.checkpoint.safetensors_io import fingerprint_params
 from emu_jax.cli.config import read
 from emu_jax.cli.encoders import blank_condition, frozen_encoders, make_encoders
@@ -233,7 +233,7 @@ def adapted_base(config: ConfigDict, shapes: Mapping[str, jax.ShapeDtypeStruct])
         raise UserError(
             "init_skip starts parameters anew, which lora.rank would leave so: set one of the two."
         )
-    if _planned(source):
+    if is_config_file(source):
         return Frozen(source, "none", shapes, _untrained("init_from", source), dtype)
     model = open_model(source)
     found = relaid(model.params, shapes)
@@ -388,7 +388,8 @@ def make_codec(section: ConfigDict, name: str = "codec") -> tuple[Codec, dict[st
         return IdentityCodec(), {}
     if section.kind != "autoencoder":
         raise UserError(f"{name}.kind is autoencoder or identity, not {section.kind!r}.")
-    model = None if _planned(section.path) else load_model(locate(section.path), dtype=np.float32)
+    planned = is_config_file(section.path)  # typed by the user: stored configs name none
+    model = None if planned else load_model(locate(section.path), dtype=np.float32)
     made_by = ConfigDict(model.config) if model else read(section.path)
     if made_by.get("task") != "autoencoding":
         task = made_by.get("task")
@@ -404,11 +405,6 @@ def make_codec(section: ConfigDict, name: str = "codec") -> tuple[Codec, dict[st
         return codec, {name: _frozen_arrays(section.path, codec_params(model.params))}
     untrained = _untrained(f"{name}.path", section.path)
     return codec, {name: Frozen(section.path, "none", codec.shapes(), untrained)}
-
-
-def _planned(path: str) -> bool:
-    """Whether a config file stands where a model would."""
-    return Path(path.split(":")[0]).suffix == ".py"
 
 
 def _untrained(key: str, path: str) -> Callable[[], Iterator[tuple[str, np.ndarray]]]:
