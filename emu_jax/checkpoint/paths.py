@@ -70,19 +70,18 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def _opened(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     """(dotted key, section, key in the section) of each path that is opened to use the model."""
-    text = config.get("text")
-    sections = {f"text.{name}": section for name, section in text.items()} if _is(text) else {}
+    sections = {f"text.{name}": options for name, options in _section(config, "text").items()}
     sections |= {name: config.get(name) for name in ("codec", "low_codec")}
     for name, section in sections.items():
-        if _is(section) and "path" in section:
+        if isinstance(section, dict) and "path" in section:
             yield f"{name}.path", section, "path"
-    lora = config.get("lora")
-    if _is(lora) and lora.get("rank") and "init_from" in config:
+    if _section(config, "lora").get("rank") and "init_from" in config:
         yield "init_from", config, "init_from"  # the adapter's base; else only a record
 
 
-def _is(section: Any) -> bool:
-    return isinstance(section, dict)
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    section = config.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _inside(folder: epath.Path, path: str, what: str) -> str:
