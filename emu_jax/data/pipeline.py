@@ -27,7 +27,7 @@ from jaxtyping import Int
 
 from emu_jax.data.buckets import Shape, assign, make_buckets
 from emu_jax.data.cache import Cache
-from emu_jax.data.images import Colour, flipped, prepare
+from emu_jax.data.images import Color, flipped, prepare
 from emu_jax.data.mixture import Captions, Selection, captions_fingerprint
 from emu_jax.data.plan import BatchPlan, PlannedBatch, Roster, SequentialPlan
 from emu_jax.data.source import Source
@@ -50,7 +50,7 @@ class StreamSpec:
     buckets: bool = False  # aspect-ratio buckets; otherwise squares
     bucket_step: int = 64
     max_ratio: float = 2.0
-    background: Colour = (255, 255, 255)
+    background: Color = (255, 255, 255)
     crop: Literal["centre", "random"] = "centre"
     flip: bool = False
     sequential: bool = False  # each record once, in order (validation), instead of an endless mix
