@@ -30,7 +30,7 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(*image.size)
-        raw_mode = image.tile[0].args if image.format == "PNG" and image.tile else None
+        raw_mode = str(image.tile[0].args) if image.format == "PNG" and image.tile else ""
         image.load()
         image.getexif()  # parsed on first use: damage must show here
         _decode_transparent_color(image, raw_mode)
@@ -47,8 +47,8 @@ def open_image(data: bytes) -> Image.Image:
 
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 (upright) where the file has none or an invalid one."""
-    value = image.getexif().get(_EXIF_ORIENTATION)
-    return value if value in range(1, 9) else 1
+    value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return int(value) if value in range(1, 9) else 1
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -68,7 +68,7 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _decode_transparent_color(image: Image.Image, raw_mode: object) -> None:
+def _decode_transparent_color(image: Image.Image, raw_mode: str) -> None:
     """PNG's transparent color, which Pillow leaves as it is stored, in the range of the pixels."""
     color, decode = image.info.get("transparency"), _TO_8_BITS.get(raw_mode)
     if decode and isinstance(color, tuple):

@@ -24,15 +24,14 @@ from typing import Any, ClassVar
 import emoji
 import pyarrow as pa
 import tensorflow_datasets as tfds
-from etils import epath
 
-from emu_jax.data.builder import PictureBuilder, in_order
+from emu_jax.data.builder import ImageBuilder, in_order
 from emu_jax.data.emoji_concepts import Form, captions, forms, plain
 from emu_jax.data.emoji_styles import CANVAS, STYLES, frame
 from emu_jax.errors import UserError
 
 
-class Emoji(PictureBuilder):
+class Emoji(ImageBuilder):
     """See the module's docstring. `path`: the font, the npm tarball or the SVG folder."""
 
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
@@ -67,7 +66,7 @@ class Emoji(PictureBuilder):
     def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         name = self.builder_config.name
         style, table, aliases = STYLES[name], forms(), _aliases()
-        drawings = style.find(table, self.path, epath.Path(self._data_dir_root) / "downloads")
+        drawings = style.find(table, self.path, self.downloads)
         drawn = [form for form in table.values() if form.code in drawings]
         if not drawn:
             raise UserError(f"no picture of {style.title} was found in {self.path}")

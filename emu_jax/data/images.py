@@ -65,7 +65,10 @@ def prepare(
 def check(data: bytes) -> tuple[int, int]:
     """(width, height) of the upright image; UserError where `prepare` would raise one."""
     image = open_image(data)
-    compose(image, (255, 255, 255))
+    try:
+        compose(image, (255, 255, 255))
+    except (OSError, ValueError) as error:  # Pillow's, for modes that it cannot convert
+        raise UserError(f"pixels of mode {image.mode} are not supported: {error}") from error
     return upright_size(image)
 
 
@@ -138,7 +141,7 @@ def _resize_and_crop(
         y, x = image.height / height, image.width / width
         box = (left * x, top * y, (left + bucket[1]) * x, (top + bucket[0]) * y)
         box = (*box[:2], min(box[2], image.width), min(box[3], image.height))
-        return np.asarray(image.resize(bucket[::-1], Image.Resampling.LANCZOS, box=box))
+        return np.asarray(image.resize((bucket[1], bucket[0]), Image.Resampling.LANCZOS, box=box))
     if (height, width) != (image.height, image.width):
         # The gap lets a box filter take large photographs most of the way down, 3 times faster.
         image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)

@@ -65,7 +65,7 @@ class Manifest:
             )
         try:
             content = path.read_bytes()
-            manifest = cls(read_parquet(content))
+            manifest = cls(open_parquet(content).read(use_threads=False))
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}): remove its directory and build the data set anew"
@@ -146,10 +146,10 @@ class Manifest:
         return buffer.getvalue()
 
 
-def read_parquet(content: bytes) -> pa.Table:
-    """The table in a parquet file's bytes.
+def open_parquet(content: bytes) -> pq.ParquetFile:
+    """A parquet file in memory, for `read(..., use_threads=False)`.
 
-    On this thread alone: a pool that lets go of Python's bytes while the interpreter ends would
-    abort the process.
+    On this thread alone: a thread pool that releases Python's bytes while the interpreter exits
+    would abort the process.
     """
-    return pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False)
+    return pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
