@@ -19,7 +19,7 @@ def test_what_is_not_utf8_is_named_with_its_line(file):
     file.write_bytes(b"one\r\ntwo\nthr\xe9e")
     with pytest.raises(UserError, match=r"prompts\.txt, line 3 is not UTF-8 text \(byte 0xe9\)"):
         read_lines(file)
-    file.write_text("text", encoding="utf-16")
+    file.write_bytes("text".encode("utf-16"))
     with pytest.raises(UserError, match=r"line 1 is not UTF-8 text \(byte 0xff\)"):
         read_lines(file)
     with pytest.raises(UserError, match="none cannot be read: No such file"):
