@@ -131,7 +131,7 @@ def test_a_missing_data_set_names_the_command_that_builds_it(refused, train, tmp
 
 def test_a_selection_of_nothing_is_named(refused, train):
     said = refused(*train("--config.data.train.fluent.select=width > 9999"))
-    assert "No record of folder/tiny is selected by 'width > 9999'" in said
+    assert "No record of folder/tiny matches 'width > 9999'" in said
 
 
 def test_a_selection_by_a_column_that_is_not_there_is_named(refused, train):

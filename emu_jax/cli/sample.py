@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from emu_jax.assembly.cascade import open_generator
+from emu_jax.data.textfile import read_lines
 from emu_jax.errors import UserError
 from emu_jax.evaluation.grids import grid
 
@@ -96,7 +97,7 @@ def read_prompts(path: str) -> list[str]:
     file = epath.Path(path)
     if not file.exists():
         raise UserError(f"There is no file of prompts {path}.")
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    return [line.strip() for line in read_lines(file) if line.strip()]
 
 
 def _file_name(prompt: str, seed: int, recipe: list[object]) -> str:

@@ -1,8 +1,8 @@
-"""A built data set opened for reading: record i is the encoded bytes of a picture.
+"""A built data set opened for reading: record i is the encoded bytes of an image.
 
-A data set lies in `<data_dir>/<name>/<version>`, its records in ArrayRecord files, its manifest
-beside them. A `Source` pickles as its name and its place alone, so worker processes get it for
-nothing and open readers and manifest of their own when they first need them.
+A data set lies in `<data_dir>/<name>/<version>`, its records in ArrayRecord files and its manifest
+beside them. A `Source` pickles as its name and its directory alone, so it is cheap to send to
+worker processes, which open their own readers and manifest on first use.
 """
 
 import functools
@@ -22,7 +22,7 @@ DEFAULT_DATA_DIR = os.environ.get("EMU_JAX_DATA") or "~/emu_jax_data"
 
 
 class Source:
-    """A data set's records and manifest, both opened when first used."""
+    """A data set's records and manifest, both opened on first use."""
 
     def __init__(self, name: str, directory: epath.PathLike):
         self.name = name
@@ -88,7 +88,7 @@ def open_source(name: str, data_dir: epath.PathLike = DEFAULT_DATA_DIR) -> Sourc
     if directory is None:
         path = " --path=DIR" if name.startswith("folder/") else ""
         raise UserError(
-            f"there is no data set {name} in {data_dir}: build it with "
+            f"There is no data set {name} in {data_dir}: build it with "
             f"`emu-jax data build {name}{path} --data_dir={data_dir}`"
         )
     return Source(name, directory)
@@ -98,7 +98,9 @@ def find(name: str, data_dir: epath.PathLike) -> epath.Path | None:
     """The directory of the newest complete version of a data set, or None."""
     parts = name.split("/")
     if len(parts) != 2 or any(p in ("", ".", "..") for p in parts):
-        raise UserError(f"{name!r} is no data set: a name is like emoji/openmoji or folder/mine")
+        raise UserError(
+            f"{name!r} is not the name of a data set; names are like emoji/openmoji or folder/mine."
+        )
     root = epath.Path(data_dir).expanduser() / name
     complete = [
         path
@@ -106,3 +108,21 @@ def find(name: str, data_dir: epath.PathLike) -> epath.Path | None:
         if tfds.core.Version.is_valid(path.name) and (path / manifests.FILE_NAME).exists()
     ]
     return max(complete, key=lambda path: tfds.core.Version(path.name), default=None)
+
+
+def list_sources(data_dir: epath.PathLike = DEFAULT_DATA_DIR) -> list[Source]:
+    """The newest version of every complete data set, by name."""
+    root = epath.Path(data_dir).expanduser()
+    names = [
+        f"{family.name}/{directory.name}"
+        for family in _directories(root)
+        for directory in _directories(family)
+    ]
+    found = {name: find(name, data_dir) for name in sorted(names)}
+    return [Source(name, directory) for name, directory in found.items() if directory is not None]
+
+
+def _directories(path: epath.Path) -> list[epath.Path]:
+    if not path.is_dir():
+        return []
+    return [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]

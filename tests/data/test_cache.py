@@ -86,7 +86,7 @@ def test_a_stopped_build_is_refused_and_goes_on(tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "cache", FINGERPRINT, LAYOUT, stopped, 3)
-    with pytest.raises(UserError, match="not built to its end"):
+    with pytest.raises(UserError, match="is incomplete"):
         Cache.open(tmp_path / "cache", FINGERPRINT)
 
     def rest(start):
@@ -130,13 +130,13 @@ def test_damage_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"x\.npy is damaged"):
         Cache.open(tmp_path / "cache", FINGERPRINT)
     np.save(array, np.zeros((9, 3), np.float32))
-    with pytest.raises(UserError, match=r"x\.npy is not the array"):
+    with pytest.raises(UserError, match=r"x\.npy has another shape"):
         Cache.open(tmp_path / "cache", FINGERPRINT)
     array.write_bytes(whole)
     file = tmp_path / "cache" / "cache.json"
     description = json.loads(file.read_text())
     file.write_text('{"fingerprint": ')
-    with pytest.raises(UserError, match="no complete cache"):
+    with pytest.raises(UserError, match="not a complete cache"):
         Cache.open(tmp_path / "cache", FINGERPRINT)
     np.save(tmp_path / "secret.npy", np.zeros((2, 3), np.float32))
     for layout in ({"..": {"secret": [[2, 3], "float32"]}}, {"4x4": {"../../secret": [[2], "f4"]}}):
@@ -276,5 +276,5 @@ def test_a_cache_of_other_rows_is_refused(tmp_path):
 
 def test_moments_need_the_centred_crop(tmp_path):
     caches = Caches(moments(tmp_path / "moments"))
-    with pytest.raises(UserError, match="centred crop"):
+    with pytest.raises(UserError, match="centered crop"):
         take(1, replace(SPEC, crop="random"), caches)

@@ -59,7 +59,7 @@ def test_a_missing_data_set_names_the_command_that_builds_it(tmp_path):
     with pytest.raises(UserError, match=f"emu-jax data build emoji/noto --data_dir={tmp_path}"):
         open_source("emoji/noto", tmp_path)
     for name in ("emoji", "emoji/../x", "a/b/c", "/x"):
-        with pytest.raises(UserError, match="is no data set"):
+        with pytest.raises(UserError, match="not the name of a data set"):
             open_source(name, tmp_path)
 
 
