@@ -72,7 +72,7 @@ def test_a_misspelt_key_of_a_section_in_a_section_names_the_nearest(refused, tra
     ("overrides", "words"),
     [
         (["stop.mode=least"], "train.stop.mode is"),
-        (["best_metric=held_out/psnr"], "train.best_metric 'held_out/psnr'"),
+        (["best_metric=held_out/psnr"], "train.best_metric is 'held_out/psnr'"),
         (["validate_every=0"], "held_out/l1 would never be measured"),
         (["stop.metric=held_out/l2"], "No validation measures 'held_out/l2'"),
     ],

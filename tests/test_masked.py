@@ -259,7 +259,7 @@ def test_stages_that_do_not_fit_are_refused(masked_run, super_run, vq_run, tmp_p
     [
         ("low_codec.path", "builtin:autoencoder_64", "low_codec gives no tokens"),
         ("low_codec.kind", "wavelet", "low_codec.kind is autoencoder or identity"),
-        ("low_resolution.factor", -1, "1 or more, not -1"),
+        ("low_resolution.factor", -1, "low_resolution.factor is -1; use 1 or more"),
         ("denoiser.kind", "token_transformer", "super_resolution_transformer .* coarser ones"),
         ("conditioner.width", 12, "set conditioner.width"),
     ],

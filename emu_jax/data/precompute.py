@@ -18,7 +18,6 @@ from emu_jax.data.pipeline import (
     Loader,
     StreamSpec,
     group_name,
-    images_fingerprint,
     stream,
 )
 from emu_jax.data.plan import SequentialPlan
@@ -26,13 +25,6 @@ from emu_jax.data.plan import SequentialPlan
 # uint8 [b, h, w, 3] -> arrays of b rows by name: moments [b, h', w', 2c] and those of a task
 EncodeImages = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 EncodeTexts = Callable[[list[str]], Mapping[str, np.ndarray]]  # -> states, mask and perhaps pooled
-
-
-def moments_fingerprint(
-    spec: StreamSpec, parts: Sequence[Selection], encoder: str, dtype: str
-) -> dict[str, str]:
-    """What cached moments depend on; `encoder` is the fingerprint of its weights."""
-    return {"encoder": encoder, "dtype": dtype, **images_fingerprint(spec, parts)}
 
 
 def text_fingerprint(texts: Sequence[str], encoder: str, dtype: str) -> dict[str, str]:

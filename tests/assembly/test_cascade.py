@@ -159,5 +159,5 @@ def test_super_resolution_is_for_pixels(generator_run):
         read(f"{runs.ROOT}/configs/pixel_diffusion.py:size=tiny,part=super_1024")
     config = read(f"{runs.ROOT}/configs/pixel_diffusion.py:size=test")
     config.sampling.threshold = "hard"
-    with pytest.raises(UserError, match="threshold is none, static, dynamic, not 'hard'"):
+    with pytest.raises(UserError, match="threshold is 'hard'; use one of none, static, dynamic"):
         make_task(config)

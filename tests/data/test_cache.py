@@ -14,11 +14,10 @@ from PIL import Image
 from emu_jax.data.cache import Cache, Rows, Spec, build, digest
 from emu_jax.data.manifest import Manifest
 from emu_jax.data.mixture import Captions, Selection
-from emu_jax.data.pipeline import Caches, StreamSpec, make_stream
+from emu_jax.data.pipeline import Caches, StreamSpec, images_fingerprint, make_stream
 from emu_jax.data.precompute import (
     cache_moments,
     cache_text,
-    moments_fingerprint,
     text_fingerprint,
 )
 from emu_jax.errors import UserError
@@ -172,6 +171,10 @@ class Pictures:
 
     def read(self, index):
         return self.data[index]
+
+
+def moments_fingerprint(spec, parts, encoder, dtype):
+    return {"encoder": encoder, "dtype": dtype, **images_fingerprint(spec, parts)}
 
 
 PARTS = [Selection(Pictures("a", 20, 0), 0.7, "width != 60"), Selection(Pictures("b", 9, 1), 0.3)]

@@ -108,9 +108,15 @@ def test_a_frozen_codebook_stays_and_says_so(start):
     assert make().finish(Context(params, {}, state, {}, KEY), iter(())) is state
 
 
-@pytest.mark.parametrize("bad", [{"dead": 0.0}, {"decay": 1.0}])
-def test_settings_that_would_lose_codes_are_refused(bad):
-    with pytest.raises(UserError, match=r"quantizer\.dead is above 0"):
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"dead": 0.0}, r"quantizer\.dead is 0\.0; use a value above 0"),
+        ({"decay": 1.0}, r"quantizer\.decay is 1\.0; use a value of at least 0 and below 1"),
+    ],
+)
+def test_settings_that_would_lose_codes_are_refused(bad, words):
+    with pytest.raises(UserError, match=words):
         Quantizer(2, CODES, **bad)
 
 
