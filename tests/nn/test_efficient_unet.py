@@ -8,11 +8,11 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnAddedKVProcessor
 from diffusers.models.embeddings import TextTimeEmbedding, TimestepEmbedding, Timesteps
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from state_dicts import from_torch
 
 from emu_jax.errors import UserError
 from emu_jax.nn.efficient_unet import EfficientUNet
 from emu_jax.nn.functional import Network
-from emu_jax.nn.torch_layout import from_torch
 from emu_jax.planning.flops import count_flops
 
 WIDTHS, BLOCKS, TIME, TEXT, GROUPS = (16, 32), (1, 2), 24, 64, 8
