@@ -224,7 +224,7 @@ def test_init_from_nothing_is_named(place, words, refused, train, tmp_path):
 
 def test_a_codec_that_is_no_autoencoder_is_named(refused, train, generator_run):
     said = refused(*train(f"--config.codec.path={generator_run}", config="latent_diffusion"))
-    assert f"codec.path {generator_run} is no autoencoder: its task is generation" in said
+    assert f"codec.path {generator_run} is not an autoencoder: its task is 'generation'" in said
 
 
 def test_weights_that_do_not_come_with_the_package_are_named(refused, train):

@@ -15,22 +15,24 @@ from emu_jax.tasks.codecs import AutoencoderCodec, Codec, IdentityCodec, TokenCo
 
 
 def make_codec(section: ConfigDict, name: str = "codec") -> tuple[Codec, dict[str, Frozen]]:
-    """The codec, and its weights to freeze, from an autoencoder's run or exported model.
+    """The codec, and its frozen weights, from an autoencoder's run or exported model.
 
-    ``name`` is the section's, and the frozen network's. A path that is a config file says the
-    shapes alone, of an autoencoder still to be trained: enough to plan a generator's step with.
+    ``name`` is the name of the section and of the frozen network. If the path is a config file, the
+    codec has the shapes of an autoencoder that is not trained yet: enough to plan a step.
     """
     if section.kind == "identity":
         return IdentityCodec(), {}
     if section.kind != "autoencoder":
-        raise UserError(f"{name}.kind is autoencoder or identity, not {section.kind!r}.")
-    model = (
-        None if is_config_file(section.path) else load_model(locate(section.path), dtype=np.float32)
-    )
+        raise UserError(f"{name}.kind is {section.kind!r}; use autoencoder or identity.")
+    planned = is_config_file(section.path)  # The user named it: no stored config names one.
+    model = None if planned else load_model(locate(section.path), dtype=np.float32)
     made_by = ConfigDict(model.config) if model else read(section.path)
     if made_by.get("task") != "autoencoding":
         task = made_by.get("task")
-        raise UserError(f"{name}.path {section.path} is no autoencoder: its task is {task}.")
+        raise UserError(
+            f"{name}.path {section.path} is not an autoencoder: its task is {task!r}. Name the run "
+            "or the exported model of one."
+        )
     network, factor = autoencoder_network(made_by, lambda x: x), autoencoder_factor(made_by)
     codes = quantized(made_by)
     codec = (

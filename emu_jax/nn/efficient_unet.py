@@ -70,8 +70,8 @@ class EfficientUNet(nnx.Module):
         temb = time_width or 4 * widths[0]
         self.time_inputs = widths[0]
         self.act, self.constrain = activation("silu"), constrain
-        self.around = partial(rematerialize, policy=remat, gather=gather)
-        self.whole = partial(rematerialize, policy="none", gather=gather)
+        self.rematerialized = partial(rematerialize, policy=remat, gather=gather)
+        self.gathered = partial(rematerialize, policy="none", gather=gather)
 
         def resnet(inputs: int, outputs: int) -> ResnetBlock:
             return ResnetBlock(
@@ -86,7 +86,7 @@ class EfficientUNet(nnx.Module):
                     attention[i], widths[i], head_width, context_width, groups, attend, rngs
                 ),
                 resampler,
-                self.around,
+                self.rematerialized,
             )
 
         self.conv_in = conv(in_channels, widths[0], rngs=rngs)
@@ -149,20 +149,20 @@ class EfficientUNet(nnx.Module):
             temb = temb + self.class_embedding(features(level))
         temb = self.act(temb)
 
-        x = self.constrain(self.whole(self.conv_in)(x))
+        x = self.constrain(self.gathered(self.conv_in)(x))
         skips, sizes = [], []
         for block in self.down_blocks:
             sizes.append((x.shape[1], x.shape[2]))
-            x = self.constrain(self.whole(block.resampler)(x))
+            x = self.constrain(self.gathered(block.resampler)(x))
             x = self.constrain(block(x, temb, context, mask))
             skips.append(x)
         for block in self.mid_blocks:
-            x = self.constrain(self.around(block)(x, temb))
+            x = self.constrain(self.rematerialized(block)(x, temb))
         for block in self.up_blocks:
             x = jnp.concatenate([x, skips.pop() * _SKIP_SCALE], axis=-1)
             x = self.constrain(block(x, temb, context, mask))
-            x = self.constrain(self.whole(block.resampler)(x, sizes.pop()))
-        return self.whole(self.conv_out)(self.act(self.conv_norm_out(x)))
+            x = self.constrain(self.gathered(block.resampler)(x, sizes.pop()))
+        return self.gathered(self.conv_out)(self.act(self.conv_norm_out(x)))
 
 
 class Stage(nnx.Module):
@@ -173,19 +173,21 @@ class Stage(nnx.Module):
         resnets: Sequence[ResnetBlock],
         attention: nnx.Module | None,
         resampler: nnx.Module,
-        around: Callable[[nnx.Module], Callable],
+        rematerialized: Callable[[nnx.Module], Callable],
     ):
         self.resnets = nnx.List(resnets)
         self.attention = attention
         self.resampler = resampler
-        self.around = around
+        self.rematerialized = rematerialized
 
     def __call__(
         self, x: Float[Array, "b h w c"], temb: Array, context: Array, mask: Array | None
     ) -> Float[Array, "b h w d"]:
         for resnet in self.resnets:
-            x = self.around(resnet)(x, temb)
-        return x if self.attention is None else self.around(self.attention)(x, context, mask)
+            x = self.rematerialized(resnet)(x, temb)
+        return (
+            x if self.attention is None else self.rematerialized(self.attention)(x, context, mask)
+        )
 
 
 def _attention(

@@ -60,7 +60,7 @@ def remat_policy(name: str | bool) -> str:
 
 
 def rematerialize(layer: nnx.Module, policy: str, gather: Gather | None = None) -> Callable:
-    """``layer`` as a function that stores the activations that ``policy`` says.
+    """``layer`` as a function; ``policy`` names which of its activations are stored.
 
     ``gather`` brings the layer's weights together from the devices that share them. The backward
     pass gathers again, except with the policy "none", which stores the gathered weights, in the
@@ -98,13 +98,13 @@ class Stack(nnx.Module):
     ):
         self.remat, self.gather, self.constrain = remat_policy(remat), gather, constrain
         if not isinstance(layers, Sequence):
+            assert last is None, "only a sequence of layers can have a last one"
             self.blocks_scan, unrolled = layers, {}
-        elif scan and layers:
-            self.blocks_scan, unrolled = _stacked(layers), {}
         else:
-            self.blocks_scan, unrolled = None, dict(enumerate(layers))
-        if last is not None:
-            unrolled[len(layers)] = last
+            self.blocks_scan = _stacked(layers) if scan and layers else None
+            unrolled = {} if self.blocks_scan is not None else dict(enumerate(layers))
+            if last is not None:
+                unrolled[len(layers)] = last
         self.unrolled = tuple(map(str, unrolled))
         for number, layer in unrolled.items():
             setattr(self, str(number), layer)

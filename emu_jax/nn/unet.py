@@ -172,7 +172,7 @@ class UNet(nnx.Module):
         temb = time_width or 4 * widths[0]
         self.time_inputs = widths[0]
         self.act, self.constrain = activation(act), constrain
-        self.whole = partial(rematerialize, policy="none", gather=gather)
+        self.gathered = partial(rematerialize, policy="none", gather=gather)
         self.takes_context = context_width is not None
 
         resnet = partial(
@@ -319,7 +319,7 @@ class UNet(nnx.Module):
             context = self.encoder_hid_proj(context)
         text = (context, mask)
 
-        x = self.constrain(self.whole(self.conv_in)(x))
+        x = self.constrain(self.gathered(self.conv_in)(x))
         skips = [x]
         for stage in self.down_blocks:
             for i in range(len(stage.resnets)):
@@ -349,7 +349,7 @@ class UNet(nnx.Module):
             if stage.upsamplers:
                 size = skips[-1].shape[1], skips[-1].shape[2]
                 x = self.constrain(stage.resample(x, temb, size))
-        return self.whole(self.conv_out)(self.act(self.conv_norm_out(x)))
+        return self.gathered(self.conv_out)(self.act(self.conv_norm_out(x)))
 
 
 def _per_stage(name: str, value: Any, stages: int) -> tuple[int, ...]:

@@ -173,10 +173,10 @@ def test_muses_second_model_by_shape_alone():
     ("key", "value", "words"),
     [
         ("task", "drawing", "config.task is 'drawing'; use one of generation, autoencoding"),
-        ("codec.kind", "wavelet", "codec.kind is autoencoder or identity"),
+        ("codec.kind", "wavelet", "codec.kind is 'wavelet'; use autoencoder or identity"),
         ("codec.path", "builtin:nothing", "No weights called builtin:nothing"),
-        ("denoiser.kind", "mlp", "denoiser.kind is one of unet"),
-        ("process.schedule", "sine", "process.schedule is one of cosine"),
+        ("denoiser.kind", "mlp", "denoiser.kind is 'mlp'; use one of unet"),
+        ("process.schedule", "sine", "process.schedule is 'sine'; use one of cosine"),
         ("sampling.sampler", "eluer", "no sampler"),
         ("groups.generator.optimizer.name", "sgd", "Unknown optimizer"),
     ],

@@ -7,12 +7,12 @@ import pipelines
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
+from state_dicts import from_torch
 
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Network
 from emu_jax.nn.pixart import PixArt
 from emu_jax.nn.stack import relaid
-from emu_jax.nn.torch_layout import from_torch
 
 QUICK = dict(compiler_options={"xla_backend_optimization_level": 0})
 TEXT = 7

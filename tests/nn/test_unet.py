@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from state_dicts import from_torch
 
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Network
-from emu_jax.nn.torch_layout import from_torch, to_torch
+from emu_jax.nn.torch_layout import to_torch
 from emu_jax.nn.unet import UNet
 
 SD15 = dict(
