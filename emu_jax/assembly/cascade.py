@@ -13,7 +13,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from emu_jax.assembly.generator import Generator
-from emu_jax.data.mixture import Part
+from emu_jax.data.mixture import Selection
 from emu_jax.errors import UserError
 
 Image = UInt8[np.ndarray, "h w 3"]
@@ -28,7 +28,7 @@ class Cascade:
         self.stages = [base, *(Generator(name, batch_size) for name in checkpoints[1:])]
         side = base.side
         for i, (name, stage) in enumerate(zip(checkpoints[1:], self.stages[1:], strict=True)):
-            if not stage.reads:
+            if not stage.input_kind:
                 raise UserError(f"{name} enlarges nothing: it draws, and goes first in a cascade.")
             if side * stage.factor != stage.side:
                 raise UserError(
@@ -48,14 +48,24 @@ class Cascade:
             self.fingerprints |= {f"stage_{i}/{k}": v for k, v in stage.fingerprints.items()}
 
     def draw(
+        self,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] | None = None,
+        negative: str = "",
+    ) -> list[Image]:
+        """As :meth:`Generator.draw`."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return list(self.draw_each(prompts, seeds or range(len(prompts)), negative))
+
+    def draw_each(
         self, prompts: Sequence[str], seeds: Sequence[int], negative: str = ""
     ) -> Iterator[Image]:
-        """One picture a (prompt, seed), in order, as they are done."""
+        """One image for each (prompt, seed), in order, as soon as its batch is done."""
         for start in range(0, len(prompts), self.batch_size):
             part, drawn = slice(start, start + self.batch_size), None
             for stage, reader in zip_longest(self.stages, self.stages[1:]):
-                decode = reader is None or reader.reads == "pictures"
-                drawn = list(stage.draw(prompts[part], seeds[part], negative, drawn, decode))
+                decode = reader is None or reader.input_kind == "images"
+                drawn = list(stage.draw_each(prompts[part], seeds[part], negative, drawn, decode))
             yield from drawn or ()
 
     def costs(self) -> dict[str, float]:
@@ -63,7 +73,7 @@ class Cascade:
         every = [stage.costs() for stage in self.stages]
         return {name: sum(costs[name] for costs in every) for name in every[0]}
 
-    def loss(self, part: Part) -> float:
+    def loss(self, part: Selection) -> float:
         """The validation loss of the stage that draws."""
         return self.stages[0].loss(part)
 
@@ -86,7 +96,7 @@ def open_generator(name: str, batch_size: int = 16, **changes: Any) -> Generator
 
 def refuse_upsampler(generator: Generator, name: str) -> None:
     """Raises UserError for a super-resolution stage, which draws nothing by itself."""
-    if generator.reads:
+    if generator.input_kind:
         raise UserError(
             f"{name} enlarges pictures: name it behind what draws them, BASE+{name}, or use "
             "emu-jax upsample."

@@ -12,10 +12,11 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from emu_jax.assembly import parts
+from emu_jax.assembly.contrastive import make_contrastive
+from emu_jax.assembly.models import locate
 from emu_jax.checkpoint.export import load_model
 from emu_jax.data.images import prepare
-from emu_jax.data.mixture import Part
+from emu_jax.data.mixture import Selection
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
 from emu_jax.evaluation.assessment import Yardstick
@@ -24,6 +25,7 @@ from emu_jax.evaluation.metrics import Probe
 from emu_jax.evaluation.prompts import kept_prompts
 from emu_jax.evaluation.references import Sets
 from emu_jax.nn.contrastive import Seen
+from emu_jax.parallel.placement import ONE_DEVICE
 
 SHIPPED = "builtin:judge_64"
 _MOST_REFERENCES = 400  # pictures a side: distances are taken between sets of equal size
@@ -33,13 +35,13 @@ class Judge:
     """A trained contrastive model, from a run's folder, an exported one or builtin:NAME."""
 
     def __init__(self, path: str = SHIPPED, batch_size: int = 50):
-        model = load_model(parts.locate(path), dtype=np.float32)
+        model = load_model(locate(path), dtype=np.float32)
         config = ConfigDict(model.config)
         if config.get("task") != "contrastive":
             raise UserError(f"{path} is no judge: its task is {config.get('task')}.")
         self.name, self.fingerprint = path, model.fingerprint
         self.side, self.background = config.data.image_size, tuple(config.data.background)
-        self._task = parts.make_contrastive(config, parts.ONE_DEVICE)
+        self._task = make_contrastive(config, ONE_DEVICE)
         ((self._encoder, self._text),) = self._task.encoders.items()
         self._params = {name: jax.numpy.asarray(value) for name, value in model.params.items()}
         self._frozen = {
@@ -47,8 +49,8 @@ class Judge:
             for name, network in self._task.frozen.items()
         }
         self._batch_size = batch_size
-        self._see = jax.jit(self._task.see)
-        self._read = jax.jit(self._task.read)
+        self._embed_images = jax.jit(self._task.embed_images)
+        self._embed_texts = jax.jit(self._task.embed_texts)
 
     @property
     def scale(self) -> float:
@@ -56,15 +58,18 @@ class Judge:
         one = jax.numpy.ones((1, 1))
         return float(self._task.model(self._params, one, one, method="logits")[0, 0])
 
-    def see(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Seen:
+    def embed_images(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Seen:
         """Embeddings [n, d] and features [n, f]; pictures of another size are resized (Lanczos)."""
-        seen = [self._see(self._params, batch) for batch in self._batches(self._resized(images))]
+        seen = [
+            self._embed_images(self._params, batch)
+            for batch in self._batches(self._resized(images))
+        ]
         return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(images)], *seen)
 
-    def read(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
+    def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
         tokens = self._text.tokenize(texts)
         rows = [
-            self._read(self._params, self._frozen, {"tokens": {self._encoder: batch}})
+            self._embed_texts(self._params, self._frozen, {"tokens": {self._encoder: batch}})
             for batch in self._batches(tokens)
         ]
         return np.concatenate(rows)[: len(texts)]
@@ -90,10 +95,10 @@ class Judge:
         )
 
 
-def part(text: str, data_dir: str) -> Part:
+def open_selection(text: str, data_dir: str) -> Selection:
     """The pictures that ``DATASET`` or ``DATASET:CONDITION`` names."""
     name, _, select = text.partition(":")
-    return Part(open_source(name, data_dir), select=select)
+    return Selection(open_source(name, data_dir), select=select)
 
 
 def yardstick(judge: Judge, sets: Sets, prompts: Sequence[str] | None, count: int) -> Yardstick:
@@ -103,12 +108,12 @@ def yardstick(judge: Judge, sets: Sets, prompts: Sequence[str] | None, count: in
     haystack, _ = _read(judge, sets, sets.haystack, _MOST_REFERENCES)
     chosen = list(prompts) if prompts else kept_prompts(captions, count)
     order = np.random.default_rng(0).permutation(len(needles))[:_MOST_REFERENCES]
-    features = np.asarray(judge.see([needles[i] for i in order]).features)
-    plain = np.asarray(judge.see(haystack).features)
+    features = np.asarray(judge.embed_images([needles[i] for i in order]).features)
+    plain = np.asarray(judge.embed_images(haystack).features)
     tuned = descriptors(np.stack(needles))
     return Yardstick(
         prompts=chosen,
-        texts=judge.read(chosen),
+        texts=judge.embed_texts(chosen),
         scale=judge.scale,
         probe=Probe.fit(features, plain),
         needles=features,
@@ -128,7 +133,7 @@ def _read(
     judge: Judge, sets: Sets, text: str, most: int | None
 ) -> tuple[list[UInt8[np.ndarray, "h w 3"]], list[list[str]]]:
     """A set's pictures as the judge looks at them, and their captions; at most so many, drawn."""
-    found = part(text, sets.data_dir)
+    found = open_selection(text, sets.data_dir)
     source, records = found.source, found.records()
     if most is not None and len(records) > most:
         records = np.sort(np.random.default_rng(0).permutation(records)[:most])

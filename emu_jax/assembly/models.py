@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from emu_jax.assembly.adapters import make_adapters
 from emu_jax.checkpoint.adapters import read_adapter
 from emu_jax.checkpoint.export import Model, load_model
 from emu_jax.errors import UserError
-from emu_jax.nn.lora import Lora, merge
+from emu_jax.nn.functional import Params
+from emu_jax.nn.lora import merge
 from emu_jax.nn.stack import unstacked
 from emu_jax.tasks.adapting import BASE
 
@@ -29,14 +31,6 @@ def locate(path: str) -> str:
     return str(folder)
 
 
-def make_lora(config: ConfigDict) -> Lora | None:
-    """What ``config.lora`` says; None: all of the model trains (older configs cannot say)."""
-    section = config.get("lora")
-    if not section or not section.rank:
-        return None
-    return Lora(section.rank, section.alpha, section.pattern)
-
-
 def open_model(path: str, dtype: Any = np.float32) -> Model:
     """:func:`load_model` of what ``path`` names; a run that trained an adapter is laid
     over its base, in fp32, and is then a model like any other.
@@ -46,8 +40,8 @@ def open_model(path: str, dtype: Any = np.float32) -> Model:
     """
     model = load_model(locate(path), dtype=dtype)
     config = ConfigDict(model.config)
-    lora = make_lora(config)
-    if lora is None:
+    adapters = make_adapters(config)
+    if not adapters:
         return model
     try:
         base = open_model(config.init_from)
@@ -58,8 +52,11 @@ def open_model(path: str, dtype: Any = np.float32) -> Model:
             f"{path} is an adapter of {config.init_from}, which has changed since: put back the "
             "model that was there when it was trained."
         )
-    whole = lora.merged(unstacked(base.params), unstacked(model.params))
-    config.lora.rank = 0
+    whole: Params = dict(unstacked(base.params))
+    for adapter in adapters.values():
+        whole = adapter.merged(whole, unstacked(model.params))
+    if "lora" in adapters:
+        config.lora.rank = 0  # merged
     return replace(
         model,
         params={name: np.asarray(value) for name, value in whole.items()},

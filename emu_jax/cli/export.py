@@ -15,7 +15,8 @@ from pathlib import Path
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from emu_jax.assembly.models import locate, make_lora, open_model
+from emu_jax.assembly.adapters import make_lora
+from emu_jax.assembly.models import locate, open_model
 from emu_jax.checkpoint.adapters import FILE, write_adapter
 from emu_jax.checkpoint.export import Model, load_model, save_model
 from emu_jax.checkpoint.safetensors_io import cast_floats

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     recipe = [generator.fingerprints, generator.config.sampling.to_dict(), arguments.negative]
     paths = [folder / _file_name(prompt, seed, recipe) for prompt, seed in wanted]
     missing = [i for i, path in enumerate(paths) if not path.exists()]
-    drawn = generator.draw(
+    drawn = generator.draw_each(
         [wanted[i][0] for i in missing], [wanted[i][1] for i in missing], arguments.negative
     )
     for i, image in zip(missing, tqdm(drawn, total=len(missing), desc="pictures"), strict=True):

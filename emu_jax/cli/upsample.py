@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"There is no picture {file}.")
     changes: dict[str, Any] = {**sampling_changes(arguments), "batch_size": 1}
     generator = Generator(arguments.checkpoint, **changes)
-    if not generator.reads:
+    if not generator.input_kind:
         raise UserError(
             f"{arguments.checkpoint} draws pictures and enlarges none: give a run of a "
             "super-resolution config, e.g. configs/pixel_diffusion.py:part=super."
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         except UserError as error:
             raise UserError(f"{file}: {error}.") from error
         low = np.asarray(picture)
-        (image,) = generator.draw(
+        (image,) = generator.draw_each(
             [arguments.prompt], [arguments.seed], arguments.negative, low=[low]
         )
         name = f"{file.stem}_x{generator.factor}"

@@ -16,7 +16,7 @@ _CAPTION = 3  # first coordinate of the caption's draw; images.py has 0 to 2
 
 
 @dataclass(frozen=True)
-class Part:
+class Selection:
     """A share of a mixture: some records of a source, and how often they come."""
 
     source: Source
@@ -38,7 +38,7 @@ class Captions:
     states guidance needs from a cache.
     """
 
-    def __init__(self, parts: Sequence[Part]):
+    def __init__(self, parts: Sequence[Selection]):
         of_record: list[Sequence[str]] = []
         for part in parts:
             start = len(of_record)

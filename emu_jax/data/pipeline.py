@@ -28,8 +28,8 @@ from jaxtyping import Int
 from emu_jax.data.buckets import Shape, assign, make_buckets
 from emu_jax.data.cache import Cache
 from emu_jax.data.images import Colour, flipped, prepare
-from emu_jax.data.mixture import Captions, Part, captions_fingerprint
-from emu_jax.data.plan import Batch, BatchPlan, Roster, SequentialPlan
+from emu_jax.data.mixture import Captions, Selection, captions_fingerprint
+from emu_jax.data.plan import BatchPlan, PlannedBatch, Roster, SequentialPlan
 from emu_jax.data.source import Source
 from emu_jax.errors import UserError
 
@@ -87,7 +87,7 @@ class Loader:
     def __init__(
         self,
         spec: StreamSpec,
-        parts: Sequence[Part],
+        parts: Sequence[Selection],
         tokenize: Mapping[str, Tokenize],
         caches: Caches = Caches(),
         rows: Int[np.ndarray, "r"] | None = None,
@@ -139,7 +139,7 @@ class Loader:
             batch |= {"text": text} if text else {}
         return batch
 
-    def _pictures(self, rows: Batch) -> HostBatch:
+    def _pictures(self, rows: PlannedBatch) -> HostBatch:
         pairs = [
             self._picture(self.parts[s].source, int(record), rows.bucket, int(seed))
             for s, record, seed in zip(rows.sources, rows.records, rows.seeds, strict=True)
@@ -165,7 +165,7 @@ class Loader:
                 "again, which leaves damaged pictures out."
             ) from error
 
-    def _cached(self, rows: Batch, moments: Cache) -> HostBatch:
+    def _cached(self, rows: PlannedBatch, moments: Cache) -> HostBatch:
         roster = self.plan.roster
         bucket = roster.buckets.index(rows.bucket)
         place = roster.position(bucket, rows.sources, rows.records)
@@ -176,7 +176,7 @@ class Loader:
 
 def make_stream(
     spec: StreamSpec,
-    parts: Sequence[Part],
+    parts: Sequence[Selection],
     tokenize: Mapping[str, Tokenize],
     start_step: int = 0,
     caches: Caches = Caches(),
@@ -216,7 +216,7 @@ def _own(batch: HostBatch) -> HostBatch:
     }
 
 
-def _assignment(spec: StreamSpec, part: Part) -> Int[np.ndarray, "n"]:
+def _assignment(spec: StreamSpec, part: Selection) -> Int[np.ndarray, "n"]:
     """The bucket of every record of a source, -1 for those not selected."""
     records, manifest = part.records(), part.source.manifest
     bucket = np.full(len(manifest), -1)
@@ -230,7 +230,7 @@ def group_name(bucket: Shape) -> str:
     return f"{bucket[0]}x{bucket[1]}"
 
 
-def pictures_fingerprint(spec: StreamSpec, parts: Sequence[Part]) -> dict[str, str]:
+def pictures_fingerprint(spec: StreamSpec, parts: Sequence[Selection]) -> dict[str, str]:
     """Which pictures a moments cache holds, and in what shape."""
     made_from = {
         "crop": "centre",

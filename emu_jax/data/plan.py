@@ -71,7 +71,7 @@ def shuffled(
 
 
 @dataclass(frozen=True)
-class Batch:
+class PlannedBatch:
     """The rows of one batch: all of one bucket."""
 
     bucket: Shape  # (h, w) in pixels
@@ -80,10 +80,10 @@ class Batch:
     seeds: UInt64[np.ndarray, "b"]  # of each row's augmentation
     valid: Bool[np.ndarray, "b"]  # False: padding beyond the end of a sequential plan
 
-    def take(self, rows: Int[np.ndarray, "r"]) -> "Batch":
+    def take(self, rows: Int[np.ndarray, "r"]) -> "PlannedBatch":
         """Some of the rows: one host's share."""
         fields = (self.sources, self.records, self.seeds, self.valid)
-        return Batch(self.bucket, *(field[rows] for field in fields))
+        return PlannedBatch(self.bucket, *(field[rows] for field in fields))
 
 
 class Roster:
@@ -145,7 +145,7 @@ class BatchPlan:
     def __reduce__(self):
         return BatchPlan, self._arguments
 
-    def batch(self, n: int) -> Batch:
+    def batch(self, n: int) -> PlannedBatch:
         """All rows of batch n."""
         chunk, i = divmod(n, _CHUNK)
         buckets, counts, before = self._chunk(chunk)
@@ -160,7 +160,7 @@ class BatchPlan:
         row = np.arange(self.batch_size)
         # Rows come source by source: deal them out, so that every host's slice is a fair one.
         order = np.argsort(mix(self.seed, _ROW, n, row), kind="stable")
-        return Batch(
+        return PlannedBatch(
             self.roster.buckets[bucket],
             sources[order],
             records[order],
@@ -223,7 +223,7 @@ class SequentialPlan:
         total = int(self.roster.counts[:, bucket].sum())
         return bucket, start, min(start + self.batch_size, total)
 
-    def batch(self, n: int) -> Batch:
+    def batch(self, n: int) -> PlannedBatch:
         """All rows of batch n < len(self)."""
         bucket, start, stop = self.place(n)
         wanted = start + np.arange(self.batch_size)
@@ -233,7 +233,7 @@ class SequentialPlan:
         first = ends - self.roster.counts[:, bucket]
         records = self.roster.pick(bucket, sources, positions - first[sources])
         seeds = mix(self.seed, _AUGMENT, sources, records)
-        return Batch(self.roster.buckets[bucket], sources, records, seeds, wanted < stop)
+        return PlannedBatch(self.roster.buckets[bucket], sources, records, seeds, wanted < stop)
 
 
 def _cdf(probabilities: Float[np.ndarray, "... k"]) -> Float[np.ndarray, "... k+1"]:

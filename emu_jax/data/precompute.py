@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from emu_jax.data.cache import Cache, Fingerprint, Rows, Spec, build
-from emu_jax.data.mixture import Part, captions_fingerprint
+from emu_jax.data.mixture import Selection, captions_fingerprint
 from emu_jax.data.pipeline import (
     Loader,
     StreamSpec,
@@ -29,7 +29,7 @@ EncodeTexts = Callable[[list[str]], Mapping[str, np.ndarray]]  # -> states, mask
 
 
 def moments_fingerprint(
-    spec: StreamSpec, parts: Sequence[Part], encoder: str, dtype: str
+    spec: StreamSpec, parts: Sequence[Selection], encoder: str, dtype: str
 ) -> dict[str, str]:
     """What cached moments depend on; `encoder`: the fingerprint of its weights."""
     return {"encoder": encoder, "dtype": dtype, **pictures_fingerprint(spec, parts)}
@@ -43,7 +43,7 @@ def text_fingerprint(texts: Sequence[str], encoder: str, dtype: str) -> dict[str
 def cache_moments(
     directory: str | os.PathLike,
     spec: StreamSpec,
-    parts: Sequence[Part],
+    parts: Sequence[Selection],
     encode: EncodeImages,
     fingerprint: Fingerprint,
 ) -> Cache:

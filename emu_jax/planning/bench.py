@@ -27,8 +27,8 @@ from emu_jax.parallel.sharding import abstract_batch
 from emu_jax.planning.chips import peak_of
 from emu_jax.planning.flops import count_flops
 from emu_jax.planning.inputs import synthetic
+from emu_jax.tasks.adapting import BASE
 from emu_jax.tasks.base import Batch, Task
-from emu_jax.tasks.generation import Generation
 from emu_jax.training.state import TrainState, fresh_params, start_state
 from emu_jax.training.step import jit_step
 
@@ -137,7 +137,7 @@ def bench_step(
 
 
 def bench_sampler(
-    task: Generation,
+    adapted: Task,
     mesh: Mesh,
     params: Params,
     frozen: Mapping[str, Params],
@@ -147,11 +147,14 @@ def bench_sampler(
     warmup: int = 2,
     repeats: int = 10,
 ) -> Speed:
-    """The speed of drawing pictures of ``side`` pixels, from the texts' states to uint8; of a
-    super-resolution stage, that of enlarging blank ones.
+    """The speed of drawing images of ``side`` pixels, from the text encoders' outputs to uint8; a
+    super-resolution stage enlarges blank images.
 
-    ``images`` at once, rounded up to a multiple of the mesh's devices.
+    ``params`` are the task's. ``images`` are drawn at once, rounded up to a multiple of the mesh's
+    devices.
     """
+    task = adapted.generator
+    assert task is not None, "only a text-to-image task has a sampler"
     images = math.ceil(images / mesh.size) * mesh.size
     shape = side // task.codec.factor, side // task.codec.factor
 
@@ -160,17 +163,18 @@ def bench_sampler(
         encoded = {name: Encoded(*states) for name, states in rows["text"].items()}
         keys = jax.vmap(jax.random.key)(rows["seed"])
         low = task.low.blank(images, side) if task.low else None
-        return task.generate(params, frozen, encoded, sizes, keys, shape, low=low)
+        whole = adapted.generator_params(params, frozen)
+        return task.generate(whole, frozen, encoded, sizes, keys, shape, low=low)
 
     def many(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((images, *x.shape[1:]), x.dtype)
 
     rows = {
-        "text": {name: tuple(jax.tree.map(many, null)) for name, null in task.null.items()},
+        "text": {name: tuple(jax.tree.map(many, null)) for name, null in task.null_outputs.items()},
         "seed": jax.ShapeDtypeStruct((images,), np.uint32),
     }
     made = synthetic(abstract_batch(rows, mesh), jax.random.key(0))
-    used = {name: frozen[name] for name in ("codec",) if name in frozen}
+    used = {name: frozen[name] for name in ("codec", BASE) if name in frozen}
     flops = count_flops(draw, params, used, made)
     compiled, compile_seconds = _compiled(jax.jit(draw), params, used, made)
     seconds = _timed(lambda: compiled(params, used, made), warmup, repeats)

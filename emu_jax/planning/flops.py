@@ -22,7 +22,7 @@ from jax.extend import core
 from emu_jax.nn.functional import Params
 from emu_jax.planning.hlo import Shape
 from emu_jax.planning.kernels import work_of
-from emu_jax.tasks.base import Batch, Task
+from emu_jax.tasks.base import Batch, Context, Loss, Task
 from emu_jax.training.state import TrainState
 
 _CHECKPOINT = "remat2"  # what jax.checkpoint becomes
@@ -48,18 +48,34 @@ def step_flops(
     task: Task, state: TrainState, frozen: Mapping[str, Params], batch: Batch
 ) -> dict[str, float]:
     """Group -> FLOPs of its loss's gradient on the whole batch."""
-    found = {}
+    found, handed = {}, {}
     for name, group in task.groups.items():
         params = state["params"]
         paths = set(group.paths(params))
         trained = {path: value for path, value in params.items() if path in paths}
         rest = {path: value for path, value in params.items() if path not in paths}
 
-        def loss(trained: Params, rest: Params, frozen: Any, extra: Any, batch: Any, name=name):
+        def result(
+            trained: Params,
+            rest: Params,
+            frozen: Any,
+            extra: Any,
+            batch: Any,
+            handed: Any,
+            name=name,
+        ) -> Loss:
+            whole = {**rest, **trained}
+            averages = jax.lax.stop_gradient(whole)
             key, step = jax.random.key(0), jax.numpy.int32(0)
-            return task.loss(name, {**rest, **trained}, frozen, extra, batch, key, step)[0]
+            context = Context(
+                whole, frozen, extra, batch, key, step, lambda: averages, dict(handed)
+            )
+            return task.loss(name, context)
 
-        found[name] = gradient_flops(loss, trained, rest, frozen, state["state"], batch)
+        args = trained, rest, frozen, state["state"], batch, dict(handed)
+        found[name] = gradient_flops(lambda *args, result=result: result(*args).value, *args)
+        if len(task.groups) > 1:
+            handed[name] = jax.eval_shape(result, *args).handed
     return found
 
 

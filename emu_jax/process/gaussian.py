@@ -137,7 +137,7 @@ class GaussianProcess:
         return Corrupted(
             x=alpha * x0 + sigma * eps,
             t=t,
-            told=self.told(t),
+            timestep_input=self.timestep_input(t),
             target=self.output(Prediction(x0, eps), t),
             weight=self.weight(t),
         )
@@ -202,7 +202,7 @@ class GaussianProcess:
             case "flow":
                 return eps - x0
 
-    def told(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def timestep_input(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """What the network is told of t."""
         t = jnp.asarray(t, jnp.float32)
         match self.time_input:

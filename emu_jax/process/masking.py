@@ -65,7 +65,7 @@ class MaskingProcess:
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), (rows,))
         count = jnp.maximum(1, jnp.round(tokens * self.rate(t)).astype(jnp.int32))
         x = self._masked(key_order, x0, count)
-        return Corrupted(x, t, self.told(t), x0, count / (tokens * MEAN_RATE))
+        return Corrupted(x, t, self.timestep_input(t), x0, count / (tokens * MEAN_RATE))
 
     def loss(self, output: Float[Array, "b *d k"], corrupted: Corrupted) -> Float[Array, " b"]:
         """Equation (2) of logits, in fp32."""
@@ -79,7 +79,7 @@ class MaskingProcess:
         """Logits, all of them."""
         return output, None
 
-    def told(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def timestep_input(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         return 1000 * jnp.asarray(t, jnp.float32)
 
     def predict(

@@ -20,7 +20,7 @@ class Corrupted(NamedTuple):
 
     x: Data
     t: Float[Array, " b"]
-    told: Float[Array, " b"]
+    timestep_input: Float[Array, " b"]
     target: Data
     weight: Float[Array, " b"]
 
@@ -43,7 +43,7 @@ class Process(Protocol):
         """What of an output guidance leads, and what it leaves as the condition has it."""
         ...
 
-    def told(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def timestep_input(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """What the network is told of t."""
         ...
 

@@ -13,7 +13,7 @@ The judge will look at generated pictures, so it is trained on moved, resized, r
 and noisy ones.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,18 +24,28 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from emu_jax.nn.contrastive import Seen
 from emu_jax.nn.functional import Network, Params
-from emu_jax.tasks.base import Batch, Frozen, Group, Metrics, cast, to_pixels, to_unit_range
+from emu_jax.tasks.base import (
+    Context,
+    Loss,
+    Rows,
+    RowSpec,
+    Task,
+    cast,
+    to_pixels,
+    to_unit_range,
+)
 from emu_jax.text.encoder import TextEncoder
 
 
-@dataclass(frozen=True)
-class Contrastive:
-    """``encoders`` has the one text encoder whose pooled vector the text tower reads."""
+@dataclass(frozen=True, kw_only=True)
+class Contrastive(Task):
+    """``encoders`` has the one text encoder whose pooled vector the text tower reads.
+
+    ``zoom``, ``shift``, ``colour``, ``blur`` and ``noise`` are the strengths of the augmentations.
+    """
 
     model: Network
     encoders: Mapping[str, TextEncoder]
-    groups: Mapping[str, Group]
-    frozen: Mapping[str, Frozen]
     same_text: float = 0.95
     zoom: float = 0.15
     shift: float = 0.08
@@ -45,69 +55,43 @@ class Contrastive:
     compute_dtype: Any = jnp.float32
     stream: str = "train"
 
+    @property
+    def streams(self) -> dict[str, RowSpec]:
+        return {self.stream: RowSpec(self.encoders)}
+
     def init(self, key: jax.Array) -> tuple[Params, Params]:
         return self.model.init(key), {}
 
-    def loss(
-        self,
-        group: str,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-        step: jax.Array,
-    ) -> tuple[jax.Array, tuple[Params, Metrics]]:
-        rows = batch[self.stream]
-        image = self.augment(key, to_unit_range(rows["image"]))
-        losses, right = self._pairs(params, frozen, rows, image, jnp.ones(image.shape[0], bool))
-        return jnp.mean(losses), (state, {"top1": jnp.mean(right)})
+    def loss(self, group: str, context: Context) -> Loss:
+        """Equation (1), and the share of captions that come first for their image."""
+        rows = context.batch[self.stream]
+        image = self.augment(context.key, to_unit_range(rows["image"]))
+        valid = jnp.ones(image.shape[0], bool)
+        losses, right = self._pairs(context.params, context.frozen, rows, image, valid)
+        return Loss(jnp.mean(losses), context.state, {"top1": jnp.mean(right)})
 
-    def validate(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-    ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """(1) and how often the picture's own caption comes first, both within the batch."""
-        (rows,) = batch.values()
-        valid = rows["valid"]
-        losses, right = self._pairs(params, frozen, rows, to_unit_range(rows["image"]), valid)
+    def validate(self, context: Context) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Equation (1), and the share of captions that come first, both within the batch."""
+        rows = context.batch[self.stream]
+        image, valid = to_unit_range(rows["image"]), rows["valid"]
+        losses, right = self._pairs(context.params, context.frozen, rows, image, valid)
         count = jnp.sum(valid.astype(jnp.float32))
         return {"loss": (jnp.sum(losses * valid), count), "top1": (jnp.sum(right * valid), count)}
 
-    def preview(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-    ) -> dict[str, jax.Array]:
-        """What training looks like to the judge."""
-        (rows,) = batch.values()
-        return {"augmented": to_pixels(self.augment(key, to_unit_range(rows["image"][:16])))}
+    def preview(self, context: Context) -> dict[str, jax.Array]:
+        """Augmented images."""
+        image = to_unit_range(context.batch[self.stream]["image"][:16])
+        return {"augmented": to_pixels(self.augment(context.key, image))}
 
-    def finish(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batches: Iterable[Batch],
-    ) -> Params:
-        return state
-
-    def see(self, params: Params, image: UInt8[Array, "b h w 3"]) -> Seen:
+    def embed_images(self, params: Params, image: UInt8[Array, "b h w 3"]) -> Seen:
         """Embedding and features of pictures as they are."""
-        return self._see(params, to_unit_range(image))
+        return self._embed_images(params, to_unit_range(image))
 
-    def read(
-        self, params: Params, frozen: Mapping[str, Params], rows: Batch
+    def embed_texts(
+        self, params: Params, frozen: Mapping[str, Params], rows: Rows
     ) -> Float[Array, "b d"]:
         """The texts' embeddings, from tokens or cached states."""
-        return self._embed_text(params, self._pooled(frozen, rows))
+        return self._embed_pooled(params, self._pooled(frozen, rows))
 
     def augment(self, key: jax.Array, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
         """Random size, place, colour, sharpness and noise of each picture, drawn one by one."""
@@ -143,14 +127,14 @@ class Contrastive:
         self,
         params: Params,
         frozen: Mapping[str, Params],
-        rows: Batch,
+        rows: Rows,
         image: Float[Array, "b h w 3"],
         valid: Bool[Array, "b"],
     ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
         """Each row's loss by (1), and whether its own caption comes first; padding is left out."""
         pooled = self._pooled(frozen, rows)
-        seen = self._see(params, image).embedding
-        logits = self.model(params, seen, self._embed_text(params, pooled), method="logits")
+        seen = self._embed_images(params, image).embedding
+        logits = self.model(params, seen, self._embed_pooled(params, pooled), method="logits")
         direction = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
         own = jnp.eye(len(pooled), dtype=bool)
         counted = (direction @ direction.T <= self.same_text) & valid[:, None] & valid[None, :]
@@ -160,19 +144,21 @@ class Contrastive:
         losses = (cross_entropy(logits, label) + cross_entropy(logits.T, label)) / 2
         return losses, (jnp.argmax(logits, 1) == label).astype(jnp.float32)
 
-    def _see(self, params: Params, image: Float[Array, "b h w 3"]) -> Seen:
+    def _embed_images(self, params: Params, image: Float[Array, "b h w 3"]) -> Seen:
         network = cast(params, self.compute_dtype)
         return self.model(network, image.astype(self.compute_dtype), method="embed_image")
 
-    def _embed_text(self, params: Params, pooled: Float[Array, "b p"]) -> Float[Array, "b d"]:
+    def _embed_pooled(self, params: Params, pooled: Float[Array, "b p"]) -> Float[Array, "b d"]:
         network = cast(params, self.compute_dtype)
         return self.model(network, pooled.astype(self.compute_dtype), method="embed_text")
 
-    def _pooled(self, frozen: Mapping[str, Params], rows: Batch) -> Float[Array, "b p"]:
+    def _pooled(self, frozen: Mapping[str, Params], rows: Rows) -> Float[Array, "b p"]:
         ((name, encoder),) = self.encoders.items()
         if name in rows.get("text", {}):
             return jax.lax.stop_gradient(rows["text"][name]["pooled"].astype(jnp.float32))
         tokens = rows["tokens"][name]
         encoded = encoder.apply(frozen[name], tokens["ids"], tokens["mask"])
-        assert encoded.pooled is not None, "parts.py only takes encoders with a pooled vector"
+        assert encoded.pooled is not None, (
+            "make_contrastive only takes encoders with a pooled vector"
+        )
         return jax.lax.stop_gradient(encoded.pooled.astype(jnp.float32))

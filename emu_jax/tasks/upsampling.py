@@ -57,7 +57,8 @@ class LowResolution:
     to those of the large one's, and not from edge to edge.
     """
 
-    reads: ClassVar[str] = "pictures"
+    input_kind: ClassVar[str] = "images"
+    networks: ClassVar[tuple[str, ...]] = ()  # the frozen networks that :meth:`latents` reads
 
     factor: int
     level: float = 0.1
@@ -91,17 +92,19 @@ class LowResolution:
         """Nothing but the clean data is to be kept."""
         return {}
 
-    def of(self, rows: Mapping[str, Any], x0: Float[Array, "b H W 3"]) -> Float[Array, "b h w 3"]:
+    def from_clean(
+        self, rows: Mapping[str, Any], x0: Float[Array, "b H W 3"]
+    ) -> Float[Array, "b h w 3"]:
         """The low-resolution pictures of clean data."""
         return shrink(x0, self.factor)
 
-    def read(
+    def encode(
         self, frozen: Mapping[str, Params], shown: UInt8[Array, "b h w 3"]
     ) -> Float[Array, "b h w 3"]:
         """Given pictures as low data."""
         return to_unit_range(shown)
 
-    def picture(
+    def to_image(
         self, frozen: Mapping[str, Params], low: Float[Array, "b h w 3"]
     ) -> Float[Array, "b H W 3"]:
         """Low data to look at."""
@@ -153,7 +156,7 @@ class LowResolution:
         alpha, sigma = (factor[:, None, None, None] for factor in (alpha, sigma))
         return alpha * z + sigma * normal(key, z.shape), told
 
-    def example(self, key: jax.Array, low: Float[Array, "b h w 3"]) -> dict[str, Array]:
+    def training_conditions(self, key: jax.Array, low: Float[Array, "b h w 3"]) -> dict[str, Array]:
         """The conditions to train with: ``augment`` at random levels."""
         k_level, k_noise = jax.random.split(key)
         level = jax.random.uniform(k_level, low.shape[:1])
@@ -162,7 +165,9 @@ class LowResolution:
         spatial, level = self.augment(k_noise, low, level)
         return {"spatial": spatial, "level": level}
 
-    def see(self, keys: jax.Array, low: Float[Array, "b h w 3"]) -> dict[str, Array]:
+    def sampling_conditions(
+        self, keys: jax.Array, low: Float[Array, "b h w 3"]
+    ) -> dict[str, Array]:
         """The conditions to draw with: ``augment`` at the one level."""
         spatial, level = self.augment(keys, low, self.level)
         return {"spatial": spatial, "level": level}
@@ -174,7 +179,8 @@ class LowTokens:
     its codebook is coarser.
     """
 
-    reads: ClassVar[str] = "tokens"
+    input_kind: ClassVar[str] = "tokens"
+    networks: ClassVar[tuple[str, ...]] = (LOW_CODEC,)
 
     codec: TokenCodec
     factor: int = 1
@@ -196,11 +202,11 @@ class LowTokens:
         """The tokens of the shrunk pictures, to be kept beside the clean data."""
         return {"low": self._encode(frozen, shrink(x, self.factor))}
 
-    def of(self, rows: Mapping[str, Any], x0: Int[Array, "b H W"]) -> Int[Array, "b h w"]:
+    def from_clean(self, rows: Mapping[str, Any], x0: Int[Array, "b H W"]) -> Int[Array, "b h w"]:
         """The low-resolution tokens of a batch."""
         return rows["low"]
 
-    def read(
+    def encode(
         self,
         frozen: Mapping[str, Params],
         shown: UInt8[Array, "b h w 3"] | Int[Array, "b h w"],
@@ -208,7 +214,7 @@ class LowTokens:
         """Given tokens, or those of given pictures, as low data."""
         return shown if shown.ndim == 3 else self._encode(frozen, to_unit_range(shown))
 
-    def picture(
+    def to_image(
         self, frozen: Mapping[str, Params], low: Int[Array, "b h w"]
     ) -> Float[Array, "b h2 w2 3"]:
         """Low data to look at."""
@@ -218,11 +224,11 @@ class LowTokens:
         """The maps: a transformer's places are those of whole ones."""
         return x
 
-    def example(self, key: jax.Array, low: Int[Array, "b h w"]) -> dict[str, Array]:
+    def training_conditions(self, key: jax.Array, low: Int[Array, "b h w"]) -> dict[str, Array]:
         """The conditions to train with."""
         return {"low": low}
 
-    def see(self, keys: jax.Array, low: Int[Array, "b h w"]) -> dict[str, Array]:
+    def sampling_conditions(self, keys: jax.Array, low: Int[Array, "b h w"]) -> dict[str, Array]:
         """The conditions to draw with."""
         return {"low": low}
 

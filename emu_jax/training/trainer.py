@@ -12,7 +12,8 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from emu_jax.checkpoint.manager import Checkpoints
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.parallel.sharding import fetch, put_batch
-from emu_jax.tasks.base import Batch, Task
+from emu_jax.tasks.base import Batch, Context, Task
 from emu_jax.training.state import (
     TrainState,
     abstract_state,
@@ -92,14 +93,14 @@ class TrainSettings:
 
 @dataclass
 class Trainer:
-    """Everything one run needs; :meth:`run` trains to the end, or until told to stop.
+    """Everything one run needs; :meth:`run` trains to the end, or until it is interrupted.
 
     ``stream(first_step)`` yields this host's rows of batches first_step, first_step + 1, ...;
     ``validation`` maps a name to a function that iterates over that set's batches; ``initial``
-    gives the (parameters, state) to start from instead of ``task.init``; ``measures`` join every
-    validation with what they say of (step, state), the same on every host, and keep nothing of the
-    state; ``stop`` are criteria asked after it, beside the one of the settings: each sees (step,
-    metrics) and answers None or the reason to stop.
+    gives the (parameters, state) to start from instead of ``task.init``; ``measures`` add metrics
+    of (step, state) to every validation, equal on every host, and keep no reference to the state;
+    ``stop`` are stopping criteria beside the one of the settings: each reads (step, metrics) and
+    returns None or the reason to stop.
     """
 
     task: Task
@@ -107,9 +108,9 @@ class Trainer:
     workdir: str
     mesh: Mesh
     frozen: Mapping[str, Params]
-    stream: Callable[[int], Iterator[Batch]]
+    stream: Callable[[int], Generator[Batch]]
     meta: Mapping[str, Any]
-    validation: Mapping[str, Callable[[], Iterable[Batch]]]
+    validation: Mapping[str, Callable[[], Generator[Batch]]]
     initial: Callable[[], tuple[Params, Params]] | None = None
     measures: tuple[Callable[[int, TrainState], Mapping[str, float]], ...] = ()
     stop: tuple[Callable[[int, Mapping[str, float]], str | None], ...] = ()
@@ -140,7 +141,8 @@ class Trainer:
             )
             self._progress = Progress(settings.steps, settings.batch_size, start=first)
             try:
-                return self._loop(state, first, checkpoints, interrupt)
+                with closing(self.stream(first)) as batches:
+                    return self._loop(state, first, batches, checkpoints, interrupt)
             finally:
                 self._stop_profile()
                 self._progress.close()
@@ -187,14 +189,18 @@ class Trainer:
                 )
 
     def _loop(
-        self, state: TrainState, first: int, checkpoints: Checkpoints, interrupt: "_Interrupt"
+        self,
+        state: TrainState,
+        first: int,
+        batches: Iterator[Batch],
+        checkpoints: Checkpoints,
+        interrupt: "_Interrupt",
     ) -> str:
         settings = self.settings
         step = jit_step(
             self.task, state, self.mesh, seed=settings.seed, accumulate=settings.accumulate
         )
         pending: deque[_Pending] = deque()
-        batches = self.stream(first)
         results: dict[str, float] = {}
         number, ended = first, "done"
         while number < settings.steps:
@@ -281,7 +287,8 @@ class Trainer:
 
     def _preview(self, state: TrainState, number: int) -> None:
         for name, batches in self.validation.items():
-            images = self._apply("preview", state, next(iter(batches())), 0)
+            with closing(batches()) as held_out:
+                images = self._apply("preview", state, next(held_out), 0)
             self._trackers.images(number, {f"{name}/{k}": v for k, v in images.items()})
 
     def _apply(self, method: str, state: TrainState, batch: Batch, index: int) -> dict[str, Any]:
@@ -289,16 +296,18 @@ class Trainer:
         if method not in self._compiled:
             self._compiled[method] = jax.jit(getattr(self.task, method))
         key = jax.random.fold_in(jax.random.key(VALIDATION_SEED), index)
-        return fetch(
-            self._compiled[method](
-                averaged(state), self.frozen, state["state"], put_batch(batch, self.mesh), key
-            )
-        )
+        return fetch(self._compiled[method](self._context(state, put_batch(batch, self.mesh), key)))
+
+    def _context(self, state: TrainState, batch: Batch, key: jax.Array) -> Context:
+        """What a task reads outside the loss: the averaged parameters."""
+        return Context(averaged(state), self.frozen, state["state"], batch, key)
 
     def _finish(self, state: TrainState) -> Params:
         """Measured on the first batches of the training stream, whatever step the run ended at."""
-        batches = (put_batch(batch, self.mesh) for batch in self.stream(0))
-        extra = self.task.finish(averaged(state), self.frozen, state["state"], batches)
+        with closing(self.stream(0)) as stream:
+            batches = (put_batch(batch, self.mesh) for batch in stream)
+            context = self._context(state, {}, jax.random.key(VALIDATION_SEED))
+            extra = self.task.finish(context, batches)
         like = jax.tree.map(lambda x: x.sharding, state["state"])
         return jax.tree.map(jax.device_put, extra, like)
 

@@ -6,8 +6,8 @@ import jax
 import pytest
 import runs
 
-from emu_jax.assembly import parts
 from emu_jax.assembly.config import read
+from emu_jax.assembly.tasks import make_task
 from emu_jax.cli.main import main
 from emu_jax.planning.flops import count_flops
 
@@ -55,7 +55,7 @@ def test_a_step_and_a_sampler(tmp_path, capsys):
     config = read(CONFIG.removeprefix("--config="))
     with config.ignore_type():
         config.update_from_flattened_dict(SMALL)
-    task = parts.make_task(config)
+    task = make_task(config)
 
     def call(params, x, t):
         by = task.condition(params, task.null, jax.numpy.zeros((1, 6), int))

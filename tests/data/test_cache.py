@@ -13,7 +13,7 @@ from PIL import Image
 
 from emu_jax.data.cache import Cache, Rows, Spec, build, digest
 from emu_jax.data.manifest import Manifest
-from emu_jax.data.mixture import Captions, Part
+from emu_jax.data.mixture import Captions, Selection
 from emu_jax.data.pipeline import Caches, StreamSpec, make_stream
 from emu_jax.data.precompute import (
     cache_moments,
@@ -167,7 +167,7 @@ class Pictures:
         return self.data[index]
 
 
-PARTS = [Part(Pictures("a", 20, 0), 0.7, "width != 60"), Part(Pictures("b", 9, 1), 0.3)]
+PARTS = [Selection(Pictures("a", 20, 0), 0.7, "width != 60"), Selection(Pictures("b", 9, 1), 0.3)]
 SPEC = StreamSpec(batch_size=8, side=32, bucket_step=8, buckets=True, flip=True, seed=5)
 
 
@@ -246,7 +246,7 @@ def test_what_moments_depend_on_is_in_the_fingerprint():
         moments_fingerprint(replace(SPEC, background=(0, 0, 0)), PARTS, "weights", "float32"),
         moments_fingerprint(SPEC, [replace(PARTS[0], select=""), PARTS[1]], "weights", "float32"),
         moments_fingerprint(SPEC, PARTS[::-1], "weights", "float32"),
-        moments_fingerprint(SPEC, [PARTS[0], Part(Pictures("b", 8, 1))], "weights", "float32"),
+        moments_fingerprint(SPEC, [PARTS[0], Selection(Pictures("b", 8, 1))], "weights", "float32"),
     ]
     assert len({json.dumps(f, sort_keys=True) for f in [base, *others]}) == 9
     # Nor on what they do not depend on.

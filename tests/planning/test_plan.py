@@ -13,7 +13,7 @@ from emu_jax.planning.chips import GIB, open_topology
 from emu_jax.planning.cost import totals
 from emu_jax.planning.flops import step_flops
 from emu_jax.planning.plan import advise, make_plan
-from emu_jax.tasks.base import Group
+from emu_jax.tasks.base import Group, Loss, RowSpec, Task
 from emu_jax.training.state import abstract_state
 
 pytest.importorskip("libtpu")  # the compiler: Linux on x86 only
@@ -21,27 +21,32 @@ pytest.importorskip("libtpu")  # the compiler: Linux on x86 only
 LAYERS, WIDTH, ROWS = 6, 512, 4096
 
 
-class Stack:
+class Stack(Task):
     """Layers of one product each, scanned or one after the other."""
 
+    streams = {"train": RowSpec()}  # noqa: RUF012
+
     def __init__(self, scanned=True, width=WIDTH, hold=lambda x: x):
-        self.frozen, self.scanned, self.width, self.hold = {}, scanned, width, hold
-        self.groups = {"all": Group("", optax.sgd(0.1), lambda n: 0.1)}
+        group = Group("", optax.sgd(0.1), lambda n: 0.1)
+        super().__init__(groups={"all": group}, frozen={})
+        vars(self).update(scanned=scanned, width=width, hold=hold)
 
     def init(self, key):
         return {"blocks_scan": jnp.zeros((LAYERS, self.width, self.width))}, {}
 
-    def loss(self, group, params, frozen, state, batch, key, step):
+    def loss(self, group, context):
+        params = context.params
+
         def layer(x, w):
             return self.hold(jnp.tanh(x @ w.astype(x.dtype))), None
 
-        x = batch["train"]["x"].astype(jnp.bfloat16)
+        x = context.batch["train"]["x"].astype(jnp.bfloat16)
         if self.scanned:
             x, _ = jax.lax.scan(layer, x, params["blocks_scan"])
         else:
             for i in range(LAYERS):
                 x, _ = layer(x, params["blocks_scan"][i])
-        return jnp.mean(x.astype(jnp.float32) ** 2), (state, {})
+        return Loss(jnp.mean(x.astype(jnp.float32) ** 2), context.state)
 
 
 def plan(**stack):

@@ -137,12 +137,14 @@ def test_min_snr_closed_forms_for_a_variance_preserving_schedule():
 def test_what_the_network_is_told():
     t = jnp.array([0.001, 0.5, 1.0])
     np.testing.assert_array_equal(
-        GaussianProcess(Discrete(), "eps", "index").told(t), [0.0, 499.0, 999.0]
+        GaussianProcess(Discrete(), "eps", "index").timestep_input(t), [0.0, 499.0, 999.0]
     )
-    np.testing.assert_allclose(GaussianProcess(Cosine()).told(t), [1, 500, 1000], rtol=1e-6)
+    np.testing.assert_allclose(
+        GaussianProcess(Cosine()).timestep_input(t), [1, 500, 1000], rtol=1e-6
+    )
     shifted = GaussianProcess(Shifted(Flow(), 3.0), "flow")
-    np.testing.assert_allclose(shifted.told(t)[1], 750, rtol=1e-6)
-    log_snr = GaussianProcess(Flow(), "flow", "log_snr").told(t)
+    np.testing.assert_allclose(shifted.timestep_input(t)[1], 750, rtol=1e-6)
+    log_snr = GaussianProcess(Flow(), "flow", "log_snr").timestep_input(t)
     np.testing.assert_allclose(log_snr, [2 * np.log(999), 0, -20], atol=1e-5)
 
 

@@ -40,7 +40,7 @@ def network(x, told, xp):
 
 def denoiser(process):
     def denoise(x, t):
-        return network(x, process.told(t)[:, None, None, None], jnp)
+        return network(x, process.timestep_input(t)[:, None, None, None], jnp)
 
     return denoise
 
@@ -140,7 +140,7 @@ def test_ddpm_with_a_learned_variance_and_a_threshold(spacing):
     np.testing.assert_allclose(times_of(scheduler), times, atol=1e-6)
 
     def denoise(x, t):
-        output = network(x, process.told(t)[:, None, None, None], jnp)
+        output = network(x, process.timestep_input(t)[:, None, None, None], jnp)
         return jnp.concatenate([output, jnp.sin(2 * x)], -1)
 
     x = state = start_noise()
@@ -266,7 +266,7 @@ def test_flow_match_euler(shift):
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / n, n))
     process = GaussianProcess(Shifted(Flow(), shift), "flow")
     np.testing.assert_allclose(
-        process.told(time_grid(process, n))[:-1], scheduler.timesteps, rtol=1e-5
+        process.timestep_input(time_grid(process, n))[:-1], scheduler.timesteps, rtol=1e-5
     )
     ours = our_steps(process, Euler(), time_grid(process, n), start_noise())
     compare(ours, run_vp(scheduler, start_noise()))

@@ -203,9 +203,11 @@ def test_time_grids():
     process = GaussianProcess(Discrete(), "eps", "index")
     np.testing.assert_allclose(time_grid(process, 4), [1, 0.75, 0.5, 0.25, 0])
     np.testing.assert_allclose(
-        process.told(time_grid(process, 28, "uniform"))[:-1], np.linspace(999, 0, 28), atol=1e-3
+        process.timestep_input(time_grid(process, 28, "uniform"))[:-1],
+        np.linspace(999, 0, 28),
+        atol=1e-3,
     )
-    told = process.told(time_grid(process, 3, "leading"))[:-1]
+    told = process.timestep_input(time_grid(process, 3, "leading"))[:-1]
     np.testing.assert_allclose(told, [666, 333, 0], atol=1e-3)
     karras = time_grid(process, 9, "karras")
     np.testing.assert_allclose(karras[jnp.array([0, 8, 9])], [1, 0.001, 0], atol=1e-6)

@@ -15,7 +15,7 @@ from emu_jax.nn.functional import Network, subtree
 from emu_jax.nn.layers import conv
 from emu_jax.tasks import autoencoding
 from emu_jax.tasks.autoencoding import Autoencoding, psnr
-from emu_jax.tasks.base import Group, Task, to_unit_range
+from emu_jax.tasks.base import Context, Group, Task, to_unit_range
 from emu_jax.tasks.codecs import AutoencoderCodec, codec_params
 from emu_jax.training.state import group_paths, init_state
 from emu_jax.training.step import make_step
@@ -73,10 +73,9 @@ def loss(task, params, group="autoencoder", step=0):
     @jax.jit
     def run(params):
         def scalar(params):
-            value, (_, metrics) = task.loss(
-                group, params, {}, {}, {"train": rows()}, KEY, jnp.int32(step)
-            )
-            return value, metrics
+            context = Context(params, {}, {}, {"train": rows()}, KEY, jnp.int32(step))
+            found = task.loss(group, context)
+            return found.value, found.metrics
 
         return jax.value_and_grad(scalar, has_aux=True)(params)
 
@@ -217,7 +216,7 @@ def test_measured_statistics_make_the_codecs_latents_standard(params, monkeypatc
     monkeypatch.setattr(autoencoding, "STATISTICS_BATCHES", 3)
     batches = ({"train": rows(seed, n=8)} for seed in itertools.count())  # Never ends by itself.
     task = make()
-    state = task.finish(params, {}, {"other": jnp.ones(1)}, batches)
+    state = task.finish(Context(params, {}, {"other": jnp.ones(1)}, {}, KEY), batches)
     assert state.keys() == {"other", "latent/shift", "latent/scale"}
 
     @jax.jit

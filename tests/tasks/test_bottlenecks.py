@@ -11,7 +11,7 @@ from emu_jax.errors import UserError
 from emu_jax.nn.functional import Network, subtree
 from emu_jax.nn.layers import linear
 from emu_jax.tasks.autoencoding import Autoencoding
-from emu_jax.tasks.base import Group, Task, to_unit_range
+from emu_jax.tasks.base import Context, Group, Task, to_unit_range
 from emu_jax.tasks.bottlenecks import Quantizer
 from emu_jax.tasks.codecs import TokenCodec, codec_params
 
@@ -69,7 +69,7 @@ def quantised(params, state):
 
 @jax.jit
 def _loss(params, state):
-    return make().loss("autoencoder", params, {}, state, {"train": rows()}, KEY, jnp.int32(0))
+    return make().loss("autoencoder", Context(params, {}, state, {"train": rows()}, KEY))
 
 
 def test_the_loss_is_l1_and_the_weighed_commitment(start):
@@ -92,12 +92,12 @@ def test_a_frozen_codebook_stays_and_says_so(start):
 
     @jax.jit
     def loss(params, state):
-        return task.loss("autoencoder", params, {}, state, batch, KEY, jnp.int32(0))
+        return task.loss("autoencoder", Context(params, {}, state, batch, KEY))
 
     _, (after, metrics) = loss(params, state)
     assert "revived" not in metrics and after.keys() == state.keys()
     assert all(np.array_equal(after[path], state[path]) for path in state)
-    assert make().finish(params, {}, state, iter(())) is state
+    assert make().finish(Context(params, {}, state, {}, KEY), iter(())) is state
 
 
 @pytest.mark.parametrize("bad", [{"dead": 0.0}, {"decay": 1.0}])

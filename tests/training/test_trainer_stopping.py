@@ -18,10 +18,11 @@ from emu_jax.training.stopping import EarlyStopping
 class Overfitting(Mean):
     """``a`` follows the rows, which drift past what is held out: the loss there is least inside."""
 
-    def validate(self, params, frozen, state, batch, key):
-        (rows,) = batch.values()
+    def validate(self, context):
+        rows = context.batch["train"]
         valid = rows["valid"].astype(jnp.float32)
-        return {"loss": (jnp.sum((rows["x"] - params["a"]) ** 2 * valid), jnp.sum(valid))}
+        square = (rows["x"] - context.params["a"]) ** 2
+        return {"loss": (jnp.sum(square * valid), jnp.sum(valid))}
 
 
 METRIC = "held_out/loss"
