@@ -101,7 +101,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.data.cache_latents = True
     if chosen.denoiser == "transformer":
         config.denoiser = dict(
-            kind="transformer", patch=1, width=192, depth=8, heads=6, mlp_width=768, remat=False
+            kind="transformer", patch=1, width=192, depth=8, heads=6, mlp_width=768, remat="none"
         )
     if chosen.stage == "quality_tune":
         _quality_tune(config)

@@ -64,7 +64,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config = haystack.pretraining()
     config.codec = dict(kind="autoencoder", path="builtin:vq_64")
     config.denoiser = dict(
-        kind="token_transformer", width=224, depth=6, heads=7, mlp_width=896, remat=False
+        kind="token_transformer", width=224, depth=6, heads=7, mlp_width=896, remat="none"
     )
     config.process = dict(kind="masking")
     config.sampling = dict(
@@ -115,7 +115,7 @@ def _super_resolution(config: ConfigDict) -> None:
         heads=4,
         mlp_width=512,
         block=4,
-        remat=False,
+        remat="none",
     )
     config.sampling.steps = 8
     config.train.steps = 8000
@@ -130,13 +130,13 @@ def _enlarge(config: ConfigDict, base: bool) -> None:
     config.codec.path = autoencoders + ("f16" if base else "f8")
     config.text = dict(t5=dict(kind="t5", size="xxl", path="", length=128, dtype="bfloat16"))
     if base:
-        config.denoiser.update(dict(width=2048, depth=48, heads=16, mlp_width=8192, remat=True))
+        config.denoiser.update(dict(width=2048, depth=48, heads=16, mlp_width=8192, remat="block"))
         config.sampling.steps = 24
     else:
         config.low_codec.path = autoencoders + "f16"
         config.low_resolution.factor = 2
         config.denoiser.update(dict(width=1024, low_depth=16, depth=32, heads=16, mlp_width=4096))
-        config.denoiser.update(dict(block=8, remat=True))
+        config.denoiser.update(dict(block=8, remat="block"))
     config.conditioner.width = config.denoiser.width
     config.groups.generator.ema_decay = 0.9999
     config.groups.generator.optimizer.update(

@@ -16,7 +16,7 @@ that of a vector-quantised one (``variational=False``) the latents themselves, w
 ``emu_jax.nn.quantizer`` then replaces by codes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,8 @@ from jaxtyping import Array, Float
 from emu_jax.nn.attention import Attend, Attention, attend
 from emu_jax.nn.layers import Downsample, GroupNorm, Upsample, conv
 from emu_jax.nn.resnet import ResnetBlock
+from emu_jax.nn.stack import Constrain
 
-Constrain = Callable[[Array], Array]
 Map = Float[Array, "b h w c"]
 
 _EPS = 1e-6

@@ -68,7 +68,7 @@ class LayerNorm(nnx.Module):
         return _layer_norm(self.eps, x, scale, bias)
 
 
-def normalised(x: Float[Array, "*b c"], eps: float) -> Float[Array, "*b c"]:
+def normalized(x: Float[Array, "*b c"], eps: float) -> Float[Array, "*b c"]:
     """A LayerNorm without parameters."""
     width = x.shape[-1]
     return _layer_norm(eps, x, jnp.ones(width, x.dtype), jnp.zeros(width, x.dtype))

@@ -5,7 +5,6 @@ of each; a GroupNorm (eps 1e-6, unlike the residual blocks') and two projections
 """
 
 import math
-from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
@@ -16,9 +15,8 @@ from jaxtyping import Array, Bool, Float
 
 from emu_jax.nn.attention import Attend, Attention, attend
 from emu_jax.nn.layers import GroupNorm, LayerNorm, conv, linear
-from emu_jax.nn.stack import Gather, Scanned, rematerialised
+from emu_jax.nn.stack import Constrain, Gather, Stack
 
-Constrain = Callable[[Array], Array]
 _SERIES = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 
 
@@ -204,7 +202,7 @@ class SpatialTransformer(nnx.Module):
             return conv(inputs, outputs, 1, zero=zero, rngs=rngs)
 
         inner = heads * head_width
-        self.constrain, self.gather, self.remat = constrain, gather, remat
+        self.constrain = constrain
         self.norm = GroupNorm(channels, groups, eps=1e-6, rngs=rngs)
         self.proj_in = project(channels, inner, zero=False)
         layers = [
@@ -219,7 +217,9 @@ class SpatialTransformer(nnx.Module):
             )
             for _ in range(depth)
         ]
-        self.transformer_blocks = Scanned(layers) if scan else nnx.List(layers)
+        self.transformer_blocks = Stack(
+            layers, scan=scan, remat=remat, gather=gather, constrain=constrain
+        )
         self.proj_out = project(inner, channels, zero=True)
 
     def __call__(
@@ -230,14 +230,5 @@ class SpatialTransformer(nnx.Module):
     ) -> Float[Array, "b h w c"]:
         b, h, w, _ = x.shape
         y = self.proj_in(self.norm(x))
-        y = self.constrain(y.reshape(b, h * w, -1))
-        if isinstance(self.transformer_blocks, Scanned):
-            y = self.transformer_blocks(y, context, mask, around=self._layer)
-        else:
-            for block in self.transformer_blocks:
-                y = self._layer(block)(y, context, mask)
+        y = self.transformer_blocks(self.constrain(y.reshape(b, h * w, -1)), context, mask)
         return x + self.proj_out(y.reshape(b, h, w, -1))
-
-    def _layer(self, block: nnx.Module) -> Callable[..., Array]:
-        kept = rematerialised(block, self.remat, self.gather)
-        return lambda *args: self.constrain(kept(*args))

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, UInt8
 
-from emu_jax.nn.contrastive import Seen
+from emu_jax.nn.contrastive import ImageEmbedding
 from emu_jax.nn.functional import Network, Params
 from emu_jax.tasks.base import (
     Context,
@@ -83,7 +83,7 @@ class Contrastive(Task):
         image = to_unit_range(context.batch[self.stream]["image"][:16])
         return {"augmented": to_pixels(self.augment(context.key, image))}
 
-    def embed_images(self, params: Params, image: UInt8[Array, "b h w 3"]) -> Seen:
+    def embed_images(self, params: Params, image: UInt8[Array, "b h w 3"]) -> ImageEmbedding:
         """Embedding and features of pictures as they are."""
         return self._embed_images(params, to_unit_range(image))
 
@@ -144,7 +144,7 @@ class Contrastive(Task):
         losses = (cross_entropy(logits, label) + cross_entropy(logits.T, label)) / 2
         return losses, (jnp.argmax(logits, 1) == label).astype(jnp.float32)
 
-    def _embed_images(self, params: Params, image: Float[Array, "b h w 3"]) -> Seen:
+    def _embed_images(self, params: Params, image: Float[Array, "b h w 3"]) -> ImageEmbedding:
         network = cast(params, self.compute_dtype)
         return self.model(network, image.astype(self.compute_dtype), method="embed_image")
 

@@ -93,9 +93,9 @@ def test_a_map_of_zeros_has_finite_gradients():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (dict(vocabulary=CODES), "more than 11 rows"),
-        (dict(heads=3), "20 does not divide into 3"),
-        (dict(block_heads=2), "9 does not divide into 2"),
+        (dict(vocabulary=CODES), "vocabulary is 11; use more than 11"),
+        (dict(heads=3), "20 is not a multiple of its 3"),
+        (dict(block_heads=2), "9 is not a multiple of its 2"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, words):

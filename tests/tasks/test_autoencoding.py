@@ -51,7 +51,15 @@ def make(discriminator=DISCRIMINATOR, **changes):
         "autoencoder": Group("autoencoder/", sgd, lambda n: 1e-2, ema_decay=0.9),
         "discriminator": Group("discriminator/", sgd, lambda n: 1e-2),
     }
-    return Autoencoding(AUTOENCODER, discriminator, None, 2, groups, {}, **changes)
+    return Autoencoding(
+        autoencoder=AUTOENCODER,
+        discriminator=discriminator,
+        lpips=None,
+        latent_channels=2,
+        groups=groups,
+        frozen={},
+        **changes,
+    )
 
 
 def rows(seed=0, n=4):
