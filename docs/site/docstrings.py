@@ -11,8 +11,10 @@ ROLE = re.compile(r":(?:mod|class|func|meth|data):`([\w.]+)`")
 def _shape(annotation: ast.expr | None) -> bool:
     """Whether it has a jaxtyping shape. griffe would parse "b *d" as a Python product."""
     return annotation is not None and any(
-        isinstance(node, ast.Constant) and isinstance(node.value, str)
+        isinstance(word, ast.Constant) and isinstance(word.value, str)
         for node in ast.walk(annotation)
+        if isinstance(node, ast.Subscript)
+        for word in ast.walk(node.slice)
     )
 
 
