@@ -6,8 +6,9 @@ from ml_collections import ConfigDict
 from emu_jax.assembly.autoencoding import autoencoder_factor, autoencoder_network, quantized
 from emu_jax.assembly.config import read
 from emu_jax.assembly.models import locate
-from emu_jax.assembly.networks import frozen_arrays, is_planned, untrained
+from emu_jax.assembly.networks import frozen_arrays, untrained
 from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.paths import is_config_file
 from emu_jax.errors import UserError
 from emu_jax.tasks.base import Frozen
 from emu_jax.tasks.codecs import AutoencoderCodec, Codec, IdentityCodec, TokenCodec, codec_params
@@ -23,7 +24,9 @@ def make_codec(section: ConfigDict, name: str = "codec") -> tuple[Codec, dict[st
         return IdentityCodec(), {}
     if section.kind != "autoencoder":
         raise UserError(f"{name}.kind is autoencoder or identity, not {section.kind!r}.")
-    model = None if is_planned(section.path) else load_model(locate(section.path), dtype=np.float32)
+    model = (
+        None if is_config_file(section.path) else load_model(locate(section.path), dtype=np.float32)
+    )
     made_by = ConfigDict(model.config) if model else read(section.path)
     if made_by.get("task") != "autoencoding":
         task = made_by.get("task")

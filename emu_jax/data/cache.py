@@ -184,10 +184,14 @@ def _partial(directory: Path) -> Path:
 
 
 def _read_layout(description: dict) -> Layout:
-    return {
+    layout = {
         group: {name: Spec(tuple(shape), dtype) for name, (shape, dtype) in specs.items()}
         for group, specs in description["layout"].items()
     }
+    for name in (*layout, *(name for specs in layout.values() for name in specs)):
+        if "/" in name or name in ("", ".", ".."):
+            raise UserError(f"The cache names {name!r}, which is no array of it: build it again.")
+    return layout
 
 
 def _stored_dtype(spec: Spec) -> np.dtype:

@@ -6,7 +6,9 @@ nothing and open readers and manifest of their own when they first need them.
 """
 
 import functools
+import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -45,9 +47,39 @@ class Source:
 
     @functools.cached_property
     def _records(self) -> Any:
+        _refuse_code(epath.Path(self.directory) / "features.json")
         return tfds.builder_from_directory(self.directory).as_data_source(
             split="train", decoders={"image": tfds.decode.SkipDecoding()}
         )
+
+
+def _refuse_code(file: epath.Path) -> None:
+    """Raises UserError unless ``features.json`` names classes of tfds only, since tfds imports
+    the module of every class that the file names."""
+    try:
+        features = json.loads(file.read_text())
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}): remove its folder and build the data set anew"
+        ) from error
+    for name in _classes(features):
+        if not name.startswith("tensorflow_datasets.core.features."):
+            raise UserError(
+                f"{file} names the class {name!r}, which is not a class of tfds: remove its folder "
+                "and build the data set anew"
+            )
+
+
+def _classes(value: Any) -> Iterator[str]:
+    """Names of classes in features.json, by the keys of either of its versions."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(item, str):
+                yield item
+            yield from _classes(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _classes(item)
 
 
 def open_source(name: str, data_dir: epath.PathLike = DEFAULT_DATA_DIR) -> Source:

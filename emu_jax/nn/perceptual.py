@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from emu_jax.errors import UserError
+from emu_jax.nn.pickles import read_pickle
 
 # torchvision's positions of VGG-16's convolutions; a block ends with a max-pooling.
 _BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
@@ -125,14 +126,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         from safetensors.numpy import load_file
 
         return load_file(file)
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"Reading {file} needs torch: `pip install torch`, or convert it to .safetensors."
-        ) from error
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    return {key: value.float().numpy() for key, value in state.items()}
+    return {key: value.float().numpy() for key, value in read_pickle(file).items()}
 
 
 def _rename(key: str) -> str | None:

@@ -133,9 +133,16 @@ def test_damage_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"x\.npy is not the array"):
         Cache.open(tmp_path / "cache", FINGERPRINT)
     array.write_bytes(whole)
-    (tmp_path / "cache" / "cache.json").write_text('{"fingerprint": ')
+    file = tmp_path / "cache" / "cache.json"
+    description = json.loads(file.read_text())
+    file.write_text('{"fingerprint": ')
     with pytest.raises(UserError, match="no complete cache"):
         Cache.open(tmp_path / "cache", FINGERPRINT)
+    np.save(tmp_path / "secret.npy", np.zeros((2, 3), np.float32))
+    for layout in ({"..": {"secret": [[2, 3], "float32"]}}, {"4x4": {"../../secret": [[2], "f4"]}}):
+        file.write_text(json.dumps({**description, "layout": layout}))
+        with pytest.raises(UserError, match="which is no array of it"):
+            Cache.open(tmp_path / "cache", FINGERPRINT)
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
