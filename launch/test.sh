@@ -20,8 +20,8 @@ basedpyright
 part "import-linter"
 lint-imports
 
-part "documentation"
-NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+part "documentation"  # without --quiet, which would hide warnings from --strict
+NO_MKDOCS_2_WARNING=1 mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 part "pytest"
 pytest -n "${PYTEST_WORKERS:-2}" --dist worksteal "$@"
