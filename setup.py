@@ -54,6 +54,7 @@ TEST = [
     *PLAN,
     *DOCS,
     "basedpyright>=1.40",
+    "beartype>=0.22",  # checks array annotations in every call of the tests
     "diffusers>=0.38",  # with torch: the oracles of the parity tests
     "import-linter>=2.5",
     "kubernetes-validate>=1.34",  # the schema of what launch/gke.yaml starts

@@ -20,8 +20,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
+import jaxtyping
 
 jax.config.update("jax_platforms", "cpu")  # also where something imported jax first
+
+# Before emu_jax is imported: every call checks the shapes and dtypes that its annotations give.
+jaxtyping.install_import_hook("emu_jax", "typechecks.check")
 
 
 @pytest.fixture(autouse=True)

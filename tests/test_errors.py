@@ -261,4 +261,4 @@ def test_sampling_without_a_prompt_is_refused(refused, tmp_path):
 def test_an_unknown_sampler_is_refused(refused, generator_run, tmp_path):
     out = ("--out", tmp_path / "out")
     said = refused("sample", "a fox", "--checkpoint", generator_run, "--sampler", "eluer", *out)
-    assert 'no sampler "eluer"' in said
+    assert "sampling.sampler is 'eluer'" in said

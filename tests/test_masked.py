@@ -280,7 +280,7 @@ def test_parts_of_super_resolution_that_do_not_fit(key, value, words):
 def test_what_does_not_fit_is_one_sentence(masked_run, vq_run, pictures, tmp_path, capsys):
     out = f"--out={tmp_path}"
     assert main(["sample", "a", f"--checkpoint={masked_run}", "--sampler=ddim", out]) == 2
-    assert "drawn by the sampler parallel, not 'ddim'" in capsys.readouterr().err
+    assert "sampling.sampler is 'ddim'; use one of parallel" in capsys.readouterr().err
     arguments = runs.command("masked", tmp_path / "run", pictures)[3:]
     for more, words in (
         (f"--config.codec.path={vq_run} --config.process.kind=gaussian", "codec gives tokens"),

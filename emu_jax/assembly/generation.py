@@ -1,6 +1,5 @@
 """From a config to the generation task: denoiser, process, sampling, low-resolution input."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
@@ -18,24 +17,14 @@ from emu_jax.nn.denoisers import DENOISERS
 from emu_jax.nn.functional import Network
 from emu_jax.parallel.convolution import convolve_by
 from emu_jax.parallel.placement import Placement
-from emu_jax.process.decoding import ParallelDecoding
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.masking import MaskingProcess
-from emu_jax.process.samplers import sampler_named
-from emu_jax.process.schedules import Cosine, Discrete, Flow, Schedule, Shifted
+from emu_jax.process.registry import PROCESSES, SCHEDULES, look_up, make_sampler
+from emu_jax.process.schedules import Shifted
 from emu_jax.tasks.base import Frozen
 from emu_jax.tasks.codecs import Codec, TokenCodec
 from emu_jax.tasks.generation import Generation, Sampling
 from emu_jax.tasks.upsampling import LOW_CODEC, Low, LowResolution, LowTokens
-
-SCHEDULES: dict[str, Callable[[], Schedule]] = {
-    "cosine": Cosine,
-    "linear": partial(Discrete, "linear", 1e-4, 0.02),
-    "scaled_linear": partial(Discrete, "scaled_linear"),
-    "scaled_linear_zero_snr": partial(Discrete, "scaled_linear", zero_terminal_snr=True),
-    "squared_cosine": partial(Discrete, "cosine"),
-    "flow": Flow,
-}
 
 
 def make_generation(config: ConfigDict, on: Placement) -> Generation:
@@ -93,7 +82,7 @@ def make_low_resolution(config: ConfigDict, codec: Codec) -> tuple[Low | None, d
         )
     arguments = section.to_dict()
     schedule = arguments.pop("schedule", "")
-    noise = _schedule("low_resolution.schedule", schedule) if schedule else None
+    noise = look_up(SCHEDULES, schedule, "low_resolution.schedule")() if schedule else None
     return LowResolution(**arguments, schedule=noise), {}
 
 
@@ -152,9 +141,8 @@ def make_process(section: ConfigDict, codec: Codec) -> GaussianProcess | Masking
     """The corruption process: Gaussian noise, or masks for ``process.kind`` = "masking"."""
     arguments = section.to_dict()
     kind = arguments.pop("kind", "gaussian")
-    if kind not in ("gaussian", "masking"):
-        raise UserError(f"process.kind is {kind!r}; use gaussian or masking.")
-    if (kind == "masking") != isinstance(codec, TokenCodec):
+    masks = look_up(PROCESSES, kind, "process.kind") is MaskingProcess
+    if masks != isinstance(codec, TokenCodec):
         given = "tokens" if isinstance(codec, TokenCodec) else "no tokens"
         raise UserError(
             f"process.kind is {kind!r}, but the codec gives {given}: use masking with a "
@@ -162,17 +150,11 @@ def make_process(section: ConfigDict, codec: Codec) -> GaussianProcess | Masking
         )
     if isinstance(codec, TokenCodec):
         return MaskingProcess(codec.codes)
-    schedule = _schedule("process.schedule", arguments.pop("schedule"))
+    schedule = look_up(SCHEDULES, arguments.pop("schedule"), "process.schedule")()
     shift = arguments.pop("shift", 1.0)
     if "bounds" in arguments:
         arguments["bounds"] = tuple(arguments["bounds"])
     return GaussianProcess(schedule if shift == 1 else Shifted(schedule, shift), **arguments)
-
-
-def _schedule(key: str, name: str) -> Schedule:
-    if name not in SCHEDULES:
-        raise UserError(f"{key} is {name!r}; use one of {', '.join(SCHEDULES)}.")
-    return SCHEDULES[name]()
 
 
 def make_sampling(section: ConfigDict, process: GaussianProcess | MaskingProcess) -> Sampling:
@@ -181,12 +163,11 @@ def make_sampling(section: ConfigDict, process: GaussianProcess | MaskingProcess
     arguments.pop("previews")
     name, temperature = arguments.pop("sampler"), arguments.pop("temperature", 0.0)
     if isinstance(process, GaussianProcess):
-        return Sampling(sampler_named(name), **arguments)
-    if name != "parallel":
-        raise UserError(f"sampling.sampler is {name!r}; tokens need the sampler parallel.")
+        return Sampling(make_sampler(name, process), **arguments)
+    sampler = make_sampler(name, process, temperature=temperature)
     if arguments.get("threshold", "none") != "none" or arguments.get("guidance_rescale"):
         raise UserError(
             "sampling.threshold and sampling.guidance_rescale do not apply to tokens: leave them "
             "at none and 0."
         )
-    return Sampling(ParallelDecoding(temperature), **arguments)
+    return Sampling(sampler, **arguments)

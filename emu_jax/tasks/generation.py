@@ -273,7 +273,7 @@ class Generation(Task):
             null,
             rising(scale) if sampling.guidance_ramp else scale,
             sampling.guidance_rescale,
-            self.process.split,
+            self.process.split_output,
         )
 
     def times(self, sampling: Sampling | None = None) -> Float[Array, " n_plus_1"]:

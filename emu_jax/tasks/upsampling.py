@@ -170,7 +170,7 @@ class LowResolution:
         k_level, k_noise = jax.random.split(key)
         level = jax.random.uniform(k_level, low.shape[:1])
         if self.schedule is not None:
-            level = self.schedule.between(level, 0, 1)
+            level = self.schedule.training_time(level, 0, 1)
         spatial, level = self.augment(k_noise, low, level)
         return {"spatial": spatial, "level": level}
 

@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 
 from emu_jax.assembly.codecs import make_codec
 from emu_jax.assembly.config import read
-from emu_jax.assembly.generation import SCHEDULES, make_process
+from emu_jax.assembly.generation import make_process
 from emu_jax.assembly.groups import make_groups
 from emu_jax.assembly.streams import stream_spec, stream_specs
 from emu_jax.assembly.tasks import make_task, place_frozen
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.planning.inputs import abstract_frozen, training_batch
+from emu_jax.process.registry import SCHEDULES
 from emu_jax.process.schedules import Discrete
 from emu_jax.tasks.base import Frozen
 from emu_jax.text.encoder import make_encoder, null_output
@@ -177,7 +178,7 @@ def test_muses_second_model_by_shape_alone():
         ("codec.path", "builtin:nothing", "No weights called builtin:nothing"),
         ("denoiser.kind", "mlp", "denoiser.kind is 'mlp'; use one of unet"),
         ("process.schedule", "sine", "process.schedule is 'sine'; use one of cosine"),
-        ("sampling.sampler", "eluer", "no sampler"),
+        ("sampling.sampler", "eluer", "sampling.sampler is 'eluer'"),
         ("groups.generator.optimizer.name", "sgd", "Unknown optimizer"),
     ],
 )
@@ -207,9 +208,9 @@ def test_a_schedule_can_be_shifted():
     codec = make_codec(ConfigDict(dict(kind="identity")))[0]
     process = make_process(ConfigDict(section), codec)
     assert process.bounds == (0.01, 1.0)
-    assert float(process.schedule.sigma(0.5)) == pytest.approx(0.75)
+    assert float(process.schedule.sigma(jnp.float32(0.5))) == pytest.approx(0.75)
     plain = make_process(ConfigDict(section | dict(shift=1.0)), codec)
-    assert float(plain.schedule.sigma(0.5)) == 0.5
+    assert float(plain.schedule.sigma(jnp.float32(0.5))) == 0.5
 
 
 def test_the_linear_schedule_is_ddpms():

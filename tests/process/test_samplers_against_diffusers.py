@@ -51,7 +51,7 @@ def our_steps(process, sampler, times, x):
     move = jax.jit(
         lambda state, i: advance(denoiser(process), process, sampler, times, KEY, state, i)
     )
-    state, seen = start(sampler, x), []
+    state, seen = start(sampler, jnp.asarray(x)), []
     for i in range(len(times) - 1):
         state = move(state, jnp.array([i]))
         seen.append(np.asarray(state.x))
@@ -91,14 +91,13 @@ def run_vp(scheduler, x, **step_arguments):
 
 def run_ratio(scheduler, x, process, evaluations=1):
     """Schedulers whose sample is x / alpha, and whose network sees x."""
-    times = times_of(scheduler)
-    x, seen = torch.tensor(x / np.asarray(process.schedule.alpha(times[0]))), []
+    alphas = np.asarray(process.schedule.alpha(jnp.float32(times_of(scheduler))))
+    x, seen = torch.tensor(x / alphas[0]), []
     for i, t in enumerate(scheduler.timesteps):
         seen_by_network = scheduler.scale_model_input(x, t)
         x = scheduler.step(network(seen_by_network, float(t), torch), t, x).prev_sample
         if evaluations == 1 or i % 2 == 1 or i == len(scheduler.timesteps) - 1:
-            alpha = process.schedule.alpha(times[len(seen) + 1])
-            seen.append(x.numpy() * np.asarray(alpha))
+            seen.append(x.numpy() * alphas[len(seen) + 1])
     return seen
 
 
@@ -144,7 +143,7 @@ def test_ddpm_with_a_learned_variance_and_a_threshold(spacing):
         return jnp.concatenate([output, jnp.sin(2 * x)], -1)
 
     x = state = start_noise()
-    seen, state = [], start(Ancestral(), x)
+    seen, state = [], start(Ancestral(), jnp.asarray(x))
     cut = functools.partial(dynamic_threshold, quantile=0.9, limit=1.5)
     for i in range(10):
         told = (denoise, process, Ancestral(), times, KEY, state, jnp.array([i]))

@@ -15,7 +15,7 @@ from emu_jax.nn.conditioner import Conditioner, Encoded
 from emu_jax.nn.functional import Network
 from emu_jax.nn.layers import conv, linear
 from emu_jax.process.gaussian import GaussianProcess
-from emu_jax.process.samplers import sampler_named
+from emu_jax.process.samplers import Ancestral, DPMSolverPP2M
 from emu_jax.process.schedules import Cosine
 from emu_jax.tasks import generation
 from emu_jax.tasks.base import Context, Group, Task, to_unit_range
@@ -116,7 +116,7 @@ def make(codec=LATENT, optimizer=None, **changes):
         process=GaussianProcess(Cosine()),
         encoders={"table": ENCODER},
         null=encoded([""]),
-        sampling=Sampling(sampler_named("dpmpp_2m"), steps=3, guidance_scale=3.0),
+        sampling=Sampling(DPMSolverPP2M(), steps=3, guidance_scale=3.0),
         groups={"generator": group},
         frozen={},
     )
@@ -328,7 +328,7 @@ def draw(params):
     @cache
     def sampler(guidance_scale):
         task = make()
-        how = Sampling(sampler_named("ancestral"), steps=3, guidance_scale=guidance_scale)
+        how = Sampling(Ancestral(), steps=3, guidance_scale=guidance_scale)
 
         @jax.jit
         def run(text, negative, keys):
