@@ -263,7 +263,7 @@ def make_low_resolution(config: ConfigDict, codec: Codec) -> tuple[Low | None, d
                 f"{LOW_CODEC} gives no tokens, which are what a super-resolution stage of tokens "
                 "reads: name a vector-quantised autoencoder's run."
             )
-        return LowTokens(low_codec, **section), frozen
+        return LowTokens(low_codec, section.factor), frozen
     if codec.factor != 1:
         raise UserError(
             "Super-resolution (low_resolution.factor) is for pixels, codec.kind=identity, or for "
@@ -288,7 +288,7 @@ def make_denoiser(
     """``side``: positions along the longest side of a picture; ``context_width``: of the text that
     it is given, which a U-Net whose section says another width projects to that.
     """
-    arguments = section.to_dict()
+    arguments = {name: value for name, value in section.to_dict().items() if value is not None}
     kind = arguments.pop("kind")
     arguments |= {
         "text_width" if "context_width" in arguments else "context_width": context_width,

@@ -6,7 +6,6 @@ nothing and open readers and manifest of their own when they first need them.
 """
 
 import functools
-import os
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -14,9 +13,8 @@ from etils import epath
 
 from emu_jax.data import manifest as manifests
 from emu_jax.data.manifest import Manifest
+from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.errors import UserError
-
-DEFAULT_DATA_DIR = os.environ.get("EMU_JAX_DATA") or "~/emu_jax_data"
 
 
 class Source:
