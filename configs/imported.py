@@ -16,28 +16,32 @@ from ml_collections import ConfigDict
 from emu_jax.assembly import stages
 from emu_jax.assembly.config import source
 from emu_jax.assembly.models import locate
+from emu_jax.assembly.sections.runs import complete
 from emu_jax.checkpoint.opened import open_model
 from emu_jax.errors import UserError
 
-PARTS = ("codec", "low_codec", "text", "conditioner", "denoiser", "low_resolution")
+PARTS = (
+    *("codec", "low_codec", "low_resolution", "text", "conditioner", "denoiser", "process"),
+    "sampling",
+)
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     if not argument:
         raise UserError("configs/imported.py needs a model's folder: configs/imported.py:FOLDER.")
-    model = ConfigDict(open_model(locate(argument)).config)
-    if model.get("task") != "generation":
-        raise UserError(f"{argument} is not a generator; its task is {model.get('task')}.")
-    config = stages.generation()
+    stored = open_model(locate(argument)).config
+    if stored.get("task") != "generation":
+        raise UserError(f"{argument} is not a generator; its task is {stored.get('task')}.")
+    model, config = complete(stored), stages.generation()
     config.groups = stages.generator(b2=0.999)
     if model.denoiser.kind == "mmdit":
         config.groups.generator.pattern = stages.MMDIT
-    for name in (*PARTS, "process", "sampling"):
+    for name in PARTS:
         if name in model:
             config[name] = model[name]
-    if "noise_offset" in config.process:
+    if config.process.kind == "gaussian":
         config.process.noise_offset = 0.1
-    if "remat" not in config.denoiser:  # an imported config has no settings of training
+    if "remat" not in stored["denoiser"]:  # an imported config has no settings of training
         config.denoiser.remat = "block"
     stages.tune_large(config, argument)
     config.compute_dtype = model.compute_dtype

@@ -18,7 +18,7 @@ stage=quality_tune, size=tiny: starts from the averaged weights of a pre-trained
     hardware  2 CPU cores, or one H100
     time      three to six minutes for 100 steps on 2 CPU cores; a quarter of a minute for 300 steps
               on an H100, with `--config.deterministic=False` and other runs beside
-    result    86 % faithful, 97 % finished as the needles (docs/study.md)
+    result    86 % faithful, 97 % finished as the needles (docs/records/study.md)
 
 denoiser=transformer replaces the U-Net by a diffusion transformer. No weights of it are shipped
 (`--config.init_from=RUN` tunes one), and it was not measured. size=test: a few thousand parameters,
@@ -30,7 +30,7 @@ Published sizes, all in bf16 and on data sets of the user, `folder/pictures` and
 size=emu: 2.8 B parameters, CLIP ViT-L and T5-XXL. Emu's: the standard U-Net with more channels and
     more blocks a stage. Its exact widths are unpublished; these are multiples of a TPU's 128 lanes
     hardware  128 TPU v5p, modelled: 915 ms a tuning step of 1,024 images, 1,244 ms a pre-training
-              step (docs/scaling.md); one H200: 489 ms a tuning step of 4 images (docs/speed.md)
+              step (docs/records/scaling.md); one H200: 489 ms a tuning step of 4 images (docs/records/speed.md)
 size=sdxl: 2.57 B, SDXL's shape, CLIP ViT-L and OpenCLIP-bigG
     hardware  4 TPU v5p, modelled: 703 ms a tuning step of 32 images, 550 ms without loops; one
               H200: 558 ms a tuning step of 8 images

@@ -25,7 +25,7 @@ part=base, size=tiny, stage=quality_tune: 300 steps
     hardware  2 CPU cores, or one H100
     time      three to six minutes for 100 steps on 2 CPU cores; a quarter of a minute for 300 steps
               on an H100, with `--config.deterministic=False` and other runs beside
-    result    95 % faithful, 98 % finished as the needles (docs/study.md)
+    result    95 % faithful, 98 % finished as the needles (docs/records/study.md)
 part=super, size=tiny: 16 x 16 tokens from 8 x 8, 2.5 M parameters. The finer codebook is trained
     first, by default as runs/vq_f4
     hardware, time, result  not measured
@@ -156,13 +156,13 @@ def _enlarge(config: ConfigDict, base: bool) -> None:
     config.codec.path = autoencoders + ("f16" if base else "f8")
     config.text = dict(t5=section(T5, size="xxl", length=128, dtype="bfloat16"))
     if base:
-        config.denoiser.update(dict(width=2048, depth=48, heads=16, mlp_width=8192, remat=True))
+        config.denoiser.update(dict(width=2048, depth=48, heads=16, mlp_width=8192, remat="block"))
         config.sampling.steps = 24
     else:
         config.low_codec.path = autoencoders + "f16"
         config.low_resolution.factor = 2
         config.denoiser.update(dict(width=1024, low_depth=16, depth=32, heads=16, mlp_width=4096))
-        config.denoiser.update(dict(block=8, remat=True))
+        config.denoiser.update(dict(block=8, remat="block"))
     config.conditioner.width = config.denoiser.width
     config.groups.generator.ema_decay = 0.9999
     config.groups.generator.optimizer.update(

@@ -21,7 +21,7 @@ part=base, size=tiny, stage=quality_tune: 300 steps
     hardware  2 CPU cores, or one H100
     time      three to six minutes for 100 steps on 2 CPU cores; a quarter of a minute for 300 steps
               on an H100, with `--config.deterministic=False` and other runs beside
-    result    88 % faithful, 77 % finished as the needles (docs/study.md)
+    result    88 % faithful, 77 % finished as the needles (docs/records/study.md)
 part=super, size=tiny: 32 x 32 to 64 x 64 pixels, 2.03 M parameters
     hardware  2 CPU cores, or one H100
     time      a run of this config was not measured. `launch/pretrain.sh super`: about three minutes

@@ -1,4 +1,4 @@
-"""``python -m emu_jax.train ...`` is ``emu-jax train ...``: launchers like to name a module."""
+"""``python -m emu_jax.train ...`` runs ``emu-jax train ...``, for launchers that need a module."""
 
 import sys
 

@@ -17,10 +17,10 @@ from nursery import Nursery
 from orbax.checkpoint import PyTreeCheckpointHandler
 from safetensors.torch import load_file
 
-from emu_jax.assembly import parts
 from emu_jax.assembly.config import load
 from emu_jax.assembly.generator import Generator
 from emu_jax.assembly.models import open_model, with_adapter
+from emu_jax.assembly.tasks import make_task
 from emu_jax.checkpoint.adapters import FILE
 from emu_jax.checkpoint.export import load_model, save_model
 from emu_jax.cli.main import main
@@ -97,7 +97,7 @@ def untrained(folder, arguments):
     rng, ones = np.random.default_rng(0), ("/scale", "latent/scale")
     params = {
         path: np.float32(path.endswith(ones) + 0.2 * rng.standard_normal(x.shape))
-        for part in jax.eval_shape(parts.make_task(config).init, jax.random.key(0))
+        for part in jax.eval_shape(make_task(config).init, jax.random.key(0))
         for path, x in part.items()
     }
     save_model(str(folder), params, config.to_dict(), {"step": 0}, dtype=None)

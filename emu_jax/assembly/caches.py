@@ -1,8 +1,8 @@
-"""The caches a config asks for: opened where they are complete, else computed once.
+"""The caches that a config asks for: opened where they are complete, else computed once.
 
-They are computed with the task's own encoders. A cache's folder carries the digest of what it was
-made from, so that two runs which agree on encoder, crop, flip and pictures share one, and any
-difference makes another.
+They are computed with the task's own encoders. The name of a cache's folder is the digest of
+everything that the cache depends on, so two runs with the same encoder, crop, flip and images share
+one cache, and any difference makes another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,70 +13,78 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from emu_jax.data.cache import Cache, digest
-from emu_jax.data.pipeline import Caches, Captions, Selection, StreamSpec
+from emu_jax.data.pipeline import (
+    Caches,
+    Captions,
+    Selection,
+    StreamSpec,
+    images_fingerprint,
+)
 from emu_jax.data.precompute import (
     cache_moments,
     cache_text,
-    moments_fingerprint,
     text_fingerprint,
 )
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
-from emu_jax.tasks.base import Frozen, Task
-from emu_jax.tasks.generation import Generation
-from emu_jax.tasks.upsampling import LOW_CODEC, LowTokens
+from emu_jax.tasks.base import Frozen, Latents, Task
 from emu_jax.text.encoder import TextEncoder
 
 
 def open_caches(
     config: ConfigDict,
     task: Task,
+    stream: str,
     frozen: Mapping[str, Params],
     sources: Sequence[Selection],
     spec: StreamSpec,
 ) -> Caches:
-    """Latents where ``data.cache_latents``, in pixel space decoded pictures; every encoder's texts
-    where ``data.cache_text``.
+    """The caches of one of the task's streams: what it can cache of images where
+    ``data.cache_latents``, every text encoder's outputs where ``data.cache_text``.
     """
-    data = config.data
-    encoders: Mapping[str, TextEncoder] = getattr(task, "encoders", {})
-    if not data.cache_latents and not (data.cache_text and encoders):
+    data, rows = config.data, task.streams[stream]
+    if not data.cache_latents and not (data.cache_text and rows.encoders):
         return Caches()
     if not data.cache_dir:
         raise UserError("data.cache_latents and data.cache_text need data.cache_dir.")
     root = epath.Path(data.cache_dir).expanduser()
     moments, text = None, {}
     if data.cache_latents:
-        if not isinstance(task, Generation):
-            raise UserError(f"data.cache_latents: a {config.task} task has no latents to cache.")
-        moments = _latents(root, task, frozen, sources, spec)
+        require_cacheable(config, task)
+    if data.cache_latents and rows.latents:
+        moments = _latents(root, rows.latents, frozen, sources, spec)
     if data.cache_text:
         texts = Captions(sources).texts
-        for name, encoder in encoders.items():
+        for name, encoder in rows.encoders.items():
             text[name] = _text(root, name, encoder, task.frozen[name], frozen[name], texts)
     return Caches(moments, text)
 
 
+def require_cacheable(config: ConfigDict, task: Task) -> None:
+    """Raises a UserError where no stream of the task has anything to cache of its images."""
+    if not any(spec.latents for spec in task.streams.values()):
+        raise UserError(
+            f"data.cache_latents is True, but the task {config.task} has no latents to cache: set "
+            "it to False."
+        )
+
+
 def _latents(
     root: epath.Path,
-    task: Generation,
+    latents: Latents,
     frozen: Mapping[str, Params],
     sources: Sequence[Selection],
     spec: StreamSpec,
 ) -> Cache:
-    codec = task.frozen["codec"].fingerprint if "codec" in task.frozen else "none"
-    made_from = moments_fingerprint(spec, sources, codec, "float32")
-    if isinstance(task.low, LowTokens):
-        made_from["low encoder"] = task.frozen[LOW_CODEC].fingerprint
-        made_from["low factor"] = str(task.low.factor)
+    made_from = {**latents.made_from, **images_fingerprint(spec, sources)}
     folder = root / f"latents_{digest(made_from)[:16]}"
     if folder.exists():
         return Cache.open(folder, made_from)
-    codecs = {name: frozen[name] for name in ("codec", LOW_CODEC) if name in frozen}
-    cached = jax.jit(task.cached)
+    networks = {name: frozen[name] for name in latents.networks}
+    compiled = jax.jit(latents.encode)
 
     def encode(image: np.ndarray) -> dict[str, np.ndarray]:
-        return jax.device_get(cached(codecs, image))
+        return jax.device_get(compiled(networks, image))
 
     return cache_moments(folder, spec, sources, encode, made_from)
 
@@ -90,7 +98,7 @@ def _text(
     texts: Sequence[str],
 ) -> Cache:
     made_from = text_fingerprint(texts, network.fingerprint, encoder.dtype)
-    # Beside weights and dtype: length, which layer is taken, whether there is a pooled vector.
+    # Beside weights and dtype: the length, the layer, whether there is a pooled vector.
     made_from |= {key: str(value) for key, value in encoder.settings().items()}
     folder = root / f"text_{name}_{digest(made_from)[:16]}"
     if folder.exists():

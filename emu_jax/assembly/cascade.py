@@ -48,14 +48,24 @@ class Cascade:
             self.fingerprints |= {f"stage_{i}/{k}": v for k, v in stage.fingerprints.items()}
 
     def draw(
+        self,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] | None = None,
+        negative: str = "",
+    ) -> list[Image]:
+        """As :meth:`Generator.draw`."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return list(self.draw_each(prompts, seeds or range(len(prompts)), negative))
+
+    def draw_each(
         self, prompts: Sequence[str], seeds: Sequence[int], negative: str = ""
     ) -> Iterator[Image]:
-        """One picture a (prompt, seed), in order, as they are done."""
+        """One image for each (prompt, seed), in order, as soon as its batch is done."""
         for start in range(0, len(prompts), self.batch_size):
             part, drawn = slice(start, start + self.batch_size), None
             for stage, reader in zip_longest(self.stages, self.stages[1:]):
                 decode = reader is None or reader.input_kind == "images"
-                drawn = list(stage.draw(prompts[part], seeds[part], negative, drawn, decode))
+                drawn = list(stage.draw_each(prompts[part], seeds[part], negative, drawn, decode))
             yield from drawn or ()
 
     def costs(self) -> dict[str, float]:

@@ -103,7 +103,7 @@ def parse(
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
         rest = values(arguments)
-    except Exception as error:  # of many types: whatever the parser of a value raises
+    except _OF_VALUES as error:
         raise UserError(_explain(error, arguments, config)) from error
     if len(rest) > 1:
         raise UserError(f"{program} has no argument {rest[1]!r}.")
@@ -141,6 +141,11 @@ def _made_by(path: str) -> ConfigDict:
     return config
 
 
+# What the parsers of values and the ConfigDict raise.
+_OF_VALUES = (
+    *(flags.Error, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError),
+    *(SyntaxError, TypeError, ValueError),
+)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 
 

@@ -1,11 +1,10 @@
-"""A trained generator, ready to draw: what ``sample`` and ``compare`` share.
+"""A trained generator, ready to draw: for the commands and the Python API.
 
-A picture depends on its checkpoint, prompt, seed and sampling settings alone: not on the batch it
-was drawn in, nor on the number of devices.
+An image depends on its checkpoint, prompt, seed and sampling settings only: not on the batch that
+it is drawn in, nor on the number of devices.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,10 +13,10 @@ from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from emu_jax.assembly import parts
 from emu_jax.assembly.cost import training_flops
-from emu_jax.assembly.encoders import null_condition
 from emu_jax.assembly.models import open_model, with_adapter
+from emu_jax.assembly.streams import stream_spec
+from emu_jax.assembly.tasks import open_task
 from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.data.mixture import Selection
 from emu_jax.data.pipeline import make_stream
@@ -25,48 +24,57 @@ from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.nn.stack import relaid
 from emu_jax.parallel.mesh import make_mesh
-from emu_jax.parallel.placement import placement
 from emu_jax.parallel.sharding import put_batch, shard_params
 from emu_jax.planning.flops import count_flops
 from emu_jax.process.noise import fold_in
-from emu_jax.tasks.base import Task
+from emu_jax.tasks.base import Context, Task
 from emu_jax.tasks.codecs import CODEBOOK
 from emu_jax.tasks.generation import Generation
 from emu_jax.tasks.upsampling import LOW_CODEC
 from emu_jax.training.trainer import VALIDATION_SEED
 
-Shown = UInt8[np.ndarray, "h w 3"] | Int[np.ndarray, "h w"]
+Image = UInt8[np.ndarray, "h w 3"]
+Tokens = Int[np.ndarray, "h w"]
 
 
 class Drawer:
-    """Draws from parameters that are handed in, compiled once: a generator in training, say."""
+    """Draws from parameters that are handed in, compiled once: a generator in training, say.
+
+    ``batch_size`` is rounded up to a multiple of the devices.
+    """
 
     def __init__(
         self,
-        task: Generation,
+        task: Task,
         config: ConfigDict,
         mesh: Mesh,
         frozen: Mapping[str, Params],
         batch_size: int = 16,
     ):
+        generator = task.generator
+        if generator is None:
+            raise UserError(f"The task {config.task} draws no images: name a text-to-image model.")
+        self._generator: Generation = generator
         self.config, self._task, self._mesh, self._frozen = config, task, mesh, frozen
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self._generate = jax.jit(self._draw_batch, static_argnames="decode")
 
     @property
     def side(self) -> int:
-        """Height and width in pixels that it was trained to draw."""
+        """Height and width in pixels of the images that it was trained on."""
         return self.config.data.image_size
 
     @property
     def input_kind(self) -> str:
-        """What it is shown to enlarge, "pictures" or "tokens"; empty: nothing, it draws."""
-        return self._task.low.input_kind if self._task.low else ""
+        """What a super-resolution stage enlarges, "images" or "tokens"; empty for a generator that
+        draws from prompts only.
+        """
+        return self._generator.low.input_kind if self._generator.low else ""
 
     @property
     def factor(self) -> int:
-        """How many times it enlarges what it is shown."""
-        return self._task.low.factor if self._task.low else 1
+        """How many times larger a super-resolution stage makes its input."""
+        return self._generator.low.factor if self._generator.low else 1
 
     def draw_with(
         self,
@@ -74,13 +82,14 @@ class Drawer:
         prompts: Sequence[str],
         seeds: Sequence[int],
         negative: str = "",
-        low: Sequence[Shown] | None = None,
+        low: Sequence[Image | Tokens] | None = None,
         decode: bool = True,
-    ) -> Iterator[Shown]:
-        """One picture a (prompt, seed), in order, as they are done.
+    ) -> Iterator[Image | Tokens]:
+        """One image for each (prompt, seed), in order, as soon as its batch is done.
 
-        ``low``: what a super-resolution stage enlarges, all of one size: pictures, or the tokens
-        that another has drawn. Without ``decode`` tokens in place of pictures.
+        ``params`` are the task's. ``low`` are the inputs of a super-resolution stage, all of one
+        size: images, or the tokens that another stage has drawn. ``decode`` False yields tokens in
+        place of images.
         """
         for start in range(0, len(prompts), self.batch_size):
             rows = list(zip(prompts, seeds, strict=True))[start : start + self.batch_size]
@@ -91,14 +100,14 @@ class Drawer:
                 "seed": np.array([seed for _, seed in full], np.uint32),
             }
             if low is not None:
-                shown = list(low[start : start + self.batch_size])
-                batch["low"] = np.stack(shown + [shown[-1]] * (self.batch_size - len(rows)))
+                given = list(low[start : start + self.batch_size])
+                batch["low"] = np.stack(given + [given[-1]] * (self.batch_size - len(rows)))
             batch = put_batch(batch, self._mesh)
             images = self._generate(params, self._frozen, batch, decode=decode)
             yield from np.asarray(images)[: len(rows)]
 
     def _tokens(self, texts: list[str]) -> dict[str, Any]:
-        return {name: encoder.tokenize(texts) for name, encoder in self._task.encoders.items()}
+        return {name: encoder.tokenize(texts) for name, encoder in self._generator.encoders.items()}
 
     def _draw_batch(
         self,
@@ -107,7 +116,7 @@ class Drawer:
         batch: Mapping[str, Any],
         decode: bool,
     ) -> jax.Array:
-        task, side = self._task, self.side
+        task, side = self._generator, self.side
 
         def encode(tokens: Mapping[str, Any]) -> dict[str, Any]:
             return {
@@ -119,13 +128,13 @@ class Drawer:
         height = width = side // task.codec.factor
         low = None
         if "low" in batch:
-            assert task.low is not None, "only a super-resolution stage is shown something"
+            assert task.low is not None, "only a super-resolution stage has an input"
             low = task.low.encode(frozen, batch["low"])
             height, width = (n * task.low.scale // task.codec.factor for n in low.shape[1:3])
-            keys = fold_in(keys, side)  # not the noise that the picture was drawn from
+            keys = fold_in(keys, side)  # other noise than the image was drawn from
         sizes = jax.numpy.tile(np.array([side, side, 0, 0, side, side]), (self.batch_size, 1))
         return task.generate(
-            params,
+            self._task.generator_params(params, frozen),
             frozen,
             encode(batch["tokens"]),
             sizes,
@@ -138,12 +147,12 @@ class Drawer:
 
 
 class Generator(Drawer):
-    """What a run's folder, ``DIR@step``, an exported model or builtin:NAME has learnt to draw.
+    """What a run's folder, ``DIR@step``, an exported model or builtin:NAME draws.
 
-    ``adapter`` is a file in the public layout to lay over it, ``adapter_scale`` times.
+    ``adapter`` is a file in the public layout that is laid over it, ``adapter_scale`` times.
     ``changes`` override the sampling settings of its config (steps, guidance_scale, sampler, ...).
-    ``fingerprints`` are those of its own weights and of every frozen network's; ``chosen`` is which
-    step its run chose when it ended, and why, where it did.
+    ``fingerprints`` are those of its own weights and of every frozen network. ``chosen`` is the
+    step that the run chose when it ended, and why; None where it chose none.
     """
 
     def __init__(
@@ -158,13 +167,12 @@ class Generator(Drawer):
         if adapter:
             model = with_adapter(model, adapter, adapter_scale)
         config = ConfigDict(model.config)
-        if config.get("task") != "generation":
+        if "sampling" not in config:
             task = config.get("task")
-            raise UserError(f"{checkpoint} is no generator of pictures: its task is {task}.")
+            raise UserError(f"{checkpoint} is not a text-to-image generator: its task is {task!r}.")
         config.sampling.update({k: v for k, v in changes.items() if v is not None})
         mesh = make_mesh()
         task, frozen = open_task(config, mesh)
-        assert isinstance(task, Generation)
         super().__init__(task, config, mesh, frozen, batch_size)
         self.step, self.chosen = model.meta["step"], model.meta.get("chosen")
         self.fingerprints = {"weights": model.fingerprint} | {
@@ -177,51 +185,62 @@ class Generator(Drawer):
 
     def draw(
         self,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] | None = None,
+        negative: str = "",
+    ) -> list[Image]:
+        """One image for each prompt; ``seeds`` are 0, 1, ... by default."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return list(self.draw_each(prompts, seeds or range(len(prompts)), negative))
+
+    def draw_each(
+        self,
         prompts: Sequence[str],
         seeds: Sequence[int],
         negative: str = "",
-        low: Sequence[Shown] | None = None,
+        low: Sequence[Image | Tokens] | None = None,
         decode: bool = True,
-    ) -> Iterator[Shown]:
-        """As :meth:`draw_with`, from its own parameters."""
+    ) -> Iterator[Any]:
+        """:meth:`draw_with` with its own parameters: one image at a time."""
         return self.draw_with(self._params, prompts, seeds, negative, low, decode)
 
     def follows(self, other: "Generator") -> bool:
-        """Whether the other's data are what it reads: pictures, or tokens of the same codes."""
+        """Whether it can read what ``other`` draws: images, or tokens of the same codebook."""
         if self.input_kind == "images":
             return True
         codes = other._frozen.get("codec", {}).get(CODEBOOK)
         return codes is not None and np.array_equal(codes, self._frozen[LOW_CODEC][CODEBOOK])
 
     def costs(self) -> dict[str, float]:
-        """Parameters of its own, FLOPs of its training a picture, calls of the denoiser a picture
-        drawn, and FLOPs of these calls.
+        """Number of parameters, FLOPs of a training step per image, denoiser evaluations per drawn
+        image, and FLOPs of these evaluations.
         """
-        sampling, task = self.config.sampling, self._task
+        task = self._generator
         side, key = self.side // task.codec.factor, jax.random.key(0)
-        seen = task.low.sampling_conditions(key, task.low.blank(1, self.side)) if task.low else {}
+        low = task.low.blank(1, self.side) if task.low else None
+        more = task.low.sampling_conditions(key, low) if task.low and low is not None else {}
 
         def call(params: Params, key: jax.Array, t: jax.Array) -> jax.Array:
-            by = task.condition(params, task.null, jax.numpy.zeros((1, 6), np.int32))
+            sizes = jax.numpy.zeros((1, 6), np.int32)
+            conditions = task.condition(params, task.null_outputs, sizes) | more
             x = task.process.prior(key, (1, *task.codec.row(side, side)))
-            return task.denoise(params, x, t, by._replace(**seen))
+            return task.denoise(params, x, t, conditions)
 
         t = jax.ShapeDtypeStruct((1,), np.float32)
-        # Heun's method looks twice in every step but the last.
-        calls = 2 * sampling.steps - 1 if sampling.sampler == "heun" else sampling.steps
-        calls *= 2 if sampling.guidance_scale != 1 else 1
+        params = self._task.generator_params(self._params, self._frozen)
         return {
             "parameters": sum(value.size for value in self._params.values()),
-            "training_flops": training_flops(self.config, task, self._frozen, self._mesh),
-            "evaluations": calls,
-            "flops": calls * count_flops(call, self._params, key, t),
+            "training_flops": training_flops(self.config, self._task, self._frozen, self._mesh),
+            "evaluations": task.sampling.calls,
+            "flops": task.sampling.calls * count_flops(call, params, key, t),
         }
 
-    def loss(self, part: Selection) -> float:
-        """The validation loss on some pictures: the same noise and times for every model."""
-        task = self._task
-        spec = parts.stream_spec(
+    def loss(self, selection: Selection) -> float:
+        """The validation loss on some images: the same noise and timesteps for every model."""
+        ((stream, rows),) = self._generator.streams.items()
+        spec = stream_spec(
             self.config,
+            stream,
             batch_size=self.batch_size,
             seed=0,
             sequential=True,
@@ -229,44 +248,13 @@ class Generator(Drawer):
             crop="centre",
             workers=0,
         )
-        tokenize = {name: encoder.tokenize for name, encoder in task.encoders.items()}
-        validate = jax.jit(task.validate)
+        tokenize = {name: encoder.tokenize for name, encoder in rows.encoders.items()}
+        validate = jax.jit(self._generator.validate)
+        params = self._task.generator_params(self._params, self._frozen)
         total = count = 0.0
-        for index, rows in enumerate(make_stream(spec, [part], tokenize)):
+        for index, batch in enumerate(make_stream(spec, [selection], tokenize)):
             key = jax.random.fold_in(jax.random.key(VALIDATION_SEED), index)
-            batch = put_batch({"kept": rows}, self._mesh)
-            sums = validate(self._params, self._frozen, {}, batch, key)
+            batch = put_batch({stream: batch}, self._mesh)
+            sums = validate(Context(params, self._frozen, {}, batch, key))
             total, count = total + float(sums["loss"][0]), count + float(sums["loss"][1])
         return total / count
-
-
-def open_task(
-    config: ConfigDict, mesh: Mesh, attention: str = "auto"
-) -> tuple[Task, dict[str, Params]]:
-    """A config's task, ready to run, and its frozen networks in their shards.
-
-    ``attention`` is not read off the config: a model may be drawn with on other devices than those
-    that it was trained on.
-    """
-    task = parts.make_task(config, placement(mesh, attention))
-    frozen = place_frozen(task, mesh)
-    if isinstance(task, Generation):
-        null = {
-            name: null_condition(encoder, frozen[name], mesh)
-            for name, encoder in task.encoders.items()
-        }
-        task = replace(task, null=null)
-    return task, frozen
-
-
-def place_frozen(task: Task, mesh: Mesh) -> dict[str, Params]:
-    """A task's frozen networks, streamed into their shards."""
-    return {
-        name: place(network.tensors(), shard_params(dict(network.shapes), mesh), network.dtype)
-        for name, network in task.frozen.items()
-    }
-
-
-def unread(config: ConfigDict, task: Task) -> tuple[str, ...]:
-    """Frozen networks that the step does without: a text read from a cache needs no encoder."""
-    return tuple(getattr(task, "encoders", {})) if config.data.cache_text else ()

@@ -12,7 +12,8 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from emu_jax.assembly import parts
+from emu_jax.assembly.contrastive import make_contrastive
+from emu_jax.assembly.models import locate
 from emu_jax.checkpoint.export import load_model
 from emu_jax.data.images import prepare
 from emu_jax.data.mixture import Selection
@@ -23,7 +24,8 @@ from emu_jax.evaluation.memorisation import copy_bound, descriptors
 from emu_jax.evaluation.metrics import Probe
 from emu_jax.evaluation.prompts import kept_prompts
 from emu_jax.evaluation.references import Sets
-from emu_jax.nn.contrastive import Seen
+from emu_jax.nn.contrastive import ImageEmbedding
+from emu_jax.parallel.placement import ONE_DEVICE
 
 SHIPPED = "builtin:judge_64"
 _MOST_REFERENCES = 400  # pictures a side: distances are taken between sets of equal size
@@ -33,13 +35,13 @@ class Judge:
     """A trained contrastive model, from a run's folder, an exported one or builtin:NAME."""
 
     def __init__(self, path: str = SHIPPED, batch_size: int = 50):
-        model = load_model(parts.locate(path), dtype=np.float32)
+        model = load_model(locate(path), dtype=np.float32)
         config = ConfigDict(model.config)
         if config.get("task") != "contrastive":
             raise UserError(f"{path} is no judge: its task is {config.get('task')}.")
         self.name, self.fingerprint = path, model.fingerprint
         self.side, self.background = config.data.image_size, tuple(config.data.background)
-        self._task = parts.make_contrastive(config, parts.ONE_DEVICE)
+        self._task = make_contrastive(config, ONE_DEVICE)
         ((self._encoder, self._text),) = self._task.encoders.items()
         self._params = {name: jax.numpy.asarray(value) for name, value in model.params.items()}
         self._frozen = {
@@ -56,7 +58,7 @@ class Judge:
         one = jax.numpy.ones((1, 1))
         return float(self._task.model(self._params, one, one, method="logits")[0, 0])
 
-    def embed_images(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Seen:
+    def embed_images(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> ImageEmbedding:
         """Embeddings [n, d] and features [n, f]; pictures of another size are resized (Lanczos)."""
         seen = [
             self._embed_images(self._params, batch)

@@ -1,7 +1,8 @@
-"""What quality-tuning is stopped by: pictures drawn and judged in the middle of training.
+"""The metrics that stop quality-tuning: images drawn and judged in the middle of training.
 
-The loss cannot tell when a generator begins to forget, so every validation draws prompts that
-tuning never shows, with the averaged weights and the same noise each time, and asks the judge.
+The loss does not show when a generator begins to forget. So every validation draws prompts that
+tuning never shows, with the averaged weights and the same noise each time, and the judge scores
+the images.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ from emu_jax.evaluation.metrics import mmd
 from emu_jax.evaluation.references import Sets
 from emu_jax.nn.functional import Params
 from emu_jax.tasks.base import Task
-from emu_jax.tasks.generation import Generation
 from emu_jax.training.state import TrainState, averaged
 
 
@@ -28,16 +28,20 @@ class Samples:
 
     def __init__(self, config: ConfigDict, task: Task, mesh: Mesh, frozen: Mapping[str, Params]):
         section = config.measure
-        if not isinstance(task, Generation):
-            raise UserError(f"config.measure draws pictures, which a {config.task} task cannot.")
-        if task.low:
+        generator = task.generator
+        if generator is None:
             raise UserError(
-                "config.measure draws from texts alone, which a super-resolution stage cannot: set "
+                f"config.measure draws images, which the task {config.task} cannot do: set "
                 'config.measure.judge to "".'
+            )
+        if generator.low:
+            raise UserError(
+                "config.measure draws from prompts only, which a super-resolution stage cannot do: "
+                'set config.measure.judge to "".'
             )
         if jax.process_count() > 1:
             raise UserError(
-                'config.measure draws on one host: on several, set config.measure.judge to "" '
+                'config.measure works on one host: on several, set config.measure.judge to "" '
                 "and evaluate the checkpoints."
             )
         self._judge = Judge(section.judge)

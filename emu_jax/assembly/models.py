@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from emu_jax.assembly.adapters import make_adapters
 from emu_jax.checkpoint.adapters import read_adapter
 from emu_jax.checkpoint.export import Model, load_model
 from emu_jax.errors import UserError
-from emu_jax.nn.lora import Lora, merge
+from emu_jax.nn.functional import Params
+from emu_jax.nn.lora import merge
 from emu_jax.nn.stack import unstacked
 from emu_jax.tasks.adapting import BASE
 
@@ -22,35 +24,31 @@ def locate(path: str) -> str:
     """``builtin:NAME`` as the folder of the shipped weights; any other path as it is."""
     if not path.startswith("builtin:"):
         return path
-    folder = WEIGHTS / path.removeprefix("builtin:")
-    if not folder.is_dir():
-        names = ", ".join(sorted(f"builtin:{f.name}" for f in WEIGHTS.glob("*/")))
+    shipped = {f"builtin:{folder.name}": folder for folder in WEIGHTS.glob("*/")}
+    if path not in shipped:
+        names = ", ".join(sorted(shipped))
         raise UserError(f"No weights called {path} come with emu_jax; there are {names or 'none'}.")
-    return str(folder)
+    return str(shipped[path])
 
 
-def make_lora(config: ConfigDict) -> Lora | None:
-    """What ``config.lora`` says; None: all of the model trains (older configs cannot say)."""
-    section = config.get("lora")
-    if not section or not section.rank:
-        return None
-    return Lora(section.rank, section.alpha, section.pattern)
-
-
-def open_model(path: str, dtype: Any = np.float32) -> Model:
+def open_model(path: str, dtype: Any = np.float32, chain: tuple[str, ...] = ()) -> Model:
     """:func:`load_model` of what ``path`` names; a run that trained an adapter is laid
     over its base, in fp32, and is then a model like any other.
+
+    ``chain``: the adapters whose base this is; one of them again is an error.
 
     Raises:
       UserError: the base is not there any more, or is not the one the adapter was trained on.
     """
     model = load_model(locate(path), dtype=dtype)
     config = ConfigDict(model.config)
-    lora = make_lora(config)
-    if lora is None:
+    adapters = make_adapters(config)
+    if not adapters:
         return model
+    if path in chain:
+        raise UserError(f"{path} is an adapter of itself: its config was changed, export it again.")
     try:
-        base = open_model(config.init_from)
+        base = open_model(config.init_from, chain=(*chain, path))
     except UserError as error:
         raise UserError(f"{path} is an adapter of {config.init_from}. {error}") from error
     if base.fingerprint != model.meta["frozen"][BASE]["fingerprint"]:
@@ -58,8 +56,11 @@ def open_model(path: str, dtype: Any = np.float32) -> Model:
             f"{path} is an adapter of {config.init_from}, which has changed since: put back the "
             "model that was there when it was trained."
         )
-    whole = lora.merged(unstacked(base.params), unstacked(model.params))
-    config.lora.rank = 0
+    whole: Params = dict(unstacked(base.params))
+    for adapter in adapters.values():
+        whole = adapter.merged(whole, unstacked(model.params))
+    if "lora" in adapters:
+        config.lora.rank = 0  # merged
     return replace(
         model,
         params={name: np.asarray(value) for name, value in whole.items()},

@@ -15,9 +15,9 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from emu_jax.assembly import parts
 from emu_jax.assembly.cascade import open_generator, stages_of
 from emu_jax.assembly.judge import SHIPPED, Judge, open_selection, yardstick
+from emu_jax.assembly.models import locate
 from emu_jax.cli.sample import add_sampling_arguments, positive, read_prompts, sampling_changes
 from emu_jax.data.source import DEFAULT_DATA_DIR
 from emu_jax.evaluation import comparison
@@ -103,7 +103,7 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
 def _draw(name: str, prompts: Sequence[str], kept: str, arguments: argparse.Namespace) -> Drawn:
     generator = open_generator(name, **sampling_changes(arguments))
     seeds = [arguments.seed + i for i in range(len(prompts))]
-    pictures = generator.draw(prompts, seeds)
+    pictures = generator.draw_each(prompts, seeds)
     images = [next(pictures)]  # the first batch compiles: it is not in the time
     start, first = time.monotonic(), generator.batch_size
     images += list(tqdm(pictures, total=len(prompts) - 1, desc=name))
@@ -127,7 +127,7 @@ def _training(drawn: Sequence[Drawn]) -> list[Section]:
     for model in drawn:
         for i, stage in enumerate(stages_of(model.name)):
             name = stage.split("@")[0]
-            folder = epath.Path(parts.locate(name))
+            folder = epath.Path(locate(name))
             if (folder / METRICS_FILE).exists():
                 runs[name] = folder
                 if model.facts["chosen"] and i == 0:  # a cascade's are those of what draws

@@ -17,8 +17,9 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from emu_jax.assembly import parts
+from emu_jax.assembly.autoencoding import autoencoder_factor, make_autoencoding, quantized
 from emu_jax.assembly.judge import SHIPPED, Judge, open_selection
+from emu_jax.assembly.models import locate
 from emu_jax.checkpoint.export import load_model
 from emu_jax.cli.sample import positive
 from emu_jax.data.images import prepare
@@ -29,6 +30,7 @@ from emu_jax.evaluation.metrics import Interval, frechet_to, mean_interval, stat
 from emu_jax.evaluation.reconstruction import psnr, ssim
 from emu_jax.evaluation.report import Picture, Pictures, Table, write_report
 from emu_jax.nn.functional import Params
+from emu_jax.parallel.placement import ONE_DEVICE
 from emu_jax.tasks.base import to_pixels, to_unit_range
 
 HELD_OUT = ("emoji/openmoji:part == held_out", "emoji/fluent:part == held_out")
@@ -136,11 +138,12 @@ def _autoencoder(
     name: str, batch_size: int
 ) -> tuple[Callable[[Images], Images], int, tuple[int, int, int], dict[str, Any]]:
     """(pictures -> reconstructions, its side in pixels, background, what it is)."""
-    model = load_model(parts.locate(name), dtype=np.float32)
+    model = load_model(locate(name), dtype=np.float32)
     config = ConfigDict(model.config)
     if config.get("task") != "autoencoding":
         raise UserError(f"{name} is no autoencoder: its task is {config.get('task')}.")
-    task = parts.make_autoencoding(config, parts.ONE_DEVICE)
+    config.loss.perceptual_weight = 0.0  # no loss is computed: its weights are not needed
+    task = make_autoencoding(config, ONE_DEVICE)
     own = {k: v for k, v in model.params.items() if k.startswith("autoencoder/")}
     # What is not a network's is the task's state: a codebook, say.
     rest = {k: v for k, v in model.params.items() if k.startswith(("codebook/", "latent/"))}
@@ -158,12 +161,12 @@ def _autoencoder(
         return np.concatenate(rows)[: len(images)]
 
     side = config.data.image_size
-    small = side // parts.autoencoder_factor(config)
+    small = side // autoencoder_factor(config)
     facts = {
         "step": model.meta["step"],
         "weights": model.fingerprint,
         "latents": [small, small, config.latent_channels],
-        "codes": parts.quantized(config),
+        "codes": quantized(config),
         "fourier_bands": config.autoencoder.fourier_bands,
         "parameters": sum(value.size for value in own.values()),
     }

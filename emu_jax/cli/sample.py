@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from emu_jax.assembly.cascade import open_generator
+from emu_jax.data.textfile import read_lines
 from emu_jax.errors import UserError
 from emu_jax.evaluation.grids import grid
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     recipe = [generator.fingerprints, generator.config.sampling.to_dict(), arguments.negative]
     paths = [folder / _file_name(prompt, seed, recipe) for prompt, seed in wanted]
     missing = [i for i, path in enumerate(paths) if not path.exists()]
-    drawn = generator.draw(
+    drawn = generator.draw_each(
         [wanted[i][0] for i in missing], [wanted[i][1] for i in missing], arguments.negative
     )
     for i, image in zip(missing, tqdm(drawn, total=len(missing), desc="pictures"), strict=True):
@@ -96,7 +97,7 @@ def read_prompts(path: str) -> list[str]:
     file = epath.Path(path)
     if not file.exists():
         raise UserError(f"There is no file of prompts {path}.")
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    return [line.strip() for line in read_lines(file) if line.strip()]
 
 
 def _file_name(prompt: str, seed: int, recipe: list[object]) -> str:

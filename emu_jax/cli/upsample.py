@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         except UserError as error:
             raise UserError(f"{file}: {error}.") from error
         low = np.asarray(picture)
-        (image,) = generator.draw(
+        (image,) = generator.draw_each(
             [arguments.prompt], [arguments.seed], arguments.negative, low=[low]
         )
         name = f"{file.stem}_x{generator.factor}"

@@ -12,6 +12,8 @@ from emu_jax.parallel.attention import make_attend
 from emu_jax.parallel.convolution import Convolve, make_convolve
 from emu_jax.parallel.sharding import constrain, gather
 
+Constrain = Callable[[jax.Array], jax.Array]
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -20,7 +22,7 @@ class Placement:
     convolutions.
     """
 
-    constrain: Callable[[jax.Array], jax.Array] = lambda x: x
+    constrain: Constrain = lambda x: x
     gather: Callable[[Any], Any] | None = None
     attend: Attend = attend
     convolve: Convolve = jax.lax.conv_general_dilated

@@ -5,7 +5,7 @@ import pytest
 import runs
 
 from emu_jax.assembly.config import read
-from emu_jax.cli.train import build
+from emu_jax.assembly.training import make_trainer
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -26,7 +26,7 @@ def config(pictures, tmp_path):
 
 
 def test_what_is_cached_leaves_the_devices_and_trains_the_same(config, tmp_path):
-    trainer = build(config, str(tmp_path / "run"))
+    trainer = make_trainer(config, str(tmp_path / "run"))
     assert not trainer.frozen and list(trainer.meta["frozen"]) == ["minilm"]
     assert trainer.task.null["minilm"].states.any()  # what it says of no text was asked before
     assert trainer.run() == "done"
@@ -34,10 +34,10 @@ def test_what_is_cached_leaves_the_devices_and_trains_the_same(config, tmp_path)
     assert len(lines) > 2
 
     config.data.cache_latents = True  # in pixel space: decoded pictures
-    assert build(config, str(tmp_path / "cached")).run() == "done"
+    assert make_trainer(config, str(tmp_path / "cached")).run() == "done"
     assert runs.lines(tmp_path / "cached" / "metrics.jsonl") == lines
     kept = [np.load(path) for path in (tmp_path / "cache").glob("latents_*/8x8/image.npy")]
     assert {(x.dtype.name, x.shape[1:]) for x in kept} == {("uint8", (8, 8, 3))}
 
     config.data.cache_text = False
-    assert list(build(config, str(tmp_path / "online")).frozen) == ["minilm"]
+    assert list(make_trainer(config, str(tmp_path / "online")).frozen) == ["minilm"]

@@ -8,10 +8,10 @@ import pytest
 import runs
 from PIL import Image
 
-from emu_jax.assembly import parts
 from emu_jax.assembly.cascade import Cascade, open_generator
 from emu_jax.assembly.config import read
 from emu_jax.assembly.generator import Generator
+from emu_jax.assembly.tasks import make_task
 from emu_jax.cli.compare import _training
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
@@ -47,7 +47,7 @@ def levels(a, b):
 
 def test_a_cascade_is_its_stages_one_after_the_other(base, super_resolution, tmp_path):
     cascade = Cascade([str(base), str(super_resolution)], batch_size=2)
-    images = list(cascade.draw(PROMPTS, [0, 1, 2]))
+    images = cascade.draw(PROMPTS, [0, 1, 2])
     assert [image.shape for image in images] == [(16, 16, 3)] * 3
     assert cascade.side == 16
 
@@ -144,7 +144,7 @@ def test_wrong_uses_end_in_one_sentence(arguments, words, base, super_resolution
 )
 def test_the_published_sizes_by_shape_alone(part, parameters):
     config = read(f"{runs.ROOT}/configs/pixel_diffusion.py:size=imagen,part={part}")
-    task = parts.make_task(config)
+    task = make_task(config)
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
     total = sum(math.prod(shape.shape) for shape in params.values())
     assert total == pytest.approx(parameters, rel=0.03)
@@ -154,10 +154,10 @@ def test_super_resolution_is_for_pixels(generator_run):
     config = read(f"{runs.ROOT}/configs/pixel_diffusion.py:size=test,part=super")
     config.codec = dict(kind="autoencoder", path="builtin:autoencoder_64")
     with pytest.raises(UserError, match="is for pixels"):
-        parts.make_task(config)
+        make_task(config)
     with pytest.raises(UserError, match="part=super_1024 is only available for size=imagen"):
         read(f"{runs.ROOT}/configs/pixel_diffusion.py:size=tiny,part=super_1024")
     config = read(f"{runs.ROOT}/configs/pixel_diffusion.py:size=test")
     config.sampling.threshold = "hard"
-    with pytest.raises(UserError, match="threshold is none, static, dynamic, not 'hard'"):
-        parts.make_task(config)
+    with pytest.raises(UserError, match="threshold is 'hard'; use one of none, static, dynamic"):
+        make_task(config)

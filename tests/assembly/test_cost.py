@@ -3,9 +3,10 @@
 import jax
 import runs
 
-from emu_jax.assembly import parts
+from emu_jax.assembly.autoencoding import autoencoder_factor
 from emu_jax.assembly.config import read
 from emu_jax.assembly.cost import training_flops
+from emu_jax.assembly.tasks import make_task
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.planning.flops import count_flops
 from emu_jax.planning.inputs import abstract_frozen
@@ -15,7 +16,7 @@ def test_a_picture_is_trained_on_by_a_forward_and_a_backward_pass():
     config = read(f"{runs.ROOT}/configs/pixel_diffusion.py:size=test,part=base")
     config.data.cache_text = True  # what is left is the denoiser
     config.train.batch_size = 2 * jax.device_count() + 1  # equal shares of it there are not
-    task, mesh = parts.make_task(config), make_mesh()
+    task, mesh = make_task(config), make_mesh()
 
     def call(params, x, t):
         by = task.condition(params, task.null, jax.numpy.zeros((1, 6), int))
@@ -34,8 +35,8 @@ def test_a_codebook_is_counted():
     found = []
     for codes in (64, 128):
         config.quantizer.codes = codes
-        task, mesh = parts.make_task(config), make_mesh()
+        task, mesh = make_task(config), make_mesh()
         found.append(training_flops(config, task, abstract_frozen(task, mesh), mesh))
-    places = (config.data.image_size // parts.autoencoder_factor(config)) ** 2
+    places = (config.data.image_size // autoencoder_factor(config)) ** 2
     times = (found[1] - found[0]) / (64 * 2 * config.latent_channels * places)
     assert times == 2 * len(task.groups) == 4

@@ -9,10 +9,11 @@ import runs
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.config import read
-from emu_jax.assembly.encoders import blank_condition, make_encoders
-from emu_jax.assembly.generator import open_task
+from emu_jax.assembly.encoders import make_encoders
+from emu_jax.assembly.tasks import open_task
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
+from emu_jax.text.encoder import blank_output
 from emu_jax.training.state import with_params
 from emu_jax.training.step import make_step
 
@@ -95,7 +96,7 @@ def test_an_entry_is_checked(folder):
 
     encoder = make(path=f"{folder}/clip", length=8, dtype="bfloat16", pooled=False)
     assert (encoder.length, encoder.dtype, encoder.pooled_width) == (8, "bfloat16", 0)
-    blank = blank_condition(encoder)
+    blank = blank_output(encoder)
     assert blank.states.dtype == jnp.bfloat16 and blank.states.shape == (1, 8, 24)
     with pytest.raises(UserError, match="kind clip takes no 'lenght'"):
         make(path=f"{folder}/clip", lenght=8)

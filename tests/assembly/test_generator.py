@@ -6,8 +6,9 @@ import pytest
 import runs
 from ml_collections import ConfigDict
 
-from emu_jax.assembly import parts
 from emu_jax.assembly.config import read
+from emu_jax.assembly.models import locate
+from emu_jax.assembly.tasks import make_task
 from emu_jax.checkpoint.export import load_model
 from emu_jax.nn.functional import subtree
 from emu_jax.nn.stack import SCANNED, relaid
@@ -16,14 +17,14 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_shipped_weights_load_into_a_scanned_network():
-    model = load_model(parts.locate("builtin:latent_diffusion_64"), dtype=np.float32)
+    model = load_model(locate("builtin:latent_diffusion_64"), dtype=np.float32)
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(1, 8, 8, 16)).astype("f"), np.array([0.4], np.float32)
     outputs = []
     for scan in (False, True):
         config = ConfigDict(model.config)
         config.denoiser.scan = scan
-        task = parts.make_task(config)
+        task = make_task(config)
         wanted = jax.eval_shape(task.init, jax.random.key(0))[0]
         assert any(SCANNED in path for path in wanted) == scan
         params = relaid(model.params, wanted)
@@ -47,10 +48,10 @@ def test_shipped_weights_load_into_a_scanned_network():
     ],
 )
 def test_shipped_weights_are_what_the_committed_config_tunes_and_draws_with(name, config):
-    model = load_model(parts.locate(f"builtin:{name}"), dtype=np.float32)
+    model = load_model(locate(f"builtin:{name}"), dtype=np.float32)
     config = read(f"{runs.ROOT}/configs/{config},stage=quality_tune")
     assert config.init_from == f"builtin:{name}"
-    wanted = jax.eval_shape(parts.make_task(config).init, jax.random.key(0))[0]
+    wanted = jax.eval_shape(make_task(config).init, jax.random.key(0))[0]
     params = relaid(model.params, wanted)
     assert {k: x.shape for k, x in params.items()} == {k: x.shape for k, x in wanted.items()}
     assert model.config["sampling"] == config.sampling.to_dict()

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import runs
 
-from emu_jax.assembly import parts
 from emu_jax.assembly.config import read
 from emu_jax.assembly.initial import initial
+from emu_jax.assembly.tasks import make_task
 from emu_jax.checkpoint.export import load_model, save_model
 from emu_jax.errors import UserError
 from emu_jax.nn.stack import SCANNED
@@ -26,7 +26,7 @@ def config(autoencoder_run):
 
 def opened(config):
     mesh = make_mesh()
-    task = parts.make_task(config)
+    task = make_task(config)
     return task, initial(config, task, mesh)
 
 

@@ -11,16 +11,18 @@ import pytest
 import runs
 from ml_collections import ConfigDict
 
-from emu_jax.assembly import parts
+from emu_jax.assembly.codecs import make_codec
 from emu_jax.assembly.config import read
-from emu_jax.assembly.encoders import null_condition
-from emu_jax.assembly.generator import place_frozen
+from emu_jax.assembly.generation import SCHEDULES, make_process
+from emu_jax.assembly.groups import make_groups
+from emu_jax.assembly.streams import stream_spec, stream_specs
+from emu_jax.assembly.tasks import make_task, place_frozen
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
-from emu_jax.planning.inputs import abstract_frozen, train_batch
+from emu_jax.planning.inputs import abstract_frozen, training_batch
 from emu_jax.process.schedules import Discrete
 from emu_jax.tasks.base import Frozen
-from emu_jax.text.encoder import make_encoder
+from emu_jax.text.encoder import make_encoder, null_output
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def generator(autoencoder_run):
 
 def test_every_parameter_of_a_task_is_in_a_group(autoencoder, generator):
     for config in (autoencoder, generator):
-        task = parts.make_task(config)
+        task = make_task(config)
         params, _ = jax.eval_shape(task.init, jax.random.key(0))
         grouped = [path for group in task.groups.values() for path in group.paths(params)]
         assert sorted(grouped) == sorted(params)
@@ -45,20 +47,20 @@ def test_every_parameter_of_a_task_is_in_a_group(autoencoder, generator):
 
 def test_without_a_discriminator_its_group_goes_too(autoencoder):
     autoencoder.discriminator.enabled = False
-    assert list(parts.make_task(autoencoder).groups) == ["autoencoder"]
+    assert list(make_task(autoencoder).groups) == ["autoencoder"]
 
 
 def test_a_groups_schedule_ends_with_the_run(autoencoder):
     """Cosine down to ``final`` of the rate, counted in the group's own updates."""
     autoencoder.groups.autoencoder.update(dict(first_step=2, every=2))
     autoencoder.train.steps = 42  # 20 updates
-    schedule = parts.make_groups(autoencoder)["autoencoder"].learning_rate
+    schedule = make_groups(autoencoder)["autoencoder"].learning_rate
     assert float(schedule(20)) == pytest.approx(0.02 * 1e-3)
     assert float(schedule(10)) > 0.3e-3
 
 
 def test_the_codec_is_the_run_with_its_measured_latents(autoencoder_run, generator):
-    codec, frozen = parts.make_codec(generator.codec)
+    codec, frozen = make_codec(generator.codec)
     assert (codec.channels, codec.factor) == (16, 8)
     tensors = dict(frozen["codec"].tensors())
     assert not any(path.startswith("discriminator/") for path in tensors)
@@ -75,7 +77,7 @@ def test_the_codec_is_the_run_with_its_measured_latents(autoencoder_run, generat
 
 
 def test_pixels_need_no_codec():
-    codec, frozen = parts.make_codec(ConfigDict(dict(kind="identity")))
+    codec, frozen = make_codec(ConfigDict(dict(kind="identity")))
     assert (codec.channels, codec.factor, frozen) == (3, 1, {})
 
 
@@ -93,13 +95,13 @@ def test_the_weights_of_a_frozen_network_are_read_once():
 
 
 def test_the_null_condition_follows_the_encoders_policy():
-    encoder, mesh = make_encoder("minilm", 4), make_mesh()
+    encoder = make_encoder("minilm", 4)
     params = {path: jnp.asarray(value) for path, value in encoder.tensors()}
-    empty = null_condition(encoder, params, mesh)
+    empty = null_output(encoder, params)
     want = encoder.apply(params, **encoder.tokenize([""]))
     np.testing.assert_allclose(empty.states, want.states, atol=1e-5)
     np.testing.assert_array_equal(empty.mask, want.mask)
-    zeros = null_condition(dataclasses.replace(encoder, null="zeros"), {}, mesh)
+    zeros = null_output(dataclasses.replace(encoder, null="zeros"), {})
     assert zeros.states.shape == empty.states.shape and zeros.pooled.shape == empty.pooled.shape
     assert not zeros.states.any()
     assert zeros.mask.all()
@@ -118,7 +120,7 @@ def size_of(shapes):
     ],
 )
 def test_the_large_sizes_by_shape_alone(size, parameters, texts):
-    task = parts.make_task(read(f"{runs.ROOT}/configs/latent_diffusion.py:size={size}"))
+    task = make_task(read(f"{runs.ROOT}/configs/latent_diffusion.py:size={size}"))
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
     assert size_of(params) == parameters
     assert sum(size_of(task.frozen[name].shapes) for name in task.encoders) == texts
@@ -144,7 +146,7 @@ def test_the_stages_of_the_large_sizes_follow_one_another():
 
 def test_muses_base_model_by_shape_alone():
     """Counted in closed form by its network's own test, and the projection of T5-XXL's states."""
-    task = parts.make_task(read(f"{runs.ROOT}/configs/masked.py:size=base"))
+    task = make_task(read(f"{runs.ROOT}/configs/masked.py:size=base"))
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
     count = sum(math.prod(shape.shape) for shape in params.values())
     assert count == pytest.approx(3.26e9 + 4097 * 2048, rel=0.01)
@@ -156,11 +158,11 @@ def test_muses_base_model_by_shape_alone():
 def test_muses_second_model_by_shape_alone():
     """Its network's own test has the count; here are the text's projection and what feeds it."""
     config = read(f"{runs.ROOT}/configs/masked.py:size=base,part=super")
-    task, mesh = parts.make_task(config), make_mesh()
+    task, mesh = make_task(config), make_mesh()
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
     assert size_of(params) == 764_129_280 + 4097 * 1024
     frozen = abstract_frozen(task, mesh, ("t5",))
-    batch = train_batch(task, parts.stream_spec(config), frozen, mesh, cached_latents=True)
+    batch = training_batch(task, stream_specs(config, task), frozen, mesh, cached_latents=True)
     rows = {name: batch["train"][name].shape for name in ("moments", "low")}
     assert rows == {"moments": (512, 64, 64), "low": (512, 16, 16)}
     with pytest.raises(UserError, match=r"low_codec\.path .*enough to plan a step, not to run"):
@@ -170,12 +172,12 @@ def test_muses_second_model_by_shape_alone():
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("task", "drawing", "config.task is one of generation, autoencoding"),
-        ("codec.kind", "wavelet", "codec.kind is autoencoder or identity"),
+        ("task", "drawing", "config.task is 'drawing'; use one of generation, autoencoding"),
+        ("codec.kind", "wavelet", "codec.kind is 'wavelet'; use autoencoder or identity"),
         ("codec.path", "builtin:nothing", "No weights called builtin:nothing"),
-        ("denoiser.kind", "mlp", "denoiser.kind is one of unet"),
-        ("denoiser.kind", "uvit", "denoiser.kind is one of unet"),
-        ("process.schedule", "sine", "process.schedule is one of cosine"),
+        ("denoiser.kind", "mlp", "denoiser.kind is 'mlp'; use one of unet"),
+        ("denoiser.kind", "uvit", "denoiser.kind is 'uvit'; use one of unet"),
+        ("process.schedule", "sine", "process.schedule is 'sine'; use one of cosine"),
         ("sampling.sampler", "eluer", "no sampler"),
         ("groups.generator.optimizer.name", "sgd", "Unknown optimizer"),
     ],
@@ -183,37 +185,37 @@ def test_muses_second_model_by_shape_alone():
 def test_a_value_that_is_not_known_is_named(key, value, words, generator):
     generator.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=words):
-        parts.make_task(generator)
+        make_task(generator)
 
 
 def test_a_key_that_a_network_does_not_take_is_named(generator):
     with generator.unlocked():
         generator.denoiser.depth = 3
     with pytest.raises(UserError, match=r"UNet: .*depth"):
-        parts.make_task(generator)
+        make_task(generator)
 
 
 def test_the_stream_follows_the_data_section(autoencoder):
     autoencoder.data.random_crop = True
     autoencoder.data.background = (1, 2, 3)
-    spec = parts.stream_spec(autoencoder, flip=False)
+    spec = stream_spec(autoencoder, flip=False)
     assert (spec.batch_size, spec.side, spec.crop) == (8, 64, "random")
     assert (spec.background, spec.flip) == ((1, 2, 3), False)
 
 
 def test_a_schedule_can_be_shifted():
     section = dict(schedule="flow", prediction="flow", shift=3.0, bounds=[0.01, 1.0])
-    codec = parts.make_codec(ConfigDict(dict(kind="identity")))[0]
-    process = parts.make_process(ConfigDict(section), codec)
+    codec = make_codec(ConfigDict(dict(kind="identity")))[0]
+    process = make_process(ConfigDict(section), codec)
     assert process.bounds == (0.01, 1.0)
     assert float(process.schedule.sigma(0.5)) == pytest.approx(0.75)
-    plain = parts.make_process(ConfigDict(section | dict(shift=1.0)), codec)
+    plain = make_process(ConfigDict(section | dict(shift=1.0)), codec)
     assert float(plain.schedule.sigma(0.5)) == 0.5
 
 
 def test_the_linear_schedule_is_ddpms():
     """Betas from 1e-4 to 0.02, and not Stable Diffusion's ends."""
-    schedule = parts.SCHEDULES["linear"]()
+    schedule = SCHEDULES["linear"]()
     assert isinstance(schedule, Discrete)
     betas = schedule.betas()
     assert (betas[0], betas[-1]) == pytest.approx((1e-4, 0.02))

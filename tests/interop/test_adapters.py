@@ -17,6 +17,7 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
 from roundtrips import QUICK, far
 from safetensors.torch import load_file, save_file
+from state_dicts import from_torch
 
 from emu_jax.assembly.models import with_adapter
 from emu_jax.assembly.sections import generation
@@ -26,7 +27,6 @@ from emu_jax.cli.main import main
 from emu_jax.interop import components
 from emu_jax.nn.functional import Network
 from emu_jax.nn.lora import Lora
-from emu_jax.nn.torch_layout import from_torch
 
 ATTENTION = generation.Lora().pattern
 # Some modules that others adapt, of attention and beyond.

@@ -84,7 +84,7 @@ def test_every_step_has_diffusers_logits_and_tokens(trip, generator, monkeypatch
 
     monkeypatch.setattr(generation, "sample", watched)
     generator._generate = jax.jit(generator._draw_batch, static_argnames="decode", **QUICK)
-    drawn = np.stack(list(generator.draw(PROMPTS, list(SEEDS))))
+    drawn = np.stack(list(generator.draw_each(PROMPTS, list(SEEDS))))
     jax.effects_barrier()
     ((logits, tokens),) = seen
 

@@ -60,7 +60,7 @@ def drawn_and_wanted(ours, theirs, monkeypatch, **changes):
     if generator.input_kind:
         low = list(np.random.default_rng(0).integers(0, 256, (2, side // 4, side // 4, 3), "uint8"))
         keys = fold_in(keys, side)
-    drawn = np.stack(list(generator.draw(PROMPTS, list(SEEDS), low=low)))
+    drawn = np.stack(list(generator.draw_each(PROMPTS, list(SEEDS), low=low)))
 
     shape = (2, side, side, 3)
     starts = iter([generator._task.process.prior(keys, shape)])

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from emu_jax.assembly.config import read
-from emu_jax.assembly.parts import make_task
+from emu_jax.assembly.tasks import make_task
 from emu_jax.checkpoint.lazy import Lazy
 from emu_jax.interop import autoencoder, deepfloyd, pixart, sd3, unet, uvit, vq
 from emu_jax.interop import single_file_families as families

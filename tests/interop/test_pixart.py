@@ -58,7 +58,7 @@ def test_a_run_from_the_same_noise_is_diffusers(trip, generator, monkeypatch):
     monkeypatch.setattr(AutoencoderCodec, "decode", lambda self, params, z: z)
     monkeypatch.setattr(generation, "to_pixels", lambda x: x)
     assert generator.config.sampling.guidance_scale == 4.5
-    drawn = np.stack(list(generator.draw(PROMPTS, list(SEEDS))))
+    drawn = np.stack(list(generator.draw_each(PROMPTS, list(SEEDS))))
     keys = jax.vmap(jax.random.key)(SEEDS)
     start = np.asarray(generator._task.process.prior(keys, (2, 8, 8, 4)))
     draw, errors = drawing(trip[2]), {}

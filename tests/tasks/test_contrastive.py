@@ -8,6 +8,7 @@ import pytest
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.contrastive import ContrastiveModel
 from emu_jax.nn.functional import Network
+from emu_jax.tasks.base import Context
 from emu_jax.tasks.contrastive import Contrastive
 
 KEY = jax.random.key(0)
@@ -58,10 +59,10 @@ def test_the_loss_is_the_symmetric_cross_entropy_without_equal_texts():
     texts = np.random.default_rng(1).normal(size=(6, 5))
     texts[4] = 2 * texts[1]  # the same direction: no counter-example to one another
     batch = rows(6, texts)
-    loss, _ = task.loss("judge", params, {"v": {}}, state, {"train": batch}, KEY, 0)
+    loss, *_ = task.loss("judge", Context(params, {"v": {}}, state, {"train": batch}, KEY))
     np.testing.assert_allclose(loss, expected(task, params, batch, range(6)), rtol=1e-5)
     batch["tokens"]["v"]["ids"] = batch["tokens"]["v"]["ids"].at[4, 0].add(9.0)
-    other, _ = task.loss("judge", params, {"v": {}}, state, {"train": batch}, KEY, 0)
+    other, *_ = task.loss("judge", Context(params, {"v": {}}, state, {"train": batch}, KEY))
     np.testing.assert_allclose(other, expected(task, params, batch, range(6)), rtol=1e-5)
     assert abs(other - loss) > 1e-3
 
@@ -71,7 +72,7 @@ def test_padding_takes_no_part_in_validation():
     params, state = task.init(KEY)
     batch = rows(5, np.random.default_rng(1).normal(size=(5, 5)))
     batch["valid"] = jnp.array([True, True, True, True, False])
-    sums = task.validate(params, {"v": {}}, state, {"held_out": batch}, KEY)
+    sums = task.validate(Context(params, {"v": {}}, state, {"train": batch}, KEY))
     total, count = sums["loss"]
     assert count == 4
     np.testing.assert_allclose(total / count, expected(task, params, batch, range(4)), rtol=1e-5)
@@ -117,7 +118,7 @@ def test_training_teaches_which_text_is_whose():
     @jax.jit
     def loss_and_step(params):
         def loss(params):
-            return task.loss("judge", params, {"v": {}}, state, batch, KEY, 0)[0]
+            return task.loss("judge", Context(params, {"v": {}}, state, batch, KEY)).value
 
         value, grads = jax.value_and_grad(loss)(params)
         return value, jax.tree.map(lambda p, g: p - 0.05 * g, params, grads)

@@ -15,7 +15,6 @@ _KIND = "The network."
 _REMAT = (
     "What the backward pass computes again: none, block (all of a layer) or dots (all but dots)."
 )
-_RECOMPUTE = "Compute layers again in the backward pass."
 _SCAN = "Compute a stack of transformer layers as one loop."
 _POOL = "Heads of the attention that pools the text; None: a pooled vector is given."
 _TIME = "Width of the timestep embedding; None: 4 times the finest width."
@@ -87,7 +86,7 @@ class DiffusionTransformer(Section):
     depth: int = required("Layers.", at_least=1)
     heads: int = required("Attention heads.", at_least=1)
     mlp_width: int = required("Hidden width of the MLPs.", at_least=1)
-    remat: bool = key(False, _RECOMPUTE)
+    remat: Remat = key("none", _REMAT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +128,7 @@ class TokenTransformer(Section):
     depth: int = required("Layers.", at_least=1)
     heads: int = required("Attention heads.", at_least=1)
     mlp_width: int = required("Hidden width of the MLPs.", at_least=1)
-    remat: bool = key(False, _RECOMPUTE)
+    remat: Remat = key("none", _REMAT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +164,7 @@ class SuperResolutionTransformer(Section):
     heads: int = required("Attention heads, an even number.", at_least=1)
     mlp_width: int = required("Hidden width of the MLPs.", at_least=1)
     block: int = required("Side of a block of multi-axis attention, in tokens.", at_least=1)
-    remat: bool = key(False, _RECOMPUTE)
+    remat: Remat = key("none", _REMAT)
 
 
 Denoiser = (

@@ -168,4 +168,11 @@ def complete(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
     A config of no task, e.g. of an imported network alone, stays as it is.
     """
     kind = run_of(config)
-    return completed(kind, config) if kind else ConfigDict(config)
+    if kind is None:
+        return ConfigDict(config)
+    found = completed(kind, config)
+    denoiser = found.get("denoiser")
+    if isinstance(denoiser, ConfigDict) and isinstance(denoiser.get("remat"), bool):
+        with denoiser.ignore_type():  # of older transformers
+            denoiser.remat = "block" if denoiser.remat else "none"
+    return found
