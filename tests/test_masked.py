@@ -284,7 +284,7 @@ def test_what_does_not_fit_is_one_sentence(masked_run, vq_run, pictures, tmp_pat
     arguments = runs.command("masked", tmp_path / "run", pictures)[3:]
     for more, words in (
         (f"--config.codec.path={vq_run} --config.process.kind=gaussian", "codec gives tokens"),
-        (f"--config.codec.path={vq_run} --config.denoiser.kind=unet", "one of token_transformer"),
+        ("--config.denoiser.kind=unet", "no key config.denoiser.depth of kind unet"),
         ("--config.codec.path=builtin:autoencoder_64", "gives no tokens|use one of unet"),
         (
             f"--config.codec.path={vq_run} --config.sampling.guidance_rescale=1",

@@ -74,7 +74,7 @@ def make_low_resolution(config: ConfigDict, codec: Codec) -> tuple[Low | None, d
                 f"{LOW_CODEC}.path {config[LOW_CODEC].path} has no codebook: a super-resolution "
                 "stage for tokens needs the run of a vector-quantized autoencoder."
             )
-        return LowTokens(low_codec, **section), frozen
+        return LowTokens(low_codec, section.factor), frozen
     if codec.factor != 1:
         raise UserError(
             f"low_resolution.factor is {section.factor}, but super-resolution works on pixels "
@@ -102,7 +102,7 @@ def make_denoiser(
     width of the conditioner's text states; a section with a ``context_width`` of its own projects
     them to that.
     """
-    arguments = section.to_dict()
+    arguments = {key: value for key, value in section.to_dict().items() if value is not None}
     name = arguments.pop("kind")
     arguments |= {
         "text_width" if "context_width" in arguments else "context_width": context_width,

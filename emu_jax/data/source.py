@@ -7,7 +7,6 @@ worker processes, which open their own readers and manifest on first use.
 
 import functools
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,9 +15,8 @@ from etils import epath
 
 from emu_jax.data import manifest as manifests
 from emu_jax.data.manifest import Manifest
+from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.errors import UserError
-
-DEFAULT_DATA_DIR = os.environ.get("EMU_JAX_DATA") or "~/emu_jax_data"
 
 
 class Source:

@@ -68,6 +68,7 @@ class TrainSettings:
     profile_start: int = 0
     profile_steps: int = 0
     wandb: bool = False
+    preview_prompts: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.stop and self.best_metric not in ("", self.stop.metric):
