@@ -237,7 +237,7 @@ def test_weights_that_do_not_come_with_the_package_are_named(refused, train):
 
 def test_sampling_from_an_autoencoder_is_refused(refused, autoencoder_run, tmp_path):
     said = refused("sample", "a fox", "--checkpoint", autoencoder_run, "--out", tmp_path / "out")
-    assert f"{autoencoder_run} is no generator of pictures: its task is autoencoding" in said
+    assert f"{autoencoder_run} is not a text-to-image generator: its task is 'autoencoding'" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -252,9 +252,9 @@ def test_sampling_from_a_json_file_that_is_no_config_is_refused(refused, tmp_pat
 
 
 def test_sampling_without_a_prompt_is_refused(refused, tmp_path):
-    assert "nothing to draw" in refused("sample")
+    assert "There are no prompts" in refused("sample")
     (tmp_path / "prompts").write_text("\n\n")
-    assert "nothing to draw" in refused("sample", "--prompts", tmp_path / "prompts")
+    assert "has no prompts" in refused("sample", "--prompts", tmp_path / "prompts")
     assert "no file of prompts" in refused("sample", "--prompts", tmp_path / "nowhere")
 
 

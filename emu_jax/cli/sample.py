@@ -19,8 +19,10 @@ def main(argv: Sequence[str]) -> int:
     add_sampling_arguments(parser)
     parser.add_argument("--checkpoint", default=SHIPPED, help=f"model; default {SHIPPED}")
     parser.add_argument("--adapter", default="", help="LoRA file to lay over the checkpoint")
-    parser.add_argument("--adapter_scale", type=float, default=1.0, help="strength of the adapter")
-    parser.add_argument("--per_prompt", type=positive, default=1, help="number of images per prompt")
+    parser.add_argument("--adapter_scale", type=float, default=1.0, help="its strength")
+    parser.add_argument(
+        "--per_prompt", type=positive, default=1, help="number of images per prompt"
+    )
     parser.add_argument("--negative", default="", help="negative prompt")
     parser.add_argument("--out", default="runs/samples", help="folder for the images")
     arguments = parser.parse_args(argv)

@@ -9,10 +9,10 @@ import runs
 from PIL import Image
 
 from emu_jax.assembly.cascade import Cascade, open_generator
+from emu_jax.assembly.comparing import _training
 from emu_jax.assembly.config import read
 from emu_jax.assembly.generator import Generator
 from emu_jax.assembly.tasks import make_task
-from emu_jax.cli.compare import _training
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.evaluation.comparison import Drawn
@@ -123,7 +123,7 @@ def test_what_does_not_go_together_is_refused(base, super_resolution, generator_
     [
         (["sample", "a", "--checkpoint=SUPER"], "use emu-jax upsample"),
         (["evaluate", "SUPER", "--judge="], "use emu-jax upsample"),
-        (["upsample", "PICTURE", "--checkpoint=BASE"], "draws pictures and enlarges none"),
+        (["upsample", "PICTURE", "--checkpoint=BASE"], "draws images and enlarges none"),
         (["upsample", "nowhere.png", "--checkpoint=SUPER"], "There is no picture nowhere.png"),
         (["upsample", "BROKEN", "--checkpoint=SUPER"], "broken.png: not an image"),
     ],

@@ -8,8 +8,8 @@ import pytest
 import runs
 from PIL import Image
 
+from emu_jax.assembly.drawing import read_prompts
 from emu_jax.cli.main import main
-from emu_jax.cli.sample import read_prompts
 
 pytestmark = pytest.mark.usefixtures("quick")
 
