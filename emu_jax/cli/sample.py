@@ -68,7 +68,9 @@ def main(argv: Sequence[str]) -> int:
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of how to draw; what is not given is as the checkpoint was trained."""
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture of each prompt")
+    parser.add_argument(
+        "--seed", type=seed_number, default=0, help="of the first picture of each prompt"
+    )
     parser.add_argument("--steps", type=positive, help="of the sampler")
     parser.add_argument(
         "--sampler", help="ddim, ancestral, euler, heun, dpmpp_2m; tokens: parallel"
@@ -82,6 +84,14 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
+
+
+def seed_number(text: str) -> int:
+    """A seed, for argparse."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{number} is not a seed; use 0 to {2**32 - 1}")
     return number
 
 
