@@ -21,7 +21,13 @@ from emu_jax.checkpoint.opened import open_model
 from emu_jax.errors import UserError
 
 PARTS = (
-    *("codec", "low_codec", "low_resolution", "text", "conditioner", "denoiser", "process"),
+    "codec",
+    "low_codec",
+    "low_resolution",
+    "text",
+    "conditioner",
+    "denoiser",
+    "process",
     "sampling",
 )
 

@@ -30,7 +30,8 @@ Published sizes, all in bf16 and on data sets of the user, `folder/pictures` and
 size=emu: 2.8 B parameters, CLIP ViT-L and T5-XXL. Emu's: the standard U-Net with more channels and
     more blocks a stage. Its exact widths are unpublished; these are multiples of a TPU's 128 lanes
     hardware  128 TPU v5p, modelled: 915 ms a tuning step of 1,024 images, 1,244 ms a pre-training
-              step (docs/records/scaling.md); one H200: 489 ms a tuning step of 4 images (docs/records/speed.md)
+              step (docs/records/scaling.md); one H200: 489 ms a tuning step of 4 images
+              (docs/records/speed.md)
 size=sdxl: 2.57 B, SDXL's shape, CLIP ViT-L and OpenCLIP-bigG
     hardware  4 TPU v5p, modelled: 703 ms a tuning step of 32 images, 550 ms without loops; one
               H200: 558 ms a tuning step of 8 images

@@ -32,7 +32,7 @@ size=imagen: 64 (part=base, 2.00 B parameters), 256 (part=super, 0.60 B) and 102
     for tuning `folder/needles`. What the paper does not state of the networks is chosen to have
     its numbers of parameters
     hardware  64 TPU v5p, modelled: 555, 335 and 211 ms a pre-training step
-              (docs/pixel_diffusion.md)
+              (docs/records/scaling.md)
     time, result  not measured
 size=test: a few thousand parameters, for tests
 """

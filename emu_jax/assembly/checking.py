@@ -151,7 +151,7 @@ def _objection(about: Key, value: Any) -> str:
         return found and f"{found}, for each of them"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return ""
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return f"a finite number, {_range(about)}".removesuffix(", ")
     if not (about.at_least <= value <= about.at_most and about.above < value < about.below):
         return _range(about)
@@ -194,6 +194,8 @@ def shown(value: Any) -> str:
     """A value for a sentence."""
     if isinstance(value, Section) or is_mapping(value):
         return "a section"
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a number of too many digits"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}..."
 

@@ -112,7 +112,10 @@ def test_other_settings_make_other_pictures_beside(drawn, generator_run, tmp_pat
     assert not any(np.array_equal(a, b) for a in new for b in before.values())
 
 
-@pytest.mark.parametrize("option", ["--steps=0", "--batch_size=-1", "--per_prompt=none"])
+@pytest.mark.parametrize(
+    "option",
+    ["--steps=0", "--batch_size=-1", "--per_prompt=none", "--seed=-1", "--seed=4294967296"],
+)
 def test_a_number_that_makes_no_sense_is_refused(option, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["sample", "a fox", option])

@@ -177,6 +177,7 @@ def test_a_lone_transformer_goes_there_and_back(trip, tmp_path, published):
         (dict(attention_bias=False), "attention_bias = False"),
         (dict(norm_type="layer_norm"), "norm_type = 'layer_norm'"),
         (dict(double_self_attention=True), "double_self_attention = True"),
+        (dict(sample_size=[8, 12]), r"sample_size is \[8, 12\]; only square images are known"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(change, words):

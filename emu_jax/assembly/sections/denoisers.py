@@ -13,7 +13,8 @@ Remat = Literal["none", "block", "dots"]
 
 _KIND = "The network."
 _REMAT = (
-    "What the backward pass computes again: none, block (all of a layer) or dots (all but dots)."
+    "What the backward pass recomputes: nothing (none), layers (block), or all of a layer but "
+    "matrix products (dots)."
 )
 _SCAN = "Compute a stack of transformer layers as one loop."
 _POOL = "Heads of the attention that pools the text; None: a pooled vector is given."
