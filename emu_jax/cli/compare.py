@@ -1,8 +1,8 @@
-"""``emu-jax compare A B ...``: the same prompts and the same noise drawn by several models.
+"""``emu-jax compare A B ...``: images of several models from the same prompts and the same noise.
 
-One HTML file that needs nothing else, a JSON file with the same figures, a picture of the grid.
-Without ``--prompts`` the prompts are kept concepts: seen in pre-training, never in quality-tuning.
-A judge (``--judge=""``: none) measures every model; its intervals are 95 %, over prompts.
+Writes one self-contained HTML file, a JSON file with the same figures and a grid of the images.
+Without ``--prompts`` the prompts are kept concepts: those of pre-training that quality-tuning does
+not contain. A judge (``--judge=""``: none) evaluates every model; intervals are 95 %, over prompts.
 """
 
 import argparse
@@ -29,7 +29,8 @@ from emu_jax.evaluation.prompts import KEPT_CONCEPTS
 from emu_jax.evaluation.references import Sets
 from emu_jax.evaluation.report import Section, write_report
 
-_SHOWN = len(KEPT_CONCEPTS)  # rows of pictures in the report
+_SHOWN = len(KEPT_CONCEPTS)  # rows of images in the report
+_NAMED = 3  # models in the title; more are counted
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,21 +38,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def report(argv: Sequence[str], program: str, description: str | None, default_out: str) -> int:
-    """What ``compare`` and ``evaluate`` share: all of it."""
+    """The whole command, which ``compare`` and ``evaluate`` share."""
     parser = argparse.ArgumentParser(prog=f"emu-jax {program}", description=description)
     parser.add_argument("models", nargs="+", help="runs, exported models or builtin:NAME")
-    parser.add_argument("--prompts", help="file with one prompt a line")
-    parser.add_argument("--count", type=positive, default=100, help="prompts, without --prompts")
+    parser.add_argument("--prompts", help="file with one prompt per line")
+    parser.add_argument(
+        "--count", type=positive, default=100, help="number of prompts without --prompts"
+    )
     parser.add_argument("--judge", default=SHIPPED, help=f"default {SHIPPED}; empty: none")
     parser.add_argument("--data_dir", default=DEFAULT_DATA_DIR)
     for name, what in (
-        ("captions", "whose captions are prompts, without --prompts"),
-        ("needles", "what was tuned on"),
-        ("haystack", "with the finish to leave behind"),
-        ("kept", "that the loss is taken on, as in validation"),
+        ("captions", "whose captions are the prompts without --prompts"),
+        ("needles", "of quality-tuning"),
+        ("haystack", "with the finish of pre-training"),
+        ("kept", "for the loss, as in validation"),
     ):
         default = getattr(Sets, name)
-        parser.add_argument(f"--{name}", default=default, help=f"pictures {what}; {default}")
+        parser.add_argument(f"--{name}", default=default, help=f"images {what}; {default}")
     parser.add_argument("--out", default=default_out, help="folder for the report")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -67,27 +70,30 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
     drawn = [_draw(name, prompts, kept, arguments) for name in arguments.models]
     folder = epath.Path(arguments.out)
     record: dict[str, Any] = {"prompts": prompts}
-    sections = [comparison.pictures(drawn, prompts[:_SHOWN], arguments.seed)]
+    labels = _labels(arguments.models)
+    sections = [comparison.image_table(drawn, labels, prompts[:_SHOWN], arguments.seed)]
     if judge and by:
         shown = [*drawn, *([Drawn(REAL, list(by.real), {})] if by.real else [])]
         found = {
             model.name: assess(model.images, judge.embed_images(model.images), by)
             for model in shown
         }
-        judged, verdicts, table = comparison.judged(found, by)
-        copies = [comparison.copies(model, found[model.name], by) for model in shown]
-        sections = [judged[0], *sections, *judged[1:], *copies]
+        judged, verdicts, table = comparison.judged(found, by, labels)
+        sections += judged
+        for model in shown:
+            label = labels.get(model.name, model.name)
+            sections.append(comparison.copies(model, label, found[model.name], by))
         record |= {"judge": {"path": judge.name, "weights": judge.fingerprint}, **verdicts}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "figures.md").write_text(table)
         print(table, end="")
     record["models"] = {model.name: model.facts for model in drawn}
-    sections += [comparison.costs(drawn), *_training(drawn)]
+    sections += [comparison.costs(drawn, labels), *_training(drawn)]
     index = write_report(
         folder / "index.html",
-        " against ".join(arguments.models),
+        _title([labels[name] for name in arguments.models]),
         sections,
-        subtitle=f"{len(prompts)} prompts, one picture each",
+        subtitle=f"{len(prompts)} prompts, one image each",
     )
     (folder / f"{program}.json").write_text(json.dumps(record, indent=1))
     with (folder / "grid.png").open("wb") as file:
@@ -104,7 +110,7 @@ def _draw(name: str, prompts: Sequence[str], kept: str, arguments: argparse.Name
     generator = open_generator(name, **sampling_changes(arguments))
     seeds = [arguments.seed + i for i in range(len(prompts))]
     pictures = generator.draw(prompts, seeds)
-    images = [next(pictures)]  # the first batch compiles: it is not in the time
+    images = [next(pictures)]  # the first batch includes compilation and is not timed
     start, first = time.monotonic(), generator.batch_size
     images += list(tqdm(pictures, total=len(prompts) - 1, desc=name))
     late = len(prompts) - first
@@ -116,20 +122,45 @@ def _draw(name: str, prompts: Sequence[str], kept: str, arguments: argparse.Name
         "sampling": generator.config.sampling.to_dict(),
         **generator.costs(),
         "seconds": seconds,
+        "objectives": [_objective(one.config) for one in getattr(generator, "stages", [generator])],
         "kept_loss": generator.loss(open_selection(kept, arguments.data_dir)) if kept else None,
     }
     return Drawn(name, images, facts)
 
 
 def _training(drawn: Sequence[Drawn]) -> list[Section]:
-    """The curves of those models and parts of cascades that are runs, each run once."""
-    runs, chosen = {}, {}
+    """The curves of those models and stages of cascades that are runs, each run once."""
+    runs, chosen, objectives = {}, {}, {}
     for model in drawn:
-        for i, stage in enumerate(stages_of(model.name)):
+        stages = stages_of(model.name)
+        measured = model.facts.get("objectives") or [""] * len(stages)
+        for i, (stage, objective) in enumerate(zip(stages, measured, strict=True)):
             name = stage.split("@")[0]
             folder = epath.Path(parts.locate(name))
             if (folder / METRICS_FILE).exists():
-                runs[name] = folder
-                if model.facts["chosen"] and i == 0:  # a cascade's are those of what draws
+                runs[name], objectives[name] = folder, objective
+                if model.facts["chosen"] and i == 0:  # that of a cascade is of its first stage
                     chosen[name] = model.facts["chosen"]
-    return [comparison.training(runs, chosen)] if runs else []
+    labels = comparison.short_names(runs)
+    return [comparison.training(runs, labels, chosen, objectives)] if runs else []
+
+
+def _labels(names: Sequence[str]) -> dict[str, str]:
+    """Short names of models; a cascade is named by its stages."""
+    short = comparison.short_names(stage for name in names for stage in stages_of(name))
+    return {name: "+".join(short[stage] for stage in stages_of(name)) for name in names}
+
+
+def _title(labels: Sequence[str]) -> str:
+    if len(labels) == 1:
+        return f"Evaluation of {labels[0]}"
+    few = len(labels) <= _NAMED
+    return f"Comparison of {' and '.join(labels) if few else f'{len(labels)} models'}"
+
+
+def _objective(config: Any) -> str:
+    """What the losses of a generator measure; only losses of one objective have a common axis."""
+    process, codec = config.process, config.codec.get("path", "") or "pixels"
+    if process.get("kind") == "masking":
+        return f"masked tokens of {codec}, {config.data.image_size} px"
+    return f"{process.get('prediction')} prediction in {codec}, {config.data.image_size} px"

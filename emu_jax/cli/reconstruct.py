@@ -1,8 +1,8 @@
-"""``emu-jax reconstruct A B ...``: autoencoders measured by what comes back of held-out pictures.
+"""``emu-jax reconstruct A B ...``: reconstructions of held-out images compared.
 
-Each picture goes there and back by the mean of its latents, or by their nearest codes. One HTML
-file with the pictures side by side, the figures as JSON and Markdown beside it. The judge's
-features give the Frechet distance between pictures and reconstructions (``--judge=""``: none).
+Reconstructions are from the mean of the latents, or from their nearest codes. Writes one HTML file
+with images side by side, and the figures as JSON and Markdown. The judge's features give the
+Frechet distance between images and reconstructions (``--judge=""``: none).
 """
 
 import argparse
@@ -24,17 +24,17 @@ from emu_jax.cli.sample import positive
 from emu_jax.data.images import prepare
 from emu_jax.data.source import DEFAULT_DATA_DIR
 from emu_jax.errors import UserError
-from emu_jax.evaluation.comparison import markdown
+from emu_jax.evaluation.comparison import markdown, short_names
 from emu_jax.evaluation.metrics import Interval, frechet_to, mean_interval, statistic_interval
 from emu_jax.evaluation.reconstruction import psnr, ssim
-from emu_jax.evaluation.report import Picture, Pictures, Table, write_report
+from emu_jax.evaluation.report import ImageTable, Table, Tile, write_report
 from emu_jax.nn.functional import Params
 from emu_jax.tasks.base import to_pixels, to_unit_range
 
 HELD_OUT = ("emoji/openmoji:part == held_out", "emoji/fluent:part == held_out")
 _SHOWN = 24
-_NOTE = """Means over pictures with 95 % intervals by bootstrap. Frechet: between the judge's
-features of pictures and of reconstructions."""
+_NOTE = """Means over images with 95 % intervals by bootstrap. Frechet: distance between the judge's
+features of images and of reconstructions."""
 
 Images = UInt8[np.ndarray, "n h w 3"]
 
@@ -81,8 +81,8 @@ def main(argv: Sequence[str]) -> int:
     index = write_report(
         folder / "index.html",
         "Reconstructions",
-        [Table("Figures", columns, rows, note=_NOTE), _pictures(originals, found)],
-        subtitle=f"{len(originals)} pictures: {', '.join(sets)}",
+        [_image_table(originals, found), Table("Figures", columns, rows, note=_NOTE)],
+        subtitle=f"{len(originals)} images: {', '.join(sets)}",
     )
     table = markdown(columns, rows)
     (folder / "figures.md").write_text(table)
@@ -108,9 +108,10 @@ def _figures(pictures: Images, drawn: Images, judge: Judge | None) -> dict[str, 
 
 def _table(found: Mapping[str, _Found]) -> tuple[list[str], list[list[Any]]]:
     keys = list(next(iter(found.values())).figures)
+    labels = short_names(found)
     rows = [
         [
-            name,
+            labels[name],
             " x ".join(map(str, one.facts["latents"])),
             one.facts["codes"] or "none",
             one.facts["fourier_bands"],
@@ -122,14 +123,13 @@ def _table(found: Mapping[str, _Found]) -> tuple[list[str], list[list[Any]]]:
     return ["", "latents", "codes", "Fourier bands", "parameters", *keys], rows
 
 
-def _pictures(originals: Images, found: Mapping[str, _Found]) -> Pictures:
-    """Some of them, evenly spread."""
+def _image_table(originals: Images, found: Mapping[str, _Found]) -> ImageTable:
+    """A sample of the images at equal steps."""
     chosen = range(0, len(originals), max(1, len(originals) // _SHOWN))[:_SHOWN]
     rows = [
-        ("", [Picture(originals[i]), *(Picture(one.drawn[i]) for one in found.values())])
-        for i in chosen
+        ("", [Tile(originals[i]), *(Tile(one.drawn[i]) for one in found.values())]) for i in chosen
     ]
-    return Pictures("Pictures", ["original", *found], rows, width=128)
+    return ImageTable("Images", ["original", *short_names(found).values()], rows, width=128)
 
 
 def _autoencoder(
