@@ -22,6 +22,7 @@ from emu_jax.evaluation.references import Sets
 from emu_jax.evaluation.report import Section, write_report
 
 _SHOWN = len(KEPT_CONCEPTS)  # rows of images in the report
+_NAMED = 3  # models in the title; more are counted
 
 
 def compare(
@@ -51,25 +52,28 @@ def compare(
     drawn = [_draw(model, texts, kept, sets.data_dir, seed, changes) for model in models]
     folder = epath.Path(out)
     record: dict[str, Any] = {"prompts": texts}
-    sections = [comparison.pictures(drawn, texts[:_SHOWN], seed)]
+    labels = _labels(models)
+    sections = [comparison.image_table(drawn, labels, texts[:_SHOWN], seed)]
     if scorer and by:
         shown = [*drawn, *([Drawn(REAL, list(by.real), {})] if by.real else [])]
         found = {
             model.name: assess(model.images, scorer.embed_images(model.images), by)
             for model in shown
         }
-        judged, verdicts, table = comparison.judged(found, by)
-        copies = [comparison.copies(model, found[model.name], by) for model in shown]
-        sections = [judged[0], *sections, *judged[1:], *copies]
+        judged, verdicts, table = comparison.judged(found, by, labels)
+        sections += judged
+        for model in shown:
+            label = labels.get(model.name, model.name)
+            sections.append(comparison.copies(model, label, found[model.name], by))
         record |= {"judge": {"path": scorer.name, "weights": scorer.fingerprint}, **verdicts}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "figures.md").write_text(table)
         print(table, end="")
     record["models"] = {model.name: model.facts for model in drawn}
-    sections += [comparison.costs(drawn), *_training(drawn)]
+    sections += [comparison.costs(drawn, labels), *_training(drawn)]
     index = write_report(
         folder / "index.html",
-        " against ".join(models),
+        _title([labels[model] for model in models]),
         sections,
         subtitle=f"{len(texts)} prompts, one image each",
     )
@@ -105,6 +109,7 @@ def _draw(
         "sampling": generator.config.sampling.to_dict(),
         **generator.costs(),
         "seconds": seconds,
+        "objectives": [_objective(one.config) for one in getattr(generator, "stages", [generator])],
         "kept_loss": generator.loss(open_selection(kept, data_dir)) if kept else None,
     }
     return Drawn(name, images, facts)
@@ -112,13 +117,37 @@ def _draw(
 
 def _training(drawn: Sequence[Drawn]) -> list[Section]:
     """The training curves of those models, and stages of cascades, that are runs; each run once."""
-    runs, chosen = {}, {}
+    runs, chosen, objectives = {}, {}, {}
     for model in drawn:
-        for i, stage in enumerate(stages_of(model.name)):
+        stages = stages_of(model.name)
+        measured = model.facts.get("objectives") or [""] * len(stages)
+        for i, (stage, objective) in enumerate(zip(stages, measured, strict=True)):
             name = stage.split("@")[0]
             folder = epath.Path(locate(name))
             if (folder / METRICS_FILE).exists():
-                runs[name] = folder
+                runs[name], objectives[name] = folder, objective
                 if model.facts["chosen"] and i == 0:  # of a cascade: the step of its first stage
                     chosen[name] = model.facts["chosen"]
-    return [comparison.training(runs, chosen)] if runs else []
+    labels = comparison.short_names(runs)
+    return [comparison.training(runs, labels, chosen, objectives)] if runs else []
+
+
+def _labels(names: Sequence[str]) -> dict[str, str]:
+    """Short names of models; a cascade is named by its stages."""
+    short = comparison.short_names(stage for name in names for stage in stages_of(name))
+    return {name: "+".join(short[stage] for stage in stages_of(name)) for name in names}
+
+
+def _title(labels: Sequence[str]) -> str:
+    if len(labels) == 1:
+        return f"Evaluation of {labels[0]}"
+    few = len(labels) <= _NAMED
+    return f"Comparison of {' and '.join(labels) if few else f'{len(labels)} models'}"
+
+
+def _objective(config: Any) -> str:
+    """What the losses of a generator measure; only losses of one objective share an axis."""
+    process, codec = config.process, config.codec.get("path", "") or "pixels"
+    if process.get("kind") == "masking":
+        return f"masked tokens of {codec}, {config.data.image_size} px"
+    return f"{process.get('prediction')} prediction in {codec}, {config.data.image_size} px"

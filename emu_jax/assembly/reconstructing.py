@@ -17,10 +17,10 @@ from emu_jax.assembly.models import locate
 from emu_jax.checkpoint.export import load_model
 from emu_jax.data.images import prepare
 from emu_jax.errors import UserError
-from emu_jax.evaluation.comparison import markdown
+from emu_jax.evaluation.comparison import markdown, short_names
 from emu_jax.evaluation.metrics import Interval, frechet_to, mean_interval, statistic_interval
 from emu_jax.evaluation.reconstruction import psnr, ssim
-from emu_jax.evaluation.report import Picture, Pictures, Table, write_report
+from emu_jax.evaluation.report import ImageTable, Table, Tile, write_report
 from emu_jax.nn.functional import Params
 from emu_jax.parallel.placement import ONE_DEVICE
 from emu_jax.tasks.base import to_pixels, to_unit_range
@@ -71,7 +71,7 @@ def compare_autoencoders(
     index = write_report(
         folder / "index.html",
         "Reconstructions",
-        [Table("Figures", columns, rows, note=_NOTE), _pictures(originals, found)],
+        [_image_table(originals, found), Table("Figures", columns, rows, note=_NOTE)],
         subtitle=f"{len(originals)} images: {', '.join(sets)}",
     )
     table = markdown(columns, rows)
@@ -98,9 +98,10 @@ def _figures(pictures: Images, drawn: Images, judge: Judge | None) -> dict[str, 
 
 def _table(found: Mapping[str, _Found]) -> tuple[list[str], list[list[Any]]]:
     keys = list(next(iter(found.values())).figures)
+    labels = short_names(found)
     rows = [
         [
-            name,
+            labels[name],
             " x ".join(map(str, one.facts["latents"])),
             one.facts["codes"] or "none",
             one.facts["fourier_bands"],
@@ -112,14 +113,13 @@ def _table(found: Mapping[str, _Found]) -> tuple[list[str], list[list[Any]]]:
     return ["", "latents", "codes", "Fourier bands", "parameters", *keys], rows
 
 
-def _pictures(originals: Images, found: Mapping[str, _Found]) -> Pictures:
-    """Images and reconstructions at even distances in the sets."""
+def _image_table(originals: Images, found: Mapping[str, _Found]) -> ImageTable:
+    """Images and reconstructions at equal distances in the sets."""
     chosen = range(0, len(originals), max(1, len(originals) // _SHOWN))[:_SHOWN]
     rows = [
-        ("", [Picture(originals[i]), *(Picture(one.drawn[i]) for one in found.values())])
-        for i in chosen
+        ("", [Tile(originals[i]), *(Tile(one.drawn[i]) for one in found.values())]) for i in chosen
     ]
-    return Pictures("Pictures", ["original", *found], rows, width=128)
+    return ImageTable("Images", ["original", *short_names(found).values()], rows, width=128)
 
 
 def _autoencoder(
