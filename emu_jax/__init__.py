@@ -1,11 +1,11 @@
 """Training of text-to-image generators in JAX: pre-training and quality-tuning.
 
-import emu_jax
+    import emu_jax
 
-generator = emu_jax.load("builtin:latent_diffusion_64", steps=10)
-images = generator.draw(["a red fox", "a slice of pizza"])
+    generator = emu_jax.load("builtin:latent_diffusion_64", steps=10)
+    images = generator.draw(["a red fox", "a slice of pizza"])
 
-emu_jax.train("configs/latent_diffusion.py:size=tiny,stage=quality_tune", "runs/tuned")
+    emu_jax.train("configs/latent_diffusion.py:size=tiny,stage=quality_tune", "runs/tuned")
 """
 
 from typing import TYPE_CHECKING, Any

@@ -45,7 +45,7 @@ class Nursery:
                 env["JAX_COORDINATOR_ADDRESS"] = address
                 env |= {"JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(index)}
             reads, log = str(self.folder / f"{name}.{index}.reads"), str(self.log(name, index))
-            arguments = ["train", *command[3:]]
+            arguments = command[3:]
             pids.append(self._ask({"arguments": arguments, "env": env, "log": log, "reads": reads}))
         return pids
 

@@ -71,7 +71,7 @@ def command(config: str, workdir: Path, data_dir: Path, *more: str) -> list[str]
         for key in ("dataset=folder/tiny", "select=")
     ]
     return [
-        *(sys.executable, "-m", "emu_jax.train"),
+        *(sys.executable, "-m", "emu_jax", "train"),
         f"--config={ROOT}/configs/{config}.py:{options}",
         f"--workdir={workdir}",
         f"--config.data.data_dir={data_dir}",

@@ -72,7 +72,7 @@ def test_a_misspelt_key_of_a_section_in_a_section_names_the_nearest(refused, tra
     ("overrides", "words"),
     [
         (["stop.mode=least"], "train.stop.mode is"),
-        (["best_metric=held_out/psnr"], "train.best_metric 'held_out/psnr'"),
+        (["best_metric=held_out/psnr"], "train.best_metric is 'held_out/psnr'"),
         (["validate_every=0"], "held_out/l1 would never be measured"),
         (["stop.metric=held_out/l2"], "No validation measures 'held_out/l2'"),
     ],
@@ -131,7 +131,7 @@ def test_a_missing_data_set_names_the_command_that_builds_it(refused, train, tmp
 
 def test_a_selection_of_nothing_is_named(refused, train):
     said = refused(*train("--config.data.train.fluent.select=width > 9999"))
-    assert "No record of folder/tiny is selected by 'width > 9999'" in said
+    assert "No record of folder/tiny matches 'width > 9999'" in said
 
 
 def test_a_selection_by_a_column_that_is_not_there_is_named(refused, train):
@@ -224,7 +224,7 @@ def test_init_from_nothing_is_named(place, words, refused, train, tmp_path):
 
 def test_a_codec_that_is_no_autoencoder_is_named(refused, train, generator_run):
     said = refused(*train(f"--config.codec.path={generator_run}", config="latent_diffusion"))
-    assert f"codec.path {generator_run} is no autoencoder: its task is generation" in said
+    assert f"codec.path {generator_run} is not an autoencoder: its task is 'generation'" in said
 
 
 def test_weights_that_do_not_come_with_the_package_are_named(refused, train):

@@ -257,9 +257,13 @@ def test_stages_that_do_not_fit_are_refused(masked_run, super_run, vq_run, tmp_p
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("low_codec.path", "builtin:autoencoder_64", "low_codec gives no tokens"),
-        ("low_codec.kind", "wavelet", "low_codec.kind is autoencoder or identity"),
-        ("low_resolution.factor", -1, "1 or more, not -1"),
+        (
+            "low_codec.path",
+            "builtin:autoencoder_64",
+            "low_codec.path builtin:autoencoder_64 has no codebook",
+        ),
+        ("low_codec.kind", "wavelet", "low_codec.kind is 'wavelet'; use autoencoder or identity"),
+        ("low_resolution.factor", -1, "low_resolution.factor is -1; use 1 or more"),
         ("denoiser.kind", "token_transformer", "super_resolution_transformer .* coarser ones"),
         ("conditioner.width", 12, "set conditioner.width"),
     ],
@@ -280,9 +284,12 @@ def test_what_does_not_fit_is_one_sentence(masked_run, vq_run, pictures, tmp_pat
     arguments = runs.command("masked", tmp_path / "run", pictures)[3:]
     for more, words in (
         (f"--config.codec.path={vq_run} --config.process.kind=gaussian", "codec gives tokens"),
-        (f"--config.codec.path={vq_run} --config.denoiser.kind=unet", "one of token_transformer"),
-        ("--config.codec.path=builtin:autoencoder_64", "gives no tokens|one of unet"),
-        (f"--config.codec.path={vq_run} --config.sampling.guidance_rescale=1", "no range to keep"),
+        ("--config.denoiser.kind=unet", "no key config.denoiser.depth of kind unet"),
+        ("--config.codec.path=builtin:autoencoder_64", "gives no tokens|use one of unet"),
+        (
+            f"--config.codec.path={vq_run} --config.sampling.guidance_rescale=1",
+            "do not apply to tokens",
+        ),
     ):
         assert main(["train", *arguments, *more.split()]) == 2
         err = capsys.readouterr().err

@@ -18,7 +18,7 @@ from emu_jax.data.pipeline import (
     Captions,
     Selection,
     StreamSpec,
-    pictures_fingerprint,
+    images_fingerprint,
 )
 from emu_jax.data.precompute import (
     cache_moments,
@@ -76,7 +76,7 @@ def _latents(
     sources: Sequence[Selection],
     spec: StreamSpec,
 ) -> Cache:
-    made_from = {**latents.made_from, **pictures_fingerprint(spec, sources)}
+    made_from = {**latents.made_from, **images_fingerprint(spec, sources)}
     folder = root / f"latents_{digest(made_from)[:16]}"
     if folder.exists():
         return Cache.open(folder, made_from)

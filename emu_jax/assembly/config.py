@@ -1,19 +1,27 @@
-"""Configs: read from a file with a string argument, overridden from the command line.
+"""Config files and the command line: ``--config=FILE[:OPTIONS] [--config.KEY=VALUE ...]``.
 
-A config file's ``get_config("size=tiny,stage=pretrain")`` starts from :func:`defaults` and fills in
-a family. Every key exists in the file: an override of one that does not is refused with the nearest
-spelling.
+A config file's ``get_config("size=tiny,stage=pretrain")`` makes the sections of a run
+(:mod:`emu_jax.assembly.sections`) by the helpers here. :func:`load` and :func:`parse` check the
+config with its overrides before anything else is imported: what is wrong is one sentence.
 """
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import SimpleNamespace
+from traceback import extract_tb
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_dict, config_flags
+from ml_collections import ConfigDict, config_flags
 
-from emu_jax.data.source import DEFAULT_DATA_DIR
+from emu_jax.assembly.checking import at, path_objection, shown, words
+from emu_jax.assembly.schema import Key, Ordered, near, one_of, section, sections
+from emu_jax.assembly.sections.data import Source
+from emu_jax.assembly.sections.runs import check, complete, run_of
+from emu_jax.assembly.sections.training import Group, Optimizer
 from emu_jax.errors import UserError
 
 
@@ -23,32 +31,11 @@ def options(argument: str | None, **choices: Sequence[str]) -> SimpleNamespace:
     for part in filter(None, (argument or "").split(",")):
         name, _, value = part.partition("=")
         if name not in choices:
-            raise UserError(f"The config has no option {name!r}; it has {', '.join(choices)}.")
+            raise UserError(f"The config has no option {name!r}; {near(name, choices)}")
         if value not in choices[name]:
-            raise UserError(f"{name} is one of {', '.join(choices[name])}, not {value!r}.")
+            raise UserError(f"The option {name} is {value!r}; use {one_of(choices[name], value)}.")
         chosen[name] = value
     return SimpleNamespace(**chosen)
-
-
-def optimizer(**changes: object) -> ConfigDict:
-    """An ``optimizer`` section: AdamW, constant rate, unless changed."""
-    section = ConfigDict(
-        dict(
-            name="adamw",
-            learning_rate=1e-4,
-            schedule="constant",
-            warmup=0,
-            final=0.0,
-            b1=0.9,
-            b2=0.999,
-            eps=1e-8,
-            weight_decay=0.0,
-            clip=1.0,
-        )
-    )
-    section.lock()  # a key that is not above is misspelt
-    section.update(changes)
-    return section
 
 
 def group(
@@ -56,140 +43,145 @@ def group(
     *,
     first_step: int = 0,
     every: int = 1,
+    phase: int = 0,
     ema_decay: float | None = None,
-    **changes: object,
+    **optimizer: object,
 ) -> ConfigDict:
-    """A ``groups`` entry: which parameters, how they are updated."""
-    section = ConfigDict(dict(pattern=pattern, first_step=first_step, every=every))
-    section.ema_decay = config_dict.placeholder(float)
-    section.ema_decay = ema_decay
-    section.optimizer = optimizer(**changes)
-    return section
+    """An entry of ``groups``: which parameters are updated, and when; the other arguments are keys
+    of its ``optimizer`` section.
+    """
+    return section(
+        Group,
+        pattern=pattern,
+        first_step=first_step,
+        every=every,
+        phase=phase,
+        ema_decay=ema_decay,
+        optimizer=section(Optimizer, **optimizer),
+    )
+
+
+def groups(**entries: ConfigDict) -> ConfigDict:
+    """``config.groups``: sets of parameters in the order of their updates."""
+    return Ordered(entries)
 
 
 def source(dataset: str, *, select: str = "", weight: float = 1.0) -> ConfigDict:
-    """A data set in a stream; ``select`` as in :meth:`emu_jax.data.manifest.Manifest.select`."""
-    return ConfigDict(dict(dataset=dataset, select=select, weight=weight))
-
-
-def defaults() -> ConfigDict:
-    """The sections every task shares; they take no other keys."""
-    config = ConfigDict(
-        dict(
-            task="",
-            compute_dtype="float32",
-            # Another run or exported model to start the parameters from: a path, or builtin:NAME.
-            init_from="",
-            # Regular expression of parameters to start anew although init_from has them.
-            init_skip="",
-            # Bit-exact runs on GPU at some cost in speed; CPU and TPU are exact without.
-            deterministic=True,
-            # How attention is computed: auto (by device), xla, flash (TPUs) or cudnn (GPUs).
-            attention="auto",
-            mesh=dict(data=-1, fsdp=1, slices=1),
-            train=dict(
-                steps=1000,
-                batch_size=64,
-                seed=0,
-                accumulate=1,
-                log_every=50,
-                validate_every=500,
-                preview_every=500,
-                checkpoint_every=500,
-                keep_last=2,
-                keep_best=0,
-                best_metric="",
-                # Ends the run when what a validation measures (kept/loss) has not improved in
-                # `patience` validations, and keeps the best of them. Empty metric: never.
-                stop=dict(metric="", mode="min", patience=3, min_delta=0.0),
-                max_skipped_in_row=5,
-                profile_start=10,
-                profile_steps=0,
-                wandb=False,
-            ),
-            data=dict(
-                data_dir=DEFAULT_DATA_DIR,
-                image_size=64,
-                buckets=False,
-                bucket_step=64,
-                background=(255, 255, 255),
-                random_crop=False,
-                flip=True,
-                workers=0,
-                threads=2,
-                # Encoded latents and texts are computed once and kept here, where asked for.
-                cache_dir=f"{DEFAULT_DATA_DIR}/cache",
-                cache_latents=False,
-                cache_text=False,
-                train=dict(),
-                validation=dict(),
-            ),
-        )
-    )
-    for section in (config.mesh, config.train, config.data):
-        section.lock()
-    for streams in (config.data.train, config.data.validation):
-        streams.unlock()
-    return config
+    """A data set of a mixture; ``select`` as :meth:`emu_jax.data.manifest.Manifest.select`."""
+    return section(Source, dataset=dataset, select=select, weight=weight)
 
 
 def load(argv: Sequence[str], program: str) -> tuple[ConfigDict, str]:
-    """(config, workdir) from ``--config=FILE[:ARGUMENT] --workdir=DIR [--config.KEY=VALUE]``."""
+    """(config, workdir) from ``--config=FILE[:OPTIONS] --workdir=DIR [--config.KEY=VALUE ...]``."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", None, "Where the run is kept.", flag_values=values)
+        flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
 
     values = parse(argv, program, define)
     if not values.workdir:
-        raise UserError(f"{program} needs --workdir=DIR, where the run is kept and resumed from.")
+        raise UserError(f"{program} needs --workdir=DIR, the folder that a run is kept in.")
+    if use := path_objection(values.workdir):
+        raise UserError(f"--workdir is {values.workdir!r}; use {use}.")
     return values.config, values.workdir
 
 
 def parse(
     argv: Sequence[str], program: str, define: Callable[[flags.FlagValues], None]
 ) -> flags.FlagValues:
-    """``--config=FILE[:ARGUMENT] [--config.KEY=VALUE]`` as ``.config``, and the flags that
-    ``define`` adds."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", help_string="Config file.", flag_values=values, sys_argv=[program, *argv]
-    )
-    define(values)
+    """``--config=FILE[:OPTIONS] [--config.KEY=VALUE ...]`` as ``.config``, checked and complete,
+    beside the flags that ``define`` adds.
+    """
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
     if not path:
         raise UserError(
             f"{program} needs --config=FILE[:OPTIONS], e.g. configs/autoencoder.py:size=tiny."
         )
-    if not Path(path.split(":", 1)[0]).is_file():
-        raise UserError(f"There is no config file {path.split(':', 1)[0]}.")
+    arguments = [program, *(a for a in argv if not a.startswith("--config="))]
+    config, values = _made_by(path), flags.FlagValues()
+    define(values)
+    _require_keys(arguments, config)
     try:
-        rest = values([program, *argv])
-    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-        raise UserError(_explain(error, argv, values)) from error
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        rest = values(arguments)
+    except _OF_VALUES as error:
+        raise UserError(_explain(error, arguments, config)) from error
     if len(rest) > 1:
-        raise UserError(f"{program} does not know what to do with {rest[1]!r}.")
+        raise UserError(f"{program} has no argument {rest[1]!r}.")
+    check(config)
+    values["config"].value = complete(config).lock()
     return values
 
 
-def _explain(error: Exception, argv: Sequence[str], values: flags.FlagValues) -> str:
-    """One sentence for a key that is not in the config, else what the parser said."""
-    path = next(a.split("=", 1)[1] for a in argv if a.startswith("--config="))
-    known = [f"config.{key}" for key in leaves(read(path))]
-    for argument in argv:
-        name = argument.removeprefix("--").split("=", 1)[0]
-        if name.startswith("config.") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean --{near[0]}?" if near else "see the config file for its keys."
-            return f"The config has no key {name}; {hint}"
-    return str(error).strip().splitlines()[0].rstrip(".") + "."
-
-
 def read(path: str) -> ConfigDict:
-    """The config of ``FILE[:ARGUMENT]`` without overrides."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", path, flag_values=values, sys_argv=["config"])
-    values(["config"])
-    return values.config
+    """The config of ``FILE[:OPTIONS]``, checked and complete."""
+    config = _made_by(path)
+    check(config)
+    return complete(config).lock()
+
+
+def _made_by(path: str) -> ConfigDict:
+    """What ``get_config`` of ``FILE[:OPTIONS]`` returns."""
+    file, *argument = path.split(":", 1)
+    if not Path(file).is_file():
+        raise UserError(f"There is no config file {file}.")
+    loader = SourceFileLoader(f"config_{Path(file).stem}", file)
+    module = ModuleType(loader.name)
+    module.__file__ = file
+    try:
+        loader.exec_module(module)
+        config = module.get_config(*argument)
+    except UserError:
+        raise
+    except Exception as error:
+        frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename == file]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        raise UserError(f"{file}{line}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config of {file} returns {config!r}; return a ConfigDict.")
+    return config
+
+
+# What the parsers of values and the ConfigDict raise.
+_OF_VALUES = (
+    *(flags.Error, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError),
+    *(SyntaxError, TypeError, ValueError),
+)
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+
+
+def _require_keys(arguments: Sequence[str], config: ConfigDict) -> None:
+    """Refuses overrides of keys that the config does not have, and of whole sections."""
+    known = leaves(config)
+    for name in (found[1] for found in map(_OVERRIDE.match, arguments) if found):
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = (
+                f"did you mean --config.{close[0]}?" if close else "the config file has its keys."
+            )
+            raise UserError(f"The config has no key config.{name}; {hint}")
+        found = _at(config, name)
+        if found and sections(found[0]):
+            first = next(key for key in known if key.startswith(f"{name}."))
+            raise UserError(
+                f"config.{name} is a section; set its keys, e.g. --config.{first}=VALUE."
+            )
+
+
+def _at(config: ConfigDict, name: str) -> tuple[Any, Key] | None:
+    kind = run_of(config)
+    return at(kind, config, name) if kind else None
+
+
+def _explain(error: Exception, arguments: Sequence[str], config: ConfigDict) -> str:
+    """One sentence: of a value of a wrong type what its key takes, else what the parser said."""
+    flag = re.match(r"flag --config\.([^=]*)=", str(error))
+    found = _at(config, flag[1]) if flag else None
+    if flag and found:
+        start = f"--config.{flag[1]}="
+        value = next((a.removeprefix(start) for a in arguments if a.startswith(start)), "")
+        return f"config.{flag[1]} is {shown(value)}; use {words(*found, value)}."
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".") + "."
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> list[str]:

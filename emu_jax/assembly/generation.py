@@ -13,15 +13,8 @@ from emu_jax.assembly.networks import module
 from emu_jax.assembly.streams import stream_spec
 from emu_jax.errors import UserError
 from emu_jax.nn.conditioner import Conditioner
-from emu_jax.nn.diffusion_transformer import DiffusionTransformer
-from emu_jax.nn.efficient_unet import EfficientUNet
+from emu_jax.nn.denoisers import DENOISERS
 from emu_jax.nn.functional import Network
-from emu_jax.nn.mmdit import MMDiT
-from emu_jax.nn.pixart import PixArt
-from emu_jax.nn.super_resolution import SuperResolutionTransformer
-from emu_jax.nn.token_transformer import TokenTransformer
-from emu_jax.nn.unet import UNet
-from emu_jax.nn.uvit import UVit
 from emu_jax.parallel.convolution import convolve_by
 from emu_jax.parallel.placement import Placement
 from emu_jax.process.gaussian import GaussianProcess
@@ -42,13 +35,13 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
     widths = {name: (encoder.width, encoder.pooled_width) for name, encoder in encoders.items()}
     arguments = dict(config.conditioner, encoders=widths, width=config.conditioner.width or None)
     conditioner = partial(module, Conditioner, arguments)
-    told = nnx.eval_shape(lambda: conditioner(nnx.Rngs(0)))
-    low, read_by = make_low_resolution(config, codec)
-    frozen |= read_by
+    outputs = nnx.eval_shape(lambda: conditioner(nnx.Rngs(0)))
+    low, low_codec = make_low_resolution(config, codec)
+    frozen |= low_codec
     side = max(map(max, stream_spec(config).shapes())) // codec.factor
     process = make_process(config.process, codec)
     denoiser = make_denoiser(
-        *(config.denoiser, codec, process, side, told.context_width, told.vector_width),
+        *(config.denoiser, codec, process, side, outputs.context_width, outputs.vector_width),
         *(low, on),
     )
     return Generation(
@@ -68,8 +61,8 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
 
 
 def make_low_resolution(config: ConfigDict, codec: Codec) -> tuple[Low | None, dict[str, Frozen]]:
-    """What a super-resolution stage is told, and the codec to freeze that reads it, where it is
-    tokens; configs of other families have no such section.
+    """The low-resolution input of a super-resolution stage, and its frozen codec where it consists
+    of tokens. Configs of other families have no such section.
     """
     section = config.get("low_resolution")
     if not section or not section.factor:
@@ -78,14 +71,14 @@ def make_low_resolution(config: ConfigDict, codec: Codec) -> tuple[Low | None, d
         low_codec, frozen = make_codec(config[LOW_CODEC], LOW_CODEC)
         if not isinstance(low_codec, TokenCodec):
             raise UserError(
-                f"{LOW_CODEC} gives no tokens, which are what a super-resolution stage of tokens "
-                "reads: name a vector-quantised autoencoder's run."
+                f"{LOW_CODEC}.path {config[LOW_CODEC].path} has no codebook: a super-resolution "
+                "stage for tokens needs the run of a vector-quantized autoencoder."
             )
-        return LowTokens(low_codec, **section), frozen
+        return LowTokens(low_codec, section.factor), frozen
     if codec.factor != 1:
         raise UserError(
-            "Super-resolution (low_resolution.factor) is for pixels, codec.kind=identity, or for "
-            "tokens."
+            f"low_resolution.factor is {section.factor}, but super-resolution works on pixels "
+            "(codec.kind=identity) or tokens: set it to 0."
         )
     arguments = section.to_dict()
     schedule = arguments.pop("schedule", "")
@@ -103,66 +96,57 @@ def make_denoiser(
     low: Low | None,
     on: Placement,
 ) -> Network:
-    """``side``: positions along the longest side of a picture; ``context_width``: of the text that
-    it is given, which a U-Net whose section says another width projects to that.
+    """The denoiser of a config's ``denoiser`` section.
+
+    ``side`` is the number of positions along the longest side of an image. ``context_width`` is the
+    width of the conditioner's text states; a section with a ``context_width`` of its own projects
+    them to that.
     """
-    arguments = section.to_dict()
-    kind = arguments.pop("kind")
+    arguments = {key: value for key, value in section.to_dict().items() if value is not None}
+    name = arguments.pop("kind")
     arguments |= {
         "text_width" if "context_width" in arguments else "context_width": context_width,
         "vector_width": vector_width or None,
         "constrain": on.constrain,
         "attend": on.attend,
+        "gather": on.gather,
     }
-    data = "tokens" if isinstance(codec, TokenCodec) else "continuous data"
     if isinstance(codec, TokenCodec):
+        data = "coarse tokens" if isinstance(low, LowTokens) else "tokens"
         arguments["codes"] = codec.codes
         if isinstance(low, LowTokens):
-            kinds = {"super_resolution_transformer": SuperResolutionTransformer}
-            data = "tokens to be drawn from coarser ones"
             low_side = side * codec.factor // low.scale
-            arguments |= {"side": side, "low_codes": low.codec.codes, "low_side": low_side}
-        else:
-            kinds = {"token_transformer": TokenTransformer, "uvit": UVit}
-            if kind == "token_transformer":
-                arguments["side"] = side
+            arguments |= {"low_codes": low.codec.codes, "low_side": low_side}
     else:
-        if kind in ("unet", "efficient_unet", "pixart", "mmdit"):
-            arguments["gather"] = on.gather
-        kinds = {
-            "unet": UNet,
-            "efficient_unet": EfficientUNet,
-            "transformer": DiffusionTransformer,
-            "pixart": PixArt,
-            "mmdit": MMDiT,
-        }
-        channels = codec.row(side, side)[-1]
+        data, channels = "continuous", codec.row(side, side)[-1]
         assert isinstance(process, GaussianProcess)
-        arguments |= {
-            "in_channels": 2 * channels if low else channels,
-            "out_channels": process.channels(channels),
-        }
-        if low:
-            arguments["level"] = True
-    if kind not in kinds:
+        arguments["in_channels"] = 2 * channels if low else channels
+        arguments["out_channels"] = process.channels(channels)
+    kinds = {name: kind for name, kind in DENOISERS.items() if kind.data == data}
+    if name not in kinds:
         raise UserError(
-            f"denoiser.kind is one of {', '.join(kinds)} for this codec, which gives {data}, "
-            f"not {kind!r}."
+            f"denoiser.kind is {name!r}; use one of {', '.join(kinds)} for this codec and stage "
+            f"({data})."
         )
-    build = partial(module, kinds[kind], arguments)
+    kind = kinds[name]
+    if kind.side:
+        arguments["side"] = side
+    if low and kind.level:
+        arguments["level"] = True
+    build = partial(module, kind.module, arguments)
     return Network(lambda rngs: convolve_by(on.convolve, build(rngs)))
 
 
 def make_process(section: ConfigDict, codec: Codec) -> GaussianProcess | MaskingProcess:
-    """Noise, or, where ``process.kind`` says so, masks."""
+    """The corruption process: Gaussian noise, or masks for ``process.kind`` = "masking"."""
     arguments = section.to_dict()
     kind = arguments.pop("kind", "gaussian")
     masks = look_up(PROCESSES, kind, "process.kind") is MaskingProcess
     if masks != isinstance(codec, TokenCodec):
         given = "tokens" if isinstance(codec, TokenCodec) else "no tokens"
         raise UserError(
-            f"process.kind {kind} does not fit codec.path, whose codec gives {given}: masking is "
-            "for a vector-quantised autoencoder, gaussian for any other."
+            f"process.kind is {kind!r}, but the codec gives {given}: use masking with a "
+            "vector-quantized autoencoder and gaussian with any other codec."
         )
     if isinstance(codec, TokenCodec):
         return MaskingProcess(codec.codes)
@@ -174,6 +158,7 @@ def make_process(section: ConfigDict, codec: Codec) -> GaussianProcess | Masking
 
 
 def make_sampling(section: ConfigDict, process: GaussianProcess | MaskingProcess) -> Sampling:
+    """The sampling settings of a config, for a process."""
     arguments = section.to_dict()
     arguments.pop("previews")
     name, temperature = arguments.pop("sampler"), arguments.pop("temperature", 0.0)
@@ -182,7 +167,7 @@ def make_sampling(section: ConfigDict, process: GaussianProcess | MaskingProcess
     sampler = make_sampler(name, process, temperature=temperature)
     if arguments.get("threshold", "none") != "none" or arguments.get("guidance_rescale"):
         raise UserError(
-            "Tokens have no range to keep to and no spread to restore: leave sampling.threshold at "
-            "none and sampling.guidance_rescale at 0."
+            "sampling.threshold and sampling.guidance_rescale do not apply to tokens: leave them "
+            "at none and 0."
         )
     return Sampling(sampler, **arguments)

@@ -24,7 +24,7 @@ from emu_jax.evaluation.memorisation import copy_bound, descriptors
 from emu_jax.evaluation.metrics import Probe
 from emu_jax.evaluation.prompts import kept_prompts
 from emu_jax.evaluation.references import Sets
-from emu_jax.nn.contrastive import Seen
+from emu_jax.nn.contrastive import ImageEmbedding
 from emu_jax.parallel.placement import ONE_DEVICE
 
 SHIPPED = "builtin:judge_64"
@@ -58,7 +58,7 @@ class Judge:
         one = jax.numpy.ones((1, 1))
         return float(self._task.model(self._params, one, one, method="logits")[0, 0])
 
-    def embed_images(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Seen:
+    def embed_images(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> ImageEmbedding:
         """Embeddings [n, d] and features [n, f]; pictures of another size are resized (Lanczos)."""
         seen = [
             self._embed_images(self._params, batch)

@@ -24,16 +24,18 @@ def locate(path: str) -> str:
     """``builtin:NAME`` as the folder of the shipped weights; any other path as it is."""
     if not path.startswith("builtin:"):
         return path
-    folder = WEIGHTS / path.removeprefix("builtin:")
-    if not folder.is_dir():
-        names = ", ".join(sorted(f"builtin:{f.name}" for f in WEIGHTS.glob("*/")))
+    shipped = {f"builtin:{folder.name}": folder for folder in WEIGHTS.glob("*/")}
+    if path not in shipped:
+        names = ", ".join(sorted(shipped))
         raise UserError(f"No weights called {path} come with emu_jax; there are {names or 'none'}.")
-    return str(folder)
+    return str(shipped[path])
 
 
-def open_model(path: str, dtype: Any = np.float32) -> Model:
+def open_model(path: str, dtype: Any = np.float32, chain: tuple[str, ...] = ()) -> Model:
     """:func:`load_model` of what ``path`` names; a run that trained an adapter is laid
     over its base, in fp32, and is then a model like any other.
+
+    ``chain``: the adapters whose base this is; one of them again is an error.
 
     Raises:
       UserError: the base is not there any more, or is not the one the adapter was trained on.
@@ -43,8 +45,10 @@ def open_model(path: str, dtype: Any = np.float32) -> Model:
     adapters = make_adapters(config)
     if not adapters:
         return model
+    if path in chain:
+        raise UserError(f"{path} is an adapter of itself: its config was changed, export it again.")
     try:
-        base = open_model(config.init_from)
+        base = open_model(config.init_from, chain=(*chain, path))
     except UserError as error:
         raise UserError(f"{path} is an adapter of {config.init_from}. {error}") from error
     if base.fingerprint != model.meta["frozen"][BASE]["fingerprint"]:

@@ -1,7 +1,6 @@
 """Small helpers for the modules here: networks from arguments, frozen networks from arrays."""
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,11 +22,6 @@ def module(kind: Callable, arguments: Mapping[str, Any], rngs: nnx.Rngs) -> Any:
 def frozen_arrays(source: str, params: Mapping[str, Any]) -> Frozen:
     shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in params.items()}
     return Frozen(source, fingerprint_params(params), shapes, lambda: iter(params.items()))
-
-
-def is_planned(path: str) -> bool:
-    """Whether a config file stands where a model would."""
-    return Path(path.split(":")[0]).suffix == ".py"
 
 
 def untrained(key: str, path: str) -> Callable[[], Iterator[tuple[str, np.ndarray]]]:

@@ -17,7 +17,8 @@ from emu_jax.assembly.autoencoding import make_autoencoding
 from emu_jax.assembly.contrastive import make_contrastive
 from emu_jax.assembly.generation import make_generation
 from emu_jax.assembly.models import open_model
-from emu_jax.assembly.networks import is_planned, untrained
+from emu_jax.assembly.networks import untrained
+from emu_jax.checkpoint.paths import is_config_file
 from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
@@ -89,7 +90,7 @@ def adapted_base(config: ConfigDict, shapes: Mapping[str, jax.ShapeDtypeStruct])
         raise UserError(
             "init_skip starts parameters anew, which lora.rank would leave so: set one of the two."
         )
-    if is_planned(source):
+    if is_config_file(source):
         return Frozen(source, "none", shapes, untrained("init_from", source), dtype)
     model = open_model(source)
     found = relaid(model.params, shapes)

@@ -19,6 +19,7 @@ from emu_jax.assembly.adapters import make_lora
 from emu_jax.assembly.models import locate, open_model
 from emu_jax.checkpoint.adapters import FILE, write_adapter
 from emu_jax.checkpoint.export import Model, load_model, save_model
+from emu_jax.checkpoint.paths import absolute_paths
 from emu_jax.checkpoint.safetensors_io import cast_floats
 from emu_jax.errors import UserError
 from emu_jax.interop import components, deepfloyd, pipelines, single_file
@@ -59,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
     # Where the data lay on the machine that trained is nobody else's business.
     for place in ("data_dir", "cache_dir"):
         model.config.get("data", {}).pop(place, None)
+    absolute_paths(model.config)
     recorded = ("step", "seed", "frozen", "chosen", "source")
     meta = {name: model.meta[name] for name in recorded if name in model.meta}
     save_model(arguments.out, kept, model.config, meta, dtype)

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emu_jax.assembly import haystack
-from emu_jax.assembly.config import defaults
+from emu_jax.assembly import stages
+from emu_jax.assembly.schema import section
+from emu_jax.assembly.sections.runs import Run
 from emu_jax.checkpoint.export import save_model
 from emu_jax.checkpoint.huggingface import find_pipeline
 from emu_jax.errors import UserError
@@ -101,7 +102,7 @@ def _import_generator(source: components.Parts, out: Path, arguments: argparse.N
 
 def generator_config(sections: Mapping[str, Any], compute_dtype: str) -> dict[str, Any]:
     """A generation config that draws as it is, and trains once it is given data."""
-    config = defaults()
+    config = section(Run)
     config.task = "generation"
     config.compute_dtype = compute_dtype
     config.drop_text = 0.1
@@ -117,9 +118,9 @@ def generator_config(sections: Mapping[str, Any], compute_dtype: str) -> dict[st
         **dict(steps=25, guidance_scale=5.0 if pooled else 7.5, guidance_rescale=0.0, previews=16),
         **sections["sampling"],
     }
-    config.groups = haystack.generator(learning_rate=1e-5, schedule="constant", warmup=100)
+    config.groups = stages.generator(learning_rate=1e-5, schedule="constant", warmup=100)
     if config.denoiser.kind == "mmdit":
-        config.groups.generator.pattern = haystack.MMDIT
+        config.groups.generator.pattern = stages.MMDIT
     config.data.image_size = sections["image_size"]
     found = config.to_dict()
     for place in ("data_dir", "cache_dir"):  # nobody else's business

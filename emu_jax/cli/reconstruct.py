@@ -142,6 +142,7 @@ def _autoencoder(
     config = ConfigDict(model.config)
     if config.get("task") != "autoencoding":
         raise UserError(f"{name} is no autoencoder: its task is {config.get('task')}.")
+    config.loss.perceptual_weight = 0.0  # no loss is computed: its weights are not needed
     task = make_autoencoding(config, ONE_DEVICE)
     own = {k: v for k, v in model.params.items() if k.startswith("autoencoder/")}
     # What is not a network's is the task's state: a codebook, say.

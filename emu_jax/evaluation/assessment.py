@@ -31,7 +31,7 @@ from emu_jax.evaluation.metrics import (
     statistic_interval,
     top_k,
 )
-from emu_jax.nn.contrastive import Seen
+from emu_jax.nn.contrastive import ImageEmbedding
 
 _MARGIN = 0.1  # of a probability: less is a tie
 _LUMA = np.array([0.2126, 0.7152, 0.0722])  # of R, G and B as they are stored (Rec. 709)
@@ -74,7 +74,9 @@ class Assessment:
         return self.finish > 0.5
 
 
-def assess(images: Sequence[UInt8[np.ndarray, "h w 3"]], seen: Seen, by: Yardstick) -> Assessment:
+def assess(
+    images: Sequence[UInt8[np.ndarray, "h w 3"]], seen: ImageEmbedding, by: Yardstick
+) -> Assessment:
     """``images[i]`` was drawn for ``by.prompts[i]``; ``seen`` is what the judge made of it."""
     features = np.asarray(seen.features, np.float64)
     similarity = np.asarray(seen.embedding, np.float64) @ np.asarray(by.texts, np.float64).T

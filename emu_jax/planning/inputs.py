@@ -1,5 +1,6 @@
-"""The inputs of a training step as shapes: the batch and the frozen networks; and made-up arrays of
-these shapes, for a machine without data sets or weights."""
+"""The shapes of a training step's inputs (the batch and the frozen networks), and synthetic arrays
+of these shapes for a machine without data sets or weights.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +37,7 @@ def training_batch(
     cached_latents: bool = False,
     cached_text: bool = False,
 ) -> dict[str, Shapes]:
-    """A batch of every training stream, in the squarest of its buckets (no other is larger)."""
+    """A batch of every training stream in its bucket nearest to a square (no other is larger)."""
     return {
         name: abstract_batch(_rows(rows, specs[name], frozen, cached_latents, cached_text), mesh)
         for name, rows in task.streams.items()
@@ -77,12 +78,13 @@ def _rows(
 
 
 def synthetic(shapes: Shapes, key: jax.Array, scale: float = 1.0) -> Any:
-    """Arrays for a tree of ShapeDtypeStructs, made where they lie: noise for pixels and floats (of
-    these N(0, scale^2)), true for masks, 0 for every other number (token ids among them)."""
+    """Arrays for a tree of ShapeDtypeStructs, created in their shardings: uniform noise for pixels,
+    N(0, scale^2) for floats, True for masks, and 0 for all other numbers such as token ids.
+    """
     leaves, tree = jax.tree.flatten(shapes)
 
     def fill(i: int, x: jax.ShapeDtypeStruct) -> jax.Array:
-        # A program for each kind of array: one of all of them compiles for minutes.
+        # One program per shape: a single program for all arrays takes minutes to compile.
         program = jax.jit(_fill, static_argnums=(2, 3), out_shardings=x.sharding)
         return program(jax.random.fold_in(key, i), scale, x.shape, np.dtype(x.dtype))
 

@@ -1,9 +1,9 @@
-"""Any task with a frozen base and adapters that train: low-rank factors, a text adapter, a control
+"""Any task with a frozen base and trained adapters: low-rank factors, a text adapter, a control
 network.
 
-The parameters of this task are the adapters' only, so the optimizer, the average and the
-checkpoints are as small as the adapters. The base is one more frozen network, which a checkpoint
-records by path and fingerprint.
+The parameters of this task are those of the adapters only, so the optimizer state, the average and
+the checkpoints are as small as the adapters. The base is one more frozen network, which a
+checkpoint records by path and fingerprint.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,12 +23,12 @@ BASE = "base"
 
 
 class Adapter(Protocol):
-    """Parameters that change a base: into its own (low-rank factors), or beside them (a network
-    that the task reads under paths of its own).
+    """Parameters that adapt a base: merged into the base's parameters (low-rank factors), or added
+    to them under paths of their own (a network that the task uses in addition).
     """
 
     def init(self, key: jax.Array, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
-        """Fresh parameters for a base of these shapes; with them the base computes what it did."""
+        """Fresh parameters for a base of these shapes. They leave the base's output unchanged."""
         ...
 
     def merged(self, base: Params, adapter: Params) -> Params:
@@ -40,7 +40,7 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Adapted(Task):
-    """``task`` with ``adapters`` laid over ``frozen["base"]`` one after the other.
+    """``task`` with ``adapters`` applied to ``frozen["base"]`` one after the other.
 
     ``frozen`` holds the base and the frozen networks of ``task``; ``groups`` match paths of the
     adapters.
@@ -75,8 +75,8 @@ class Adapted(Task):
             taken = sorted(params.keys() & found.keys())
             if taken:
                 raise UserError(
-                    f"The adapter {name} has a parameter {taken[0]} that another adapter has: give "
-                    "them different patterns."
+                    f"The adapter {name} has a parameter {taken[0]} that another adapter also has; "
+                    "give them different patterns."
                 )
             params |= found
         # Compiled, so that the base's fresh parameters are never made.

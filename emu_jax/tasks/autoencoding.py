@@ -1,21 +1,23 @@
-"""The autoencoder that gives generators their space (Emu's section 2.1; Muse's VQGAN).
+"""Training of the autoencoder whose latents or tokens a generator works on (section 2.1 of Emu;
+VQGAN in Muse).
 
-Two groups, updated in turn:
+Two groups are updated one after the other:
 
     autoencoder    L1 + w_p LPIPS + penalty + lambda(x') w_a (-D(x'))      (1)
     discriminator  hinge on D(x), D(x')                                    (2)
 
-x' = decode(z): for latent diffusion z is a draw from q(z | x) and the penalty w_kl KL, for masked
-generation z is the nearest codes and the penalty a commitment to them. lambda balances the
-adversarial gradient against the reconstruction's,
+x' = decode(z). For latent diffusion z is a sample from q(z | x) and the penalty is w_kl KL; for
+masked generation z is the nearest codes and the penalty is the commitment loss. lambda balances the
+adversarial gradient against the gradient of the reconstruction,
 
-    lambda = |d rec / d x'| / (|d adv / d x'| + 1e-6), clipped to [0, 100],
+    lambda = |d rec / d x'| / (|d adv / d x'| + 1e-6), clipped to [0, 100].               (3)
 
-both taken at the reconstructed pixels: latent diffusion takes them at the decoder's last layer,
-which costs another backward pass through it and ranks the two losses the same way.
+Both gradients are taken with respect to the reconstructed pixels. The latent diffusion paper takes
+them with respect to the decoder's last layer, which costs another backward pass through that layer
+and ranks the two losses in the same way.
 
-The mean and standard deviation of each Gaussian latent channel are measured once training is over
-and kept in the state, where a codebook lies too; a generator works on (z - shift) / scale.
+The mean and standard deviation of each Gaussian latent channel are measured after training and
+stored in the state, as a codebook is. A generator works on (z - shift) / scale.
 """
 
 from collections.abc import Iterable
@@ -50,8 +52,8 @@ STATISTICS_BATCHES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Autoencoding(Task):
-    """``discriminator`` None: equation (1) without its last term; ``lpips`` None: without its
-    second. ``quantizer`` None: a Gaussian bottleneck, its KL weighted by ``kl_weight``.
+    """Without ``discriminator`` equation (1) has no last term; without ``lpips`` it has no second
+    term. Without ``quantizer`` the bottleneck is Gaussian and ``kl_weight`` is w_kl.
 
     The L1 is a mean over pixels, the KL a sum over an image's latents (nats per image).
     """
@@ -89,7 +91,7 @@ class Autoencoding(Task):
         x = to_unit_range(context.batch[self.stream]["image"]).astype(self.compute_dtype)
         params = cast(context.params, self.compute_dtype)
         if group == "discriminator":
-            # The same posterior sample for both groups is not needed: a fresh one is as good.
+            # The groups do not need to share a posterior sample: a fresh one is as good.
             fake = jax.lax.stop_gradient(self._reconstruct(params, x, state, key)[0])
             return self._discriminator_loss(params, x, fake, state)
         fake, penalty, state, penalties = self._reconstruct(params, x, state, key)
@@ -164,7 +166,7 @@ class Autoencoding(Task):
         return {"l1": (jnp.sum(l1 * valid), count), "psnr": (jnp.sum(decibel * valid), count)}
 
     def preview(self, context: Context) -> dict[str, Array]:
-        """Images and their reconstructions in turn."""
+        """Images and their reconstructions, alternating."""
         image = context.batch[self.stream]["image"][:16]
         fake = to_pixels(self.reconstruct(context.params, to_unit_range(image), context.state))
         pairs = jnp.stack([image, fake], axis=1).reshape(-1, *image.shape[1:])
@@ -173,7 +175,7 @@ class Autoencoding(Task):
     def finish(self, context: Context, batches: Iterable[Batch]) -> Params:
         """Each latent channel's mean and standard deviation over the first training batches.
 
-        Codes need no measuring.
+        A codebook needs no statistics.
         """
         if self.quantizer:
             return context.state
@@ -202,7 +204,7 @@ class Autoencoding(Task):
     def reconstruct(
         self, params: Params, x: Float[Array, "b h w 3"], state: Params
     ) -> Float[Array, "b h w 3"]:
-        """Images in [-1, 1] encoded and decoded by their mean latents or their nearest codes."""
+        """Reconstructions of images in [-1, 1] from the mean latents or the nearest codes."""
         network = cast(subtree(params, "autoencoder"), self.compute_dtype)
         moments = self.autoencoder(network, x.astype(self.compute_dtype), method="encode")
         z = self.bottleneck.settled(moments, state)
@@ -210,7 +212,7 @@ class Autoencoding(Task):
 
 
 def psnr(mse: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1]."""
+    """Peak signal-to-noise ratio in dB of images in [-1, 1]."""
     return 10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))
 
 

@@ -36,7 +36,7 @@ Metrics = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that are updated together.
+    """Parameters that are updated together by one optimizer.
 
     ``pattern`` is a regular expression matched at the start of a path. The group is updated at the
     steps n >= ``first_step`` with n mod ``every`` = ``phase``. ``ema_decay`` None keeps no average.
@@ -81,7 +81,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A network that is used and not trained. A checkpoint names it by source and fingerprint only.
+    """A network that is used but not trained. A checkpoint records its source and fingerprint only.
 
     ``shapes`` lists its parameters; ``tensors`` streams them as (path, array) pairs, so that a
     network larger than one host's memory can be placed into its shards one tensor at a time.
@@ -172,8 +172,8 @@ class Task(ABC):
         """(parameters, state). Under ``jax.eval_shape`` it gives the shapes."""
 
     def prepare(self, frozen: Mapping[str, Params] | None) -> Self:
-        """The task with everything that takes the weights of frozen networks, such as the null
-        conditioning. ``None``: zeros in its place, enough to plan or to time a step.
+        """The task with everything that is computed from frozen networks, such as the null
+        conditioning. With ``frozen`` None that is zeros, which is enough to plan or to time a step.
         """
         return self
 
@@ -212,7 +212,7 @@ def encoders_of(task: Task) -> dict[str, TextEncoder]:
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """Every floating-point leaf in ``dtype``: so fp32 masters are gathered as bf16 weights."""
+    """Casts every floating-point leaf, so that fp32 master parameters are gathered as bf16."""
     return jax.tree.map(
         lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
     )

@@ -1,16 +1,16 @@
-"""The judge: an image tower and a text tower trained to tell which caption is whose picture's.
+"""The judge: an image tower and a text tower trained to match images with captions.
 
-With unit vectors u_i of the pictures and w_j of their captions, both towers minimise (Radford et
-al. 2021)
+With unit embeddings u_i of the images and w_j of their captions, and a learned scale s, both towers
+minimize (Radford et al. 2021)
 
     (CE(s u w^T, diagonal) + CE(s w u^T, diagonal)) / 2                                     (1)
 
-Two rows of a batch may show the same thing. Where the frozen encoder finds two captions all but
-equal (cosine above ``same_text``), they are no counter-examples to each other and their pair is
-left out of (1).
+Two rows of a batch may have the same content. If the frozen encoder's embeddings of two captions
+are nearly equal (cosine above ``same_text``), the rows are not negatives of each other and the pair
+is left out of (1).
 
-The judge will look at generated pictures, so it is trained on moved, resized, recoloured, blurred
-and noisy ones.
+The judge is used on generated images, so it is trained with augmentations: random translation,
+scale, color, blur and noise.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, UInt8
 
-from emu_jax.nn.contrastive import Seen
+from emu_jax.nn.contrastive import ImageEmbedding
 from emu_jax.nn.functional import Network, Params
 from emu_jax.tasks.base import (
     Context,
@@ -39,7 +39,7 @@ from emu_jax.text.encoder import TextEncoder
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(Task):
-    """``encoders`` has the one text encoder whose pooled vector the text tower reads.
+    """``encoders`` holds one text encoder, whose pooled vector is the input of the text tower.
 
     ``zoom``, ``shift``, ``colour``, ``blur`` and ``noise`` are the strengths of the augmentations.
     """
@@ -63,7 +63,7 @@ class Contrastive(Task):
         return self.model.init(key), {}
 
     def loss(self, group: str, context: Context) -> Loss:
-        """Equation (1), and the share of captions that come first for their image."""
+        """Equation (1), and the share of images whose own caption ranks first."""
         rows = context.batch[self.stream]
         image = self.augment(context.key, to_unit_range(rows["image"]))
         valid = jnp.ones(image.shape[0], bool)
@@ -71,7 +71,7 @@ class Contrastive(Task):
         return Loss(jnp.mean(losses), context.state, {"top1": jnp.mean(right)})
 
     def validate(self, context: Context) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Equation (1), and the share of captions that come first, both within the batch."""
+        """Equation (1), and the share of images whose own caption ranks first, within the batch."""
         rows = context.batch[self.stream]
         image, valid = to_unit_range(rows["image"]), rows["valid"]
         losses, right = self._pairs(context.params, context.frozen, rows, image, valid)
@@ -83,24 +83,24 @@ class Contrastive(Task):
         image = to_unit_range(context.batch[self.stream]["image"][:16])
         return {"augmented": to_pixels(self.augment(context.key, image))}
 
-    def embed_images(self, params: Params, image: UInt8[Array, "b h w 3"]) -> Seen:
-        """Embedding and features of pictures as they are."""
+    def embed_images(self, params: Params, image: UInt8[Array, "b h w 3"]) -> ImageEmbedding:
+        """Embeddings and features of images, without augmentation."""
         return self._embed_images(params, to_unit_range(image))
 
     def embed_texts(
         self, params: Params, frozen: Mapping[str, Params], rows: Rows
     ) -> Float[Array, "b d"]:
-        """The texts' embeddings, from tokens or cached states."""
+        """Embeddings of the texts, from tokens or from cached encoder outputs."""
         return self._embed_pooled(params, self._pooled(frozen, rows))
 
     def augment(self, key: jax.Array, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        """Random size, place, colour, sharpness and noise of each picture, drawn one by one."""
+        """Random scale, translation, color, blur and noise, drawn independently for each image."""
         return jax.vmap(self._augment_one)(jax.random.split(key, x.shape[0]), x)
 
     def _augment_one(self, key: jax.Array, x: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
         k_zoom, k_shift, k_gain, k_offset, k_blur, k_noise, k_level = jax.random.split(key, 7)
         h, w, _ = x.shape
-        # What comes into the picture at the edges is the colour of its corner.
+        # The area that moves into the image at its edges has the color of the corner pixel.
         background = x[0, 0]
         zoom = jnp.exp(jax.random.uniform(k_zoom, (), minval=-self.zoom, maxval=self.zoom))
         shift = jax.random.uniform(k_shift, (2,), minval=-self.shift, maxval=self.shift)
@@ -131,10 +131,12 @@ class Contrastive(Task):
         image: Float[Array, "b h w 3"],
         valid: Bool[Array, "b"],
     ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
-        """Each row's loss by (1), and whether its own caption comes first; padding is left out."""
+        """Each row's loss (1), and whether its own caption ranks first; padding rows do not count
+        as negatives.
+        """
         pooled = self._pooled(frozen, rows)
-        seen = self._embed_images(params, image).embedding
-        logits = self.model(params, seen, self._embed_pooled(params, pooled), method="logits")
+        embedding = self._embed_images(params, image).embedding
+        logits = self.model(params, embedding, self._embed_pooled(params, pooled), method="logits")
         direction = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
         own = jnp.eye(len(pooled), dtype=bool)
         counted = (direction @ direction.T <= self.same_text) & valid[:, None] & valid[None, :]
@@ -144,7 +146,7 @@ class Contrastive(Task):
         losses = (cross_entropy(logits, label) + cross_entropy(logits.T, label)) / 2
         return losses, (jnp.argmax(logits, 1) == label).astype(jnp.float32)
 
-    def _embed_images(self, params: Params, image: Float[Array, "b h w 3"]) -> Seen:
+    def _embed_images(self, params: Params, image: Float[Array, "b h w 3"]) -> ImageEmbedding:
         network = cast(params, self.compute_dtype)
         return self.model(network, image.astype(self.compute_dtype), method="embed_image")
 

@@ -6,7 +6,7 @@ Latent diffusion, pixel diffusion and masked generation differ only in the parts
 codec and the text encoders are frozen; the denoiser and the conditioner (projections of the
 encoders' outputs) train. A super-resolution stage is conditioned on a low-resolution image as well.
 
-Sampling is made of pieces that other tasks use one by one:
+Sampling is composed of methods that other tasks also call separately:
 
     conditions = task.condition(params, encoded, sizes)
     denoise    = task.guided(params, conditions, null_conditions)   # classifier-free guidance
@@ -60,9 +60,9 @@ Conditions = dict[str, Array]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn: a sampler, its steps and their spacing, classifier-free guidance.
+    """How images are sampled: a sampler, its steps and their spacing, classifier-free guidance.
 
-    ``guidance_ramp``: the guidance scale rises from 1 to its value in the course of sampling.
+    ``guidance_ramp``: the guidance scale rises from 1 to its value during sampling.
     ``threshold`` keeps every predicted x0 within the range of pixels (``process.guidance``); the
     dynamic one uses the quantile ``threshold_quantile``, which is itself limited to
     ``threshold_limit`` (0: no limit).
@@ -260,7 +260,7 @@ class Generation(Task):
         null: Conditions | None,
         sampling: Sampling | None = None,
     ) -> Denoise:
-        """``denoise(x, t)`` under classifier-free guidance away from ``null``; None: none."""
+        """``denoise(x, t)`` with classifier-free guidance away from ``null``, without if None."""
         sampling = sampling or self.sampling
 
         def network(x: Array, t: Array, conditions: Conditions) -> Array:
@@ -288,7 +288,7 @@ class Generation(Task):
         shape: tuple[int, int],
         sampling: Sampling | None = None,
     ) -> Data:
-        """Clean data of ``shape`` from the process's prior, one row a key."""
+        """Clean data of ``shape``, sampled from the process's prior; one row per key."""
         sampling = sampling or self.sampling
         start = self.process.prior(keys, (len(keys), *self.codec.row(*shape)))
         return sample(
@@ -310,7 +310,7 @@ class Generation(Task):
     def latents(
         self, frozen: Mapping[str, Params], image: UInt8[Array, "b H W 3"]
     ) -> dict[str, Array]:
-        """Moments, and the low-resolution tokens where a stage enlarges tokens."""
+        """Moments, and the low-resolution tokens if the stage is conditioned on tokens."""
         x = to_unit_range(image)
         found = {"moments": self.codec.moments(frozen.get("codec", {}), x)}
         return found | (self.low.latents(frozen, x) if self.low else {})
@@ -327,7 +327,7 @@ class Generation(Task):
         return Latents(self.latents, ("codec", *networks), made_from)
 
     def _encoded(self, frozen: Mapping[str, Params], rows: Rows) -> Rows:
-        """The rows with their latents, computed where no cache has given them."""
+        """The rows with their latents, computed unless a cache has provided them."""
         return rows if "moments" in rows else rows | self.latents(frozen, rows["image"])
 
     def clean(self, frozen: Mapping[str, Params], rows: Rows, key: jax.Array) -> Data:

@@ -1,8 +1,8 @@
 """The whole training step as one function of (state, frozen networks, batch).
 
 For each group in order: loss and gradient (accumulated over micro-batches), optimizer update, EMA.
-All randomness comes from ``fold_in(seed, step)``, so a resumed run draws the numbers that the
-unbroken run would have drawn.
+All randomness comes from ``fold_in(seed, step)``, so a resumed run draws the same random numbers as
+an uninterrupted run.
 
 A group whose loss or gradient is not finite keeps its parameters, optimizer state, EMA and the
 task's state, and so do the groups after it; the step is counted as skipped.
@@ -22,7 +22,7 @@ from emu_jax.parallel.sharding import replicated
 from emu_jax.tasks.base import Batch, Context, Group, Loss, Metrics, Task
 from emu_jax.training.state import TrainState
 
-# Named scopes, by which a profile finds these parts of the step.
+# Named scopes that identify these parts of the step in a profile.
 OPTIMIZER, EMA = "optimizer", "ema"
 Step = Callable[[TrainState, Mapping[str, Params], Batch], tuple[TrainState, Metrics]]
 

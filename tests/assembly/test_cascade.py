@@ -155,9 +155,9 @@ def test_super_resolution_is_for_pixels(generator_run):
     config.codec = dict(kind="autoencoder", path="builtin:autoencoder_64")
     with pytest.raises(UserError, match="is for pixels"):
         make_task(config)
-    with pytest.raises(UserError, match="part=super_1024 is of size=imagen"):
+    with pytest.raises(UserError, match="part=super_1024 is only available for size=imagen"):
         read(f"{runs.ROOT}/configs/pixel_diffusion.py:size=tiny,part=super_1024")
     config = read(f"{runs.ROOT}/configs/pixel_diffusion.py:size=test")
     config.sampling.threshold = "hard"
-    with pytest.raises(UserError, match="threshold is none, static, dynamic, not 'hard'"):
+    with pytest.raises(UserError, match="threshold is 'hard'; use one of none, static, dynamic"):
         make_task(config)

@@ -140,7 +140,7 @@ def test_the_stages_of_the_large_sizes_follow_one_another():
     assert [c.init_from for c in configs] == ["", *(f"runs/emu_{n}" for n in (256, 512, 1024))]
     assert [c.data.image_size for c in configs] == [256, 512, 1024, 1024]
     assert [c.process.noise_offset for c in configs] == [0.0, 0.0, 0.02, 0.1]
-    with pytest.raises(UserError, match="resolution=256 is of the sizes sdxl and emu"):
+    with pytest.raises(UserError, match="resolution=256 is only available for size=sdxl"):
         read(f"{runs.ROOT}/configs/latent_diffusion.py:size=tiny,resolution=256")
     assert configs[-1].train.batch_size == 64 and configs[-1].train.steps <= 15_000
 
@@ -174,9 +174,10 @@ def test_muses_second_model_by_shape_alone():
     ("key", "value", "words"),
     [
         ("task", "drawing", "config.task is 'drawing'; use one of generation, autoencoding"),
-        ("codec.kind", "wavelet", "codec.kind is autoencoder or identity"),
+        ("codec.kind", "wavelet", "codec.kind is 'wavelet'; use autoencoder or identity"),
         ("codec.path", "builtin:nothing", "No weights called builtin:nothing"),
-        ("denoiser.kind", "mlp", "denoiser.kind is one of unet"),
+        ("denoiser.kind", "mlp", "denoiser.kind is 'mlp'; use one of unet"),
+        ("denoiser.kind", "uvit", "denoiser.kind is 'uvit'; use one of unet"),
         ("process.schedule", "sine", "process.schedule is 'sine'; use one of cosine"),
         ("sampling.sampler", "eluer", "sampling.sampler is 'eluer'"),
         ("groups.generator.optimizer.name", "sgd", "Unknown optimizer"),

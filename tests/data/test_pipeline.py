@@ -157,7 +157,7 @@ def test_selection():
         i for i in range(40) if i % 3 == 1
     }
     assert all(int(text.split()[1]) % 3 == 1 for text in Captions([part]).texts[1:])
-    with pytest.raises(UserError, match="No record of a is selected by 'width == 61'"):
+    with pytest.raises(UserError, match="No record of a matches 'width == 61'"):
         take(1, parts=[replace(part, select="width == 61")])
 
 
@@ -173,7 +173,7 @@ def test_sequential_stream_ends():
 def test_a_damaged_picture_is_named():
     source = Pictures("c", 9)
     source.data[4] = source.data[4][:50]
-    with pytest.raises(UserError, match=r"Picture 'c-4' of c cannot be read \(.*damaged"):
+    with pytest.raises(UserError, match=r"Image 'c-4' of c cannot be read \(.*damaged"):
         take(5, parts=[Selection(source)])
 
 
@@ -181,7 +181,7 @@ def test_a_damaged_picture_is_named():
     ("change", "message"),
     [
         ({"crop": "center"}, "'centre' or 'random'"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; use 1 or more"),
         ({"side": 30}, "multiple of the bucket step"),
     ],
 )
@@ -294,5 +294,5 @@ def test_worker_processes_of_a_module_main(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Picture 'k13' of flat cannot be read"), done.stdout
+    assert done.stdout.startswith("Image 'k13' of flat cannot be read"), done.stdout
     assert "Exception ignored" not in done.stderr, done.stderr

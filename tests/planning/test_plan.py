@@ -113,17 +113,18 @@ def test_a_step_that_does_not_fit_is_told_what_to_change():
     wide = plan(width=2**15)  # 24 GiB of weights, 6 a chip, and their gradients
     assert wide.memory is None
     assert re.fullmatch(
-        r"The step needs \d+\.\d of 15\.75 GiB a chip on v5e:2x2; .*: .*\.", wide.advice
+        r"The step needs \d+\.\d GiB per chip, but v5e:2x2 has 15\.75 GiB per chip; .*: .*\.",
+        wide.advice,
     )
 
 
 @pytest.mark.parametrize(
     ("held", "fsdp", "rows", "slices", "words"),
     [
-        (14, 4, 64, 1, "alone take 14.0: raise mesh.fsdp (4 now)"),
-        (14, 16, 64, 1, "alone take 14.0: take a larger topology"),
-        (5, 16, 64, 1, "each chip works on 4 pictures at once: lower train.batch_size, raise"),
-        (5, 16, 16, 1, "works on a single picture already: rematerialise"),
+        (14, 4, 64, 1, "alone take 14.0 GiB: raise mesh.fsdp (now 4)"),
+        (14, 16, 64, 1, "alone take 14.0 GiB: use a larger topology"),
+        (5, 16, 64, 1, "each chip processes 4 images at once: lower train.batch_size, raise"),
+        (5, 16, 16, 1, "already processes a single image: rematerialize"),
     ],
 )
 def test_advice_names_what_is_too_large(held, fsdp, rows, slices, words):
@@ -134,5 +135,6 @@ def test_advice_names_what_is_too_large(held, fsdp, rows, slices, words):
         "temporaries (40.51G) exceeds available HBM (15.75G).",
     ):
         advice = advise(error, topology, held * GIB, fsdp, rows)
-        assert advice.startswith("The step needs 40.5 of 15.75 GiB a chip on v5e:4x4; ")
+        start = "The step needs 40.5 GiB per chip, but v5e:4x4 has 15.75 GiB per chip; "
+        assert advice.startswith(start)
         assert words in advice and "\n" not in advice

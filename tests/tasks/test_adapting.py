@@ -115,7 +115,7 @@ def test_what_cannot_be_adapted_is_said():
         ("init_from", "", "needs init_from"),
         ("init_skip", "denoiser/", "set one of the two"),
         ("lora.pattern", "nothing/", "matches no kernel"),
-        ("lora.rank", -2, "from 1 on"),
+        ("lora.rank", -2, "lora.rank is -2; use 1 or more"),
     ):
         config = config_of("latent")
         section, _, name = key.rpartition(".")
