@@ -24,8 +24,9 @@ import jaxtyping
 
 jax.config.update("jax_platforms", "cpu")  # also where something imported jax first
 
-# Before emu_jax is imported: every call checks the shapes and dtypes that its annotations give.
-jaxtyping.install_import_hook("emu_jax", "typechecks.check")
+# Before emu_jax is imported: every call in these rooms checks the shapes and dtypes that its
+# annotations give.
+jaxtyping.install_import_hook(["emu_jax.process", "emu_jax.parallel"], "typechecks.check")
 
 
 @pytest.fixture(autouse=True)

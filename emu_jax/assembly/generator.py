@@ -222,7 +222,7 @@ class Generator(Drawer):
 
         def call(params: Params, key: jax.Array, t: jax.Array) -> jax.Array:
             sizes = jax.numpy.zeros((1, 6), np.int32)
-            conditions = task.condition(params, task.null_outputs, sizes) | more
+            conditions = task.condition(params, task.null_rows(1), sizes) | more
             x = task.process.prior(key, (1, *task.codec.row(side, side)))
             return task.denoise(params, x, t, conditions)
 

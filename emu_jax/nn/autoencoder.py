@@ -238,7 +238,7 @@ class SpatialAttention(Attention):
         return x + super().__call__(positions).reshape(x.shape)
 
 
-def fourier_features(x: Map, bands: int) -> Map:
+def fourier_features(x: Map, bands: int) -> Float[Array, "b h w d"]:
     """Equation (1): c channels become c (1 + 2 ``bands``): x, sines, cosines."""
     if not bands:
         return x

@@ -389,6 +389,4 @@ class Generation(Task):
         spatial = inputs.pop("spatial", None)
         if spatial is not None:
             x = jnp.concatenate([x, spatial.astype(x.dtype)], axis=-1)
-        context, mask, vector = (inputs.pop(name, None) for name in ("context", "mask", "vector"))
-        output = self.denoiser(network, x, timestep, context, mask, vector, **inputs)
-        return output.astype(jnp.float32)
+        return self.denoiser(network, x, timestep, **inputs).astype(jnp.float32)

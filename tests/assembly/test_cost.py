@@ -16,7 +16,7 @@ def test_a_picture_is_trained_on_by_a_forward_and_a_backward_pass():
     config = read(f"{runs.ROOT}/configs/pixel_diffusion.py:size=test,part=base")
     config.data.cache_text = True  # what is left is the denoiser
     config.train.batch_size = 2 * jax.device_count() + 1  # equal shares of it there are not
-    task, mesh = make_task(config), make_mesh()
+    task, mesh = make_task(config).prepare(None), make_mesh()
 
     def call(params, x, t):
         by = task.condition(params, task.null, jax.numpy.zeros((1, 6), int))
@@ -35,7 +35,7 @@ def test_a_codebook_is_counted():
     found = []
     for codes in (64, 128):
         config.quantizer.codes = codes
-        task, mesh = make_task(config), make_mesh()
+        task, mesh = make_task(config).prepare(None), make_mesh()
         found.append(training_flops(config, task, abstract_frozen(task, mesh), mesh))
     places = (config.data.image_size // autoencoder_factor(config)) ** 2
     times = (found[1] - found[0]) / (64 * 2 * config.latent_channels * places)

@@ -24,7 +24,7 @@ def test_shipped_weights_load_into_a_scanned_network():
     for scan in (False, True):
         config = ConfigDict(model.config)
         config.denoiser.scan = scan
-        task = make_task(config)
+        task = make_task(config).prepare(None)
         wanted = jax.eval_shape(task.init, jax.random.key(0))[0]
         assert any(SCANNED in path for path in wanted) == scan
         params = relaid(model.params, wanted)
@@ -33,7 +33,7 @@ def test_shipped_weights_load_into_a_scanned_network():
         }
         by = jax.jit(task.condition)(params, task.null, np.zeros((1, 6), np.int32))
         network = subtree(params, "denoiser")
-        outputs.append(np.asarray(jax.jit(task.denoiser)(network, x, t, *by[:3])))
+        outputs.append(np.asarray(jax.jit(task.denoiser)(network, x, t, **by)))
     assert np.std(outputs[0]) > 0.1
     np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)
 

@@ -56,7 +56,7 @@ def test_a_step_and_a_sampler(tmp_path, capsys):
     config = read(CONFIG.removeprefix("--config="))
     with config.ignore_type():
         config.update_from_flattened_dict(SMALL)
-    task = make_task(config)
+    task = make_task(config).prepare(None)
 
     def call(params, x, t):
         by = task.condition(params, task.null, jax.numpy.zeros((1, 6), int))
@@ -78,7 +78,7 @@ def test_a_step_and_a_sampler(tmp_path, capsys):
         ([CONFIG], "needs --out=DIR"),
         ([CONFIG, "--out=x", "--measure=speed"], "measure"),
         ([CONFIG, "--out=x", "--repeats=0"], "repeats"),
-        ([f"--config={runs.ROOT}/configs/judge.py:size=test", "--out=x"], "give --measure=train"),
+        ([f"--config={runs.ROOT}/configs/judge.py:size=test", "--out=x"], "use --measure=train"),
     ],
 )
 def test_what_cannot_be_timed_is_refused_in_one_sentence(arguments, words, capsys):

@@ -64,7 +64,7 @@ class Oracle(nnx.Module):
     def __init__(self, *, rngs):
         pass
 
-    def __call__(self, x, t, context, mask, vector, *, low):
+    def __call__(self, x, t, context, mask, vector=None, *, low):
         first, second = JOINT / JOINT.sum(1, keepdims=True), JOINT / JOINT.sum(2, keepdims=True)
         first = np.concatenate([first.swapaxes(1, 2), JOINT.sum(2)[:, None]], 1)  # [low, given, k]
         second = np.concatenate([second, JOINT.sum(1)[:, None]], 1)
@@ -226,7 +226,7 @@ class Marginal(nnx.Module):
     def __init__(self, *, rngs):
         pass
 
-    def __call__(self, x, t, context, mask, vector, *, low):
+    def __call__(self, x, t, context, mask, vector=None, *, low):
         low = low.repeat(x.shape[1] // low.shape[1], 1).repeat(x.shape[2] // low.shape[2], 2)
         return jnp.log(jnp.asarray(JOINT.sum(2)))[low]
 
