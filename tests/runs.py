@@ -100,7 +100,7 @@ def train(config: str, workdir: Path, data_dir: Path, *more: str) -> None:
     from emu_jax.cli.main import main
 
     with quick():
-        assert main(["train", *command(config, workdir, data_dir, *more)[3:]]) == 0
+        assert main(command(config, workdir, data_dir, *more)[3:]) == 0
 
 
 def environment(devices: int) -> dict[str, str]:

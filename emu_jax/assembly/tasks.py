@@ -1,8 +1,6 @@
 """From a config to its task, ready to run: the registry of tasks.
 
-A task outside this package is added by its config file, which registers what makes it:
-
-    TASKS["reward_weighted"] = make_reward_weighted
+A task outside this package is added by its config file, which calls :func:`register`.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +16,7 @@ from emu_jax.assembly.contrastive import make_contrastive
 from emu_jax.assembly.generation import make_generation
 from emu_jax.assembly.models import open_model
 from emu_jax.assembly.networks import untrained
+from emu_jax.assembly.sections import runs
 from emu_jax.checkpoint.paths import is_config_file
 from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.errors import UserError
@@ -35,12 +34,19 @@ TASKS: dict[str, Callable[[ConfigDict, Placement], Task]] = {
 }
 
 
+def register(
+    name: str, make: Callable[[ConfigDict, Placement], Task], schema: type[runs.Run]
+) -> None:
+    """Adds a task: what makes it from a config, and the keys of that config."""
+    TASKS[name], runs.TASKS[name] = make, schema
+
+
 def make_task(config: ConfigDict, on: Placement = ONE_DEVICE) -> Task:
     """The task of a config, on one device or as ``on`` says; ``prepare`` has not been called."""
     if config.task not in TASKS:
         raise UserError(
-            f"config.task is {config.task!r}; use one of {', '.join(TASKS)}, or import the module "
-            "that registers it in emu_jax.assembly.tasks.TASKS."
+            f"config.task is {config.task!r}; use one of {', '.join(TASKS)}, or import the file "
+            "that registers it."
         )
     task, adapters = TASKS[config.task](config, on), make_adapters(config)
     if not adapters:

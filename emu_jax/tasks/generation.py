@@ -163,7 +163,12 @@ class Generation(Task):
 
     def loss(self, group: str, context: Context) -> Loss:
         """Mean of the process's weighted loss over the batch."""
-        rows, key = self._encoded(context.frozen, context.batch[self.stream]), context.key
+        losses = self.losses(context, context.batch[self.stream])
+        return Loss(jnp.mean(losses), context.state)
+
+    def losses(self, context: Context, rows: Rows) -> Float[Array, " b"]:
+        """The process's weighted loss of each row."""
+        rows, key = self._encoded(context.frozen, rows), context.key
         k_latent, k_drop, k_process = jax.random.split(key, 3)
         x0 = self._window(key, self.clean(context.frozen, rows, k_latent))
         drop = jax.random.bernoulli(k_drop, self.drop_text, (x0.shape[0],))
@@ -174,7 +179,7 @@ class Generation(Task):
             low = self.low.from_clean(rows, x0)
             conditions |= self.low.training_conditions(jax.random.fold_in(key, _LOW), low)
         output = self.denoise(context.params, corrupted.x, corrupted.timestep_input, conditions)
-        return Loss(jnp.mean(self.process.loss(output, corrupted)), context.state)
+        return self.process.loss(output, corrupted)
 
     def validate(self, context: Context) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Loss with the text at stratified times: the mean, and by bin of t (0 = clean)."""
