@@ -48,7 +48,7 @@ def train(pictures, tmp_path):
     """Arguments of a training command on the small data set."""
 
     def arguments(*more: object, config="autoencoder", workdir=tmp_path / "new", data=pictures):
-        return ["train", *runs.command(config, workdir, data, *map(str, more))[3:]]
+        return runs.command(config, workdir, data, *map(str, more))[3:]
 
     return arguments
 

@@ -39,7 +39,7 @@ RATE = "--config.groups.generator.optimizer.learning_rate=0.05"
 
 def train(config, size, workdir, pictures, *more):
     """``runs.train`` of another variant of the test size."""
-    arguments = runs.command(config, workdir, pictures, *more)[3:]
+    arguments = runs.command(config, workdir, pictures, *more)[4:]
     arguments[0] = arguments[0].replace("size=test", size)
     assert main(["train", *arguments]) == 0
 
@@ -281,7 +281,7 @@ def test_what_does_not_fit_is_one_sentence(masked_run, vq_run, pictures, tmp_pat
     out = f"--out={tmp_path}"
     assert main(["sample", "a", f"--checkpoint={masked_run}", "--sampler=ddim", out]) == 2
     assert "sampling.sampler is 'ddim'; use one of parallel" in capsys.readouterr().err
-    arguments = runs.command("masked", tmp_path / "run", pictures)[3:]
+    arguments = runs.command("masked", tmp_path / "run", pictures)[4:]
     for more, words in (
         (f"--config.codec.path={vq_run} --config.process.kind=gaussian", "codec gives tokens"),
         ("--config.denoiser.kind=unet", "no key config.denoiser.depth of kind unet"),
