@@ -79,7 +79,7 @@ def test_it_is_planned_and_timed(config, tmp_path):
     out = tmp_path / "bench"
     timing = ["--measure=train", "--repeats=1", "--warmup=0", f"--out={out}"]
     assert main(["bench", config, *shapes, *timing]) == 0
-    assert json.loads((out / "bench.json").read_text())["train"]["images"] == 8
+    assert json.loads((out / "bench.json").read_text())["train"]["images"] == 8 + 4
     pytest.importorskip("libtpu")
     plan = ["--topology=v5e:2x2", f"--out={tmp_path / 'plan'}"]
     assert main(["plan", config, *shapes, *plan]) == 0

@@ -93,7 +93,7 @@ def make_family(name, folder, nursery, pictures):
 
 def untrained(folder, arguments):
     """A model of what a training command would train, with every parameter random."""
-    config, _ = load(arguments[3:], "emu-jax train")
+    config, _ = load(arguments[4:], "emu-jax train")
     rng, ones = np.random.default_rng(0), ("/scale", "latent/scale")
     params = {
         path: np.float32(path.endswith(ones) + 0.2 * rng.standard_normal(x.shape))

@@ -28,7 +28,7 @@ from emu_jax.planning.chips import peak_of
 from emu_jax.planning.flops import count_flops
 from emu_jax.planning.inputs import synthetic
 from emu_jax.tasks.adapting import BASE
-from emu_jax.tasks.base import Batch, Task
+from emu_jax.tasks.base import Batch, Task, images_in
 from emu_jax.training.state import TrainState, fresh_params, start_state
 from emu_jax.training.step import jit_step
 
@@ -135,7 +135,7 @@ def bench_step(
         return held, metrics
 
     seconds = _timed(call, warmup, repeats)
-    speed = _speed(jax.tree.leaves(batch)[0].shape[0], mesh, flops, compile_seconds, seconds)
+    speed = _speed(images_in(batch), mesh, flops, compile_seconds, seconds)
     return speed, held
 
 

@@ -15,7 +15,7 @@ from emu_jax.planning.chips import GIB, Topology
 from emu_jax.planning.cost import Spent, spent
 from emu_jax.planning.hlo import read_program
 from emu_jax.planning.traffic import Traffic, traffic
-from emu_jax.tasks.base import Batch, Task
+from emu_jax.tasks.base import Batch, Task, images_in
 from emu_jax.training.state import TrainState
 from emu_jax.training.step import jit_step
 
@@ -94,7 +94,7 @@ def make_plan(
     """Compiles the step. ``state``, ``frozen`` and ``batch`` are abstract, with shardings on
     ``mesh``.
     """
-    rows = jax.tree.leaves(batch)[0].shape[0]
+    rows = images_in(batch)
     step = jit_step(task, state, mesh, seed=seed, accumulate=accumulate)
     lowered = step.trace(state, frozen, batch).lower()
     start = time.monotonic()

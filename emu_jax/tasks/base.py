@@ -211,6 +211,11 @@ def encoders_of(task: Task) -> dict[str, TextEncoder]:
     return {name: e for spec in task.streams.values() for name, e in spec.encoders.items()}
 
 
+def images_in(batch: Batch) -> int:
+    """The rows of all streams."""
+    return sum(jax.tree.leaves(rows)[0].shape[0] for rows in batch.values())
+
+
 def cast(tree: Any, dtype: Any) -> Any:
     """Casts every floating-point leaf, so that fp32 master parameters are gathered as bf16."""
     return jax.tree.map(
