@@ -4,7 +4,7 @@ python docs/site/config_keys.py
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import MISSING
 from pathlib import Path
 
@@ -28,12 +28,12 @@ def page() -> str:
     listed: Listed = {}
     lines = [HEAD, *_section("config", Run, listed)]
     for task, kind in TASKS.items():
-        lines += _section(f"config, task={task}", kind, listed, leave_out=set(keys(Run)))
+        lines += _section(f"config, task={task}", kind, listed, leave_out=keys(Run))
     return "\n".join([*lines, ""])
 
 
 def _section(
-    title: str, kind: type[Section], listed: Listed, leave_out: set[str] = frozenset()
+    title: str, kind: type[Section], listed: Listed, leave_out: Collection[str] = ()
 ) -> Iterator[str]:
     """A section's heading and keys, and the sections in it."""
     yield f"\n## {title}\n"

@@ -8,19 +8,17 @@ from functools import reduce
 from importlib.util import find_spec
 from typing import Any, Literal, TypeVar, get_args, get_origin, overload
 
-from ml_collections import ConfigDict
-
 from emu_jax.assembly.schema import (
     MOST,
     NO,
     Key,
-    Ordered,
     Section,
     alternative,
     cast,
     dicts,
     entry_of,
     is_mapping,
+    is_sorted,
     keys,
     kind_of,
     listed,
@@ -122,8 +120,7 @@ def _entries(annotation: Any, about: Key, given: Any, name: str) -> dict[str, An
     """The freely named entries of a dict."""
     if about.filled and not len(given):
         raise UserError(f"{name} is empty; use {words(annotation, about)}.")
-    plain = isinstance(given, ConfigDict) and not isinstance(given, Ordered)
-    if about.ordered and plain and len(given) > 1:
+    if about.ordered and is_sorted(given) and len(given) > 1:
         raise UserError(
             f"{name} is a plain dict, which a ConfigDict sorts by name; use groups(...) of "
             "emu_jax.assembly.config."

@@ -7,6 +7,7 @@ config with its overrides before anything else is imported: what is wrong is one
 
 import difflib
 import re
+import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -97,7 +98,7 @@ def parse(
             f"{program} needs --config=FILE[:OPTIONS], e.g. configs/autoencoder.py:size=tiny."
         )
     arguments = [program, *(a for a in argv if not a.startswith("--config="))]
-    config, values = _made_by(path), flags.FlagValues()
+    config, values = complete(_made_by(path)), flags.FlagValues()
     define(values)
     _require_keys(arguments, config)
     try:
@@ -127,6 +128,7 @@ def _made_by(path: str) -> ConfigDict:
     loader = SourceFileLoader(f"config_{Path(file).stem}", file)
     module = ModuleType(loader.name)
     module.__file__ = file
+    sys.modules[loader.name] = module
     try:
         loader.exec_module(module)
         config = module.get_config(*argument)
@@ -160,7 +162,7 @@ def _require_keys(arguments: Sequence[str], config: ConfigDict) -> None:
             )
             raise UserError(f"The config has no key config.{name}; {hint}")
         found = _at(config, name)
-        if found and sections(found[0]):
+        if found and (sections(found[0]) or found[1].ordered):
             first = next(key for key in known if key.startswith(f"{name}."))
             raise UserError(
                 f"config.{name} is a section; set its keys, e.g. --config.{first}=VALUE."

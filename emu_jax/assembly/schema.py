@@ -69,8 +69,10 @@ class Key:
 
 def key(default: Any, doc: str, **checks: Any) -> Any:
     """A field with a default. A class as the default (a section, ``dict``): all of its defaults."""
-    made = {"default_factory" if isinstance(default, type) else "default": default}
-    return field(**made, metadata={"key": Key(doc, **checks)})
+    metadata = {"key": Key(doc, **checks)}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def required(doc: str, **checks: Any) -> Any:
@@ -142,7 +144,8 @@ def _mapping(annotation: Any, about: Key, given: Any) -> ConfigDict:
     if sections(annotation):
         kind = alternative(annotation, given)
         return completed(kind, given) if kind else ConfigDict(given)
-    made, entry = (Ordered if about.ordered else ConfigDict)(), entry_of(annotation, given)
+    ordered = about.ordered and not is_sorted(given)
+    made, entry = (Ordered if ordered else ConfigDict)(), entry_of(annotation, given)
     for name in given:
         value = given[name]
         kind = alternative(entry, value, name) if is_mapping(value) else None
@@ -160,6 +163,11 @@ def _mapping(annotation: Any, about: Key, given: Any) -> ConfigDict:
 def is_mapping(value: Any) -> bool:
     """Whether a value is a section or a dict of entries."""
     return isinstance(value, Mapping | ConfigDict)
+
+
+def is_sorted(value: Any) -> bool:
+    """Whether a ConfigDict has lost the order in which its keys were given."""
+    return isinstance(value, ConfigDict) and not isinstance(value, Ordered)
 
 
 def options(annotation: Any) -> tuple[Any, ...]:
@@ -190,7 +198,7 @@ def entry_of(annotation: Any, given: Any) -> Any:
 
 def kind_of(option: type[Section]) -> str:
     """The ``kind`` that selects a section."""
-    return keys(option)["kind"][2].default
+    return str(keys(option)["kind"][2].default)
 
 
 def alternative(annotation: Any, given: Any, default_kind: str = "") -> type[Any] | None:
@@ -243,6 +251,7 @@ def listed(names: Iterable[Any], last: str) -> str:
 def one_of(known: Iterable[Any], value: Any) -> str:
     """ "a, b or c", and which of them is nearest to ``value``."""
     names = [str(name) for name in known]
-    found = difflib.get_close_matches(str(value), [*filter(None, names)], n=1) if value else []
-    text = listed([name or '""' for name in names], "or")
-    return f"{text} (did you mean {found[0]}?)" if found else text
+    text = value if isinstance(value, str) else ""
+    found = difflib.get_close_matches(text, [*filter(None, names)], n=1)
+    said = listed([name or '""' for name in names], "or")
+    return f"{said} (did you mean {found[0]}?)" if found else said

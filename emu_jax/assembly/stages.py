@@ -34,7 +34,8 @@ def generator(**optimizer: Any) -> ConfigDict:
     """``config.groups`` of a generator: denoiser and conditioner are updated together and
     averaged; arguments are keys of ``optimizer``.
     """
-    given = dict(schedule="cosine", warmup=200, final=0.02, b2=0.99, weight_decay=0.01) | optimizer
+    usual = dict(schedule="cosine", warmup=200, final=0.02, b2=0.99, weight_decay=0.01)
+    given: dict[str, Any] = {**usual, **optimizer}
     return groups(generator=group("denoiser/|conditioner/", ema_decay=0.999, **given))
 
 

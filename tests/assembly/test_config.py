@@ -16,7 +16,7 @@ from emu_jax.assembly import checking
 from emu_jax.assembly.config import group, groups, leaves, load, options, read, source
 from emu_jax.assembly.schema import section
 from emu_jax.assembly.sections.data import Stream
-from emu_jax.assembly.sections.runs import Autoencoding, Generation, check, complete
+from emu_jax.assembly.sections.runs import TASKS, Autoencoding, Generation, check, complete
 from emu_jax.assembly.sections.training import Optimizer, Train
 from emu_jax.errors import UserError
 
@@ -121,6 +121,7 @@ def test_read_gives_the_config_without_overrides():
         ("train.batch_size=1000000000", "config.train.batch_size is 1000000000; use 1 to 1048576."),
         ("train.seed=-1", "config.train.seed is -1; use 0 to 4294967295."),
         ("train.steps=many", "config.train.steps is 'many'; use a whole number, 1 or more."),
+        ("groups={}", "config.groups is a section; set its keys, e.g. --config.groups.generator="),
         ("train={}", "config.train is a section; set its keys, e.g. --config.train.accumulate="),
         ("data.workers=-1", "config.data.workers is -1; use 0 to 1024."),
         ("data.train={}", "config.data.train is empty; use one or more named sections."),
@@ -246,6 +247,39 @@ def test_a_text_of_any_kind_on_the_command_line_is_accepted_or_refused_in_one_se
             loaded(f"--config.{name}={text}")
         except UserError as error:
             assert "config." in str(error) and "\n" not in str(error)
+
+
+def test_keys_that_a_file_leaves_out_can_be_overridden(tmp_path):
+    """Also the section of a task that the file brings along."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import Literal\n"
+        "from emu_jax.assembly.config import group, groups, source\n"
+        "from emu_jax.assembly.schema import key, section\n"
+        "from emu_jax.assembly.sections.runs import TASKS, Run\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Run):\n"
+        "    task: Literal['mine'] = key('mine', 'The task.')\n"
+        "    beta: float = key(0.5, 'A weight.', above=0)\n"
+        "TASKS['mine'] = Mine\n"
+        "def get_config():\n"
+        "    config = section(Mine)\n"
+        "    config.groups = groups(all=dict(pattern=''))\n"
+        "    config.data.train = dict(mine=dict(dataset='folder/mine'))\n"
+        "    return config\n"
+    )
+    try:
+        overrides = ("beta=2", "groups.all.every=3", "data.train.mine.weight=2")
+        config = loaded(*(f"--config.{override}" for override in overrides), file=str(file))
+        assert (config.beta, config.groups.all.every) == (2.0, 3)
+        assert config.data.train.mine.to_dict() == dict(
+            dataset="folder/mine", select="", weight=2.0
+        )
+        with pytest.raises(UserError, match=r"config\.beta is 0\.0; use more than 0\."):
+            loaded("--config.beta=0", file=str(file))
+    finally:
+        TASKS.pop("mine", None)
 
 
 # Sections ---------------------------------------------------------------------------------------
