@@ -1,7 +1,5 @@
 """LPIPS against a torch model of the lpips package's layout, with random weights."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +8,8 @@ import torch
 from safetensors.numpy import save_file
 
 from emu_jax.errors import UserError
-from emu_jax.nn.functional import Network
-from emu_jax.nn.perceptual import Lpips, load_lpips
+from emu_jax.nn.functional import Network, subtree
+from emu_jax.nn.perceptual import Lpips, Vgg16, load_lpips
 
 WIDTHS = (64, 128, 256, 512, 512)
 DEPTHS = (2, 2, 3, 3, 3)
@@ -107,7 +105,8 @@ def test_distance_equals_torch(reference, pictures, params):
 def test_features_equal_torch(reference, pictures, params):
     with torch.no_grad():
         want = reference.maps(_channels_first(pictures[0]))
-    got = jax.jit(partial(LPIPS, method="features"))(params, pictures[0])
+    vgg = Network(lambda rngs: Vgg16(rngs=rngs))
+    got = jax.jit(vgg)(subtree(params, "net"), pictures[0])
     assert [m.shape[-1] for m in got] == list(WIDTHS)
     for ours, theirs in zip(got, want, strict=True):
         np.testing.assert_allclose(np.moveaxis(ours, 3, 1), theirs, atol=1e-4)
