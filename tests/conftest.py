@@ -25,7 +25,8 @@ import jaxtyping
 jax.config.update("jax_platforms", "cpu")  # also where something imported jax first
 
 # Before emu_jax is imported: every call checks the shapes and dtypes that its annotations give.
-jaxtyping.install_import_hook("emu_jax", "typechecks.check")
+CHECKED = ["emu_jax.process", "emu_jax.parallel"]
+jaxtyping.install_import_hook(CHECKED, "typechecks.check")
 
 
 @pytest.fixture(autouse=True)
