@@ -7,8 +7,6 @@ import runs
 from emu_jax.cli.config import read
 from emu_jax.cli.train import build
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 @pytest.fixture
 def config(pictures, tmp_path):

@@ -12,8 +12,6 @@ from PIL import Image
 from emu_jax.cli.main import main
 from emu_jax.evaluation.prompts import KEPT_CONCEPTS
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 MALICIOUS = "<script>alert('a disc')</script>"
 
 

@@ -16,8 +16,6 @@ from emu_jax.parallel.mesh import make_mesh
 from emu_jax.training.state import with_params
 from emu_jax.training.step import make_step
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 CAPTIONS = ["a red fox", "cat"]
 
 
