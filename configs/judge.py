@@ -1,35 +1,38 @@
-"""The judge: which of many captions is this picture's? Trained on real pictures of all styles.
+"""The judge of generated images: which of many captions describes this image?
 
     emu-jax train --config=configs/judge.py:size=tiny --workdir=runs/judge
 
-size=tiny: 64 x 64 pictures, 2 M parameters; the shipped weights `builtin:judge_64` come from it.
-size=test: a few thousand parameters for tests.
+size=tiny: 64 x 64 pixels, 2.1 M parameters
+    hardware  2 CPU cores (Intel Xeon)
+    time      18 minutes for 1,000 steps, with other work beside; 180 images a second alone
+    result    `builtin:judge_64`: the right one of 100 captions comes first for 95 % of the OpenMoji
+              and 94 % of the Fluent images of kept concepts (trained on), and for 55 % of the Noto
+              images of these concepts (not trained on)
+size=test: a few thousand parameters, for tests
 
-Its own split: concepts of the held-out part are never shown; of the kept concepts, which it is to
-judge, it sees the flat and the shaded pictures but never Noto's. So held_out measures unknown
-things, kept_unseen known things drawn by a hand it has not seen draw them, which is what a
-generator's pictures are.
+The split is the judge's own. It is not trained on concepts of the held-out part. Of the kept
+concepts, which it is to judge, it is trained on the flat and the shaded images but not on Noto's.
+So the validation set held_out measures unknown concepts, and kept_unseen known concepts in an
+unknown style, which is what a generator's images are.
 """
 
 from ml_collections import ConfigDict
 
-from emu_jax.cli.config import defaults, group, options, source
-
-PICTURES = "part == tuned|kept and group != flags|brands|extras|signs"
+from emu_jax.assembly import emoji
+from emu_jax.assembly.config import group, groups, options, source
+from emu_jax.assembly.schema import section
+from emu_jax.assembly.sections.autoencoding import Judge
+from emu_jax.assembly.sections.generation import MiniLM
+from emu_jax.assembly.sections.runs import Contrastive
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     tiny = options(argument, size=("tiny", "test")).size == "tiny"
-    config = defaults()
-    config.task = "contrastive"
-    config.text = dict(minilm=dict(length=16, path=""))
-    config.judge = dict(
-        widths=(48, 96, 192) if tiny else (8, 8),
-        blocks=2 if tiny else 1,
-        width=128 if tiny else 8,
-        groups=8 if tiny else 4,
-    )
-    config.groups = dict(
+    config = section(Contrastive)
+    config.text = dict(minilm=section(MiniLM))
+    if not tiny:
+        config.judge = section(Judge, widths=(8, 8), blocks=1, width=8, groups=4)
+    config.groups = groups(
         judge=group(
             "",
             ema_decay=0.999,
@@ -42,19 +45,15 @@ def get_config(argument: str | None = None) -> ConfigDict:
         )
     )
     config.data.cache_text = tiny
-    config.data.train = dict(
-        openmoji=source("emoji/openmoji", select=PICTURES, weight=0.4),
-        fluent=source("emoji/fluent", select=PICTURES, weight=0.35),
-        noto=source("emoji/noto", select="part == tuned and group != flags|signs", weight=0.25),
+    config.data.train = emoji.mixture(openmoji=0.4, fluent=0.35)
+    config.data.train.noto = source(
+        "emoji/noto", select="part == tuned and group != flags|signs", weight=0.25
     )
     config.data.validation = dict(
         kept_unseen=dict(
             noto=source("emoji/noto", select="part == kept and group != flags|signs"),
         ),
-        held_out=dict(
-            openmoji=source("emoji/openmoji", select="part == held_out"),
-            fluent=source("emoji/fluent", select="part == held_out"),
-        ),
+        held_out=emoji.held_out(),
     )
     config.train.update(
         dict(

@@ -5,22 +5,41 @@
     emu-jax train --config=configs/latent_diffusion.py:size=tiny,stage=quality_tune \\
         --workdir=runs/tuned
 
-stage=pretrain: the haystack, flat OpenMoji with a tenth of shaded Fluent pictures; concepts of the
-held-out part are never shown. stage=quality_tune starts from the pre-trained EMA weights
-(`--config.init_from=...`, by default the shipped ones) and sees needles only: batch 64, noise
-offset 0.1, a small constant rate, few steps.
+stage=pretrain, size=tiny: flat OpenMoji with a tenth of shaded Fluent images, 64 x 64 pixels,
+    8.03 M parameters. Concepts of the held-out part are not trained on
+    hardware  2 CPU cores, or one H100
+    time      84 images a second on 2 CPU cores (AMD EPYC); a run of this config was not measured.
+              `launch/pretrain.sh latent`: some five minutes for a million images on an H100
+    result    by that command: 93 % of samples faithful, 11 % finished as the needles. The shipped
+              `builtin:latent_diffusion_64` (92 %, 6 %) was trained in parts: see its card
+stage=quality_tune, size=tiny: starts from the averaged weights of a pre-trained model
+    (`--config.init_from=...`, by default the shipped ones) and trains on needles only: batch 64,
+    noise offset 0.1, a small constant learning rate, 300 steps
+    hardware  2 CPU cores, or one H100
+    time      three to six minutes for 100 steps on 2 CPU cores; a quarter of a minute for 300 steps
+              on an H100, with `--config.deterministic=False` and other runs beside
+    result    86 % faithful, 97 % finished as the needles (docs/records/study.md)
 
-size=tiny: 64 x 64 pictures, two CPU cores. size=test: a few thousand parameters for tests.
-denoiser=transformer puts a diffusion transformer in the U-Net's place; of it no weights are shipped
-(`--config.init_from=RUN` to tune one).
+denoiser=transformer replaces the U-Net by a diffusion transformer. No weights of it are shipped
+(`--config.init_from=RUN` tunes one), and it was not measured. size=test: a few thousand parameters,
+for tests.
 
-size=emu (2.8 B parameters, Emu's: the standard U-Net with more channels and more blocks a stage;
-its exact widths are unpublished, these are multiples of a TPU's 128 lanes) reads CLIP ViT-L and
-T5-XXL, size=sdxl (2.57 B, SDXL's shape) CLIP ViT-L and OpenCLIP-bigG, size=sd15 and sd21 (0.86 and
-0.87 B) one CLIP, size=pixart_sigma (0.61 B, a transformer) T5-XXL, size=sd3 (2.03 B, another) two
-CLIPs and T5-XXL, all in bf16, on data sets of yours: `folder/pictures`, for tuning
-`folder/needles`. Resolution rises in stages, each of which picks up the one before; Emu's last has
-noise offset 0.02:
+Published sizes, all in bf16 and on data sets of the user, `folder/pictures` and for tuning
+`folder/needles`. None was trained here: time and result are not measured.
+
+size=emu: 2.8 B parameters, CLIP ViT-L and T5-XXL. Emu's: the standard U-Net with more channels and
+    more blocks a stage. Its exact widths are unpublished; these are multiples of a TPU's 128 lanes
+    hardware  128 TPU v5p, modelled: 915 ms a tuning step of 1,024 images, 1,244 ms a pre-training
+              step (docs/records/scaling.md); one H200: 489 ms a tuning step of 4 images
+              (docs/records/speed.md)
+size=sdxl: 2.57 B, SDXL's shape, CLIP ViT-L and OpenCLIP-bigG
+    hardware  4 TPU v5p, modelled: 703 ms a tuning step of 32 images, 550 ms without loops; one
+              H200: 558 ms a tuning step of 8 images
+size=sd15 and sd21: 0.86 and 0.87 B, one CLIP. size=pixart_sigma: 0.61 B, a transformer, T5-XXL.
+    size=sd3: 2.03 B, another transformer, two CLIPs and T5-XXL
+    hardware  not measured
+
+The resolution rises in stages. Each starts from the one before; Emu's last has noise offset 0.02:
 
     emu-jax train --config=configs/latent_diffusion.py:size=emu,resolution=256 \\
         --config.codec.path=runs/autoencoder --config.mesh.fsdp=16 \\
@@ -29,15 +48,15 @@ noise offset 0.02:
     ... :size=emu,resolution=1024 ... --workdir=runs/emu_1024
     ... :size=emu,stage=quality_tune ... --workdir=runs/emu_tuned
 
-size=sd15, sd21, sdxl, sd3 and pixart_sigma are also what `emu-jax import` makes of the public
-weights of these names (docs/interop.md), which then are tuned further:
+The sizes sd15, sd21, sdxl, sd3 and pixart_sigma are also what `emu-jax import` makes of the public
+weights of these names (docs/interop.md), which are then tuned further:
 
     emu-jax train --config=configs/latent_diffusion.py:size=sd15,stage=quality_tune \\
         --config.init_from=IMPORTED --config.codec.path=IMPORTED/codec \\
         --config.text.clip.path=IMPORTED/text_encoder --workdir=runs/sd15_tuned
 
-Pre-training encodes pictures and texts inside the step, tuning reads both from caches. Planning
-needs none of all this:
+Pre-training encodes images and texts in the training step; tuning reads both from caches. Planning
+needs no data and no weights:
 
     emu-jax plan --config=configs/latent_diffusion.py:size=emu --topology=v5p:4x4x8 \\
         --config.mesh.fsdp=16 --out=runs/plan
@@ -48,90 +67,87 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from emu_jax.cli import haystack
-from emu_jax.cli.config import options, source
+from emu_jax.assembly import emoji, stages
+from emu_jax.assembly.config import options
+from emu_jax.assembly.schema import Section, section
+from emu_jax.assembly.sections.denoisers import DiffusionTransformer, MMDiT, PixArt, UNet
+from emu_jax.assembly.sections.generation import (
+    T5,
+    AutoencoderCodec,
+    Clip,
+    Conditioner,
+    Gaussian,
+    Sampling,
+)
 from emu_jax.errors import UserError
+
+SMALL, IN_STAGES = ("tiny", "test"), ("sdxl", "emu")
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     chosen = options(
         argument,
-        size=("tiny", "test", "sd15", "sd21", "sdxl", "emu", "pixart_sigma", "sd3"),
+        size=(*SMALL, "sd15", "sd21", "sdxl", "emu", "pixart_sigma", "sd3"),
         stage=("pretrain", "quality_tune"),
-        resolution=("1024", "512", "256"),  # of sdxl and emu; the others have one
-        denoiser=("unet", "transformer"),  # of tiny and test
+        resolution=("1024", "512", "256"),
+        denoiser=("unet", "transformer"),
     )
-    if chosen.size not in ("sdxl", "emu") and chosen.resolution != "1024":
-        raise UserError(f"resolution={chosen.resolution} is of the sizes sdxl and emu.")
-    if chosen.size not in ("tiny", "test") and chosen.denoiser != "unet":
-        raise UserError(f"denoiser={chosen.denoiser} is of the sizes tiny and test.")
-    config = haystack.pretraining()
-    config.codec = dict(kind="autoencoder", path="builtin:autoencoder_64")
-    config.denoiser = dict(
-        kind="unet",
-        widths=(96, 160),
-        blocks=1,
-        transformer_depth=1,
-        mid_depth=1,
-        head_width=32,
-        groups=32,
-        scan=False,  # each stack of transformer layers as one loop
-        remat="none",  # or block, dots: what the backward pass computes anew
+    if chosen.size not in IN_STAGES and chosen.resolution != "1024":
+        raise UserError(
+            f"resolution={chosen.resolution} is only available for size=sdxl and size=emu."
+        )
+    if chosen.size not in SMALL and chosen.denoiser != "unet":
+        raise UserError(
+            f"denoiser={chosen.denoiser} is only available for size=tiny and size=test."
+        )
+    config = emoji.pretraining() if chosen.size in SMALL else stages.generation()
+    config.codec = section(AutoencoderCodec, path="builtin:autoencoder_64")
+    config.denoiser = section(UNet, widths=(96, 160), blocks=1, head_width=32)
+    config.process = section(
+        Gaussian, time_density="logit_normal", time_location=0.6, time_scale=1.2
     )
-    config.process = dict(
-        schedule="cosine",
-        prediction="v",
-        time_input="continuous",
-        weighting="none",
-        gamma=5.0,
-        time_density="logit_normal",
-        time_location=0.6,
-        time_scale=1.2,
-        noise_offset=0.0,
+    config.sampling = section(
+        Sampling, sampler="dpmpp_2m", steps=25, spacing="uniform", guidance_scale=2.5
     )
-    config.sampling = dict(
-        sampler="dpmpp_2m",
-        steps=25,
-        spacing="uniform",
-        guidance_scale=2.5,
-        guidance_rescale=0.0,
-        previews=16,
-    )
-    config.groups = haystack.generator(learning_rate=1.2e-3)
+    config.groups = stages.generator(learning_rate=1.2e-3)
     config.data.cache_latents = True
     if chosen.denoiser == "transformer":
-        config.denoiser = dict(
-            kind="transformer", patch=1, width=192, depth=8, heads=6, mlp_width=768, remat=False
+        config.denoiser = section(
+            DiffusionTransformer, patch=1, width=192, depth=8, heads=6, mlp_width=768
         )
-    if chosen.stage == "quality_tune":
-        _quality_tune(config)
+    tuning = chosen.stage == "quality_tune"
+    if tuning:
+        config.process.update(dict(noise_offset=0.1, time_density="uniform"))
+    if chosen.size not in SMALL:
+        side = {"sd15": 512, "sd21": 768}.get(chosen.size, int(chosen.resolution))
+        _enlarge(config, chosen.size, tuning, side)
+    elif tuning:
+        emoji.quality_tune(config, "builtin:latent_diffusion_64")
     if chosen.size == "test":
         _shrink(config)
-    elif chosen.size != "tiny":
-        sides = {"sd15": 512, "sd21": 768}
-        side = sides.get(chosen.size, int(chosen.resolution))
-        _enlarge(config, chosen.size, chosen.stage, side)
     return config
 
 
-def _quality_tune(config: ConfigDict) -> None:
-    haystack.quality_tune(config, "builtin:latent_diffusion_64")
-    config.process.update(dict(noise_offset=0.1, time_density="uniform"))
-
-
 def _shrink(config: ConfigDict) -> None:
-    haystack.shrink(config)
+    stages.shrink(config)
     if config.denoiser.kind == "transformer":
         config.denoiser.update(dict(width=16, depth=2, heads=2, mlp_width=32))
     else:
         config.denoiser.update(dict(widths=(8, 16), blocks=1, head_width=8, groups=4))
 
 
-def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None:
-    """The published size: what is not said of it is as latent diffusion's and SDXL's is."""
-    tuning, last = stage == "quality_tune", resolution not in (256, 512) or size == "sd15"
-    config.compute_dtype = "bfloat16"
-    # Their shapes, to plan with; to train, the paths of real ones.
+def _enlarge(config: ConfigDict, size: str, tuning: bool, resolution: int) -> None:
+    """A published size; what is not published of it is as in latent diffusion and SDXL."""
+    last = resolution not in (256, 512) or size == "sd15"
+    before = {512: f"runs/{size}_256", 1024: f"runs/{size}_512"} if size in IN_STAGES else {}
+    if tuning:
+        stages.tune_large(config, f"runs/{size}_{resolution}")
+    else:
+        stages.pretrain_large(config, steps=200_000 if last else 600_000, batch_size=2048)
+        config.init_from = before.get(resolution, "")
+    config.groups.generator.optimizer.b2 = 0.999
+    config.data.update(dict(image_size=resolution, buckets=last))
+    # An untrained one, to plan with; training needs the path of a trained one.
     config.codec.path = f"{Path(__file__).parent}/autoencoder.py:size=f8"
     config.process.update(
         dict(schedule="scaled_linear", prediction="eps", time_input="index", time_density="uniform")
@@ -139,63 +155,43 @@ def _enlarge(config: ConfigDict, size: str, stage: str, resolution: int) -> None
     if not tuning:
         config.process.noise_offset = 0.02 if last and size == "emu" else 0.0
     config.sampling.update(dict(steps=20, guidance_scale=5.0))
-    config.groups.generator.ema_decay = 0.9999
-    config.groups.generator.optimizer.update(
-        dict(
-            learning_rate=1e-5 if tuning else 1e-4,
-            schedule="constant",
-            warmup=100 if tuning else 10_000,
-            b2=0.999,
-        )
-    )
-    before = {512: f"runs/{size}_256", 1024: f"runs/{size}_512"} if size in ("sdxl", "emu") else {}
-    config.init_from = f"runs/{size}_{resolution}" if tuning else before.get(resolution, "")
-    config.measure.judge = ""
-    config.data.update(
-        dict(image_size=resolution, buckets=last, cache_latents=tuning, cache_text=tuning)
-    )
-    config.data.train = dict(pictures=source("folder/needles" if tuning else "folder/pictures"))
-    config.data.validation = dict()
-    config.train.update(
-        dict(steps=15_000, batch_size=64, checkpoint_every=250)
-        if tuning
-        else dict(steps=200_000 if last else 600_000, batch_size=2048, checkpoint_every=1000)
-    )
-    config.train.update(dict(validate_every=0, preview_every=1000))
     _SIZES[size](config)
 
 
-def _clip(size: str, **more: Any) -> dict[str, Any]:
-    return dict(kind="clip", size=size, path="", length=77, dtype="bfloat16") | more
+def _clip(size: str, **more: Any) -> ConfigDict:
+    return section(Clip, size=size, dtype="bfloat16", **more)
 
 
-def _t5(**more: Any) -> dict[str, Any]:
-    return dict(kind="t5", size="xxl", path="", length=77, dtype="bfloat16") | more
+def _t5(**more: Any) -> ConfigDict:
+    return section(T5, size="xxl", dtype="bfloat16", **more)
 
 
 def _unet(config: ConfigDict, **network: Any) -> None:
-    network = dict(head_width=64, mid_depth=1, scan=False, remat="block") | network
-    with config.denoiser.ignore_type():  # one value, or a tuple with one for each stage
-        config.denoiser.update(network)
+    network = dict(head_width=64, remat="block") | network
+    config.denoiser = section(UNet, **network)
 
 
-def _transformer(config: ConfigDict, **network: Any) -> None:
-    config.denoiser = ConfigDict(dict(network, scan=True, remat="block"))
+def _transformer(config: ConfigDict, kind: type[Section], **network: Any) -> None:
+    config.denoiser = section(kind, **network, scan=True, remat="block")
 
 
 def _sd15(config: ConfigDict) -> None:
     config.text = dict(clip=_clip("vit_l", pooled=False))
-    config.conditioner = dict(width=0, combine="tokens", size_features=0)
-    _unet(config, widths=(320, 640, 1280, 1280), transformer_depth=(1, 1, 1, 0), blocks=2)
-    # Eight heads whatever the width, and projections as convolutions.
-    del config.denoiser.head_width
-    config.denoiser.update(dict(heads=8, linear_projection=False))
+    config.conditioner = section(Conditioner, size_features=0)
+    _unet(
+        config,
+        widths=(320, 640, 1280, 1280),
+        transformer_depth=(1, 1, 1, 0),
+        heads=8,  # whatever the width
+        head_width=None,
+        linear_projection=False,
+    )
 
 
 def _sd21(config: ConfigDict) -> None:
     config.text = dict(clip=_clip("openclip_h", pooled=False))
-    config.conditioner = dict(width=0, combine="tokens", size_features=0)
-    _unet(config, widths=(320, 640, 1280, 1280), transformer_depth=(1, 1, 1, 0), blocks=2)
+    config.conditioner = section(Conditioner, size_features=0)
+    _unet(config, widths=(320, 640, 1280, 1280), transformer_depth=(1, 1, 1, 0))
     config.process.prediction = "v"
 
 
@@ -204,20 +200,19 @@ def _sdxl(config: ConfigDict) -> None:
         clip_l=_clip("vit_l", layer="penultimate", null="zeros", pooled=False),
         openclip_g=_clip("openclip_bigg", layer="penultimate", null="zeros"),
     )
-    config.conditioner = dict(width=0, combine="channels", size_features=256)
+    config.conditioner = section(Conditioner, combine="channels", size_features=256)
     _unet(
         config,
         widths=(320, 640, 1280),
         transformer_depth=(0, 2, 10),
         mid_depth=10,
-        blocks=2,
         scan=True,
     )
 
 
 def _emu(config: ConfigDict) -> None:
     config.text = dict(clip=_clip("vit_l"), t5=_t5())
-    config.conditioner = dict(width=1280, combine="tokens", size_features=256)
+    config.conditioner = section(Conditioner, width=1280, size_features=256)
     _unet(
         config,
         widths=(384, 768, 1536, 1536),
@@ -229,9 +224,9 @@ def _emu(config: ConfigDict) -> None:
 
 def _pixart_sigma(config: ConfigDict) -> None:
     config.text = dict(t5=_t5(length=300, lowercase=True))
-    config.conditioner = dict(width=0, combine="tokens", size_features=0)
-    _transformer(config, kind="pixart", patch=2, width=1152, depth=28, heads=16, span=32.0)
-    # The published weights say a variance, which nothing reads.
+    config.conditioner = section(Conditioner, size_features=0)
+    _transformer(config, PixArt, patch=2, width=1152, depth=28, heads=16, span=32.0)
+    # The published weights predict a variance, which nothing uses.
     config.process.update(dict(schedule="linear", variance="ignored"))
 
 
@@ -241,17 +236,16 @@ def _sd3(config: ConfigDict) -> None:
         openclip_g=_clip("openclip_bigg", layer="penultimate"),
         t5=_t5(length=256, padding="read"),
     )
-    config.conditioner = dict(width=0, combine="padded", size_features=0)
+    config.conditioner = section(Conditioner, combine="padded", size_features=0)
     _transformer(
         config,
-        kind="mmdit",
+        MMDiT,
         patch=2,
         width=1536,
         depth=24,
         heads=24,
         table=192,
         span=64.0,
-        qk_norm=False,
     )
     config.process.update(
         dict(
@@ -265,7 +259,7 @@ def _sd3(config: ConfigDict) -> None:
             bounds=(3 / 1002, 1.0),  # the public sampler's lowest time
         )
     )
-    config.groups.generator.pattern = haystack.MMDIT
+    config.groups.generator.pattern = stages.MMDIT
     config.sampling.update(dict(sampler="euler", steps=28, guidance_scale=7.0))
 
 

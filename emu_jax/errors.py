@@ -1,12 +1,18 @@
-"""What is not a defect: bad input, and another process that is gone. One sentence each."""
+"""Exceptions that are not defects of the program: bad input, and a lost process of the run.
+
+Their messages are one sentence.
+"""
 
 
 class UserError(Exception):
-    """Bad input. The command line prints the message alone and exits with status 2."""
+    """Bad input that the user can fix. The message says what is wrong and what to do.
+
+    The command line prints only the message and exits with status 2.
+    """
 
 
 class LostProcess(Exception):
-    """Another process of the run is gone. Nothing need be mended: the run is to be started again.
+    """Another process of the run has died. Nothing must be fixed; the run can be started again.
 
-    The command line prints the message alone and exits with status 75.
+    The command line prints only the message and exits with status 75.
     """

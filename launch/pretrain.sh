@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
-# Pre-trains the small generators, each by one call (minutes on one H100, most of a day on 2 CPU
-# cores):
+# Pre-trains one of the small generators (minutes on one H100, most of a day on 2 CPU cores).
+# Usage:
 #
 #     bash launch/pretrain.sh latent | pixel | super | masked
 #
-# Those in emu_jax/weights were made so, but for latent_diffusion_64, whose card tells how.
-# A family sees 1,024,000 pictures: 7,000 batches half of which are shaded, so that it learns its
-# concepts in both styles, then 1,000 in which the haystack is what it is meant to be, flat with few
-# exceptions. Runs lie in runs/pretrain; broken off, a call goes on where it stopped.
+# The weights in emu_jax/weights were trained like this, except latent_diffusion_64, whose model
+# card describes its training. A family is trained on 1,024,000 images: first 7,000 batches in which
+# half of the images are shaded, so that it learns its concepts in both styles; then 1,000 batches
+# of the intended haystack, which is flat with few exceptions. Runs are saved in runs/pretrain. An
+# interrupted call resumes where it stopped.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"
 runs="runs/pretrain"
 trap 'if [[ $? -ne 0 ]]; then echo "stopped in: $PART" >&2; fi' EXIT
 
-# pretrain NAME FLUENT STEPS RATE [--config...]: the share of shaded pictures, steps, learning rate.
+# pretrain NAME FLUENT STEPS RATE [--config...]: FLUENT is the percentage of shaded images, RATE the
+# learning rate.
 pretrain() {
     local name="$1" fluent="$2" steps="$3" rate="$4"; shift 4
     part "$name"
@@ -26,7 +28,7 @@ pretrain() {
         --config.groups.generator.optimizer.learning_rate="$rate"
 }
 
-# family NAME RATE [--config...]: both parts.
+# family NAME RATE [--config...]: both phases of pre-training.
 family() {
     local name="$1" rate="$2"; shift 2
     pretrain "${name}_styles" 50 7000 "$rate" "$@"
@@ -37,7 +39,7 @@ part "virtual environment"
 setup_env quickstart
 export PATH="$VENV/bin:$PATH"
 
-part "pictures"
+part "data sets"
 emu-jax data build emoji/openmoji --data_dir="$EMU_JAX_DATA"
 emu-jax data build emoji/fluent --data_dir="$EMU_JAX_DATA"
 

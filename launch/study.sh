@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The tables of docs/study.md, each by one call (2 CPU cores, the times are there):
+# Computes one table of docs/records/study.md (which has the times on 2 CPU cores):
 #
 #     bash launch/study.sh autoencoders | set_size | steps | noise_offset | learning_rate | ema |
 #         stopping | families
 #
-# Runs lie in runs/study and are shared between tables: what is trained already is not trained
-# again, and what was broken off goes on. A table's report is runs/study/TABLE/index.html, its
-# figures runs/study/TABLE/figures.md.
+# Runs are saved in runs/study and shared between tables: a finished run is not repeated, and an
+# interrupted run resumes. The report of a table is runs/study/TABLE/index.html, its numbers are in
+# runs/study/TABLE/figures.md.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"
@@ -14,8 +14,8 @@ runs="runs/study"
 pretrained="builtin:latent_diffusion_64"
 trap 'if [[ $? -ne 0 ]]; then echo "stopped in: $PART" >&2; fi' EXIT
 
-# tune NAME [--config...]: 300 steps of quality-tuning as the config does it, changed as said, every
-# fiftieth kept. Nothing is drawn or judged on the way: the tables' comparisons do that.
+# tune NAME [--config...]: 300 steps of quality-tuning with the config and the overrides; every 50th
+# step is kept. Nothing is sampled or judged during training, because the comparisons do that.
 config="configs/latent_diffusion.py:size=tiny"
 tune() {
     local name="$1"; shift
@@ -26,7 +26,7 @@ tune() {
         --config.train.checkpoint_every=50 --config.train.keep_last=20 "$@"
 }
 
-# autoencoder NAME CHANNELS BANDS: three of them, by three seeds, at 32 x 32 pixels.
+# autoencoder NAME CHANNELS BANDS: trains three of them with three seeds at 32 x 32 pixels.
 autoencoder() {
     local name="$1" channels="$2" bands="$3" seed
     for seed in 0 1 2; do
@@ -54,7 +54,7 @@ part "virtual environment"
 setup_env quickstart
 export PATH="$VENV/bin:$PATH"
 
-part "pictures"
+part "data sets"
 emu-jax data build emoji/openmoji --data_dir="$EMU_JAX_DATA"
 emu-jax data build emoji/fluent --data_dir="$EMU_JAX_DATA"
 
@@ -94,8 +94,8 @@ case "${1:-}" in
         compare ema "$runs"/needles_1000@{100,100-raw,300,300-raw}
         ;;
     stopping)
-        # Ten times the rate, so that there is something to stop for, and all the patience in the
-        # world, so that there is a last step to compare with.
+        # Ten times the learning rate, so that the model overtrains and early stopping matters.
+        # The patience never ends the run, so that there is a last step to compare with.
         tune overtrained "$(needles 100)" --config.groups.generator.optimizer.learning_rate=1e-3 \
             --config.measure.judge=builtin:judge_64 --config.train.validate_every=50 \
             --config.train.stop.metric=samples/both --config.train.stop.mode=max \

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Every check, from a fresh clone on: virtual environment, lint, types, rooms, tests.
-# Arguments go to pytest: `bash launch/test.sh tests/nn -k attention`.
+# Runs all checks from a fresh clone: virtual environment, lint, types, imports between packages,
+# documentation, tests. Arguments are passed to pytest: `bash launch/test.sh tests/nn -k attention`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"
-trap parts EXIT  # also after a failure: which part it was, and how long it took
+trap parts EXIT  # also after a failure, to print the failed part and the times
 
 part "virtual environment"
 setup_env test
@@ -19,6 +19,9 @@ basedpyright
 
 part "import-linter"
 lint-imports
+
+part "documentation"  # without --quiet, which would hide warnings from --strict
+NO_MKDOCS_2_WARNING=1 mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 part "pytest"
 pytest -n "${PYTEST_WORKERS:-2}" --dist worksteal "$@"

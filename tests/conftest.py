@@ -30,6 +30,7 @@ if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends 
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 
 import jax
+import jaxtyping
 
 # Also where something imported jax first.
 jax.config.update("jax_platforms", "cpu")
@@ -46,6 +47,11 @@ def _optimized(request):
         jax.config.update("jax_disable_most_optimizations", False)
         yield
         jax.config.update("jax_disable_most_optimizations", True)
+
+
+# Before emu_jax is imported: every call in these rooms checks the shapes and dtypes that its
+# annotations give.
+jaxtyping.install_import_hook(["emu_jax.process", "emu_jax.parallel"], "typechecks.check")
 
 
 @pytest.fixture(autouse=True)

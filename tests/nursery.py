@@ -101,6 +101,7 @@ class Nursery:
 
 def serve() -> dict | None:
     """Forks what it is asked for. Returns, in the child, the request; in the parent, None."""
+    import emu_jax.assembly.training
     import emu_jax.cli.train  # noqa: F401
 
     for line in sys.stdin:

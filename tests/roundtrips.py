@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.torch
 import torch
 from diffusers import DiffusionPipeline
 
+from emu_jax.assembly.initial import initial
+from emu_jax.assembly.tasks import open_task
 from emu_jax.checkpoint.export import save_model
-from emu_jax.cli.generator import open_task
-from emu_jax.cli.initial import initial
 from emu_jax.cli.main import main
 from emu_jax.nn.stack import unstacked
 from emu_jax.parallel.mesh import make_mesh
+from emu_jax.tasks.base import Context, encoders_of
 
 # Little is spent on optimising what runs once.
 QUICK = dict(
@@ -112,12 +112,12 @@ def slopes(config, prompts: list[str]) -> tuple[Any, dict, dict]:
     rows = dict(
         image=np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8),
         sizes=np.array([[side + 2, side + 1, 1, 0, side, side]] * 2),
-        tokens={name: encoder.tokenize(prompts) for name, encoder in task.encoders.items()},
+        tokens={name: encoder.tokenize(prompts) for name, encoder in encoders_of(task).items()},
     )
 
     def loss(params):
         batch, key = dict(train=rows), jax.random.key(1)
-        return task.loss("generator", params, frozen, {}, batch, key, jnp.int32(0))[0]
+        return task.loss("generator", Context(params, frozen, {}, batch, key)).value
 
     found = jax.jit(jax.grad(loss), **QUICK)(params)
     assert all(np.all(np.isfinite(slope)) for slope in found.values())

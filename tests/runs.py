@@ -19,7 +19,7 @@ from emu_jax.checkpoint.manager import Checkpoints
 from emu_jax.text.encoder import make_encoder
 
 ROOT = Path(__file__).parents[1]
-PROGRAM = [sys.executable, "-m", "emu_jax.cli.main"]
+PROGRAM = [sys.executable, "-m", "emu_jax"]
 # Overrides that point every source of a config at the small data set.
 SOURCES = {
     "autoencoder": (

@@ -131,7 +131,7 @@ def test_a_pod_that_is_taken_away_is_made_again(stand_in, tmp_path):
     assert found == 0, said
     made, attempt = ["describe", "create", "describe"], ["scp", "ssh", "ssh", "ssh"]
     assert verbs == [*made, *attempt, "describe", "delete", *made, *attempt]
-    assert "ended with status unknown: starting again" in said
+    assert "ended with status unknown: restarting" in said
     trained = [line for line in calls if "emu-jax train" in line]
     assert len(trained) == 2 and r"--workdir=gs://bucket/a\ folder" in trained[0]
 

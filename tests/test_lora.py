@@ -16,13 +16,13 @@ from etils import epath
 from orbax.checkpoint import PyTreeCheckpointHandler
 from safetensors.torch import load_file
 
+from emu_jax.assembly.config import load
+from emu_jax.assembly.generator import Generator
+from emu_jax.assembly.models import open_model, with_adapter
+from emu_jax.assembly.tasks import make_task
 from emu_jax.checkpoint.adapters import FILE
 from emu_jax.checkpoint.export import load_model, save_model
-from emu_jax.cli import parts
-from emu_jax.cli.config import load
-from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
-from emu_jax.cli.models import open_model, with_adapter
 from emu_jax.errors import UserError
 from emu_jax.nn.lora import factor
 from emu_jax.nn.stack import relaid, unstacked
@@ -87,7 +87,7 @@ def untrained(folder, arguments):
     rng, ones = np.random.default_rng(0), ("/scale", "latent/scale")
     params = {
         path: np.float32(path.endswith(ones) + 0.2 * rng.standard_normal(x.shape))
-        for part in jax.eval_shape(parts.make_task(config).init, jax.random.key(0))
+        for part in jax.eval_shape(make_task(config).init, jax.random.key(0))
         for path, x in part.items()
     }
     save_model(str(folder), params, config.to_dict(), {"step": 0}, dtype=None)

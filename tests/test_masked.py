@@ -12,14 +12,15 @@ import runs
 from ml_collections import ConfigDict
 from PIL import Image
 
+from emu_jax.assembly.cascade import Cascade, open_generator
+from emu_jax.assembly.codecs import make_codec
+from emu_jax.assembly.config import read
+from emu_jax.assembly.tasks import make_task
 from emu_jax.checkpoint.export import load_model, save_model
 from emu_jax.checkpoint.manager import Checkpoints
-from emu_jax.cli import parts
-from emu_jax.cli.cascade import Cascade, open_generator
-from emu_jax.cli.config import read
 from emu_jax.cli.main import main
 from emu_jax.data.images import prepare
-from emu_jax.data.mixture import Part
+from emu_jax.data.mixture import Selection
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
 from emu_jax.tasks.base import to_unit_range
@@ -111,9 +112,9 @@ def test_cached_tokens_are_the_codecs_own(masked_run, cached, vq_run, pictures):
     folder = Path(cached[-1].split("=")[1])
     found = [np.load(path) for path in folder.glob("latents_*/16x16/moments.npy")]
     (tokens,) = [one for one in found if len(one) == 24]
-    codec, frozen = parts.make_codec(ConfigDict(dict(kind="autoencoder", path=str(vq_run))))
+    codec, frozen = make_codec(ConfigDict(dict(kind="autoencoder", path=str(vq_run))))
     source = open_source("folder/tiny", str(pictures))
-    images = [prepare(source.read(r), (16, 16))[0] for r in Part(source).records()]
+    images = [prepare(source.read(r), (16, 16))[0] for r in Selection(source).records()]
     params = {path: jnp.asarray(value) for path, value in frozen["codec"].tensors()}
     own = jax.jit(codec.moments)(params, to_unit_range(jnp.asarray(np.stack(images))))
     np.testing.assert_array_equal(tokens, own)
@@ -200,9 +201,9 @@ def test_cached_coarse_tokens_are_the_shrunk_pictures_own(super_run, cached, vq_
     """The 24 pictures of a validation set, in order."""
     places = Path(cached[-1].split("=")[1]).glob("latents_*/*/low.npy")
     (found,) = [place.parent for place in places if len(np.load(place)) == 24]
-    codec, frozen = parts.make_codec(ConfigDict(dict(kind="autoencoder", path=str(vq_run))))
+    codec, frozen = make_codec(ConfigDict(dict(kind="autoencoder", path=str(vq_run))))
     source = open_source("folder/tiny", str(pictures))
-    images = np.stack([prepare(source.read(r), (32, 32))[0] for r in Part(source).records()])
+    images = np.stack([prepare(source.read(r), (32, 32))[0] for r in Selection(source).records()])
     params = {path: jnp.asarray(value) for path, value in frozen["codec"].tensors()}
     small = np.asarray(to_unit_range(jnp.asarray(images))).reshape(24, 16, 2, 16, 2, 3)
     own = jax.jit(codec.moments)(params, jnp.asarray(small.mean((2, 4))))
@@ -218,21 +219,21 @@ def test_a_cascade_hands_on_the_very_tokens(masked_run, super_run):
     base, stage = cascade.stages
     # Four steps of training make little of what it is shown: say it louder.
     stage._params["denoiser/low_stem/tokens/embedding"] *= 100
-    drawn = list(cascade.draw(prompts, seeds))
+    drawn = cascade.draw(prompts, seeds)
     assert [x.shape for x in drawn] == [(32, 32, 3)] * 2
-    tokens = list(base.draw(prompts, seeds, decode=False))
+    tokens = list(base.draw_each(prompts, seeds, decode=False))
     assert [x.shape for x in tokens] == [(2, 2)] * 2 and np.max(tokens) < 16
-    np.testing.assert_array_equal(list(stage.draw(prompts, seeds, low=tokens)), drawn)
+    np.testing.assert_array_equal(list(stage.draw_each(prompts, seeds, low=tokens)), drawn)
     other = [(x + 1) % 16 for x in tokens]
-    assert not np.array_equal(list(stage.draw(prompts, seeds, low=other)), drawn)
+    assert not np.array_equal(list(stage.draw_each(prompts, seeds, low=other)), drawn)
     cost = cascade.costs()
     assert cost["evaluations"] == 2 * 2 + 2 * 2 and cost["flops"] > base.costs()["flops"] > 0
     # A picture in their place is read as the tokens that it has.
-    pictures = list(base.draw(prompts, seeds))
+    pictures = base.draw(prompts, seeds)
     codec, frozen = base._task.codec, base._frozen["codec"]
     seen = jax.jit(codec.moments)(frozen, to_unit_range(jnp.asarray(np.stack(pictures))))
     by_tokens, by_pictures = (
-        np.stack(list(stage.draw(prompts, seeds, low=list(low)))).astype(int)
+        np.stack(list(stage.draw_each(prompts, seeds, low=list(low)))).astype(int)
         for low in (np.asarray(seen), pictures)
     )
     assert np.abs(by_tokens - by_pictures).max() <= 1
@@ -254,10 +255,14 @@ def test_stages_that_do_not_fit_are_refused(masked_run, super_run, vq_run, tmp_p
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("low_codec.path", "builtin:autoencoder_64", "low_codec gives no tokens"),
-        ("low_codec.kind", "wavelet", "low_codec.kind is autoencoder or identity"),
-        ("low_resolution.factor", -1, "1 or more, not -1"),
-        ("denoiser.kind", "token_transformer", "super_resolution_transformer .* coarser ones"),
+        (
+            "low_codec.path",
+            "builtin:autoencoder_64",
+            "low_codec.path builtin:autoencoder_64 has no codebook",
+        ),
+        ("low_codec.kind", "wavelet", "low_codec.kind is 'wavelet'; use autoencoder or identity"),
+        ("low_resolution.factor", -1, "low_resolution.factor is -1; use 1 or more"),
+        ("denoiser.kind", "token_transformer", "super_resolution_transformer .*coarse tokens"),
         ("conditioner.width", 12, "set conditioner.width"),
     ],
 )
@@ -267,19 +272,22 @@ def test_parts_of_super_resolution_that_do_not_fit(key, value, words):
     config.codec.path = config.low_codec.path = untrained
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=words):
-        parts.make_task(config)
+        make_task(config)
 
 
 def test_what_does_not_fit_is_one_sentence(masked_run, vq_run, pictures, tmp_path, capsys):
     out = f"--out={tmp_path}"
     assert main(["sample", "a", f"--checkpoint={masked_run}", "--sampler=ddim", out]) == 2
-    assert "drawn by the sampler parallel, not 'ddim'" in capsys.readouterr().err
+    assert "sampling.sampler is 'ddim'; use one of parallel" in capsys.readouterr().err
     arguments = runs.command("masked", tmp_path / "run", pictures)
     for more, words in (
         (f"--config.codec.path={vq_run} --config.process.kind=gaussian", "codec gives tokens"),
-        (f"--config.codec.path={vq_run} --config.denoiser.kind=unet", "one of token_transformer"),
-        ("--config.codec.path=builtin:autoencoder_64", "gives no tokens|one of unet"),
-        (f"--config.codec.path={vq_run} --config.sampling.guidance_rescale=1", "no range to keep"),
+        ("--config.denoiser.kind=unet", "no key config.denoiser.depth of kind unet"),
+        ("--config.codec.path=builtin:autoencoder_64", "gives no tokens|use one of unet"),
+        (
+            f"--config.codec.path={vq_run} --config.sampling.guidance_rescale=1",
+            "do not apply to tokens",
+        ),
     ):
         assert main([*arguments, *more.split()]) == 2
         err = capsys.readouterr().err

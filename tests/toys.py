@@ -10,40 +10,42 @@ from jax.sharding import AxisType, Mesh
 
 from emu_jax.checkpoint.manager import Checkpoints
 from emu_jax.parallel.mesh import AXES
-from emu_jax.tasks.base import Group
+from emu_jax.tasks.base import Group, Loss, RowSpec, Task
 from emu_jax.training.trainer import Trainer, TrainSettings
 
 RATE, DECAY = 0.5, 0.5
 FROZEN = {"text": {"source": "weights/text", "fingerprint": "abc"}}
 
 
-class Mean:
+class Mean(Task):
     """``a`` follows the rows' mean: a += RATE (mean - a). Validation measures valid rows' x - a."""
 
+    streams = {"train": RowSpec()}  # noqa: RUF012
+
     def __init__(self):
-        self.frozen = {}
-        self.groups = {"mean": Group("a", optax.sgd(RATE), lambda n: RATE, ema_decay=DECAY)}
+        group = Group("a", optax.sgd(RATE), lambda n: RATE, ema_decay=DECAY)
+        super().__init__(groups={"mean": group}, frozen={})
 
     def init(self, key):
         return {"a": jnp.zeros(())}, {"measured": jnp.zeros(())}
 
-    def loss(self, group, params, frozen, state, batch, key, step):
-        x = batch["train"]["x"]
-        return 0.5 * jnp.mean((params["a"] - x) ** 2), (state, {})
+    def loss(self, group, context):
+        x = context.batch["train"]["x"]
+        return Loss(0.5 * jnp.mean((context.params["a"] - x) ** 2), context.state)
 
-    def validate(self, params, frozen, state, batch, key):
-        (rows,) = batch.values()
+    def validate(self, context):
+        rows = context.batch["train"]
         valid = rows["valid"].astype(jnp.float32)
-        return {"gap": (jnp.sum((rows["x"] - params["a"]) * valid), jnp.sum(valid))}
+        gap = rows["x"] - context.params["a"]
+        return {"gap": (jnp.sum(gap * valid), jnp.sum(valid))}
 
-    def preview(self, params, frozen, state, batch, key):
-        (rows,) = batch.values()
-        shade = jnp.round(params["a"] * 100).astype(jnp.uint8)
-        return {"shade": jnp.broadcast_to(shade, (len(rows["x"]), 4, 4, 3))}
+    def preview(self, context):
+        shade = jnp.round(context.params["a"] * 100).astype(jnp.uint8)
+        return {"shade": jnp.broadcast_to(shade, (len(context.batch["train"]["x"]), 4, 4, 3))}
 
-    def finish(self, params, frozen, state, batches):
+    def finish(self, context, batches):
         first = next(iter(batches))
-        return {"measured": jnp.mean(first["train"]["x"]) + params["a"]}
+        return {"measured": jnp.mean(first["train"]["x"]) + context.params["a"]}
 
 
 def value(n):
@@ -65,7 +67,7 @@ def stream(first, values=value, at=None):
 def held_out():
     """Two batches, the second of one row and a padded one."""
     for x, valid in (([1.0, 2.0], [True, True]), ([6.0, 99.0], [True, False])):
-        yield {"held_out": {"x": np.array(x, np.float32), "valid": np.array(valid)}}
+        yield {"train": {"x": np.array(x, np.float32), "valid": np.array(valid)}}
 
 
 def trainer(

@@ -63,8 +63,9 @@ def pipeline_patterns(subfolder: str, variant: str, pickle: bool) -> tuple[list[
 
 
 def _fetch(path: str | Path, wanted: list[str], unwanted: list[str]) -> Path:
-    owner_and_name, subfolder = str(path).split("/")[:2], "/".join(str(path).split("/")[2:])
-    if len(owner_and_name) < 2 or not all(owner_and_name) or str(path)[0] in "./~":
+    parts = str(path).split("/")
+    owner_and_name, subfolder = parts[:2], "/".join(parts[2:])
+    if len(parts) < 2 or not all(parts[:2]) or str(path)[0] in "./~" or ".." in parts:
         raise UserError(f"There is no folder {path}.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from emu_jax.checkpoint.manager import FINISHED, Checkpoints
+from emu_jax.checkpoint.paths import checked_config
 from emu_jax.checkpoint.safetensors_io import Digest, iter_safetensors, place, read_shapes
 from emu_jax.errors import UserError
 
@@ -86,11 +87,12 @@ class _Exported(Opened):
     def __init__(self, folder: epath.Path):
         try:
             self.meta = json.loads((folder / CONFIG).read_text())
-            self.config = self.meta.pop("config")
+            config = self.meta.pop("config")
         except (ValueError, KeyError, AttributeError):
             raise UserError(
                 f"{folder / CONFIG} is not the config of a model of this system."
             ) from None
+        self.config = checked_config(config, str(folder / CONFIG), folder)
         self._folder, self._weights = folder, self.meta.pop("weights", None)
         self.shapes = read_shapes(str(folder / WEIGHTS))
 
@@ -128,7 +130,8 @@ class _Saved(Opened):
         self, directory: epath.Path, checkpoints: Checkpoints, record: dict[str, Any], raw: bool
     ):
         self._directory, self._step = str(directory), record["step"]
-        self.config, self.meta = record.pop("config"), record
+        self.config = checked_config(record.pop("config"), f"{directory}@{record['step']}")
+        self.meta = record
         stored = checkpoints.shapes(self._step)
         self._names: dict[str, str] = {}
         # Later kinds are laid over earlier ones.

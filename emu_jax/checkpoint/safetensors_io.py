@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from emu_jax.checkpoint.lazy import Lazy, shapes_of
+from emu_jax.checkpoint.paths import file_in
 from emu_jax.errors import UserError
 
 _DTYPES = {
@@ -245,15 +246,12 @@ def safetensors_files(path: str) -> list[epath.Path]:
 
 
 def _indexed(index: epath.Path) -> list[epath.Path]:
-    root = index.parent
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError):
+        names = dict.fromkeys(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise UserError(f"{index} is not a safetensors index; fetch it again.") from None
-    missing = [name for name in names if not (root / name).exists()]
-    if missing:
-        raise UserError(f"{root} lacks {missing[0]}, which its index names; fetch it again.")
-    return [root / name for name in names]
+    files = {name: file_in(index.parent, name, index) for name in names}
+    return [files[name] for name in sorted(files)]
 
 
 def _open(file: epath.Path):

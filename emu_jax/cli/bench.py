@@ -17,17 +17,15 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from emu_jax.cli import parts
-from emu_jax.cli.config import parse
-from emu_jax.cli.cost import model_flops, step_batch
-from emu_jax.cli.generator import unread
-from emu_jax.cli.train import prepare
+from emu_jax.assembly.config import parse
+from emu_jax.assembly.cost import model_flops, step_batch
+from emu_jax.assembly.tasks import make_task, unused_networks
+from emu_jax.assembly.training import prepare
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import placement
 from emu_jax.planning.bench import Speed, bench_sampler, bench_step
 from emu_jax.planning.inputs import abstract_frozen, synthetic
-from emu_jax.tasks.generation import Generation
 from emu_jax.training.state import abstract_state, averaged, fresh_params
 
 PROGRAM = "emu-jax bench"
@@ -39,8 +37,6 @@ def main(argv: Sequence[str]) -> int:
     if not values.out:
         raise UserError(f"{PROGRAM} needs --out=DIR, where bench.json goes.")
     config = values.config
-    if "sample" in values.measure and config.task != "generation":
-        raise UserError(f"The task {config.task} draws no pictures: give --measure=train.")
     prepare(config)
     speeds = bench(config, values)
     if jax.process_index() == 0:
@@ -66,8 +62,11 @@ def main(argv: Sequence[str]) -> int:
 def bench(config: ConfigDict, values: Any) -> dict[str, Speed]:
     """What is asked for -> its speed."""
     mesh = make_mesh(**config.mesh)
-    task = parts.make_task(config, placement(mesh, config.attention))
-    frozen = synthetic(abstract_frozen(task, mesh, unread(config, task)), jax.random.key(0), 0.02)
+    task = make_task(config, placement(mesh, config.attention)).prepare(None)
+    if "sample" in values.measure and task.generator is None:
+        raise UserError(f"The task {config.task} draws no images: use --measure=train.")
+    unused = unused_networks(config, task)
+    frozen = synthetic(abstract_frozen(task, mesh, unused), jax.random.key(0), 0.02)
     counts = dict(warmup=values.warmup, repeats=values.repeats)
     speeds, params = {}, None
     if "train" in values.measure:
@@ -83,7 +82,6 @@ def bench(config: ConfigDict, values: Any) -> dict[str, Speed]:
         params = averaged(state)
         del state  # the optimiser's part of it
     if "sample" in values.measure:
-        assert isinstance(task, Generation)
         if params is None:
             params, _ = fresh_params(task, config.train.seed, mesh)
         side = config.data.image_size

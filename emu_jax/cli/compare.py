@@ -1,35 +1,19 @@
-"""``emu-jax compare A B ...``: the same prompts and the same noise drawn by several models.
+"""``emu-jax compare A B ...``: the same prompts and the same noise, drawn by several models.
 
-One HTML file that needs nothing else, a JSON file with the same figures, a picture of the grid.
-Without ``--prompts`` the prompts are kept concepts: seen in pre-training, never in quality-tuning.
-A judge (``--judge=""``: none) measures every model; its intervals are 95 %, over prompts.
+Writes one self-contained HTML report, a JSON file with the same figures, and an image of the grid.
+Without ``--prompts`` the prompts are kept concepts: pre-training has shown them, quality-tuning
+never does. The judge measures every model; its intervals are 95 %, over prompts. ``--judge=""``
+compares without measurements, and reads no data set.
 """
 
 import argparse
-import json
-import time
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-from etils import epath
-from tqdm import tqdm
-
-from emu_jax.cli import parts
-from emu_jax.cli.cascade import open_generator, stages_of
-from emu_jax.cli.judge import SHIPPED, Judge, part, yardstick
-from emu_jax.cli.sample import add_sampling_arguments, positive, read_prompts, sampling_changes
-from emu_jax.data.source import DEFAULT_DATA_DIR
-from emu_jax.evaluation import comparison
-from emu_jax.evaluation.assessment import assess
-from emu_jax.evaluation.comparison import REAL, Drawn
-from emu_jax.evaluation.curves import METRICS_FILE
-from emu_jax.evaluation.grids import grid
-from emu_jax.evaluation.prompts import KEPT_CONCEPTS
+from emu_jax.cli.arguments import add_sampling_arguments, positive, sampling_changes
+from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.evaluation.references import Sets
-from emu_jax.evaluation.report import Section, write_report
 
-_SHOWN = len(KEPT_CONCEPTS)  # rows of pictures in the report
+JUDGE = "builtin:judge_64"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,96 +21,46 @@ def main(argv: Sequence[str]) -> int:
 
 
 def report(argv: Sequence[str], program: str, description: str | None, default_out: str) -> int:
-    """What ``compare`` and ``evaluate`` share: all of it."""
+    """The commands ``compare`` and ``evaluate``."""
     parser = argparse.ArgumentParser(prog=f"emu-jax {program}", description=description)
     parser.add_argument("models", nargs="+", help="runs, exported models or builtin:NAME")
-    parser.add_argument("--prompts", help="file with one prompt a line")
-    parser.add_argument("--count", type=positive, default=100, help="prompts, without --prompts")
-    parser.add_argument("--judge", default=SHIPPED, help=f"default {SHIPPED}; empty: none")
-    parser.add_argument("--data_dir", default=DEFAULT_DATA_DIR)
+    parser.add_argument("--prompts", help="file with one prompt per line")
+    parser.add_argument(
+        "--count", type=positive, default=100, help="number of prompts, without --prompts"
+    )
+    parser.add_argument("--judge", default=JUDGE, help=f"default {JUDGE}; empty: no judge")
+    parser.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder of the data sets")
     for name, what in (
-        ("captions", "whose captions are prompts, without --prompts"),
-        ("needles", "what was tuned on"),
-        ("haystack", "with the finish to leave behind"),
-        ("kept", "that the loss is taken on, as in validation"),
+        ("captions", "images whose captions are the prompts, without --prompts"),
+        ("needles", "images of quality-tuning"),
+        ("haystack", "images in the style of pre-training"),
+        ("kept", "images for the loss, as in validation"),
     ):
         default = getattr(Sets, name)
-        parser.add_argument(f"--{name}", default=default, help=f"pictures {what}; {default}")
+        parser.add_argument(f"--{name}", default=default, help=f"{what}; default {default}")
     parser.add_argument("--out", default=default_out, help="folder for the report")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
-    prompts = read_prompts(arguments.prompts) if arguments.prompts else None
 
-    judge = by = None
-    if arguments.judge:
-        judge = Judge(arguments.judge)
-        sets = Sets(arguments.data_dir, arguments.captions, arguments.needles, arguments.haystack)
-        by = yardstick(judge, sets, prompts, arguments.count)
-    prompts = list(by.prompts) if by else prompts or list(KEPT_CONCEPTS)
-    kept = arguments.kept if arguments.judge else ""
-    drawn = [_draw(name, prompts, kept, arguments) for name in arguments.models]
-    folder = epath.Path(arguments.out)
-    record: dict[str, Any] = {"prompts": prompts}
-    sections = [comparison.pictures(drawn, prompts[:_SHOWN], arguments.seed)]
-    if judge and by:
-        shown = [*drawn, *([Drawn(REAL, list(by.real), {})] if by.real else [])]
-        found = {model.name: assess(model.images, judge.see(model.images), by) for model in shown}
-        judged, verdicts, table = comparison.judged(found, by)
-        copies = [comparison.copies(model, found[model.name], by) for model in shown]
-        sections = [judged[0], *sections, *judged[1:], *copies]
-        record |= {"judge": {"path": judge.name, "weights": judge.fingerprint}, **verdicts}
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "figures.md").write_text(table)
-        print(table, end="")
-    record["models"] = {model.name: model.facts for model in drawn}
-    sections += [comparison.costs(drawn), *_training(drawn)]
-    index = write_report(
-        folder / "index.html",
-        " against ".join(arguments.models),
-        sections,
-        subtitle=f"{len(prompts)} prompts, one picture each",
+    from emu_jax.assembly.comparing import compare
+    from emu_jax.assembly.drawing import read_prompts
+
+    index = compare(
+        arguments.models,
+        arguments.out,
+        Sets(
+            arguments.data_dir,
+            arguments.captions,
+            arguments.needles,
+            arguments.haystack,
+            arguments.kept,
+        ),
+        name=program,
+        prompts=read_prompts(arguments.prompts) if arguments.prompts else None,
+        count=arguments.count,
+        judge=arguments.judge,
+        seed=arguments.seed,
+        changes=sampling_changes(arguments),
     )
-    (folder / f"{program}.json").write_text(json.dumps(record, indent=1))
-    with (folder / "grid.png").open("wb") as file:
-        rows = range(min(_SHOWN, len(prompts)))
-        paired = np.stack([model.images[i] for i in rows for model in drawn])
-        captions = [prompts[i] for i in rows for _ in drawn]
-        wide = len(drawn) * max(1, round(8 / len(drawn)))
-        grid(paired, captions, columns=wide, scale=2).save(file, "PNG")
     print(f"report: {index}")
     return 0
-
-
-def _draw(name: str, prompts: Sequence[str], kept: str, arguments: argparse.Namespace) -> Drawn:
-    generator = open_generator(name, **sampling_changes(arguments))
-    seeds = [arguments.seed + i for i in range(len(prompts))]
-    pictures = generator.draw(prompts, seeds)
-    images = [next(pictures)]  # the first batch compiles: it is not in the time
-    start, first = time.monotonic(), generator.batch_size
-    images += list(tqdm(pictures, total=len(prompts) - 1, desc=name))
-    late = len(prompts) - first
-    seconds = (time.monotonic() - start) / late if late > 0 else None
-    facts = {
-        "step": generator.step,
-        "chosen": generator.chosen,
-        "weights": generator.fingerprints["weights"],
-        "sampling": generator.config.sampling.to_dict(),
-        **generator.costs(),
-        "seconds": seconds,
-        "kept_loss": generator.loss(part(kept, arguments.data_dir)) if kept else None,
-    }
-    return Drawn(name, images, facts)
-
-
-def _training(drawn: Sequence[Drawn]) -> list[Section]:
-    """The curves of those models and parts of cascades that are runs, each run once."""
-    runs, chosen = {}, {}
-    for model in drawn:
-        for i, stage in enumerate(stages_of(model.name)):
-            name = stage.split("@")[0]
-            folder = epath.Path(parts.locate(name))
-            if (folder / METRICS_FILE).exists():
-                runs[name] = folder
-                if model.facts["chosen"] and i == 0:  # a cascade's are those of what draws
-                    chosen[name] = model.facts["chosen"]
-    return [comparison.training(runs, chosen)] if runs else []

@@ -1,7 +1,8 @@
-"""`emu-jax data`: build data sets and look at them.
+"""`emu-jax data`: build data sets, list them and look at them.
 
 emu-jax data build emoji/openmoji --data_dir=DIR
-emu-jax data build folder/mine --path=PICTURES --data_dir=DIR
+emu-jax data build folder/mine --path=IMAGES --data_dir=DIR
+emu-jax data list --data_dir=DIR
 emu-jax data show emoji/fluent --data_dir=DIR --select="needle >= 0" --out=grid.png
 """
 
@@ -15,28 +16,43 @@ from emu_jax.data.builder import build
 from emu_jax.data.decode import open_image
 from emu_jax.data.images import compose, upright
 from emu_jax.data.manifest import Manifest
-from emu_jax.data.source import DEFAULT_DATA_DIR, Source, open_source
+from emu_jax.data.source import DEFAULT_DATA_DIR, Source, list_sources, open_source
 from emu_jax.errors import UserError
 from emu_jax.evaluation.grids import grid
 
-_SIDE = 128  # of a picture in the grid, pixels
+_SIDE = 128  # of an image in the grid, pixels
 
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
+    if args.command == "list":
+        return list_data_sets(args.data_dir)
     if args.command == "build":
-        source = build(args.name, args.data_dir, path=args.path)
+        source = build(args.name, args.data_dir, path=args.path, force=args.force)
     else:
         source = open_source(args.name, args.data_dir)
         show(source, args.select, args.count, args.seed, args.out)
     print(f"{source.name}: {summary(source.manifest)}\n  in {source.directory}")
 
 
+def list_data_sets(data_dir: str) -> None:
+    """One line for every data set."""
+    sources = list_sources(data_dir)
+    for source in sources:
+        try:
+            about = summary(source.manifest).splitlines()[0]
+        except UserError as error:
+            about = str(error)
+        print(f"{source.name}: {about}")
+    if not sources:
+        print(f"There are no data sets in {data_dir}; see emu-jax data build --help.")
+
+
 def summary(manifest: Manifest) -> str:
-    """How many pictures there are, of what size, and how they fall by part and group."""
+    """The number of images and captions, the sizes, and the number of images by part and group."""
     widths, heights = manifest.column("width"), manifest.column("height")
     captions = [len(c) for c in manifest.column("captions")]
-    lines = [f"{len(manifest):,} pictures, {sum(captions):,} captions"]
+    lines = [f"{len(manifest):,} images, {sum(captions):,} captions"]
     if len(manifest):
         lines.append(
             f"widths {widths.min()} to {widths.max()}, heights {heights.min()} to {heights.max()}"
@@ -48,26 +64,35 @@ def summary(manifest: Manifest) -> str:
 
 
 def show(source: Source, select: str, count: int, seed: int, out: str) -> None:
-    """Write a PNG with a random sample of the selection, each over a caption of its own."""
-    chosen = source.manifest.select(select)
-    if not len(chosen):
-        raise UserError(f"no record of {source.name} fulfils `{select}`")
+    """Write a PNG with a random sample of the selected images, each with one of its captions."""
+    selected = source.manifest.select(select)
+    if not len(selected):
+        raise UserError(f"No record of {source.name} matches `{select}`.")
     random = np.random.default_rng(seed)
-    chosen = random.choice(chosen, min(count, len(chosen)), replace=False)
+    chosen = random.choice(selected, min(count, len(selected)), replace=False)
     captions = source.manifest.column("captions")
-    pictures = []
+    tiles = []
     for index in chosen:
         image = compose(upright(open_image(source.read(index))), (255, 255, 255))
         image.thumbnail((_SIDE, _SIDE))
         tile = np.full((_SIDE, _SIDE, 3), 255, np.uint8)
         top, left = (_SIDE - image.height) // 2, (_SIDE - image.width) // 2
         tile[top : top + image.height, left : left + image.width] = np.asarray(image)
-        pictures.append(tile)
+        tiles.append(tile)
     texts = [random.choice(captions[i]) if captions[i] else "(no caption)" for i in chosen]
     path = epath.Path(out).expanduser()
-    with path.open("wb") as file:
-        grid(np.stack(pictures), texts).save(file, "PNG")
-    print(f"{len(pictures)} of {len(source.manifest.select(select)):,} pictures: {path}")
+    try:
+        with path.open("wb") as file:
+            grid(np.stack(tiles), texts).save(file, "PNG")
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error.strerror or error}.") from error
+    print(f"{len(tiles)} of {len(selected):,} images: {path}")
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,20 +102,30 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("name", help="emoji/openmoji, emoji/fluent, emoji/noto or folder/NAME")
-    common.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="default: %(default)s")
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument(
+        "--data_dir", default=DEFAULT_DATA_DIR, help="directory of the data sets (%(default)s)"
+    )
+    named = argparse.ArgumentParser(add_help=False, parents=[place])
+    named.add_argument("name", help="emoji/openmoji, emoji/fluent, emoji/noto or folder/NAME")
 
-    one = commands.add_parser("build", parents=[common], help="build a data set")
+    one = commands.add_parser("build", parents=[named], help="build a data set")
     one.add_argument(
         "--path",
-        help="folder: the directory of pictures; noto: the font file; fluent: the npm tarball; "
+        help="folder: the directory of images; noto: the font file; fluent: the npm tarball; "
         "openmoji: a directory of SVG files",
     )
+    one.add_argument(
+        "--force", action="store_true", help="build an existing data set again and replace it"
+    )
 
-    two = commands.add_parser("show", parents=[common], help="draw a sample with captions")
-    two.add_argument("--select", default="", help='such as "part == kept and group != flags"')
-    two.add_argument("--count", type=int, default=48, help="pictures (default: %(default)s)")
-    two.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
-    two.add_argument("--out", default="grid.png", help="PNG file (default: %(default)s)")
+    commands.add_parser("list", parents=[place], help="list the data sets")
+
+    two = commands.add_parser("show", parents=[named], help="draw a sample with captions")
+    two.add_argument(
+        "--select", default="", help='condition such as "part == kept and group != flags"'
+    )
+    two.add_argument("--count", type=_positive, default=48, help="number of images (%(default)s)")
+    two.add_argument("--seed", type=int, default=0, help="seed of the sample (%(default)s)")
+    two.add_argument("--out", default="grid.png", help="PNG file to write (%(default)s)")
     return parser

@@ -1,4 +1,4 @@
-"""``emu-jax evaluate CHECKPOINT``: what ``emu-jax compare`` measures, for one model."""
+"""``emu-jax evaluate CHECKPOINT``: the measurements of ``emu-jax compare``, for one model."""
 
 from collections.abc import Sequence
 

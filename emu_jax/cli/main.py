@@ -28,6 +28,9 @@ COMMANDS = {
     "data": "build data sets and look at them",
 }
 
+# Where the module is not called as its command is: a keyword names no module.
+MODULES = {"import": "import_weights"}
+
 LOST = 75
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -39,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0
     try:
-        return _command(arguments[0])(arguments[1:]) or 0
+        return command(arguments[0])(arguments[1:]) or 0
     except BaseException as error:
         status = report(error)
         if status is None:
@@ -65,12 +68,12 @@ def report(error: BaseException) -> int | None:
     return status
 
 
-def _command(name: str):
+def command(name: str):
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"there is no command {name!r}: {hint}")
-    return importlib.import_module(f"emu_jax.cli.{name}").main
+    return importlib.import_module(f"emu_jax.cli.{MODULES.get(name, name)}").main
 
 
 def _usage() -> str:

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from emu_jax.cli import parts
-from emu_jax.cli.config import parse
-from emu_jax.cli.cost import model_flops, step_batch
-from emu_jax.cli.generator import unread
+from emu_jax.assembly.config import parse
+from emu_jax.assembly.cost import model_flops, step_batch
+from emu_jax.assembly.tasks import make_task, unused_networks
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import placement
@@ -49,8 +48,8 @@ def plan(config: ConfigDict, topology: Topology) -> Plan:
     """The config's training step on one topology."""
     settings = {**config.mesh, "slices": topology.slices}
     mesh = make_mesh(**settings, devices=topology.devices)
-    task = parts.make_task(config, placement(mesh, config.attention))
-    frozen = abstract_frozen(task, mesh, unread(config, task))
+    task = make_task(config, placement(mesh, config.attention)).prepare(None)
+    frozen = abstract_frozen(task, mesh, unused_networks(config, task))
     batch = step_batch(config, task, frozen, mesh)
     state = abstract_state(task, mesh)
     return make_plan(

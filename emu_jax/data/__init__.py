@@ -1,1 +1,1 @@
-"""Pictures and captions: data sets, manifests, the batch plan, the input pipeline, caches."""
+"""Images and captions: data sets, manifests, the batch plan, the input pipeline, caches."""

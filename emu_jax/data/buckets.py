@@ -1,16 +1,17 @@
-"""Aspect-ratio buckets: the few picture shapes that a run trains on.
+"""Aspect-ratio buckets: the few image shapes that a run trains on.
 
 Every bucket (h, w) has sides that are multiples of a step and at most `side`^2 pixels, so each
-costs no more than the square one; the training step compiles once a bucket. For every long side
-a = side, side + step, ... the short side is the largest that keeps the area,
+costs no more than the square one; the training step compiles once per bucket. For every long side
+a = side, side + step, ... the short side is the largest that does not exceed the area,
 
     b(a) = step * floor(side^2 / (a * step)),      a / b(a) <= max_ratio,                     (1)
 
-and (a, b) and (b, a) are both buckets. A picture goes to the bucket nearest in shape,
+and (a, b) and (b, a) are both buckets. An image goes to the bucket of the nearest aspect ratio,
 
     argmin_k | log(w / h) - log(w_k / h_k) |,                                                 (2)
 
-which treats twice as wide and twice as tall alike; it is then resized to cover that bucket.
+where the logarithm makes twice as wide and twice as tall equally far from a square. The image is
+then resized to cover that bucket.
 """
 
 import math
@@ -25,17 +26,18 @@ Shape = tuple[int, int]
 
 
 def make_buckets(side: int, step: int = 64, max_ratio: float = 2.0) -> list[Shape]:
-    """The (h, w) of eq. (1) in pixels, from the tallest to the widest; `max_ratio` 1: the square.
+    """The (h, w) of eq. (1) in pixels, from the tallest to the widest; only the square if
+    `max_ratio` is 1.
 
-    Raises UserError where `side` is not a positive multiple of `step` or `max_ratio` is below 1.
+    Raises UserError if `side` is not a positive multiple of `step` or `max_ratio` is below 1.
     """
     if step < 1 or side < step or side % step:
         raise UserError(
-            f"A side of {side} pixels is not a multiple of the bucket step {step}: "
-            "choose a side that is, or another step."
+            f"A side of {side} pixels is not a multiple of the bucket step {step}; change one of "
+            "them."
         )
     if max_ratio < 1:
-        raise UserError(f"A max_ratio of {max_ratio} leaves no bucket: it must be at least 1.")
+        raise UserError(f"max_ratio is {max_ratio}; use 1 or more.")
     wide = []
     for long in range(side, int(side * max_ratio) + 1, step):
         short = side * side // (long * step) * step
@@ -48,7 +50,7 @@ def make_buckets(side: int, step: int = 64, max_ratio: float = 2.0) -> list[Shap
 def assign(
     width: Int[np.ndarray, "n"], height: Int[np.ndarray, "n"], buckets: Sequence[Shape]
 ) -> Int[np.ndarray, "n"]:
-    """The index of every picture's bucket by eq. (2); a tie goes to the taller bucket."""
+    """The index of every image's bucket by eq. (2); a tie goes to the taller bucket."""
     shape = np.array([math.log(w / h) for h, w in buckets])
     order = np.argsort(shape, kind="stable")
     borders = (shape[order][1:] + shape[order][:-1]) / 2

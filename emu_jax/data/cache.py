@@ -1,13 +1,13 @@
 """Encoder outputs computed once and read from memory-mapped .npy files.
 
-A cache is a directory: `cache.json` (what it was made from, what it holds) and one array file
-`<group>/<name>.npy` for each array. A group is a set of rows of one shape: the pictures of one
-bucket, or captions. What it was made from, its fingerprint, is a flat dict of strings (weights
-of the encoder, dtype, crop, flip, buckets, background, manifests, selection ...). A cache with
-another fingerprint, or one that was not built to its end, is refused and the difference named.
+A cache is a directory: `cache.json` (fingerprint and layout) and one file `<group>/<name>.npy` for
+each array. A group is a set of rows of one shape: the images of one bucket, or captions. The
+fingerprint says what the cache was computed from, as a flat dict of strings (weights of the
+encoder, dtype, crop, flip, buckets, background, manifests, selection ...). A cache with another
+fingerprint is refused with the difference, and so is an incomplete one.
 
-Building writes into `<directory>.partial` and renames at the end, so that a directory that
-exists is complete; a build that was stopped goes on where it last noted its progress.
+A build writes into `<directory>.partial` and renames it at the end, so that a directory that exists
+is complete; a build that was interrupted continues from its last saved progress.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ from tqdm import tqdm
 
 from emu_jax.errors import UserError
 
-_SAVE_SECONDS = 30  # how much work a stopped build loses at most
+_SAVE_SECONDS = 30  # an interrupted build loses at most this much work
 Fingerprint = Mapping[str, str]
 
 
 class Spec(NamedTuple):
-    """Shape (the first axis counts rows) and dtype name of one array of a cache."""
+    """Shape (rows first) and dtype name of one array of a cache."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -41,7 +41,7 @@ Layout = Mapping[str, Mapping[str, Spec]]  # group -> array name -> shape and dt
 
 
 class Rows(NamedTuple):
-    """Consecutive rows of a group, from `start` on, as a build produces them."""
+    """Consecutive rows of a group from row `start` on, as a build produces them."""
 
     group: str
     start: int
@@ -54,7 +54,7 @@ def digest(fingerprint: Fingerprint) -> str:
 
 
 class Cache:
-    """A complete cache, opened for reading. Cheap to send to worker processes."""
+    """A complete cache, opened for reading. It pickles without its arrays."""
 
     def __init__(self, directory: Path, fingerprint: Fingerprint, layout: Layout):
         self.directory, self.fingerprint, self.layout = directory, dict(fingerprint), layout
@@ -65,21 +65,20 @@ class Cache:
 
     @classmethod
     def open(cls, directory: str | os.PathLike, fingerprint: Fingerprint) -> "Cache":
-        """The cache of this directory, if it was made from what `fingerprint` says.
+        """The cache in this directory, if it has this fingerprint.
 
-        Raises UserError for one that is missing, incomplete, stale (naming what differs) or
-        damaged.
+        Raises UserError if it is missing, incomplete, stale (with the difference) or damaged.
         """
         directory = _local(directory)
         if not directory.exists():
             partial = _partial(directory)
             if partial.exists():
-                raise UserError(f"The cache {directory} was not built to its end: build it again.")
+                raise UserError(f"The cache {directory} is incomplete: build it again.")
             raise UserError(f"There is no cache in {directory}: build it first.")
         try:
             description = json.loads((directory / "cache.json").read_text())
         except (OSError, ValueError) as error:
-            raise UserError(f"{directory} holds no complete cache ({error}): delete it.") from error
+            raise UserError(f"{directory} is not a complete cache ({error}): delete it.") from error
         made_from = description["fingerprint"]
         _compare(directory, made_from, fingerprint, sorted({*made_from, *fingerprint}))
         return cls(directory, fingerprint, _read_layout(description))
@@ -103,16 +102,16 @@ def build(
     pieces: Callable[[int], Iterable[Rows]],
     total: int,
 ) -> Cache:
-    """Fill a cache with `total` pieces and open it; one that is there and fresh is just opened.
+    """Build a cache from `total` pieces and open it; a valid one is only opened.
 
-    `pieces(k)` gives piece k and those after it, so that a stopped build goes on; what a stale
-    or unreadable partial build left is thrown away. Raises UserError where the disk is too small
-    (all of it is claimed beforehand).
+    `pieces(k)` yields piece k and those after it, so that an interrupted build can continue; a
+    stale or unreadable partial build is deleted. Raises UserError if the disk is too small; all
+    space is allocated beforehand.
     """
     try:
         return Cache.open(directory, fingerprint)
     except UserError:
-        pass  # missing, incomplete, stale or damaged: what building is for
+        pass  # missing, incomplete, stale or damaged: to be built
     directory = _local(directory)
     partial = _partial(directory)
     layout = {group: dict(specs) for group, specs in layout.items()}
@@ -128,7 +127,7 @@ def build(
             size = sum(_size(spec) for specs in layout.values() for spec in specs.values())
             raise UserError(
                 f"The cache {directory} needs {size / 2**30:.1f} GiB, which could not be written "
-                f"({error.strerror}): choose another directory or make room."
+                f"({error.strerror}): choose another directory or free space."
             ) from error
         _note(partial, description, done)
     arrays = {
@@ -151,7 +150,7 @@ def build(
             save(done)
             saved = time.monotonic()
     if done != total:
-        raise ValueError(f"a cache of {total} pieces was given {done}")
+        raise ValueError(f"a cache of {total} pieces received {done}")
     save(done)
     os.replace(partial / "progress.json", partial / "cache.json")
     shutil.rmtree(directory, ignore_errors=True)  # a stale one
@@ -175,7 +174,9 @@ def _compare(
 
 def _local(directory: str | os.PathLike) -> Path:
     if "://" in os.fspath(directory):
-        raise UserError(f"A cache is memory-mapped and must be on a local disk, not {directory}.")
+        raise UserError(
+            f"{directory} is not a local path; caches are memory-mapped from a local disk."
+        )
     return Path(directory)
 
 
@@ -184,14 +185,18 @@ def _partial(directory: Path) -> Path:
 
 
 def _read_layout(description: dict) -> Layout:
-    return {
+    layout = {
         group: {name: Spec(tuple(shape), dtype) for name, (shape, dtype) in specs.items()}
         for group, specs in description["layout"].items()
     }
+    for name in (*layout, *(name for specs in layout.values() for name in specs)):
+        if "/" in name or name in ("", ".", ".."):
+            raise UserError(f"The cache names {name!r}, which is no array of it: build it again.")
+    return layout
 
 
 def _stored_dtype(spec: Spec) -> np.dtype:
-    """What the file says: .npy knows no bfloat16, so its bits are stored as an integer."""
+    """The dtype of the file: .npy has no bfloat16, so its bits are stored as an integer."""
     dtype = np.dtype(spec.dtype)
     return np.dtype(f"u{dtype.itemsize}") if dtype.kind == "V" else dtype
 
@@ -206,7 +211,7 @@ def _allocate(directory: Path, layout: Layout) -> None:
         for name, spec in specs.items():
             path = directory / group / f"{name}.npy"
             np.lib.format.open_memmap(path, "w+", _stored_dtype(spec), spec.shape)
-            # Writing to a mapped hole of a full disk kills the process: have it all now.
+            # On a full disk, writing to a hole of a mapped file would kill the process.
             with path.open("r+b") as file:
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -221,19 +226,21 @@ def _open(
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): build the cache again.") from error
     if array.shape != spec.shape or array.dtype != _stored_dtype(spec):
-        raise UserError(f"{path} is not the array that was written: build the cache again.")
+        raise UserError(
+            f"{path} has another shape or dtype than was written: build the cache again."
+        )
     return array.view(np.dtype(spec.dtype), np.memmap)
 
 
 def _note(partial: Path, description: dict, done: int) -> None:
-    """Progress, replaced in one step: it is either the old or the new."""
+    """Save the progress atomically: the file holds either the old or the new."""
     new = partial / "progress.json.new"
     new.write_text(json.dumps({**description, "done": done}))
     os.replace(new, partial / "progress.json")
 
 
 def _resume(partial: Path, description: dict) -> int | None:
-    """How many pieces a partial build of the very same cache has, None where there is none."""
+    """The number of pieces in a partial build of exactly this cache, or None."""
     try:
         found = json.loads((partial / "progress.json").read_text())
         same = found["fingerprint"] == description["fingerprint"]

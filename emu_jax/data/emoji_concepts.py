@@ -1,21 +1,21 @@
-"""The concept table all styles of the `emoji` data set share: what is drawn, its words, its split.
+"""The concept table that all styles of the `emoji` data set share: things, captions, split.
 
 A *form* is one emoji without skin tone and without the presentation selector U+FE0F ("woman
-astronaut"); a *concept* joins the forms that differ in gender, person, direction or o'clock alone
+astronaut"); a *concept* joins the forms that differ only in gender, person, direction or o'clock
 ("astronaut"). Both are written as lower-case code points joined by "-". `emoji_concepts.tsv` lists
 the forms with Unicode's group, name and keywords and which of the two pinned packages draws them,
 so that everything below is a pure function of the committed table and equal in every style.
 
-Concepts that OpenMoji and Fluent both draw, flags aside, are ranked by a hash and cut into parts:
+Concepts that both OpenMoji and Fluent draw, except flags, are ranked by a hash and split in parts:
 
     held_out   the first 95: never trained on, for losses only
     kept       the next 500: pre-trained on, never tuned on
-    tuned      the rest; its Fluent pictures are the needles, ranked from 0
+    tuned      the rest; its Fluent images are the needles, ranked from 0
 
 There are only 1,599 such forms of 1,378 concepts, so 1,000 needles exist only if nearly all forms
-that share a concept are tuned: a concept of several forms leaves the tuned part with a small
-probability alone (`_STAY`). A concept drawn by one of the two only is kept, for there is nothing
-to tune on; a flag falls by the same hash but is never a needle.
+that share a concept are tuned: a concept of several forms leaves the tuned part only with a small
+probability (1 - `_STAY`). A concept that only one of the two draws is kept, because there is
+nothing to tune on; flags are split by the same hash but are never needles.
 """
 
 import csv
@@ -28,7 +28,7 @@ from importlib import resources
 
 HELD_OUT, KEPT = 95, 500
 NEEDLES = 1000
-_STAY = 0.95  # of the concepts of several forms, how many are tuned whatever their rank
+_STAY = 0.95  # share of the concepts of several forms that are tuned whatever their rank
 
 FLAGS, EXTRAS, BRANDS, SIGNS = "flags", "extras", "brands", "signs"
 
@@ -54,7 +54,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Words that name a look rather than a thing. A style must come from the weights, not the prompt.
+# Words for a look rather than a thing. The style must come from the weights, not from the prompt.
 STYLE_WORDS = _words(
     "emoji emojis emoticon openmoji fluent noto icon icons iconic pictogram clipart cartoon comic "
     "3d 2d flat outline outlined vector sticker render rendered rendering illustration drawing "
@@ -72,7 +72,7 @@ _SHAPES = _words("heart circle square hexagon diamond triangle arrow star flag s
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """One emoji without skin tone. `needle` is its rank among the tuned Fluent pictures, or -1."""
+    """One emoji without skin tone. `needle` is its rank among the tuned Fluent images, or -1."""
 
     code: str
     concept: str
@@ -96,7 +96,7 @@ def has_skin_tone(code: str) -> bool:
 
 
 def concept_of(code: str) -> str:
-    """The concept of a form: gender, person, direction and hour taken away."""
+    """The concept of a form: without gender, person, direction and hour."""
     parts = [p.strip("-") for p in plain(code).split(_JOINER)]
     parts = [p for p in parts if p not in _SIGNS_OF_A_VARIANT]
     if len(parts) == 1:
@@ -136,9 +136,9 @@ def forms() -> dict[str, Form]:
     return {f.code: dataclasses.replace(f, needle=ranks.get(f.code, -1)) for f in table}
 
 
-def _draw(concept: str, what: str) -> float:
-    """A number in [0, 1) that depends on the concept and on what it is drawn for alone."""
-    digest = hashlib.sha256(f"{what}:{concept}".encode()).digest()
+def _draw(concept: str, purpose: str) -> float:
+    """A number in [0, 1) that depends only on the concept and on its purpose."""
+    digest = hashlib.sha256(f"{purpose}:{concept}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -165,7 +165,7 @@ def _parts(table: list[Form]) -> dict[str, str]:
 
 
 def _needles(table: list[Form]) -> list[str]:
-    """Codes of the needles: a round over the groups at a time, first form of each concept first."""
+    """Codes of the needles, taken in turn from the groups; first forms of concepts come first."""
     firsts: dict[str, list[Form]] = {}
     others: dict[str, list[Form]] = {}
     seen = set()
@@ -183,12 +183,13 @@ def _needles(table: list[Form]) -> list[str]:
 
 
 def captions(form: Form, aliases: tuple[str, ...] = ()) -> list[str]:
-    """Unique captions, the Unicode name first, then how people would say it. No style word."""
-    said = [form.name, *_natural(form), *form.phrases, *aliases]
+    """Distinct captions without style words: the Unicode name first, then natural phrases."""
+    candidates = [form.name, *_natural(form), *form.phrases, *aliases]
     words = [k for k in form.keywords if k not in re.findall(r"[a-z'-]+", form.name)]
-    said += [", ".join([form.name, *words[i : i + 2]]) for i in range(0, min(len(words), 6), 2)]
+    pairs = [words[i : i + 2] for i in range(0, min(len(words), 6), 2)]
+    candidates += [", ".join([form.name, *pair]) for pair in pairs]
     kept = []
-    for caption in said:
+    for caption in candidates:
         caption = " ".join(caption.lower().split())
         if caption and caption not in kept and not is_styled(caption):
             kept.append(caption)
@@ -196,7 +197,7 @@ def captions(form: Form, aliases: tuple[str, ...] = ()) -> list[str]:
 
 
 def is_styled(caption: str) -> bool:
-    """Whether the caption holds a word that names a look."""
+    """Whether the caption contains a style word."""
     return not STYLE_WORDS.isdisjoint(re.findall(r"[a-z0-9]+", caption.lower()))
 
 

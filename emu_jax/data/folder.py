@@ -1,205 +1,150 @@
-"""The TFDS builder `folder`: a directory of the user's own pictures, under a name of his choice.
+"""The TFDS builder `folder`: a directory of the user's own images, under a name of their choice.
 
-    emu-jax data build folder/mine --path=PICTURES
+    emu-jax data build folder/mine --path=IMAGES
 
-Pictures of any size are found in the directory and below it and stored as the bytes they are; a
-picture's key is its path inside the directory. Captions come from one of
+Images of any size are found in the directory and below it and stored as the bytes they are; an
+image's key is its path inside the directory. Captions come from a table or from sidecar files: see
+captions.py. The build counts and names what it could not use, and lists all of it in files beside
+the manifest, each with the reason:
 
-    a table      the one file *.jsonl, *.csv or *.parquet in the directory, with the column
-                 `file_name` and one of `captions`, `caption`, `text` (a string, or a list of
-                 strings); several rows may caption the same picture
-    sidecars     cat.txt beside cat.jpg, one caption a line
-
-A picture that is truncated, too large or none at all is left out: the summary counts it, and
-`damaged.jsonl` beside the manifest names it with the reason. A picture without a caption stays,
-with an empty list of them; `uncaptioned.jsonl` names those.
+    damaged.jsonl       images that are left out: truncated, too large, unreadable, not an image
+    uncaptioned.jsonl   images that have no caption; they stay, with an empty list
+    unused.jsonl        files that are neither images of a supported format nor captions
 """
 
-import csv
-import io
 import json
+import os
+import stat
 import sys
-from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-import pyarrow as pa
 import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
-from emu_jax.data.builder import PictureBuilder, in_order
-from emu_jax.data.decode import open_image, upright_size
-from emu_jax.data.manifest import read_parquet
+from emu_jax.data.builder import ImageBuilder, in_order
+from emu_jax.data.captions import FILE_COLUMN
+from emu_jax.data.contents import SUFFIXES, Contents, read_contents
+from emu_jax.data.images import check
 from emu_jax.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-TABLES = (".jsonl", ".csv", ".parquet")
-FILE_COLUMN = "file_name"
-CAPTION_COLUMNS = ("captions", "caption", "text")
-
-Captions = dict[str, list[str]]
+MAX_BYTES = 2**29  # of a file: no image of decode.MAX_PIXELS needs more
 
 
-class Folder(PictureBuilder):
-    """See the module's docstring. `path` is the directory of pictures."""
+class Folder(ImageBuilder):
+    """See the module's docstring. `path` is the directory of images."""
 
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "The directory as it was when built"}
+    _contents: Contents
 
     @classmethod
     def named(cls, config: str, *, path: epath.PathLike | None, **kwargs: Any) -> "Folder":
-        root = None if path is None else epath.Path(path).expanduser()
-        if root is None or not root.is_dir():
+        if path is None:
             raise UserError(
-                f"folder/{config} is made of a directory of pictures: give one by --path=DIR"
-                + ("" if root is None else f" ({path} is none)")
+                f"folder/{config} needs a directory of images: give it with --path=DIR."
             )
-        # Found out before anything is written, so that what is amiss is said at once.
-        names = find_pictures(root)
-        captions = read_captions(root, names)
-        names = sorted({*names, *captions})
-        if not names:
+        root = epath.Path(path).expanduser()
+        if not root.is_dir():
+            raise UserError(f"--path={path} is not a directory; give a directory of images.")
+        # Before anything is written, so that errors are reported at once.
+        contents = read_contents(root)
+        if not contents.captions:
+            others = _by_suffix({**contents.unused, **contents.unreadable})
             raise UserError(
-                f"there is no picture in {path}: it is searched for {' '.join(SUFFIXES)}"
+                f"There is no image in {path}{f' (but {others})' if others else ''}; the supported "
+                f"formats are {' '.join(SUFFIXES)}."
             )
         builder = cls(config=tfds.core.BuilderConfig(name=config), path=root, **kwargs)
-        builder._names, builder._captions = names, captions
+        builder._contents = contents
         return builder
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self._dataset_info(
-            description=f"The pictures of {self.path}.",
-            license="The pictures' own.",
+            description=f"The images of {self.path}.",
+            license="That of the images.",
         )
 
     def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        self._damaged: list[dict[str, str]] = []
-        self._uncaptioned: list[dict[str, str]] = []
-
         root = epath.Path(self.path)
+        images = self._contents.captions
+        self._damaged = dict(self._contents.unreadable)
 
-        def picture(name: str) -> tuple[bytes, tuple[int, int] | str]:
-            data = (root / name).read_bytes()
+        def read(name: str) -> tuple[bytes, tuple[int, int] | str]:
             try:
-                return data, upright_size(open_image(data))
+                data = _read(root / name)
+                return data, check(data)
             except UserError as error:
                 return b"", str(error)
+            except OSError as error:
+                return b"", f"cannot be read: {error.strerror or error}"
 
-        pictures = in_order(picture, self._names, total=len(self._names), label=self.info.full_name)
-        for name, (data, size) in zip(self._names, pictures, strict=True):
+        results = in_order(read, images, total=len(images), label=self.info.full_name)
+        used = 0
+        for name, (data, size) in zip(images, results, strict=True):
             if isinstance(size, str):
-                self._damaged.append({FILE_COLUMN: name, "reason": size})
+                self._damaged[name] = size
                 continue
-            captions = self._captions.get(name, [])
-            if not captions:
-                self._uncaptioned.append({FILE_COLUMN: name})
+            used += 1
             yield (
                 data,
                 {
                     "key": name,
                     "width": size[0],
                     "height": size[1],
-                    "captions": captions,
+                    "captions": images[name],
                     "source": str(root),
                 },
             )
-        if len(self._damaged) == len(self._names):
-            first = self._damaged[0]
+        if not used:
+            first = next(iter(images))
             raise UserError(
-                f"none of the {len(self._names)} pictures in {self.path} can be read; "
-                f"{first[FILE_COLUMN]}: {first['reason']}"
+                f"None of the {len(images)} images in {self.path} can be read; {first}: "
+                f"{self._damaged[first]}."
             )
 
     def _finish(self) -> None:
-        _report(self.data_path / "damaged.jsonl", self._damaged, "cannot be read and are left out")
-        _report(self.data_path / "uncaptioned.jsonl", self._uncaptioned, "have no caption")
+        unused = self._contents.unused
+        uncaptioned = [
+            name
+            for name, captions in self._contents.captions.items()
+            if not captions and name not in self._damaged
+        ]
+        self._report("damaged.jsonl", self._damaged, "cannot be read and are left out")
+        self._report("uncaptioned.jsonl", dict.fromkeys(uncaptioned), "have no caption")
+        self._report("unused.jsonl", unused, f"are not used: {_by_suffix(unused)}")
+
+    def _report(self, file_name: str, reasons: Mapping[str, str | None], what: str) -> None:
+        """Lists files with their reasons in a file, and the first of them on the terminal."""
+        if not reasons:
+            return
+        rows = [
+            {FILE_COLUMN: name} | ({"reason": reason} if reason else {})
+            for name, reason in reasons.items()
+        ]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (self.data_path / file_name).write_bytes(lines.encode())
+        names = list(reasons)
+        shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+        tqdm.write(f"{len(names):,} files {what} ({shown}; see {file_name})", file=sys.stderr)
 
 
-def find_pictures(root: epath.Path) -> list[str]:
-    """Paths inside `root` of the files named like pictures, sorted; nothing hidden."""
-    found, directories = [], [root]
-    while directories:
-        directory = directories.pop()
-        for path in directory.iterdir():
-            if path.name.startswith("."):
-                continue
-            if path.suffix.lower() in SUFFIXES:
-                found.append(path.relative_to(root).as_posix())
-            elif path.is_dir():
-                directories.append(path)
-    return sorted(found)
+def _read(path: epath.Path) -> bytes:
+    """The content of a regular file of at most MAX_BYTES."""
+    if "://" in os.fspath(path):
+        length = path.stat().length
+    else:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait forever
+            raise UserError("not a regular file")
+        length = status.st_size
+    if length > MAX_BYTES:
+        raise UserError(f"too large: {length:,} bytes is more than {MAX_BYTES:,}")
+    return path.read_bytes()
 
 
-def read_captions(root: epath.Path, names: Iterable[str]) -> Captions:
-    """Captions by picture, from the directory's table or from sidecar files."""
-    tables = sorted(p for p in root.iterdir() if p.suffix.lower() in TABLES)
-    if len(tables) > 1:
-        raise UserError(
-            f"{root} holds several tables ({', '.join(p.name for p in tables)}): leave the one "
-            "with the captions"
-        )
-    return _from_table(root, tables[0]) if tables else _from_sidecars(root, names)
-
-
-def _from_sidecars(root: epath.Path, names: Iterable[str]) -> Captions:
-    captions = {}
-    for name in names:
-        sidecar = (root / name).with_suffix(".txt")
-        if sidecar.exists():
-            captions[name] = _clean(_text(sidecar).splitlines())
-    return captions
-
-
-def _from_table(root: epath.Path, table: epath.Path) -> Captions:
-    captions: Captions = {}
-    for number, row in enumerate(_read_table(table), start=1):
-        column = next((name for name in CAPTION_COLUMNS if name in row), None)
-        if FILE_COLUMN not in row or column is None:
-            missing = "captions" if FILE_COLUMN in row else FILE_COLUMN
-            raise UserError(
-                f"{table}: row {number} has no column {missing!r}; it has "
-                f"{', '.join(map(str, row)) or 'none'}, and {FILE_COLUMN} and one of "
-                f"{', '.join(CAPTION_COLUMNS)} are wanted"
-            )
-        name = PurePosixPath(str(row[FILE_COLUMN]))
-        if name.is_absolute() or ".." in name.parts or not (root / name).is_file():
-            raise UserError(f"{table}: row {number} names {name}, which is not a file in {root}")
-        said = row[column] if isinstance(row[column], list) else [row[column]]
-        captions.setdefault(str(name), []).extend(_clean(s for s in said if s is not None))
-    return {name: list(dict.fromkeys(said)) for name, said in captions.items()}
-
-
-def _read_table(table: epath.Path) -> Iterator[dict[str, Any]]:
-    suffix = table.suffix.lower()
-    try:
-        if suffix == ".parquet":
-            yield from read_parquet(table.read_bytes()).to_pylist()
-        elif suffix == ".csv":
-            yield from csv.DictReader(io.StringIO(_text(table), newline=""))
-        else:
-            for line in filter(str.strip, _text(table).splitlines()):
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError(f"{line[:40]!r} is no object")
-                yield row
-    except (ValueError, csv.Error, pa.ArrowException) as error:
-        raise UserError(f"{table} cannot be read as {suffix[1:]}: {error}") from error
-
-
-def _text(path: epath.Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
-
-
-def _clean(captions: Iterable[Any]) -> list[str]:
-    """Non-empty, distinct, without spare white space."""
-    return list(dict.fromkeys(filter(None, (" ".join(str(c).split()) for c in captions))))
-
-
-def _report(path: epath.Path, rows: list[dict[str, str]], what: str) -> None:
-    if rows:
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        names = ", ".join(row[FILE_COLUMN] for row in rows[:5]) + ", ..." * (len(rows) > 5)
-        tqdm.write(f"{len(rows):,} pictures {what}: {names}; all in {path.name}", file=sys.stderr)
+def _by_suffix(names: Mapping[str, str]) -> str:
+    """Such as "12 .heic, 1 .md"."""
+    counts = Counter(os.path.splitext(name)[1].lower() or "without a suffix" for name in names)
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())

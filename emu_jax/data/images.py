@@ -1,89 +1,155 @@
-"""From the bytes of a picture to the pixels of its bucket.
+"""From the bytes of an image file to the pixels of its bucket.
 
-decode -> turn upright (EXIF) -> lay on the background -> resize to cover the bucket -> crop ->
-flip. Transparent pictures are composed *before* they are resized: with alpha a in [0, 1],
+decode -> apply the EXIF orientation -> composite on the background -> resize to cover the bucket
+-> crop -> flip. Transparent images are composited *before* they are resized: with alpha a in
+[0, 1],
 
-    pixel = a * colour + (1 - a) * background                                                 (1)
+    pixel = a * color + (1 - a) * background                                                  (1)
 
-and a linear filter of (1) is what premultiplied resizing gives, so that the arbitrary colour
-under a = 0 never bleeds into an edge. Colour profiles are not applied.
+and a linear filter of (1) gives what premultiplied resizing gives, so that the arbitrary color
+under a = 0 never bleeds into an edge. Color profiles are not applied.
 
 Beside the pixels go the six numbers of SDXL's micro-conditioning: the original height and width,
-the crop's top and left in pixels of the resized picture, the bucket's height and width. A flip is
-in none of them, in SDXL as here: the crop is told as it was before the flip.
+the crop's top and left in pixels of the resized image, the bucket's height and width. A flip
+changes none of them, in SDXL as here: the crop is given as it was before the flip.
 """
 
 import numpy as np
 from jaxtyping import Int32, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from emu_jax.data.buckets import Shape
-from emu_jax.data.decode import open_image
+from emu_jax.data.decode import MAX_PIXELS, open_image, orientation, upright_size
 from emu_jax.data.plan import mix
+from emu_jax.errors import UserError
 
-_TOP, _LEFT, _FLIP = range(3)  # first coordinate of each kind of draw
-Colour = tuple[int, int, int]
+_TOP, _LEFT, _FLIP = range(3)  # first coordinate of each kind of random number
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WHITE_LEVELS = {"I": (255, 65535), "F": (1.0, 255)}  # of modes that do not define it
+_MAX_RESIZED = MAX_PIXELS  # pixels: a larger resized image is never made, only its crop
+Color = tuple[int, int, int]
 
 
 def prepare(
     data: bytes,
     bucket: Shape,
     *,
-    background: Colour = (255, 255, 255),
+    background: Color = (255, 255, 255),
     random_crop: bool = False,
     flip: bool = False,
     seed: int = 0,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Int32[np.ndarray, "6"]]:
-    """One picture in the shape of `bucket`, and its sizes: (h, w, top, left, target h, target w).
+    """One image in the shape of `bucket`, and its sizes: (h, w, top, left, target h, target w).
 
-    The crop is centred unless `random_crop`; the picture is mirrored where `flip` and the seed
-    say so. Raises what `open_image` raises for bytes that are no picture.
+    The crop is centered unless `random_crop` is set. `flip` allows mirroring; the seed decides.
+    Raises UserError for data that `open_image` or `compose` cannot use.
     """
     image = compose(upright(open_image(data)), background)
     original = image.height, image.width
-    image = cover(image, bucket)
-    top, left = crop_corner((image.height, image.width), bucket, seed if random_crop else None)
-    pixels = np.asarray(image)[top : top + bucket[0], left : left + bucket[1]]
+    resized = cover(original, bucket)
+    top, left = crop_corner(resized, bucket, seed if random_crop else None)
+    pixels = _resize_and_crop(image, resized, (top, left), bucket)
     if flip and flipped(seed):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels), np.array([*original, top, left, *bucket], np.int32)
 
 
+def check(data: bytes) -> tuple[int, int]:
+    """(width, height) of the upright image; UserError where `prepare` would raise one."""
+    image = open_image(data)
+    try:
+        compose(image, (255, 255, 255))
+    except (OSError, ValueError) as error:  # Pillow's, for modes that it cannot convert
+        raise UserError(f"pixels of mode {image.mode} are not supported: {error}") from error
+    return upright_size(image)
+
+
 def flipped(seed: int | np.ndarray) -> np.ndarray:
-    """Whether the rows with these seeds are mirrored, where mirroring is on."""
+    """Whether the rows with these seeds are mirrored if mirroring is on."""
     return (mix(_FLIP, seed) & np.uint64(1)).astype(bool)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture as its EXIF orientation says it is to be seen."""
-    ImageOps.exif_transpose(image, in_place=True)
-    return image
+    """The image with its EXIF orientation applied."""
+    transpose = _TRANSPOSES.get(orientation(image))
+    return image if transpose is None else image.transpose(transpose)
 
 
-def compose(image: Image.Image, background: Colour) -> Image.Image:
-    """An RGB picture, on the background where it is transparent: eq. (1)."""
-    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would clip at 255
-        grey = np.clip(np.asarray(image, np.float32) / 257, 0, 255)
-        image = Image.fromarray(np.rint(grey).astype(np.uint8))
+def compose(image: Image.Image, background: Color) -> Image.Image:
+    """An RGB image, on the background where it is transparent: eq. (1).
+
+    Raises UserError for pixel values whose white level is unknown.
+    """
+    if image.mode.startswith(("I", "F")):  # Pillow's own conversion would clip at 255
+        image = _to_8_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     ground = Image.new("RGBA", image.size, (*background, 255))
     return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
 
 
-def cover(image: Image.Image, bucket: Shape) -> Image.Image:
-    """Resize, keeping the aspect ratio, to the smallest size that covers the bucket (Lanczos)."""
-    scale = max(bucket[0] / image.height, bucket[1] / image.width)
-    height = max(bucket[0], round(image.height * scale))
-    width = max(bucket[1], round(image.width * scale))
-    if (height, width) == (image.height, image.width):
-        return image
-    # The gap lets a box filter take large photographs most of the way down, three times faster.
-    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """A gray image (with alpha where a gray value is transparent) from 16-bit or 32-bit pixels."""
+    values = np.asarray(image)
+    white = 65535 if image.mode.startswith("I;16") else _white_level(values, image.mode)
+    gray = Image.fromarray(np.rint(values.astype(np.float32) / (white / 255)).astype(np.uint8))
+    if "transparency" in image.info:
+        opaque = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
+        gray = Image.merge("LA", (gray, Image.fromarray(opaque)))
+    return gray
+
+
+def _white_level(values: np.ndarray, mode: str) -> float:
+    """The smallest usual white level that covers the values.
+
+    Files of 32-bit integers and floats do not store their white level. An image of 16 bits whose
+    brightest value is below 256 is read as one of 8 bits; it would be black otherwise.
+    """
+    low, high = values.min(), values.max()
+    for white in _WHITE_LEVELS[mode]:
+        if low >= 0 and high <= white:  # false for NaN
+            return white
+    levels = " or ".join(f"{white:g}" for white in _WHITE_LEVELS[mode])
+    raise UserError(
+        f"its pixel values lie between {low:g} and {high:g}, but a white level of {levels} is "
+        "expected; convert it to 8 or 16 bits"
+    )
+
+
+def cover(size: Shape, bucket: Shape) -> Shape:
+    """The smallest (h, w) of the same aspect ratio as `size` that covers the bucket."""
+    scale = max(bucket[0] / size[0], bucket[1] / size[1])
+    return max(bucket[0], round(size[0] * scale)), max(bucket[1], round(size[1] * scale))
+
+
+def _resize_and_crop(
+    image: Image.Image, resized: Shape, corner: Shape, bucket: Shape
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of `bucket` at `corner` (top, left) of the image resized (Lanczos) to (h, w)."""
+    (height, width), (top, left) = resized, corner
+    if height * width > _MAX_RESIZED:
+        # An enlarged thin image: resize only the source of the crop. Rounding differs from the
+        # other way, which therefore stays for all images of ordinary aspect ratios.
+        y, x = image.height / height, image.width / width
+        box = (left * x, top * y, (left + bucket[1]) * x, (top + bucket[0]) * y)
+        box = (*box[:2], min(box[2], image.width), min(box[3], image.height))
+        return np.asarray(image.resize((bucket[1], bucket[0]), Image.Resampling.LANCZOS, box=box))
+    if (height, width) != (image.height, image.width):
+        # The gap lets a box filter take large photographs most of the way down, 3 times faster.
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return np.asarray(image)[top : top + bucket[0], left : left + bucket[1]]
 
 
 def crop_corner(size: Shape, bucket: Shape, seed: int | None) -> tuple[int, int]:
-    """Top and left of the bucket in a picture of this size: centred, or drawn by the seed."""
+    """Top and left of the bucket in an image of this (h, w): centered, or random by the seed."""
     spare = size[0] - bucket[0], size[1] - bucket[1]
     if seed is None:
         return spare[0] // 2, spare[1] // 2

@@ -1,8 +1,8 @@
 """The manifest beside a data set's records: row i describes record i.
 
-It is one parquet file, written when the data set is built, so that choosing records, planning
-batches and bucketing by size never open a picture. Every manifest has the columns of `SCHEMA`; a
-builder may add strings and whole numbers of its own.
+It is one parquet file, written when the data set is built, so that selecting records, planning
+batches and bucketing by size never open an image. Every manifest has the columns of `SCHEMA`; a
+builder may add columns of strings and integers.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ from emu_jax.errors import UserError
 
 FILE_NAME = "manifest.parquet"
 SCHEMA: dict[str, pa.DataType] = {
-    "key": pa.string(),  # the record's name, unique within the data set
-    "width": pa.int32(),  # of the upright picture, pixels
+    "key": pa.string(),  # unique within the data set
+    "width": pa.int32(),  # of the upright image, pixels
     "height": pa.int32(),
     "sha256": pa.string(),  # of the stored bytes
     "captions": pa.list_(pa.string()),  # may be empty
-    "source": pa.string(),  # where the picture comes from
+    "source": pa.string(),  # origin of the image
 }
 
 _COMPARE = {
@@ -45,7 +45,7 @@ _CONDITION = re.compile(r"\s*(\w+)\s*(==|!=|<=|>=|<|>)\s*(.*?)\s*", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """An immutable table; see the module's docstring."""
+    """An immutable table: see the module's docstring."""
 
     table: pa.Table
 
@@ -53,7 +53,7 @@ class Manifest:
     def from_rows(
         cls, rows: Iterable[Mapping[str, Any]], own: Mapping[str, pa.DataType] | None = None
     ) -> "Manifest":
-        """Rows with the columns of SCHEMA and the builder's `own`."""
+        """From rows with the columns of SCHEMA and the builder's `own` columns."""
         return cls(pa.Table.from_pylist(list(rows), schema=pa.schema(SCHEMA | dict(own or {}))))
 
     @classmethod
@@ -61,14 +61,15 @@ class Manifest:
         path = epath.Path(directory) / FILE_NAME
         if not path.exists():
             raise UserError(
-                f"there is no {FILE_NAME} in {directory}: remove it and build the data set anew"
+                f"There is no {FILE_NAME} in {directory}: remove it and build the data set again."
             )
         try:
             content = path.read_bytes()
-            manifest = cls(read_parquet(content))
-        except (pa.ArrowInvalid, OSError) as error:
+            manifest = cls(open_parquet(content).read(use_threads=False))
+        except Exception as error:  # Arrow raises whatever its decoders run into
             raise UserError(
-                f"{path} cannot be read ({error}): remove its directory and build the data set anew"
+                f"{path} cannot be read ({str(error) or repr(error)}): build the data set again "
+                "with --force."
             ) from error
         manifest.__dict__["fingerprint"] = hashlib.sha256(content).hexdigest()
         return manifest
@@ -84,10 +85,10 @@ class Manifest:
         return self.table.column_names
 
     def column(self, name: str) -> np.ndarray:
-        """A column as an array: int32, or objects (str; list[str] for captions)."""
+        """A column as an array of int32 or of objects (str; list[str] for captions)."""
         if name not in self.columns:
             raise UserError(
-                f"the manifest has no column {name!r}; its columns are {', '.join(self.columns)}"
+                f"The manifest has no column {name!r}; its columns are {', '.join(self.columns)}."
             )
         column = self.table[name]
         if pa.types.is_integer(column.type):
@@ -98,15 +99,15 @@ class Manifest:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 over the file's content."""
+        """sha256 of the file's content."""
         return hashlib.sha256(self._content()).hexdigest()
 
     def select(self, condition: str) -> Int[np.ndarray, "n"]:
-        """Ascending indices of the rows where `condition` holds, all of them where it is empty.
+        """Ascending indices of the rows that satisfy `condition`, of all rows if it is empty.
 
-        A condition is comparisons joined by " and ": `part == tuned|kept and needle < 100`.
-        The operators are == != < <= > >=; "|" separates alternatives of == (one of) and of !=
-        (none of).
+        A condition consists of comparisons joined by " and ": `part == tuned|kept and needle <
+        100`. The operators are == != < <= > >=; "|" separates alternatives of == (one of) and of
+        != (none of).
         """
         chosen = np.ones(len(self), bool)
         if condition.strip():
@@ -118,26 +119,26 @@ class Manifest:
         match = _CONDITION.fullmatch(part)
         if match is None or not match[3]:
             raise UserError(
-                f"cannot read the condition {part!r}: write it as `part == tuned|kept`, with one "
-                f"of {' '.join(_COMPARE)}"
+                f"The condition {part!r} is invalid: write it as `part == tuned|kept`, with one of "
+                f"{' '.join(_COMPARE)}."
             )
         name, symbol, text = match.groups()
         values = self.column(name)
         alternatives = [word.strip().strip("'\"") for word in text.split("|")]
         if pa.types.is_list(self.table[name].type):
-            raise UserError(f"{name} holds lists, which a condition cannot compare")
+            raise UserError(f"{name} contains lists, which a condition cannot compare.")
         if values.dtype != object:
             try:
                 alternatives = [int(word) for word in alternatives]
             except ValueError as error:
-                raise UserError(f"{name} holds whole numbers: {text!r} is none") from error
+                raise UserError(f"{name} contains integers, and {text!r} is not one.") from error
         elif symbol not in ("==", "!="):
-            raise UserError(f"{name} holds text, which can only be compared by == and !=")
+            raise UserError(f"{name} contains text, which only == and != can compare.")
         if symbol in ("==", "!="):
             found = np.isin(values, np.array(alternatives, values.dtype))
             return found if symbol == "==" else ~found
         if len(alternatives) > 1:
-            raise UserError(f"{part!r}: only == and != take alternatives")
+            raise UserError(f"{part!r} is invalid: only == and != accept alternatives.")
         return _COMPARE[symbol](values, alternatives[0])
 
     def _content(self) -> bytes:
@@ -146,10 +147,10 @@ class Manifest:
         return buffer.getvalue()
 
 
-def read_parquet(content: bytes) -> pa.Table:
-    """The table in a parquet file's bytes.
+def open_parquet(content: bytes) -> pq.ParquetFile:
+    """A parquet file in memory, for `read(..., use_threads=False)`.
 
-    On this thread alone: a pool that lets go of Python's bytes while the interpreter ends would
-    abort the process.
+    On this thread alone: a thread pool that releases Python's bytes while the interpreter exits
+    would abort the process.
     """
-    return pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False)
+    return pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)

@@ -1,4 +1,4 @@
-"""What a stream is mixed from: selected records of several sources, and their captions."""
+"""A mixture: selected records of several sources, and their captions."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,33 +12,33 @@ from emu_jax.data.plan import mix
 from emu_jax.data.source import Source
 from emu_jax.errors import UserError
 
-_CAPTION = 3  # first coordinate of the caption's draw; images.py has 0 to 2
+_CAPTION = 3  # first coordinate of the caption's random number; images.py has 0 to 2
 
 
 @dataclass(frozen=True)
-class Part:
-    """A share of a mixture: some records of a source, and how often they come."""
+class Selection:
+    """A part of a mixture: selected records of a source, and their share of all rows."""
 
     source: Source
     weight: float = 1.0
-    select: str = ""  # a condition on the manifest's columns; empty: every record
+    select: str = ""  # a condition for Manifest.select; empty: every record
 
     def records(self) -> Int[np.ndarray, "n"]:
         """The selected records, in ascending order."""
         chosen = self.source.manifest.select(self.select)
         if not len(chosen):
-            raise UserError(f"No record of {self.source.name} is selected by {self.select!r}.")
+            raise UserError(f"No record of {self.source.name} matches {self.select!r}.")
         return chosen
 
 
 class Captions:
-    """All captions of a mixture: the distinct ones, and which of them each record has.
+    """All distinct captions of a mixture, and which of them each record has.
 
-    Number 0 is always the empty text: the caption of a record without any, and the one whose
-    states guidance needs from a cache.
+    Number 0 is always the empty text: the caption of a record that has none, and the one whose
+    text states guidance needs from a cache.
     """
 
-    def __init__(self, parts: Sequence[Part]):
+    def __init__(self, parts: Sequence[Selection]):
         of_record: list[Sequence[str]] = []
         for part in parts:
             start = len(of_record)
@@ -51,12 +51,14 @@ class Captions:
         self._counts = np.array([len(captions) for captions in of_record])
         self._ends = np.cumsum(self._counts)
         numbers = [number[text] for text in chain.from_iterable(of_record)]
-        self._numbers = np.array([*numbers, 0])  # one more, so that bare records point at something
+        self._numbers = np.array(
+            [*numbers, 0]
+        )  # one more: records without captions index past the end
 
     def choose(
         self, records: Int[np.ndarray, "b"], seeds: UInt64[np.ndarray, "b"]
     ) -> Int[np.ndarray, "b"]:
-        """The number of one caption for each row, drawn by its seed."""
+        """The number of one caption for each row, chosen at random by its seed."""
         counts = self._counts[records]
         drawn = mix(_CAPTION, seeds) % np.maximum(counts, 1).astype(np.uint64)
         places = self._ends[records] - counts + drawn.astype(np.int64)
@@ -64,5 +66,5 @@ class Captions:
 
 
 def captions_fingerprint(texts: Sequence[str]) -> dict[str, str]:
-    """Which texts a text cache holds, in their order."""
+    """Identifies the texts of a text cache and their order."""
     return {"captions": hashlib.sha256("\0".join(texts).encode()).hexdigest()}

@@ -1,17 +1,17 @@
-"""The input pipeline: from record ids to the batches of one host, ahead of time.
+"""The input pipeline: from record ids to the batches of one host, computed ahead of time.
 
     plan.batch(n) -> this host's rows -> read, decode, crop, flip -> stack, tokenize -> arrays
 
 All of it is one pure function of n, `Loader`, which grain maps over range(start_step, ...) in
-threads (`threads`, `prefetch` batches ahead) or, for many cores, in `workers` processes. Nothing
-depends on the order in which that happens, nor on how many hosts share a batch.
+threads (`threads`, `prefetch` batches ahead) or, for many cores, in `workers` processes. The result
+depends neither on the order of computation nor on the number of hosts that share a batch.
 
 Fields of a batch: `image` uint8 [b, h, w, 3]; `sizes` int32 [b, 6] (see images.py); `record`
 int32 [b], the index in the concatenation of the sources; `tokens` {encoder: {ids, mask}}; in a
-sequential stream `valid` bool [b]. With caches there are `moments` [b, h', w', 2c] (and what
-else the cache of pictures holds) in place of `image`, and `text` {encoder: {states, mask, pooled}}
-in place of those encoders' tokens; crop (centred), flip and caption are the same as without.
-Dropping texts is the training step's.
+sequential stream `valid` bool [b]. With caches, `moments` [b, h', w', 2c] (and any other arrays of
+the image cache) replace `image`, and `text` {encoder: {states, mask, pooled}} replaces the tokens
+of those encoders; crop (centered), flip and caption stay the same. Caption dropout belongs to the
+training step.
 """
 
 import threading
@@ -27,9 +27,9 @@ from jaxtyping import Int
 
 from emu_jax.data.buckets import Shape, assign, make_buckets
 from emu_jax.data.cache import Cache
-from emu_jax.data.images import Colour, flipped, prepare
-from emu_jax.data.mixture import Captions, Part, captions_fingerprint
-from emu_jax.data.plan import Batch, BatchPlan, Roster, SequentialPlan
+from emu_jax.data.images import Color, flipped, prepare
+from emu_jax.data.mixture import Captions, Selection, captions_fingerprint
+from emu_jax.data.plan import BatchPlan, PlannedBatch, Roster, SequentialPlan
 from emu_jax.data.source import Source
 from emu_jax.errors import UserError
 
@@ -37,34 +37,34 @@ Tokenize = Callable[[list[str]], Mapping[str, np.ndarray]]
 HostBatch = dict[str, Any]
 
 _ENDLESS = 2**62
-_tokenizing = threading.Lock()  # the tokenizers of Hugging Face are not safe across threads
+_tokenizing = threading.Lock()  # Hugging Face tokenizers are not safe across threads
 
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """How records become batches. Sides in pixels, `batch_size` over all hosts."""
+    """How records become batches. Sides are in pixels; `batch_size` is over all hosts."""
 
     batch_size: int
     side: int
     seed: int = 0
-    buckets: bool = False  # aspect-ratio buckets; otherwise squares
+    buckets: bool = False  # aspect-ratio buckets instead of squares
     bucket_step: int = 64
     max_ratio: float = 2.0
-    background: Colour = (255, 255, 255)
+    background: Color = (255, 255, 255)
     crop: Literal["centre", "random"] = "centre"
     flip: bool = False
-    sequential: bool = False  # each record once, in order (validation), instead of an endless mix
+    sequential: bool = False  # each record once, in order (validation), not an endless mixture
     num_steps: int | None = None  # the stream ends before this step
-    workers: int = 0  # processes; 0: threads of this one
+    workers: int = 0  # processes; 0: threads of this process
     threads: int = 2  # in each process
     prefetch: int = 4  # batches kept ready in each process
 
     def __post_init__(self):
         if self.crop not in ("centre", "random"):
-            raise UserError(f"A crop is 'centre' or 'random', not {self.crop!r}.")
+            raise UserError(f"crop is {self.crop!r}; use 'centre' or 'random'.")
         for name in ("batch_size", "side", "threads", "prefetch"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
+                raise UserError(f"{name} is {getattr(self, name)}; use 1 or more.")
 
     def shapes(self) -> list[Shape]:
         """The (h, w) that batches can have."""
@@ -75,19 +75,19 @@ class StreamSpec:
 
 @dataclass(frozen=True)
 class Caches:
-    """What is read instead of computed: image moments, and the text of these encoders."""
+    """What is read from caches instead of computed: image moments, and text states by encoder."""
 
     moments: Cache | None = None
     text: Mapping[str, Cache] = field(default_factory=dict)
 
 
 class Loader:
-    """n -> this host's rows of batch n, as arrays: a pure function that travels to workers."""
+    """n -> this host's rows of batch n as arrays: a pure function that workers can unpickle."""
 
     def __init__(
         self,
         spec: StreamSpec,
-        parts: Sequence[Part],
+        parts: Sequence[Selection],
         tokenize: Mapping[str, Tokenize],
         caches: Caches = Caches(),
         rows: Int[np.ndarray, "r"] | None = None,
@@ -96,8 +96,8 @@ class Loader:
             raise UserError("A stream needs at least one source.")
         if caches.moments:
             if spec.crop != "centre":
-                raise UserError("Cached moments are of the centred crop: set crop to 'centre'.")
-            caches.moments.require(pictures_fingerprint(spec, parts))
+                raise UserError("Cached moments are of the centered crop: set crop to 'centre'.")
+            caches.moments.require(images_fingerprint(spec, parts))
         self.spec, self.parts, self.caches = spec, list(parts), caches
         self.tokenize = {name: f for name, f in tokenize.items() if name not in caches.text}
         roster = Roster([_assignment(spec, part) for part in parts], spec.shapes())
@@ -117,7 +117,7 @@ class Loader:
 
     @property
     def steps(self) -> int:
-        """How many batches there are."""
+        """The number of batches."""
         steps = len(self.plan) if isinstance(self.plan, SequentialPlan) else _ENDLESS
         return steps if self.spec.num_steps is None else min(steps, self.spec.num_steps)
 
@@ -128,7 +128,7 @@ class Loader:
         if self.spec.sequential:
             batch["valid"] = rows.valid
         moments = self.caches.moments
-        batch |= self._cached(rows, moments) if moments else self._pictures(rows)
+        batch |= self._cached(rows, moments) if moments else self._images(rows)
         if self.captions:
             chosen = self.captions.choose(record, rows.seeds)
             texts = [self.captions.texts[i] for i in chosen]
@@ -139,15 +139,15 @@ class Loader:
             batch |= {"text": text} if text else {}
         return batch
 
-    def _pictures(self, rows: Batch) -> HostBatch:
+    def _images(self, rows: PlannedBatch) -> HostBatch:
         pairs = [
-            self._picture(self.parts[s].source, int(record), rows.bucket, int(seed))
+            self._image(self.parts[s].source, int(record), rows.bucket, int(seed))
             for s, record, seed in zip(rows.sources, rows.records, rows.seeds, strict=True)
         ]
         images, sizes = zip(*pairs, strict=True)
         return {"image": np.stack(images), "sizes": np.stack(sizes)}
 
-    def _picture(self, source: Source, record: int, bucket: Shape, seed: int):
+    def _image(self, source: Source, record: int, bucket: Shape, seed: int):
         spec = self.spec
         try:
             return prepare(
@@ -161,11 +161,11 @@ class Loader:
         except (UserError, OSError, ValueError) as error:
             key = source.manifest.column("key")[record]
             raise UserError(
-                f"Picture {key!r} of {source.name} cannot be read ({error}): build the data set "
-                "again, which leaves damaged pictures out."
+                f"Image {key!r} of {source.name} cannot be read ({error}): build the data set "
+                "again with --force, which leaves damaged images out."
             ) from error
 
-    def _cached(self, rows: Batch, moments: Cache) -> HostBatch:
+    def _cached(self, rows: PlannedBatch, moments: Cache) -> HostBatch:
         roster = self.plan.roster
         bucket = roster.buckets.index(rows.bucket)
         place = roster.position(bucket, rows.sources, rows.records)
@@ -176,24 +176,24 @@ class Loader:
 
 def make_stream(
     spec: StreamSpec,
-    parts: Sequence[Part],
+    parts: Sequence[Selection],
     tokenize: Mapping[str, Tokenize],
     start_step: int = 0,
     caches: Caches = Caches(),
     rows: Int[np.ndarray, "r"] | None = None,
 ) -> grain.DatasetIterator[HostBatch]:
-    """This host's rows of batch start_step, start_step + 1, ...; `close()` it when done.
+    """This host's rows of batch start_step, start_step + 1, ...; call `close()` when done.
 
-    `tokenize`: {encoder: texts -> {ids [b, L], mask [b, L]}}. `rows`: the places in the batch that
-    this host reads, those of its devices; None: all. Raises UserError for what the spec, the
-    sources or the caches cannot give; a picture that cannot be read raises it from `next`, naming
-    record and source.
+    `tokenize`: {encoder: texts -> {ids [b, L], mask [b, L]}}. `rows`: the positions in the batch
+    that this host reads, those of its devices; None: all. Raises UserError if spec, sources and
+    caches do not fit together; an image that cannot be read raises it from `next`, with the record
+    and the source.
     """
     return stream(Loader(spec, parts, tokenize, caches, rows), start_step)
 
 
 def stream(loader: Loader, start_step: int = 0) -> grain.DatasetIterator[HostBatch]:
-    """The batches of a loader, from `start_step` on, computed ahead; `close()` it when done."""
+    """The batches of a loader from `start_step` on, computed ahead; call `close()` when done."""
     spec = loader.spec
     batches = (
         grain.MapDataset.range(start_step, loader.steps)
@@ -202,22 +202,22 @@ def stream(loader: Loader, start_step: int = 0) -> grain.DatasetIterator[HostBat
     )
     if spec.workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads flags, also where no absl main runs
+            flags.FLAGS.mark_as_parsed()  # grain reads flags even without an absl main
         options = grain.MultiprocessingOptions(spec.workers, spec.prefetch)
         batches = batches.mp_prefetch(options).map(_own)
     return iter(batches)
 
 
 def _own(batch: HostBatch) -> HostBatch:
-    """A copy of arrays that lie in memory shared with a worker, which goes with the worker."""
+    """A copy of arrays in memory shared with a worker, which is freed when the worker exits."""
     return {
         name: _own(value) if isinstance(value, dict) else np.array(value, subok=False)
         for name, value in batch.items()
     }
 
 
-def _assignment(spec: StreamSpec, part: Part) -> Int[np.ndarray, "n"]:
-    """The bucket of every record of a source, -1 for those not selected."""
+def _assignment(spec: StreamSpec, part: Selection) -> Int[np.ndarray, "n"]:
+    """The bucket of every record of a source; -1: not selected."""
     records, manifest = part.records(), part.source.manifest
     bucket = np.full(len(manifest), -1)
     width, height = (np.asarray(manifest.column(name)) for name in ("width", "height"))
@@ -226,12 +226,12 @@ def _assignment(spec: StreamSpec, part: Part) -> Int[np.ndarray, "n"]:
 
 
 def group_name(bucket: Shape) -> str:
-    """The group of a moments cache that holds the pictures of this bucket."""
+    """The group of a moments cache for the images of this bucket."""
     return f"{bucket[0]}x{bucket[1]}"
 
 
-def pictures_fingerprint(spec: StreamSpec, parts: Sequence[Part]) -> dict[str, str]:
-    """Which pictures a moments cache holds, and in what shape."""
+def images_fingerprint(spec: StreamSpec, parts: Sequence[Selection]) -> dict[str, str]:
+    """Identifies the images of a moments cache and their shapes."""
     made_from = {
         "crop": "centre",
         "flip": str(spec.flip),
@@ -245,7 +245,7 @@ def pictures_fingerprint(spec: StreamSpec, parts: Sequence[Part]) -> dict[str, s
 
 
 def measure(batches: Iterable[HostBatch], seconds: float) -> float:
-    """Pictures a second that the stream gives, after its first batch, over about `seconds`."""
+    """Images per second of a stream after its first batch, measured for about `seconds`."""
     count, elapsed, start = 0, 0.0, None
     for batch in batches:
         now = time.perf_counter()

@@ -1,8 +1,8 @@
-"""The batch plan: which records make batch n, as a pure function of (seed, n).
+"""The batch plan: the records of batch n as a pure function of (seed, n).
 
-No state walks along with the run, so it resumes at any step, and on any number of hosts. Every
-random number is a hash of its own coordinates (`mix`), the same on every platform and under
-every version of every library.
+There is no state, so a run resumes at any step and on any number of hosts. Every random number is
+a hash of its own coordinates (`mix`), the same on every platform and with every version of every
+library.
 
 Let source s have weight v_s (they sum to 1) and c_sk of its c_s records in bucket k. Then
 
@@ -10,15 +10,16 @@ Let source s have weight v_s (they sum to 1) and c_sk of its c_s records in buck
     P(source s | k) = v_s (c_sk / c_s) / P(bucket k)                                          (2)
 
 so that over all batches a row comes from source s with probability v_s. Batch n draws its bucket
-by (1). Its B rows are shared out by systematic sampling: with one uniform number u and F_s the
-cumulative sum of (2), source s gets
+by (1). Its B rows are divided by systematic sampling: with one uniform number u and the cumulative
+sum F_s of (2), source s gets
 
     m_s = floor(B F_s + u) - floor(B F_(s-1) + u)                                             (3)
 
-rows: B P(s | k) in expectation, and never a whole row away from it. Each (source, bucket) is an
-endless stream, a fresh permutation of its records for every epoch, and batch n takes the m_s that
-follow those taken before; a set smaller than the batch simply wraps. How many were taken before
-is a cumulative sum of (3), kept in chunks of batches so that going to step 1,000,000 is quick.
+rows: B P(s | k) in expectation, and always less than one row away from it. Each (source, bucket) is
+an endless stream, with a new permutation of its records for every epoch, and batch n takes the m_s
+records that follow those taken before; a set smaller than the batch wraps around. The number of
+those taken before is a cumulative sum of (3), kept in chunks of batches so that going to step
+1,000,000 is quick.
 """
 
 import threading
@@ -31,13 +32,13 @@ from jaxtyping import Bool, Float, Int, UInt64
 from emu_jax.data.buckets import Shape
 from emu_jax.errors import UserError
 
-_CHUNK = 4096  # batches whose counts are drawn at a time
-_ROUNDS = 24  # of the shuffle: one record's place is uniform to about 2^-24
-_BUCKET, _SOURCE, _ROW, _RECORD, _AUGMENT = range(5)  # first coordinate of each kind of draw
+_CHUNK = 4096  # batches whose counts are computed at a time
+_ROUNDS = 24  # of the shuffle: the position of a record is uniform to about 2^-24
+_BUCKET, _SOURCE, _ROW, _RECORD, _AUGMENT = range(5)  # first coordinate of each kind
 
 
-def mix(*keys: int | np.ndarray) -> UInt64[np.ndarray, "..."]:
-    """64 well mixed bits for these coordinates (broadcast): SplitMix64 absorbing one at a time."""
+def mix(*keys: int | np.ndarray) -> UInt64[np.ndarray, "..."] | np.uint64:
+    """64 well mixed bits for these coordinates (broadcast): SplitMix64, one after another."""
     state = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):  # arithmetic is modulo 2^64 on purpose
         for key in keys:
@@ -49,18 +50,18 @@ def mix(*keys: int | np.ndarray) -> UInt64[np.ndarray, "..."]:
 
 
 def uniform(*keys: int | np.ndarray) -> Float[np.ndarray, "..."]:
-    """A number in [0, 1) for these coordinates, on a grid of 2^-53."""
+    """A number in [0, 1) for these coordinates, a multiple of 2^-53."""
     return (mix(*keys) >> np.uint64(11)) * 2.0**-53
 
 
 def shuffled(
     index: Int[np.ndarray, "*b"], size: int | Int[np.ndarray, "*b"], key: UInt64[np.ndarray, "*b"]
 ) -> Int[np.ndarray, "*b"]:
-    """Where a random permutation of range(size), named by `key`, sends each index.
+    """The image of each index under the random permutation of range(size) that `key` identifies.
 
     A swap-or-not shuffle (Hoang, Morris and Rogaway 2012): each round pairs x with K - x mod
-    size and swaps the pair on a hashed bit. Nothing of length `size` is ever made, so a billion
-    records cost what ten do. The arguments broadcast against each other.
+    size and swaps the pair on a hashed bit. No array of length `size` is made, so a billion
+    records cost as much as ten. The arguments broadcast against each other.
     """
     x, size = np.asarray(index, np.uint64), np.asarray(size, np.uint64)
     for turn in np.moveaxis(mix(key[..., None], np.arange(_ROUNDS)), -1, 0):
@@ -71,19 +72,19 @@ def shuffled(
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The rows of one batch: all of one bucket."""
+class PlannedBatch:
+    """The rows of one batch, all of one bucket."""
 
     bucket: Shape  # (h, w) in pixels
     sources: Int[np.ndarray, "b"]
-    records: Int[np.ndarray, "b"]  # index within the source
-    seeds: UInt64[np.ndarray, "b"]  # of each row's augmentation
+    records: Int[np.ndarray, "b"]  # indices within the source
+    seeds: UInt64[np.ndarray, "b"]  # of the augmentation of each row
     valid: Bool[np.ndarray, "b"]  # False: padding beyond the end of a sequential plan
 
-    def take(self, rows: Int[np.ndarray, "r"]) -> "Batch":
-        """Some of the rows: one host's share."""
+    def take(self, rows: Int[np.ndarray, "r"]) -> "PlannedBatch":
+        """Some of the rows, such as those of one host."""
         fields = (self.sources, self.records, self.seeds, self.valid)
-        return Batch(self.bucket, *(field[rows] for field in fields))
+        return PlannedBatch(self.bucket, *(field[rows] for field in fields))
 
 
 class Roster:
@@ -104,7 +105,7 @@ class Roster:
     def pick(
         self, bucket: int, sources: Int[np.ndarray, "b"], index: Int[np.ndarray, "b"]
     ) -> Int[np.ndarray, "b"]:
-        """The record with this index among those of its source in the bucket, for each row."""
+        """For each row, the record with this index among those of its source in the bucket."""
         records = np.empty(len(index), np.int64)
         for s in np.unique(sources):
             rows = sources == s
@@ -114,7 +115,7 @@ class Roster:
     def position(
         self, bucket: int, sources: Int[np.ndarray, "b"], records: Int[np.ndarray, "b"]
     ) -> Int[np.ndarray, "b"]:
-        """Each record's place when the bucket's records are counted source by source."""
+        """The position of each record when those of the bucket are counted source by source."""
         first = np.cumsum(self.counts[:, bucket]) - self.counts[:, bucket]
         place = np.empty(len(records), np.int64)
         for s in np.unique(sources):
@@ -124,19 +125,21 @@ class Roster:
 
 
 class BatchPlan:
-    """An endless plan over a roster: `batch(n)` for any n >= 0, in any order, from any thread."""
+    """An endless plan: `batch(n)` for any n >= 0, in any order and from any thread."""
 
     def __init__(self, roster: Roster, weights: Sequence[float], batch_size: int, seed: int):
         shares = np.asarray(weights, np.float64)
         if len(shares) != len(roster.counts) or not np.all(shares > 0):
-            raise UserError(f"Every source needs a weight above 0; the weights are {weights}.")
+            raise UserError(
+                f"The weights of the sources are {weights}; use one number above 0 for each."
+            )
         self._arguments = (roster, weights, batch_size, seed)
         self.roster, self.batch_size, self.seed = roster, batch_size, seed
         joint = (shares / shares.sum())[:, None] * roster.counts
         joint = joint / roster.counts.sum(1, keepdims=True)
         in_bucket = joint.sum(0)
         self._bucket_cdf = _cdf(in_bucket)
-        # Rows for empty buckets are never looked up.
+        # Rows for empty buckets are never used.
         self._source_cdf = _cdf((joint / np.where(in_bucket, in_bucket, 1)).T)
         self._lock = threading.Lock()
         self._chunk_starts = [np.zeros(roster.counts.shape, np.int64)]  # taken before each chunk
@@ -145,7 +148,7 @@ class BatchPlan:
     def __reduce__(self):
         return BatchPlan, self._arguments
 
-    def batch(self, n: int) -> Batch:
+    def batch(self, n: int) -> PlannedBatch:
         """All rows of batch n."""
         chunk, i = divmod(n, _CHUNK)
         buckets, counts, before = self._chunk(chunk)
@@ -158,9 +161,9 @@ class BatchPlan:
         index = shuffled(index, self.roster.counts[sources, bucket], key)
         records = self.roster.pick(bucket, sources, index)
         row = np.arange(self.batch_size)
-        # Rows come source by source: deal them out, so that every host's slice is a fair one.
+        # The rows are ordered by source: shuffle them, so that every host gets a fair share.
         order = np.argsort(mix(self.seed, _ROW, n, row), kind="stable")
-        return Batch(
+        return PlannedBatch(
             self.roster.buckets[bucket],
             sources[order],
             records[order],
@@ -184,7 +187,7 @@ class BatchPlan:
                     mine = counts[buckets == k]
                     start = self._chunk_starts[chunk][:, k]
                     before[buckets == k] = start + np.cumsum(mine, 0) - mine
-                # Two are enough: threads that prefetch straddle at most one border.
+                # Two are enough: prefetching threads cross at most one border.
                 self._chunks = dict([*self._chunks.items()][-1:])
                 self._chunks[chunk] = buckets, counts, before
             return self._chunks[chunk]
@@ -202,8 +205,8 @@ class BatchPlan:
 class SequentialPlan:
     """Every record of a roster once, in order, bucket by bucket: validation, building caches.
 
-    The last batch of a bucket is filled up with its last record, those rows marked not valid.
-    A row's seed depends on its record alone, so it does not change with the batch size.
+    The last batch of a bucket is padded with its last record; `valid` is False for those rows.
+    The seed of a row depends only on its record, so it does not change with the batch size.
     """
 
     def __init__(self, roster: Roster, batch_size: int, seed: int):
@@ -223,7 +226,7 @@ class SequentialPlan:
         total = int(self.roster.counts[:, bucket].sum())
         return bucket, start, min(start + self.batch_size, total)
 
-    def batch(self, n: int) -> Batch:
+    def batch(self, n: int) -> PlannedBatch:
         """All rows of batch n < len(self)."""
         bucket, start, stop = self.place(n)
         wanted = start + np.arange(self.batch_size)
@@ -233,11 +236,11 @@ class SequentialPlan:
         first = ends - self.roster.counts[:, bucket]
         records = self.roster.pick(bucket, sources, positions - first[sources])
         seeds = mix(self.seed, _AUGMENT, sources, records)
-        return Batch(self.roster.buckets[bucket], sources, records, seeds, wanted < stop)
+        return PlannedBatch(self.roster.buckets[bucket], sources, records, seeds, wanted < stop)
 
 
 def _cdf(probabilities: Float[np.ndarray, "... k"]) -> Float[np.ndarray, "... k+1"]:
-    """Cumulative sums, exactly 0 at the start and exactly 1 from the last possible outcome on."""
+    """Cumulative sums: exactly 0 at the start, exactly 1 from the last possible outcome on."""
     cumulative = np.cumsum(probabilities, -1)
     total = cumulative[..., -1:]
     cumulative = cumulative / np.where(total, total, 1)

@@ -1,8 +1,8 @@
-"""Filling the caches: every picture's moments and every caption's states, computed once.
+"""Building the caches: the moments of every image and the text states of every caption.
 
-The encoders are handed in as callables (jitted by whoever owns them). Pictures go through the
-same loader as in training, so that cached and online rows have the same pixels and sizes; with
-flips on, each has two rows, 2 i as it is and 2 i + 1 mirrored.
+The encoders are passed as callables, already jitted. Images go through the same loader as in
+training, so that cached and online rows have the same pixels and sizes; with flips, each image has
+two rows: 2 i as it is and 2 i + 1 mirrored.
 """
 
 import os
@@ -13,51 +13,43 @@ from dataclasses import replace
 import numpy as np
 
 from emu_jax.data.cache import Cache, Fingerprint, Rows, Spec, build
-from emu_jax.data.mixture import Part, captions_fingerprint
+from emu_jax.data.mixture import Selection, captions_fingerprint
 from emu_jax.data.pipeline import (
     Loader,
     StreamSpec,
     group_name,
-    pictures_fingerprint,
     stream,
 )
 from emu_jax.data.plan import SequentialPlan
 
-# uint8 [b, h, w, 3] -> arrays of b rows by name: moments [b, h', w', 2c], and what a task adds
+# uint8 [b, h, w, 3] -> arrays of b rows by name: moments [b, h', w', 2c] and those of a task
 EncodeImages = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 EncodeTexts = Callable[[list[str]], Mapping[str, np.ndarray]]  # -> states, mask and perhaps pooled
 
 
-def moments_fingerprint(
-    spec: StreamSpec, parts: Sequence[Part], encoder: str, dtype: str
-) -> dict[str, str]:
-    """What cached moments depend on; `encoder`: the fingerprint of its weights."""
-    return {"encoder": encoder, "dtype": dtype, **pictures_fingerprint(spec, parts)}
-
-
 def text_fingerprint(texts: Sequence[str], encoder: str, dtype: str) -> dict[str, str]:
-    """What cached text states depend on; `encoder`: the fingerprint of weights and tokenizer."""
+    """What cached text states depend on; `encoder` is a fingerprint of weights and tokenizer."""
     return {"encoder": encoder, "dtype": dtype, **captions_fingerprint(texts)}
 
 
 def cache_moments(
     directory: str | os.PathLike,
     spec: StreamSpec,
-    parts: Sequence[Part],
+    parts: Sequence[Selection],
     encode: EncodeImages,
     fingerprint: Fingerprint,
 ) -> Cache:
-    """What ``encode`` gives of every selected record, and its sizes, in one group a bucket."""
+    """The output of `encode` for every selected record and its sizes, in one group per bucket."""
     copies = 2 if spec.flip else 1
     plain = replace(spec, sequential=True, crop="centre", flip=False, num_steps=None)
     loader = Loader(plain, parts, tokenize={})
     plan = loader.plan
     assert isinstance(plan, SequentialPlan)
     layout = {}
-    for bucket, pictures in zip(plan.roster.buckets, plan.roster.counts.sum(0), strict=True):
-        if pictures:
+    for bucket, images in zip(plan.roster.buckets, plan.roster.counts.sum(0), strict=True):
+        if images:
             example = encode(np.zeros((spec.batch_size, *bucket, 3), np.uint8))
-            rows = int(pictures) * copies
+            rows = int(images) * copies
             layout[group_name(bucket)] = {
                 **{name: Spec((rows, *x.shape[1:]), x.dtype.name) for name, x in example.items()},
                 "sizes": Spec((rows, 6), "int32"),
@@ -91,7 +83,7 @@ def cache_text(
 
     def encoded(start: int) -> dict[str, np.ndarray]:
         batch = list(texts[start : start + batch_size])
-        padded = batch + [""] * (batch_size - len(batch))  # one shape: one compilation
+        padded = batch + [""] * (batch_size - len(batch))  # one shape, one compilation
         return {name: np.asarray(a)[: len(batch)] for name, a in encode(padded).items()}
 
     layout = {

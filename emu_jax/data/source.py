@@ -1,12 +1,13 @@
-"""A built data set opened for reading: record i is the encoded bytes of a picture.
+"""A built data set opened for reading: record i is the encoded bytes of an image.
 
-A data set lies in `<data_dir>/<name>/<version>`, its records in ArrayRecord files, its manifest
-beside them. A `Source` pickles as its name and its place alone, so worker processes get it for
-nothing and open readers and manifest of their own when they first need them.
+A data set lies in `<data_dir>/<name>/<version>`, its records in ArrayRecord files and its manifest
+beside them. A `Source` pickles as its name and its directory alone, so it is cheap to send to
+worker processes, which open their own readers and manifest on first use.
 """
 
 import functools
-import os
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -14,13 +15,12 @@ from etils import epath
 
 from emu_jax.data import manifest as manifests
 from emu_jax.data.manifest import Manifest
+from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.errors import UserError
-
-DEFAULT_DATA_DIR = os.environ.get("EMU_JAX_DATA") or "~/emu_jax_data"
 
 
 class Source:
-    """A data set's records and manifest, both opened when first used."""
+    """A data set's records and manifest, both opened on first use."""
 
     def __init__(self, name: str, directory: epath.PathLike):
         self.name = name
@@ -45,9 +45,39 @@ class Source:
 
     @functools.cached_property
     def _records(self) -> Any:
+        _refuse_code(epath.Path(self.directory) / "features.json")
         return tfds.builder_from_directory(self.directory).as_data_source(
             split="train", decoders={"image": tfds.decode.SkipDecoding()}
         )
+
+
+def _refuse_code(file: epath.Path) -> None:
+    """Raises UserError unless ``features.json`` names classes of tfds only, since tfds imports
+    the module of every class that the file names."""
+    try:
+        features = json.loads(file.read_text())
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}): remove its folder and build the data set anew"
+        ) from error
+    for name in _classes(features):
+        if not name.startswith("tensorflow_datasets.core.features."):
+            raise UserError(
+                f"{file} names the class {name!r}, which is not a class of tfds: remove its folder "
+                "and build the data set anew"
+            )
+
+
+def _classes(value: Any) -> Iterator[str]:
+    """Names of classes in features.json, by the keys of either of its versions."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(item, str):
+                yield item
+            yield from _classes(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _classes(item)
 
 
 def open_source(name: str, data_dir: epath.PathLike = DEFAULT_DATA_DIR) -> Source:
@@ -56,7 +86,7 @@ def open_source(name: str, data_dir: epath.PathLike = DEFAULT_DATA_DIR) -> Sourc
     if directory is None:
         path = " --path=DIR" if name.startswith("folder/") else ""
         raise UserError(
-            f"there is no data set {name} in {data_dir}: build it with "
+            f"There is no data set {name} in {data_dir}: build it with "
             f"`emu-jax data build {name}{path} --data_dir={data_dir}`"
         )
     return Source(name, directory)
@@ -66,7 +96,9 @@ def find(name: str, data_dir: epath.PathLike) -> epath.Path | None:
     """The directory of the newest complete version of a data set, or None."""
     parts = name.split("/")
     if len(parts) != 2 or any(p in ("", ".", "..") for p in parts):
-        raise UserError(f"{name!r} is no data set: a name is like emoji/openmoji or folder/mine")
+        raise UserError(
+            f"{name!r} is not the name of a data set; names are like emoji/openmoji or folder/mine."
+        )
     root = epath.Path(data_dir).expanduser() / name
     complete = [
         path
@@ -74,3 +106,21 @@ def find(name: str, data_dir: epath.PathLike) -> epath.Path | None:
         if tfds.core.Version.is_valid(path.name) and (path / manifests.FILE_NAME).exists()
     ]
     return max(complete, key=lambda path: tfds.core.Version(path.name), default=None)
+
+
+def list_sources(data_dir: epath.PathLike = DEFAULT_DATA_DIR) -> list[Source]:
+    """The newest version of every complete data set, by name."""
+    root = epath.Path(data_dir).expanduser()
+    names = [
+        f"{family.name}/{directory.name}"
+        for family in _directories(root)
+        for directory in _directories(family)
+    ]
+    found = {name: find(name, data_dir) for name in sorted(names)}
+    return [Source(name, directory) for name, directory in found.items() if directory is not None]
+
+
+def _directories(path: epath.Path) -> list[epath.Path]:
+    if not path.is_dir():
+        return []
+    return [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]

@@ -1,1 +1,1 @@
-"""Looking at models: picture grids, training curves, reports."""
+"""Evaluation of models: metrics, image grids, training curves, reports."""

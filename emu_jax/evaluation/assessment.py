@@ -1,15 +1,16 @@
-"""What a judge makes of a model's pictures, in figures.
+"""A judge's assessment of a model's images, in figures.
 
-    faithful   the prompt is the one, among all prompts, that the judge finds most like the picture
-    finish     a probe, fitted to real pictures of other things, finds it finished as the needles
-    both       faithful and finished: what quality-tuning is for
-    distances  Frechet and kernel distance from the pictures' features to the needles' and to the
-               haystack's
-    copied     nearer to a needle than real, different pictures come
-    contrast   the standard deviation of a picture's luma, which noise offset widens
+    faithful   among all prompts, the judge ranks the image's own prompt first
+    finish     a probe, fitted to real images of other things, classifies it as finished like the
+               needles
+    both       faithful and finished: the goal of quality-tuning
+    distances  Frechet and kernel distance from the features of the images to those of the needles
+               and of the haystack
+    copied     nearer to a needle than different real images come
+    contrast   the standard deviation of an image's luma, which noise offset widens
 
-A judge is a small network with errors of its own: its figures for real pictures of the same prompts
-stand beside the models' and say how far to believe it.
+A judge is a small network with errors of its own: its figures for real images of the same prompts
+stand beside those of the models and show how far to trust it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,24 +24,26 @@ from emu_jax.evaluation.metrics import (
     Duel,
     Interval,
     Probe,
-    difference_interval,
     duel,
     frechet_to,
     mean_interval,
     mmd_interval,
+    share_difference_interval,
+    share_interval,
     statistic_interval,
     top_k,
 )
-from emu_jax.nn.contrastive import Seen
+from emu_jax.nn.contrastive import ImageEmbedding
 
-_MARGIN = 0.1  # of a probability: less is a tie
-_LUMA = np.array([0.2126, 0.7152, 0.0722])  # of R, G and B as they are stored (Rec. 709)
+SHARES = ("faithful", "faithful_top5", "finish", "both", "copied")  # figures in [0, 1]
+_MARGIN = 0.1  # difference of probabilities; less is a tie
+_LUMA = np.array([0.2126, 0.7152, 0.0722])  # of R, G and B as stored (Rec. 709)
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """The same for every model: prompts, their embeddings, references. ``scale`` is the judge's own
-    inverse temperature; ``real`` has a real picture of every prompt, where there are such."""
+    """What is the same for all models: prompts, their embeddings, references. ``scale`` is the
+    judge's inverse temperature; ``real`` has a real image of every prompt, if there are any."""
 
     prompts: Sequence[str]
     texts: Float[np.ndarray, "n d"]
@@ -56,8 +59,8 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Assessment:
-    """One row a picture, in the order of the prompts. ``belief`` is the judge's probability of the
-    right prompt among all, ``finish`` the probe's of the needles' finish."""
+    """One row per image in the order of the prompts. ``belief`` is the judge's probability of the
+    right prompt among all, ``finish`` the probe's probability of the needles' finish."""
 
     top1: Bool[np.ndarray, " n"]
     top5: Bool[np.ndarray, " n"]
@@ -74,7 +77,9 @@ class Assessment:
         return self.finish > 0.5
 
 
-def assess(images: Sequence[UInt8[np.ndarray, "h w 3"]], seen: Seen, by: Yardstick) -> Assessment:
+def assess(
+    images: Sequence[UInt8[np.ndarray, "h w 3"]], seen: ImageEmbedding, by: Yardstick
+) -> Assessment:
     """``images[i]`` was drawn for ``by.prompts[i]``; ``seen`` is what the judge made of it."""
     features = np.asarray(seen.features, np.float64)
     similarity = np.asarray(seen.embedding, np.float64) @ np.asarray(by.texts, np.float64).T
@@ -95,34 +100,34 @@ def assess(images: Sequence[UInt8[np.ndarray, "h w 3"]], seen: Seen, by: Yardsti
 
 
 def figures(found: Assessment, by: Yardstick) -> dict[str, Interval]:
-    """Every figure with its 95 % interval over prompts."""
+    """All figures with their 95 % intervals over prompts."""
     to_needles, to_haystack = frechet_to(by.needles), frechet_to(by.haystack)
     return {
-        "faithful": mean_interval(found.top1),
-        "faithful_top5": mean_interval(found.top5),
-        "finish": mean_interval(found.finished),
-        "both": mean_interval(found.top1 & found.finished),
+        "faithful": share_interval(found.top1),
+        "faithful_top5": share_interval(found.top5),
+        "finish": share_interval(found.finished),
+        "both": share_interval(found.top1 & found.finished),
         "frechet_needles": statistic_interval(to_needles, found.features, resamples=30),
         "frechet_haystack": statistic_interval(to_haystack, found.features, resamples=30),
         "mmd_needles": mmd_interval(found.features, by.needles),
         "mmd_haystack": mmd_interval(found.features, by.haystack),
-        "copied": mean_interval(found.copied),
+        "copied": share_interval(found.copied),
         "contrast": mean_interval(found.contrast),
     }
 
 
 def differences(challenger: Assessment, champion: Assessment) -> Mapping[str, Interval]:
-    """The challenger's share minus the champion's, prompts paired."""
+    """The challenger's shares minus the champion's, paired by prompt."""
     both = challenger.top1 & challenger.finished, champion.top1 & champion.finished
     return {
-        "faithful": difference_interval(champion.top1, challenger.top1),
-        "finish": difference_interval(champion.finished, challenger.finished),
-        "both": difference_interval(both[1], both[0]),
+        "faithful": share_difference_interval(champion.top1, challenger.top1),
+        "finish": share_difference_interval(champion.finished, challenger.finished),
+        "both": share_difference_interval(both[1], both[0]),
     }
 
 
 def duels(challenger: Assessment, champion: Assessment) -> Mapping[str, Duel]:
-    """How often the challenger's picture of a prompt is the better one, in the judge's opinion."""
+    """How often the judge prefers the challenger's image of a prompt."""
     return {
         "faithfulness": duel(champion.belief, challenger.belief, _MARGIN),
         "finish": duel(champion.finish, challenger.finish, _MARGIN),

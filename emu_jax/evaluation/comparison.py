@@ -1,10 +1,11 @@
-"""Several models' pictures of the same prompts: what a report says of them.
+"""A comparison of several models on the same prompts: the sections of its report.
 
-From pictures, what a judge made of them (:mod:`emu_jax.evaluation.assessment`) and the runs' logs
-to a report's sections, to one record for JSON and to one table in Markdown.
+From the models' images, their assessments (:mod:`emu_jax.evaluation.assessment`) and the logs of
+the training runs to the sections of a report, to one record for JSON and to a table in Markdown.
+Models are known by their names as the user gave them; the report shows short labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -14,146 +15,218 @@ from etils import epath
 from jaxtyping import UInt8
 
 from emu_jax.evaluation import curves
-from emu_jax.evaluation.assessment import Assessment, Yardstick, differences, duels, figures
+from emu_jax.evaluation.assessment import (
+    SHARES,
+    Assessment,
+    Yardstick,
+    differences,
+    duels,
+    figures,
+)
 from emu_jax.evaluation.metrics import Interval
-from emu_jax.evaluation.report import Charts, Picture, Pictures, Section, Table
+from emu_jax.evaluation.report import Charts, ImageTable, Section, Table, Tile
 
-REAL = "real pictures"
-_WORST = 8  # pairs shown of those nearest to a needle
-_PER_CENT = ("faithful", "faithful_top5", "finish", "both", "copied")
+REAL = "real pictures"  # the name of the real images in JSON records
+_WORST = 8  # rows of the images nearest to a needle
 _PLOTTED = ("faithful", "finish", "both", "mmd_needles", "contrast")
-_OPINION = """The machine's opinion: the judge is a small network, and its figures for real
-pictures of the same prompts say how far to believe it. Intervals are 95 %, by bootstrap over
-prompts. Faithful: the judge finds the picture's own prompt the likest of all prompts. Finish: a
-probe finds it finished as the needles are. Copied: nearer to a needle than 99 % of real pictures
-that are none. Contrast: the deviation of a picture's luma. Distances are small where alike."""
-_PAIRED = """The first named minus the second, prompt by prompt; an interval that leaves out
-0 is a difference that the choice of prompts does not explain."""
+_IN_MARKDOWN = ("faithful", "finish", "both", "copied", "contrast")
+_LABELS = {
+    REAL: "real images",
+    "faithful_top5": "faithful, top 5",
+    "frechet_needles": "Frechet distance to needles",
+    "frechet_haystack": "Frechet distance to haystack",
+    "mmd_needles": "kernel distance to needles",
+    "mmd_haystack": "kernel distance to haystack",
+}
+_NOTE = """The judge is a small network with errors of its own; its figures for real images of the
+same prompts show how far to trust it. Intervals are 95 %, over prompts. Faithful: among all
+prompts, the judge ranks the image's own prompt first. Finish: a probe classifies the image as
+finished like the needles. Copied: nearer to a needle than 99 % of real images that are not needles.
+Contrast: standard deviation of luma. Distances: small for similar sets of images."""
+_PAIRED = """The first model minus the second, paired by prompt. If an interval excludes 0, the
+choice of prompts does not explain the difference."""
+_DUELS = (
+    """Which image of a prompt the judge prefers; a tie is a difference below its resolution."""
+)
 
 
 @dataclass
 class Drawn:
-    """A model's pictures, in the prompts' order, and what is known of it and of what they cost."""
+    """A model's images in the order of the prompts, and facts about the model and its cost."""
 
     name: str
     images: list[UInt8[np.ndarray, "h w 3"]]
     facts: dict[str, Any]
 
 
-def pictures(drawn: Sequence[Drawn], prompts: Sequence[str], seed: int) -> Section:
-    """A row a prompt, a column a model."""
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """For each path the fewest last parts that no other path ends with; ``@STEP`` stays."""
+    stems = {path: path.partition("@")[0].rstrip("/") for path in paths}
+    parts = {stem: stem.split("/") for stem in stems.values()}
+    short = {}
+    for stem, own in parts.items():
+        others = [other for name, other in parts.items() if name != stem]
+        ends = (own[-k:] for k in range(1, len(own)))
+        unique = (end for end in ends if not any(other[-len(end) :] == end for other in others))
+        short[stem] = "/".join(next(unique, own))
+    return {path: "".join([short[stem], *path.partition("@")[1:]]) for path, stem in stems.items()}
+
+
+def image_table(
+    drawn: Sequence[Drawn], labels: Mapping[str, str], prompts: Sequence[str], seed: int
+) -> Section:
+    """One row per prompt, one column per model."""
     rows = [
-        (prompt, [Picture(model.images[i], f"seed {seed + i}") for model in drawn])
+        (prompt, [Tile(model.images[i], f"seed {seed + i}") for model in drawn])
         for i, prompt in enumerate(prompts)
     ]
-    note = "A row shares its prompt and its noise."
-    return Pictures("Pictures", [model.name for model in drawn], rows, note=note)
+    note = "All images of a row have the same prompt and the same initial noise."
+    return ImageTable("Images", [labels[model.name] for model in drawn], rows, note=note)
 
 
 def judged(
-    found: Mapping[str, Assessment], by: Yardstick
+    found: Mapping[str, Assessment], by: Yardstick, labels: Mapping[str, str]
 ) -> tuple[list[Section], dict[str, Any], str]:
-    """Figures, differences and duels: as sections (headline first), as JSON, and in Markdown.
+    """Figures, differences and duels: as sections, as a record for JSON, and in Markdown.
 
-    Pairs are taken among models, not with the real pictures.
+    Pairs are of models, without the real images.
     """
     measured = {name: figures(one, by) for name, one in found.items()}
+    labels = {**labels, **_LABELS}
+    columns = [labels[name] for name in measured]
     keys = list(next(iter(measured.values())))
-    rows = [[key, *(word(key, figure[key]) for figure in measured.values())] for key in keys]
+    rows = [
+        [labels.get(key, key), *(word(key, figure[key]) for figure in measured.values())]
+        for key in keys
+    ]
     plots = {
-        key: curves.interval_plot({n: f[key] for n, f in measured.items()}, key) for key in _PLOTTED
+        labels.get(key, key): curves.interval_plot(
+            {labels[name]: figure[key] for name, figure in measured.items()},
+            labels.get(key, key),
+            curves.SHARE if key in SHARES else None,
+        )
+        for key in _PLOTTED
     }
     pairs = list(combinations([name for name in found if name != REAL], 2))
-    leads = {f"{b} against {a}": differences(found[b], found[a]) for a, b in pairs}
-    fights = {f"{b} against {a}": duels(found[b], found[a]) for a, b in pairs}
-    sections: list[Section] = [
-        Table("Figures", ["", *measured], rows, note=_OPINION),
-        Charts("Figures, drawn", list(measured), plots),
-    ]
+    leads = {(b, a): differences(found[b], found[a]) for a, b in pairs}
+    fights = {(b, a): duels(found[b], found[a]) for a, b in pairs}
+    sections: list[Section] = [Table("Figures", ["", *columns], rows, note=_NOTE)]
+    sections += [Charts("Figures as charts", [], plots)]
     if pairs:
+        versus = {pair: f"{labels[pair[0]]} against {labels[pair[1]]}" for pair in leads}
+        apart = [
+            [versus[pair], *(f"{x:+z.0%}" for x in lead.values())] for pair, lead in leads.items()
+        ]
         shares = [
-            [who, what, *(f"{share:.0%}" for share in shares)]
-            for who, fight in fights.items()
+            [versus[pair], what, *(f"{share:.0%}" for share in shares)]
+            for pair, fight in fights.items()
             for what, shares in fight.items()
         ]
-        apart = [[who, *(f"{lead[key]:+.0%}" for key in lead)] for who, lead in leads.items()]
-        note = "Prompt by prompt, in the judge's opinion; a tie is a difference too small to tell."
-        columns = list(next(iter(leads.values())))
+        questions = list(next(iter(leads.values())))
         sections += [
-            Table("Differences", ["", *columns], apart, note=_PAIRED),
-            Table("Duels", ["", "question", "win", "tie", "lose"], shares, note=note),
+            Table("Differences", ["", *questions], apart, note=_PAIRED),
+            Table("Duels", ["", "question", "win", "tie", "lose"], shares, note=_DUELS),
         ]
+
+    def by_pair(values: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
+        return {f"{b} against {a}": _as_dicts(found) for (b, a), found in values.items()}
+
     record = {
-        "figures": {n: {k: v._asdict() for k, v in f.items()} for n, f in measured.items()},
-        "differences": {n: {k: v._asdict() for k, v in f.items()} for n, f in leads.items()},
-        "duels": {n: {k: v._asdict() for k, v in f.items()} for n, f in fights.items()},
+        "figures": {name: _as_dicts(figure) for name, figure in measured.items()},
+        "differences": by_pair(leads),
+        "duels": by_pair(fights),
         "pictures": {
             name: {"faithful": one.top1.tolist(), "finish": one.finish.round(4).tolist()}
             for name, one in found.items()
         },
     }
-    shown = ("faithful", "finish", "both", "copied", "contrast")
-    table = [[n, *(word(key, f[key]) for key in shown)] for n, f in measured.items()]
-    return sections, record, markdown(["", *shown], table)
+    table = [
+        [labels[name], *(word(key, figure[key]) for key in _IN_MARKDOWN)]
+        for name, figure in measured.items()
+    ]
+    return sections, record, markdown(["", *_IN_MARKDOWN], table)
 
 
-def copies(model: Drawn, found: Assessment, by: Yardstick) -> Section:
-    """The pictures that are nearest to a tuning picture, beside it."""
+def copies(model: Drawn, label: str, found: Assessment, by: Yardstick) -> Section:
+    """The images that are nearest to a tuning image, beside it."""
     worst = np.argsort(found.distance)[:_WORST].tolist()
-    rows: list[tuple[str, list[Picture | None]]] = []
+    rows: list[tuple[str, list[Tile | None]]] = []
     for i in worst:
-        copy = Picture(model.images[i], "copy" if found.copied[i] else "")
         tuned = by.tuned_images[int(found.nearest[i])]
-        pair: list[Picture | None] = [copy, Picture(tuned, f"distance {found.distance[i]:.3f}")]
-        rows.append((str(by.prompts[i]), pair))
-    note = f"Nearest needles; below {by.bound:.3f} a picture counts as copied."
-    return Pictures(f"Copies? {model.name}", ["drawn", "needle"], rows, note=note, width=96)
+        drawn = Tile(model.images[i], "copied" if found.copied[i] else "")
+        rows.append((str(by.prompts[i]), [drawn, Tile(tuned, f"distance {found.distance[i]:.3f}")]))
+    note = (
+        f"The images nearest to a needle; below a distance of {by.bound:.3f} they count as copied."
+    )
+    title = f"Nearest needles: {_LABELS.get(label, label)}"
+    return ImageTable(title, ["image", "needle"], rows, note=note, width=96)
 
 
-def costs(drawn: Sequence[Drawn]) -> Section:
-    """What the models are, how they were asked to draw, and what that cost."""
-    rows = []
+def costs(drawn: Sequence[Drawn], labels: Mapping[str, str]) -> Section:
+    """The models, their sampling settings, and their cost: one column per model."""
+    rows: dict[str, list[object]] = {}
     for model in drawn:
         facts, sampling = model.facts, model.facts["sampling"]
-        rows.append(
-            [
-                model.name,
-                facts["step"],
-                facts["weights"][:12],
-                f"{sampling['sampler']}, {sampling['steps']} steps, "
-                f"guidance {sampling['guidance_scale']:g}",
-                facts["parameters"],
-                facts["training_flops"] / 1e9,
-                facts["evaluations"],
-                facts["flops"] / 1e9,
-                facts["seconds"],
-                facts["kept_loss"],
-            ]
-        )
-    columns = ["model", "step", "weights", "sampling", "parameters", "GFLOP a picture trained on"]
-    drawing = ["network calls", "GFLOP a picture drawn", "seconds a picture drawn", "kept loss"]
-    return Table("Models", [*columns, *drawing], rows)
+        column = {
+            "path": model.name,
+            "step": facts["step"],
+            "weights": facts["weights"][:12],
+            "sampler": sampling["sampler"],
+            "sampling steps": sampling["steps"],
+            "guidance scale": float(sampling["guidance_scale"]),
+            "parameters": facts["parameters"],
+            "GFLOP per training image": facts["training_flops"] / 1e9,
+            "network calls per image": facts["evaluations"],
+            "GFLOP per drawn image": facts["flops"] / 1e9,
+            "seconds per drawn image": facts["seconds"],
+            "loss on kept concepts": facts["kept_loss"],
+        }
+        for name, value in column.items():
+            rows.setdefault(name, []).append(value)
+    columns = ["", *(labels[model.name] for model in drawn)]
+    return Table("Models", columns, [[name, *values] for name, values in rows.items()])
 
 
-def training(runs: Mapping[str, epath.Path], chosen: Mapping[str, Mapping[str, Any]]) -> Section:
-    """Losses and judged samples of runs by name, and which step each has ``chosen``, and why."""
-    metrics = {name: curves.read_metrics(folder) for name, folder in runs.items()}
+def training(
+    runs: Mapping[str, epath.Path],
+    labels: Mapping[str, str],
+    chosen: Mapping[str, Mapping[str, Any]],
+    objectives: Mapping[str, str],
+) -> Section:
+    """Losses and judged samples of runs by name; the step that each has ``chosen``, and why.
+
+    ``objectives`` say what each run's losses measure.
+    """
+    metrics = {labels[name]: curves.read_metrics(folder) for name, folder in runs.items()}
     found = dict.fromkeys(name for one in metrics.values() for name in one)
     names = [name for name in found if "loss" in name or name.startswith("samples/")]
-    marks = {name: choice["step"] for name, choice in chosen.items()}
-    reasons = [f"{name} chose step {one['step']}: {one['reason']}." for name, one in chosen.items()]
+    reasons = [
+        f"{labels[name]}: step {one['step']} was chosen; {one['reason']}."
+        for name, one in chosen.items()
+    ]
     if reasons:
-        reasons.append("Broken upright lines mark the chosen steps.")
-    plots = curves.charts(metrics, names, marks)
-    return Charts("Curves", list(metrics), plots, note="\n\n".join(reasons))
+        reasons.append("Vertical broken lines mark the chosen steps.")
+    plots = curves.charts(
+        metrics,
+        names,
+        marks={labels[name]: choice["step"] for name, choice in chosen.items()},
+        objectives={labels[name]: objective for name, objective in objectives.items()},
+        shares=[name for name in names if name.rsplit("/")[-1] in SHARES],
+    )
+    return Charts("Training curves", list(metrics), plots, note="\n\n".join(reasons))
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table for a text file."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
+    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
 def word(key: str, figure: Interval) -> str:
-    """A figure with its interval as people read it."""
-    return f"{figure:.0%}" if key in _PER_CENT else f"{figure:.3g}"
+    """A figure with its interval as text."""
+    return f"{figure:.0%}" if key in SHARES else f"{figure:z.3g}"
+
+
+def _as_dicts(values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {key: value._asdict() for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""Pictures laid out in one picture, captions under them."""
+"""Images laid out in one image, with captions below them."""
 
 import math
 from collections.abc import Sequence
@@ -22,18 +22,20 @@ def grid(
     columns: int | None = None,
     scale: int = 1,
 ) -> Image.Image:
-    """One picture of ``n``, row by row.
+    """One image of ``n``, row by row.
 
-    ``columns`` defaults to the near-square number; ``scale`` enlarges each picture by a whole
-    factor, pixels kept as squares. Long captions are broken into up to three lines, then cut.
+    ``columns`` defaults to a nearly square grid; ``scale`` enlarges each image by an integer
+    factor (nearest neighbor). Long captions are broken into up to three lines, then cut.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
         raise UserError(
-            f"a grid wants uint8 pictures [n, h, w, 3], not {images.dtype} {list(images.shape)}"
+            f"A grid needs uint8 images [n, h, w, 3], not {images.dtype} {list(images.shape)}."
         )
     if captions is not None and len(captions) != len(images):
-        raise UserError(f"a grid of {len(images)} pictures cannot carry {len(captions)} captions")
+        raise UserError(
+            f"There are {len(images)} images but {len(captions)} captions; give one for each."
+        )
     n, height, width = len(images), images.shape[1] * scale, images.shape[2] * scale
     columns = min(columns or math.ceil(math.sqrt(n)), n)
     font = ImageFont.load_default(size=_FONT_SIZE)
@@ -45,8 +47,8 @@ def grid(
     pen = ImageDraw.Draw(sheet)
     for i, pixels in enumerate(images):
         x, y = _GAP + (i % columns) * step_x, _GAP + (i // columns) * step_y
-        picture = Image.fromarray(pixels)
-        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        image = Image.fromarray(pixels)
+        sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y))
         for j, line in enumerate(broken[i] if broken else ()):
             middle = x + (width - font.getlength(line)) / 2
             pen.text((middle, y + height + j * _LINE), line, font=font, fill=_INK)
@@ -54,7 +56,7 @@ def grid(
 
 
 def wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Lines of at most ``width`` pixels, broken at spaces; what is too long ends in dots."""
+    """Lines of at most ``width`` pixels, broken at spaces; text that is too long ends in dots."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

@@ -1,28 +1,31 @@
-"""Measures of generated pictures, and how far chance alone could have moved them.
+"""Metrics of generated images, with intervals that account for the choice of prompts.
 
 Frechet distance (Heusel et al. 2017) between Gaussians fitted to two sets of features:
 
     d^2 = |m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a^1/2 C_b C_a^1/2)^1/2                 (1)
 
-With centred rows A such that C_a = A^T A, and B likewise, the last trace is the sum of the square
+With centered rows A such that C_a = A^T A, and B likewise, the last trace is the sum of the square
 roots of the eigenvalues of A C_b A^T = (A B^T)(A B^T)^T, hence of the singular values of A B^T:
 
     tr (C_a^1/2 C_b C_a^1/2)^1/2 = |A B^T|_*                                               (2)
 
-which stays true when A and B are exchanged for the triangles of their QR decompositions. No root
-of a covariance is taken: nothing turns complex or loses half its digits where there are fewer
-rows than dimensions.
+which also holds for the triangles of the QR decompositions of A and B. No root of a covariance is
+taken, so nothing becomes complex or loses half its digits when there are fewer rows than
+dimensions.
 
-Kernel distance (Binkowski et al. 2018) with k(x, y) = (x.y / d + 1)^3. Row i of a counts c_i times
-(once, unless resampled), and only pairs of different rows count:
+Kernel distance (Binkowski et al. 2018) with k(x, y) = (x.y / d + 1)^3. Row i of a has weight c_i (1
+unless resampled), and only pairs of different rows count:
 
     MMD^2 = sum_{i != j} c_i c_j k(a_i, a_j) / sum_{i != j} c_i c_j
             + mean_{i != j} k(b_i, b_j) - 2 sum_i c_i mean_j k(a_i, b_j) / sum_i c_i       (3)
 
-It is unbiased: around 0, and often below it, for two samples of one distribution.
+It is unbiased: around 0, and often below 0, for two samples of one distribution.
 
-Intervals are of 95 % and by bootstrap. Rows are the independent units: where a prompt has several
-pictures, a row is the prompt's mean, not the picture.
+Intervals are 95 % intervals by bootstrap. Rows are the independent units: if a prompt has several
+images, a row is the mean of the prompt, not one image. A share of n rows that are all equal has no
+spread to resample; its bound is the share p at which n equal rows have a probability of 2.5 %,
+
+    p^n = 0.025.                                                                           (4)
 """
 
 from collections.abc import Callable, Iterator
@@ -37,11 +40,11 @@ from scipy.special import expit
 from emu_jax.errors import UserError
 
 _TAILS = (0.025, 0.975)
-_DEVIATIONS = 1.96  # leave the same tails of a Gaussian
+_DEVIATIONS = 1.96  # leaves the same tails of a Gaussian
 
 
 class Interval(NamedTuple):
-    """A measured value and its 95 % interval: "0.61 (0.52 to 0.70)"; ``f"{x:.0%}"`` in per cent."""
+    """A measured value and its 95 % interval: "0.61 (0.52 to 0.70)"; ``f"{x:.0%}"`` in percent."""
 
     value: float
     low: float
@@ -56,7 +59,7 @@ class Interval(NamedTuple):
 
 
 class Duel(NamedTuple):
-    """Shares of the rows that the challenger wins, ties and loses."""
+    """Shares of the rows in which the challenger wins, ties and loses."""
 
     win: float
     tie: float
@@ -66,22 +69,22 @@ class Duel(NamedTuple):
 def top_k(
     similarity: Float[np.ndarray, "n p"], truth: Int[np.ndarray, " n"], k: int
 ) -> Bool[np.ndarray, " n"]:
-    """Whether fewer than ``k`` of a row's other candidates are as similar as the true one.
+    """Whether fewer than ``k`` of a row's other candidates are at least as similar as the true one.
 
-    A tie counts against the row, and so does NaN: a judge that answers all the same knows nothing.
+    A tie counts against the row, and so does NaN: a judge with constant answers knows nothing.
     """
     own = np.take_along_axis(similarity, np.asarray(truth)[:, None], axis=1)
-    rivals = np.sum(~(similarity < own), axis=1) - 1  # the true one is no rival of itself
+    rivals = np.sum(~(similarity < own), axis=1) - 1  # the true one is not its own rival
     return rivals < k
 
 
 def frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
-    """The squared Frechet distance (1), which grows as rows grow fewer: compare equal numbers."""
+    """The squared Frechet distance (1). It is larger for fewer rows: compare equal numbers."""
     return frechet_to(b)(a)
 
 
 def frechet_to(b: Float[np.ndarray, "m d"]) -> Callable[[Float[np.ndarray, "n d"]], float]:
-    """``frechet(a, b)`` for many a: what is to be known of b is worked out once."""
+    """``frechet(a, b)`` for many a: the part that depends only on b is computed once."""
     root_b, mean_b = _covariance_root(_features(b, b)[1]), np.mean(b, axis=0, dtype=np.float64)
 
     def distance(a: Float[np.ndarray, "n d"]) -> float:
@@ -103,13 +106,13 @@ def mmd(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
 def mmd_interval(
     a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"], resamples: int = 1000, seed: int = 0
 ) -> Interval:
-    """(3) and the percentiles of its bootstrap over the rows of ``a``; ``b`` is held as it is."""
+    """(3) and the percentiles of its bootstrap over the rows of ``a``; ``b`` is fixed."""
     a, b = _features(a, b)
     kernels = _kernels(a, b)
     counts = np.array([np.bincount(rows, minlength=len(a)) for rows in _draws(a, resamples, seed)])
-    # A row that is drawn twice must not meet itself: k(x, x) is the largest of its values, and as
-    # many rows are drawn twice in every resample, all would lie above the distance itself. (3)
-    # leaves such pairs out, and a resample that has no others drops out altogether.
+    # A row that is drawn twice must not be paired with itself: k(x, x) is the largest of its
+    # values, and since every resample has many such rows, all would lie above the distance itself.
+    # (3) leaves such pairs out, and a resample that has no other pairs is dropped.
     counts = counts[np.count_nonzero(counts, axis=1) > 1]
     return _percentiles(mmd(a, b), _weighted_mmd(*kernels, counts.astype(float)))
 
@@ -117,7 +120,7 @@ def mmd_interval(
 def mean_interval(
     values: Float[np.ndarray, " n"], seed: int = 0, resamples: int = 2000
 ) -> Interval:
-    """The mean and the percentiles of its bootstrap."""
+    """The mean with the percentiles of its bootstrap."""
     values = _values(values)
     means = [values[rows].mean() for rows in _draws(values, resamples, seed)]
     return _percentiles(values.mean(), means)
@@ -126,9 +129,28 @@ def mean_interval(
 def difference_interval(
     a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], seed: int = 0, resamples: int = 2000
 ) -> Interval:
-    """mean(b) - mean(a) where row i of both is the same prompt, drawn together."""
+    """mean(b) - mean(a), where row i of both is of the same prompt and resampled together."""
     a, b = _pairs(a, b)
     return mean_interval(b - a, seed, resamples)
+
+
+def share_interval(hits: Bool[np.ndarray, " n"]) -> Interval:
+    """The share of hits: :func:`mean_interval`, or the bound (4) if all rows are equal."""
+    interval = mean_interval(hits)
+    bound = _TAILS[0] ** (1 / len(hits))
+    if interval.value == 0:
+        return interval._replace(high=1 - bound)
+    return interval._replace(low=bound) if interval.value == 1 else interval
+
+
+def share_difference_interval(a: Bool[np.ndarray, " n"], b: Bool[np.ndarray, " n"]) -> Interval:
+    """share(b) - share(a): :func:`difference_interval`, or the bound (4) if all rows are equal."""
+    interval = difference_interval(a, b)
+    value, low, high = interval
+    if np.ptp(np.subtract(b, a, dtype=np.float64)):
+        return interval
+    reach = 1 - _TAILS[0] ** (1 / len(a))
+    return Interval(value, max(low - reach, -1.0), min(high + reach, 1.0))
 
 
 def statistic_interval(
@@ -136,8 +158,8 @@ def statistic_interval(
 ) -> Interval:
     """``function(*arrays)`` +- 1.96 standard deviations over resampled rows of the first array.
 
-    Not percentiles: a hundred values tell their deviation better than their tails, and repeated
-    rows shift a distance such as (1) upwards, whose percentiles might then leave out its own value.
+    Not percentiles: a hundred values estimate their deviation better than their tails, and repeated
+    rows shift a distance such as (1) upward, so that its percentiles might exclude its own value.
     """
     first, *others = arrays
     value = float(function(*arrays))
@@ -147,7 +169,7 @@ def statistic_interval(
 
 
 def duel(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], margin: float) -> Duel:
-    """How b does against a, row by row; a difference of at most ``margin`` is a tie."""
+    """b against a, row by row; a difference of at most ``margin`` is a tie."""
     a, b = _pairs(a, b)
     lead = b - a
     shares = (lead > margin, np.abs(lead) <= margin, lead < -margin)
@@ -156,12 +178,12 @@ def duel(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], margin: float) 
 
 @dataclass(frozen=True)
 class Probe:
-    """Logistic regression that tells two kinds of features apart.
+    """Logistic regression that separates two kinds of features.
 
-    On features z, standardised, with labels y = 1 and -1 and weights u that give each kind one half
-    however many rows it has, it minimises
+    On standardized features z, with labels y = 1 and -1 and weights u that sum to one half for each
+    kind whatever its number of rows, it minimizes
 
-        sum_i u_i log(1 + exp(-y_i (w.z_i + bias))) + l2/2 |w|^2                           (4)
+        sum_i u_i log(1 + exp(-y_i (w.z_i + bias))) + l2/2 |w|^2                           (5)
     """
 
     centre: Float[np.ndarray, " d"]
@@ -183,14 +205,14 @@ class Probe:
         u = np.repeat([0.5 / n, 0.5 / m], [n, m])
         centre = u @ x
         scale = np.sqrt(u @ (x - centre) ** 2)
-        # A feature that never varies, but for rounding, tells nothing and is not blown up.
+        # A feature that is constant up to rounding carries no information: do not scale it up.
         scale = np.where(scale > 1e-9 * np.abs(x).max(0), scale, 1.0)
         z = (x - centre) / scale
 
         def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
             weights, bias = parameters[:-1], parameters[-1]
             margin = y * (z @ weights + bias)
-            pull = -u * y * expit(-margin)  # the derivative by w.z_i + bias
+            pull = -u * y * expit(-margin)  # derivative with respect to w.z_i + bias
             value = u @ np.logaddexp(0.0, -margin) + l2 / 2 * weights @ weights
             return value, np.append(pull @ z + l2 * weights, pull.sum())
 
@@ -200,19 +222,19 @@ class Probe:
         return cls(centre, scale, found[:-1], float(found[-1]))
 
     def probability(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-        """That a row is of the positive kind, were both kinds equally frequent."""
+        """Probability that a row is of the positive kind if both kinds are equally frequent."""
         return expit((np.asarray(x) - self.centre) / self.scale @ self.weights + self.bias)
 
 
 def _covariance_root(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "r d"]:
-    """R with R^T R the covariance of x, of as few rows as can be."""
+    """R with R^T R the covariance of x and as few rows as possible."""
     return np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1)).R
 
 
 def _kernels(
     a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]
 ) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, " n"], float]:
-    """What (3) needs: k within a, nothing on its diagonal; its mean over b; its mean within b."""
+    """The terms of (3): k within a with a zero diagonal; its mean over b; its mean within b."""
 
     def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (x @ y.T / x.shape[1] + 1) ** 3
@@ -236,7 +258,7 @@ def _weighted_mmd(
 
 
 def _draws(x: np.ndarray, resamples: int, seed: int) -> Iterator[Int[np.ndarray, " n"]]:
-    """Row numbers of x drawn with replacement, anew for every resample."""
+    """Row numbers of x, drawn with replacement for every resample."""
     generator = np.random.default_rng(seed)
     for _ in range(resamples):
         yield generator.integers(len(x), size=len(x))
@@ -250,14 +272,16 @@ def _percentiles(value: float, drawn: np.ndarray | list[float]) -> Interval:
 def _values(x: np.ndarray) -> Float[np.ndarray, " n"]:
     x = np.asarray(x, np.float64)
     if x.ndim != 1 or not len(x):
-        raise UserError(f"a mean is taken of one row of numbers, at least one, not {list(x.shape)}")
+        raise UserError(f"A mean needs a non-empty vector, not an array of shape {list(x.shape)}.")
     return x
 
 
 def _pairs(a: np.ndarray, b: np.ndarray) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     a, b = _values(a), _values(b)
     if len(a) != len(b):
-        raise UserError(f"{len(a)} and {len(b)} values cannot be paired: score the same prompts")
+        raise UserError(
+            f"{len(a)} and {len(b)} values cannot be paired; use the same prompts for both."
+        )
     return a, b
 
 
@@ -267,9 +291,11 @@ def _features(
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise UserError(
-            "two sets of features [n, d] are compared when both have the same d and at least two "
-            f"rows, not {list(a.shape)} and {list(b.shape)}"
+            "Two sets of features [n, d] need the same d and at least two rows each, not "
+            f"{list(a.shape)} and {list(b.shape)}."
         )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise UserError("features that are not finite cannot be compared: check their network")
+        raise UserError(
+            "There are features that are not finite; check the network that computed them."
+        )
     return a, b

@@ -1,12 +1,12 @@
-"""Prompts that models are compared by when none are given."""
+"""The default prompts of a comparison."""
 
 from collections.abc import Sequence
 
 from emu_jax.errors import UserError
 
-# Everyday concepts of the emoji sets' "kept" part: every style shows them in pre-training and no
-# quality-tuning ever does, so they tell what tuning gives to, and takes from, all that it does not
-# show. Each is one of its pictures' captions.
+# Everyday concepts of the emoji sets' "kept" part: pre-training has them in every style and
+# quality-tuning never does, so they show how tuning changes the concepts that it does not contain.
+# Each is a caption of its image.
 KEPT_CONCEPTS = (
     "a red fox",
     "a panda",
@@ -38,19 +38,19 @@ KEPT_CONCEPTS = (
 
 
 def kept_prompts(captions: Sequence[Sequence[str]], count: int) -> list[str]:
-    """``count`` prompts for different pictures: KEPT_CONCEPTS where there, then others in order.
+    """``count`` prompts of different images: first those of KEPT_CONCEPTS, then others in order.
 
-    ``captions`` are each picture's; the way people would say it ("a fox") goes before a bare name.
+    ``captions`` are those of each image; a natural phrase ("a fox") is preferred to a bare name.
     """
     known = [prompt for prompt in KEPT_CONCEPTS if any(prompt in own for own in captions)]
     taken = {next(i for i, own in enumerate(captions) if prompt in own) for prompt in known}
-    said = (
+    phrases = (
         next((text for text in own if text.startswith(("a ", "an ", "some "))), own[0])
         for i, own in enumerate(captions)
         if i not in taken and len(own)
     )
-    others = [text for text in dict.fromkeys(said) if text not in known]
-    # Every so manieth, so that all groups of things are among them.
+    others = [text for text in dict.fromkeys(phrases) if text not in known]
+    # At equal steps, so that all groups of things are among them.
     step = max(1, len(others) // max(1, count - len(known)))
     prompts = [*known, *others[::step]][:count]
     if len(prompts) < count:

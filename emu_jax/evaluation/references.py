@@ -1,18 +1,18 @@
-"""Which pictures generators are measured against, by name."""
+"""The data sets that generators are evaluated against."""
 
 from dataclasses import dataclass
 
-# Concepts that tuning never shows, among those that are things rather than signs.
+# Concepts that tuning never contains, of things rather than signs.
 KEPT = "part == kept and group == animals-nature|food-drink|objects|travel-places|activities"
 
 
 @dataclass(frozen=True)
 class Sets:
-    """The pictures to measure against; each is ``DATASET`` or ``DATASET:CONDITION``.
+    """Images to evaluate against; each is ``DATASET`` or ``DATASET:CONDITION``.
 
-    ``captions`` are of what is drawn, ``needles`` what was tuned on, ``haystack`` has the finish to
-    leave behind; ``kept`` is what a loss is taken on. Concepts of the prompts are in neither
-    needles nor haystack, so that what tells the finishes apart has not seen what it judges.
+    The captions of ``captions`` are the prompts; ``needles`` are the images of quality-tuning;
+    ``haystack`` has the finish of pre-training; ``kept`` is for a loss. Concepts of the prompts are
+    in neither needles nor haystack, so that the probe has not seen the concepts that it judges.
     """
 
     data_dir: str

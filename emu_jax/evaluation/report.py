@@ -1,4 +1,4 @@
-"""A report in one HTML file that needs nothing else: no network, no script, its pictures inside.
+"""A report as one self-contained HTML file: no network, no script, its images inside.
 
 A report is a title and a list of sections; a section is one of the small dataclasses here. All text
 is escaped. A further kind of section is one more dataclass with a ``title`` and a ``body()``.
@@ -17,9 +17,11 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from emu_jax.evaluation.curves import SERIES_COLOURS
+from emu_jax.evaluation import curves
 
-_LARGE = 256  # pixels: larger pictures are stored lossily, so that a report can still be mailed
+_LARGE = 256  # pixels: larger images are stored lossily, so that a report can still be mailed
+_FIT = 5  # columns of images that fit a phone; more scroll sideways
+_INTERVAL = r"(?<=\S )\(\S+ to \S+\)$"  # behind its value
 
 
 class Section(Protocol):
@@ -27,13 +29,13 @@ class Section(Protocol):
     def title(self) -> str: ...
 
     def body(self) -> str:
-        """The section's HTML, without its title."""
+        """The section's HTML without its title."""
         ...
 
 
 @dataclass(frozen=True)
 class Text:
-    """Paragraphs, parted by empty lines."""
+    """Paragraphs, separated by empty lines."""
 
     title: str
     text: str
@@ -44,7 +46,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of words (None: nothing) and numbers; floats are shown with four digits."""
+    """Rows of text (None: empty) and numbers; floats have four significant digits."""
 
     title: str
     columns: Sequence[str]
@@ -52,48 +54,54 @@ class Table:
     note: str = ""
 
     def body(self) -> str:
+        head = "".join(f"<th>{_breakable(name)}</th>" for name in self.columns)
         rows = ["".join(_cell(value) for value in row) for row in self.rows]
-        return _paragraphs(self.note) + _table("plain", self.columns, rows)
+        table = _table('class="plain"', head, rows)
+        return f'{_paragraphs(self.note)}<div class="scroll">{table}</div>'
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of a pictures table and the words under it (its seed, a score)."""
+class Tile:
+    """One image of an image table and the text below it (its seed, a score)."""
 
     image: UInt8[np.ndarray, "h w 3"]
     note: str = ""
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A row a prompt, a column a model; None leaves a cell empty. ``width`` is in CSS pixels, and
-    less where that many columns would not fit the page (96 at least)."""
+class ImageTable:
+    """One row per prompt and one column per model; None is an empty cell. ``width`` is in CSS
+    pixels, and less if the columns would not fit the page (96 at least; less on a small screen)."""
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[Picture | None]]]
+    rows: Sequence[tuple[str, Sequence[Tile | None]]]
     note: str = ""
     width: int = 160
 
     def body(self) -> str:
         rows = [
-            f"<th>{_escape(prompt)}</th>" + "".join(self._cell(picture) for picture in pictures)
-            for prompt, pictures in self.rows
+            f"<th>{_escape(prompt)}</th>" + "".join(map(self._cell, tiles, self.columns))
+            for prompt, tiles in self.rows
         ]
-        return _paragraphs(self.note) + _table("pictures", ["", *self.columns], rows)
-
-    def _cell(self, picture: Picture | None) -> str:
-        if picture is None:
-            return "<td></td>"
-        note = f"<small>{_escape(picture.note)}</small>" if picture.note else ""
-        source = data_uri(picture.image)
+        head = "".join(f"<th>{_breakable(name)}</th>" for name in ("", *self.columns))
         width = min(self.width, max(96, 900 // len(self.columns) - 16))
-        return f'<td><img src="{source}" width="{width}" alt="">{note}</td>'
+        style = f"--columns:{len(self.columns)};--width:{width}px"
+        table = _table(f'class="images" style="{style}"', head, rows)
+        if len(self.columns) > _FIT:
+            table = f'<div class="scroll">{table}</div>'
+        return _paragraphs(self.note) + table
+
+    def _cell(self, tile: Tile | None, column: str) -> str:
+        if tile is None:
+            return "<td></td>"
+        note = f"<small>{_escape(tile.note)}</small>" if tile.note else ""
+        return f'<td><img src="{data_uri(tile.image)}" alt="{_escape(column)}">{note}</td>'
 
 
 @dataclass(frozen=True)
 class Charts:
-    """Plots from :mod:`emu_jax.evaluation.curves` by name, and what their lines stand for."""
+    """Plots from :mod:`emu_jax.evaluation.curves` by name, and a legend of their lines."""
 
     title: str
     labels: Sequence[str]
@@ -102,22 +110,20 @@ class Charts:
 
     def body(self) -> str:
         keys = "".join(
-            f'<span><i style="background:var(--line-{i % SERIES_COLOURS})"></i>{_escape(label)}'
-            "</span>"
-            for i, label in enumerate(self.labels)
+            f"<span>{curves.key(i)}{_escape(label)}</span>" for i, label in enumerate(self.labels)
         )
         figures = "".join(
             f"<figure><figcaption>{_escape(name)}</figcaption>{svg}</figure>"
             for name, svg in self.plots.items()
         )
-        legend = f'<p class="legend">{keys}</p>'
+        legend = f'<p class="legend">{keys}</p>' if keys else ""
         return f'{_paragraphs(self.note)}{legend}<div class="charts">{figures}</div>'
 
 
 def write_report(
     path: epath.PathLike, title: str, sections: Sequence[Section], subtitle: str = ""
 ) -> epath.Path:
-    """Write the report and return where it is."""
+    """Write the report and return its path."""
     parts = [f"<h1>{_escape(title)}</h1>"]
     if subtitle:
         parts.append(f'<p class="subtitle">{_escape(subtitle)}</p>')
@@ -126,12 +132,12 @@ def write_report(
     page = _PAGE.format(title=_escape(title), style=_STYLE, body="\n".join(parts))
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page)
+    path.write_bytes(page.encode(errors="xmlcharrefreplace"))
     return path
 
 
 def data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    """The picture itself as an address: PNG where it is small, WebP where it is large."""
+    """The image as a data URI: PNG if it is small, WebP if it is large."""
     picture = Image.fromarray(np.asarray(image))
     kind = "PNG" if max(picture.size) <= _LARGE else "WEBP"
     stream = io.BytesIO()
@@ -139,15 +145,9 @@ def data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _table(kind: str, columns: Sequence[str], rows: Sequence[str]) -> str:
-    # A path breaks behind its separators, not within a word.
-    names = (re.sub(r"([/_:+])", r"\1<wbr>", _escape(name)) for name in columns)
-    head = "".join(f"<th>{name}</th>" for name in names)
+def _table(attributes: str, head: str, rows: Sequence[str]) -> str:
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return f"<table {attributes}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cell(value: object) -> str:
@@ -155,7 +155,14 @@ def _cell(value: object) -> str:
         return f'<td class="number">{value:.4g}</td>'
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return f'<td class="number">{value:,}</td>'
-    return f"<td>{_escape('' if value is None else str(value))}</td>"
+    text = _breakable("" if value is None else str(value))
+    text = re.sub(_INTERVAL, r"<small>\g<0></small>", text)
+    return f"<td>{text}</td>"
+
+
+def _breakable(text: str) -> str:
+    """Escaped; a path may break behind its separators, not within a word or a number."""
+    return re.sub(r"([/_:]|[+](?!\d))", r"\1<wbr>", _escape(text))
 
 
 def _paragraphs(text: str) -> str:
@@ -185,15 +192,15 @@ _PAGE = """<!doctype html>
 _STYLE = """
 :root {
   color-scheme: light dark;
-  --paper: #fbfbfa; --card: #fff; --ink: #1d2125; --faint: #68707a; --rule: #e3e5e8;
-  --line-0: #2f6fdb; --line-1: #d9542b; --line-2: #2a9d63;
-  --line-3: #9a55c9; --line-4: #c08a10; --line-5: #1798a8;
+  --paper: #fbfbfa; --card: #fff; --ink: #1d2125; --faint: #5f6770; --rule: #e3e5e8;
+  --line-0: #2f6fdb; --line-1: #d9542b; --line-2: #2a9d63; --line-3: #9a55c9;
+  --line-4: #b8860b; --line-5: #1798a8; --line-6: #d1478f; --line-7: #5b6472;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #15171a; --card: #1d2024; --ink: #e6e8ea; --faint: #98a1ab; --rule: #33383e;
-    --line-0: #6ea3ff; --line-1: #ff8a5f; --line-2: #58cf93;
-    --line-3: #c891f0; --line-4: #e6b648; --line-5: #55cbd9;
+    --line-0: #6ea3ff; --line-1: #ff8a5f; --line-2: #58cf93; --line-3: #c891f0;
+    --line-4: #e6b648; --line-5: #55cbd9; --line-6: #ff86bd; --line-7: #aab6c4;
   }
 }
 * { box-sizing: border-box; }
@@ -201,30 +208,35 @@ body {
   margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
 }
-main { max-width: 1080px; margin: 0 auto; padding: 40px 20px 80px; }
+main { max-width: 1160px; margin: 0 auto; padding: 40px 20px 80px; }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em;
   overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 44px 0 10px; }
+h2 { font-size: 1.2rem; margin: 44px 0 10px; overflow-wrap: anywhere; }
 p { max-width: 72ch; margin: 0 0 12px; }
 .subtitle { color: var(--faint); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; }
-th { font-weight: 600; text-align: left; }
-.plain { background: var(--card); border: 1px solid var(--rule); font-size: 0.92rem; }
-.plain th, .plain td { padding: 6px 14px; border-bottom: 1px solid var(--rule); }
+th { font-weight: 600; text-align: left; overflow-wrap: break-word; }
+.plain { background: var(--card); border: 1px solid var(--rule); font-size: 0.9rem; }
+.plain th, .plain td { padding: 6px 8px; border-bottom: 1px solid var(--rule);
+  vertical-align: top; }
+.plain tr > :first-child { position: sticky; left: 0; background: var(--card); }
 .plain tbody tr:last-child td { border-bottom: 0; }
 .plain thead { color: var(--faint); }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-.plain thead th { min-width: 6em; overflow-wrap: break-word; }
-.pictures thead th { text-align: center; padding: 4px 8px; color: var(--faint); font-size: 0.92rem;
-  overflow-wrap: break-word; }
-.pictures tbody th { font-weight: 400; min-width: 7em; max-width: 260px; padding: 8px 20px 8px 0;
+.plain td { font-variant-numeric: tabular-nums; }
+.plain td:first-child { min-width: 7em; }
+.plain small { display: block; white-space: nowrap; color: var(--faint); font-size: 0.85em; }
+.number { text-align: right; }
+.images thead th { text-align: center; padding: 6px 8px; color: var(--faint); font-size: 0.92rem;
+  position: sticky; top: 0; background: var(--paper); overflow-wrap: anywhere; }
+.images tbody th { font-weight: 400; min-width: 7em; max-width: 240px; padding: 8px 20px 8px 0;
   overflow-wrap: anywhere; }
-.pictures tbody tr + tr > * { border-top: 1px solid var(--rule); }
-.pictures td { padding: 10px 8px; text-align: center; vertical-align: top; }
-.pictures img { display: block; margin: 0 auto; height: auto; border-radius: 6px;
-  outline: 1px solid var(--rule); }
-.pictures small { display: block; margin-top: 4px; color: var(--faint); }
+.images tbody th:empty { min-width: 0; padding: 0; }
+.images tbody tr + tr > * { border-top: 1px solid var(--rule); }
+.images td { padding: 10px 8px; text-align: center; vertical-align: top; }
+.images img { display: block; margin: 0 auto; width: var(--width); height: auto;
+  border-radius: 6px; outline: 1px solid var(--rule); }
+.images small { display: block; margin-top: 4px; color: var(--faint); }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr));
   gap: 18px; }
 figure { margin: 0; padding: 12px 14px 8px; background: var(--card); border: 1px solid var(--rule);
@@ -235,8 +247,26 @@ figcaption { font-weight: 600; font-size: 0.92rem; margin-bottom: 4px; overflow-
 .plot .rule { stroke: var(--rule); fill: none; }
 .plot .mark { fill: none; stroke-width: 1.4; }
 .plot polyline { stroke-linejoin: round; }
-.legend { font-size: 0.92rem; color: var(--faint); }
-.legend span { margin-right: 18px; white-space: nowrap; }
-.legend i { display: inline-block; width: 18px; height: 3px; border-radius: 2px;
-  margin: 0 7px 4px 0; vertical-align: middle; }
+.legend { font-size: 0.92rem; color: var(--faint); max-width: none; }
+.legend span { display: inline-block; margin-right: 18px; overflow-wrap: anywhere; }
+.key { width: 28px; height: 6px; margin: 0 7px 2px 0; vertical-align: middle; }
+@media (max-width: 700px) {
+  main { padding: 24px 12px 60px; }
+  h1 { font-size: 1.5rem; }
+  .images, .images thead, .images tbody { display: block; }
+  .images tr { display: grid; column-gap: 8px;
+    grid-template-columns: repeat(var(--columns), minmax(72px, 1fr)); }
+  .plain { font-size: 0.85rem; }
+  .plain th, .plain td { padding: 5px 6px; }
+  .plain td:first-child { min-width: 5em; }
+  .plain small { white-space: normal; }
+  .images thead { position: sticky; top: 0; background: var(--paper); }
+  .images thead th { padding: 6px 0; font-size: 0.8rem; }
+  .images thead th:first-child { display: none; }
+  .images tbody th { grid-column: 1 / -1; max-width: none; padding: 10px 0 0; }
+  .images tbody tr + tr > td { border-top: 0; }
+  .images td { padding: 6px 0 10px; }
+  .images img { width: 100%; max-width: var(--width); }
+  .images small { font-size: 0.75rem; overflow-wrap: anywhere; }
+}
 """

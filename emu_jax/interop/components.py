@@ -14,10 +14,12 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from etils import epath
 
 from emu_jax.checkpoint.export import Model, save_model
 from emu_jax.checkpoint.huggingface import tokenizer_folder_of
 from emu_jax.checkpoint.lazy import Lazy
+from emu_jax.checkpoint.paths import file_in
 from emu_jax.errors import UserError
 from emu_jax.interop import autoencoder, pixart, sd3, unet, uvit, vq
 from emu_jax.interop.configs import plain
@@ -84,7 +86,11 @@ class Source:
         return str(self.folder / name)
 
     def settings(self, name: str = "", file: str = CONFIG) -> dict[str, Any]:
-        return read_json(self.folder / name / file)
+        path = self.folder / name / file
+        if path.is_file():
+            # What it says may be copied: not the content of a file elsewhere, by a link.
+            file_in(epath.Path(self.folder), f"{name}/{file}".lstrip("/"), self.folder)
+        return read_json(path)
 
     def weights(self, name: str = "", stem: str = DIFFUSERS) -> Lazy:
         return open_weights(self.folder / name, stem, self.variant, self.pickle)

@@ -45,3 +45,15 @@ def per_stage(value: Any, stages: int) -> list[Any]:
 def joined(values: list[Any]) -> Any:
     """The inverse of :func:`per_stage`: equal values are one."""
     return values[0] if all(value == values[0] for value in values) else values
+
+
+def square(config: Mapping[str, Any], default: int = 64) -> int:
+    """``sample_size``: the side of the square images or maps that a model is for.
+
+    Raises:
+      UserError: it is not one number, e.g. a height and a width.
+    """
+    size = config.get("sample_size") or default
+    if type(size) is not int or size < 1:
+        raise UserError(f"sample_size is {size!r}; only square images are known: use one number.")
+    return size

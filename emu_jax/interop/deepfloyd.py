@@ -29,6 +29,7 @@ from emu_jax.interop.components import (
     import_text_encoder,
     prepare_denoiser,
 )
+from emu_jax.interop.configs import square
 from emu_jax.interop.files import INDEX, SCHEDULER, write_json
 
 BASE, SUPER = "IFPipeline", "IFSuperResolutionPipeline"
@@ -86,7 +87,7 @@ def import_pixels(
         low_resolution=low,
         process=process,
         sampling=dict(sampling, **_SAMPLING[kind]),
-        image_size=public.get("sample_size") or 64,
+        image_size=square(public),
     )
     return Imported(sections, params, files)
 

@@ -11,11 +11,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from emu_jax.checkpoint.lazy import Lazy, shapes_of
+from emu_jax.checkpoint.paths import file_in
 from emu_jax.checkpoint.safetensors_io import open_safetensors, write_safetensors
 from emu_jax.errors import UserError
+from emu_jax.nn.pickles import read_pickle
 from emu_jax.nn.torch_layout import (
     from_layout,
     shape_to_layout,
@@ -89,19 +92,9 @@ def open_pickle(file: Path, allowed: bool) -> Lazy:
             f"{file} is a pickle, which may hold code: take a .safetensors file, or, if you trust "
             "its source, --allow_pickle, which reads the tensors in it and nothing else."
         )
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"{file} is a pickle: to read it, pip install torch.") from None
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, OSError, EOFError) as error:
-        raise UserError(f"{file} cannot be read: it holds more than tensors.") from error
-    except Exception as error:  # the unpickler's own, which torch does not name publicly
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise UserError(f"{file} is refused: it holds more than tensors.") from None
-    tensors = {k: v for k, v in found.get("state_dict", found).items() if hasattr(v, "numpy")}
+    tensors = read_pickle(file)
+    import torch
+
     names = {torch.bfloat16: jax.numpy.bfloat16}
 
     def dtype(tensor: Any) -> np.dtype:
@@ -218,12 +211,19 @@ def write_component(
 def copy_encoder(source: Path, target: Path) -> None:
     """A text encoder, its weights under the plain name, every tensor and key as it is."""
     tensors = open_weights(source, TRANSFORMERS)
-    write_component(target, read_json(source / CONFIG), tensors, TRANSFORMERS)
+    config = file_in(epath.Path(source), CONFIG, source)
+    write_component(target, read_json(Path(config)), tensors, TRANSFORMERS)
 
 
 def copy_small(source: Path, target: Path) -> None:
-    """A tokenizer's files: whatever is no weights."""
+    """A tokenizer's files: whatever is no weights.
+
+    Raises:
+      UserError: a symbolic link out of the folder, whose target nobody asked to copy.
+    """
+    folder = epath.Path(source)
+    names = sorted(f.name for f in source.iterdir() if f.suffix in (".json", ".txt", ".model"))
+    files = [file_in(folder, name, folder) for name in names]
     target.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.iterdir()):
-        if file.suffix in (".json", ".txt", ".model"):
-            (target / file.name).write_bytes(file.read_bytes())
+    for file in files:
+        (target / file.name).write_bytes(file.read_bytes())

@@ -34,6 +34,7 @@ from emu_jax.interop.components import (
     prepare_denoiser,
     save_autoencoder,
 )
+from emu_jax.interop.configs import square
 from emu_jax.interop.files import INDEX, SCHEDULER, write_json
 
 SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
@@ -108,7 +109,7 @@ def import_pipeline(source: Parts, out: Path, drop_variance: bool = False) -> Im
         denoiser=denoiser.sections["denoiser"],
         process=process,
         sampling=sampling,
-        image_size=factor * (public.get("sample_size") or 64),
+        image_size=factor * square(public),
     )
     return Imported(sections, denoiser.params, dict(denoiser.source, scheduler=noise))
 

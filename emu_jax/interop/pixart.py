@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from emu_jax.errors import UserError
-from emu_jax.interop.configs import complete
+from emu_jax.interop.configs import complete, square
 
 CLASS = "PixArtTransformer2DModel"
 # What the published files call it.
@@ -72,7 +72,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
       UserError: a structure that ours does not have, by the setting's name.
     """
     c = complete(config, DEFAULTS | _OLD, _READ, CLASS)
-    side = c["sample_size"]
+    side = square(c)
     sizes = c["use_additional_conditions"]
     if sizes is None:  # as the class guesses, for the sake of PixArt-alpha's weights
         sizes = side == 128

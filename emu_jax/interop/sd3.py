@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from emu_jax.errors import UserError
-from emu_jax.interop.configs import complete
+from emu_jax.interop.configs import complete, square
 
 CLASS = "SD3Transformer2DModel"
 DEFAULTS: dict[str, Any] = dict(
@@ -60,7 +60,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     return {ours: c[theirs] for ours, theirs in _SAME.items()} | dict(
         out_channels=channels,
         width=width,
-        span=float(c["sample_size"] // c["patch_size"]),
+        span=float(square(c) // c["patch_size"]),
         qk_norm=bool(c["qk_norm"]),
     )
 

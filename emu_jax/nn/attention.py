@@ -1,10 +1,12 @@
-"""Multi-head attention, softmax(q k^T / sqrt(head width)) v, in the two forms U-Nets use.
+"""Multi-head attention, softmax(q k^T / sqrt(head width)) v, in the two forms of U-Nets.
 
-``Attention`` takes keys and values from itself or from a context. ``AddedKVAttention`` is pixel
-diffusion's: one attention over the text's keys and values followed by the picture's own.
-The product itself is a callable that is handed in, so that a sharded or fused one can take the
-plain one's place: ``attend(q, k, v, mask)`` with mask bool, broadcastable to [b, heads, n, m]. T5
-alone adds a bias to the logits, as a fifth argument.
+``Attention`` takes keys and values from its input or from a context. ``AddedKVAttention``, for
+pixel diffusion, is one attention over the keys and values of the text followed by those of the
+image.
+
+The attention product is an argument, so that a sharded or fused implementation can replace the
+plain one: ``attend(q, k, v, mask)``, with a bool mask that broadcasts to [b, heads, n, m]. Only T5
+adds a bias to the logits, as a fifth argument.
 """
 
 from collections.abc import Callable
@@ -27,7 +29,7 @@ def attend(
     mask: Bool[Array, "#b #h #n m"] | None = None,
     bias: Float[Array, "#b h n m"] | None = None,
 ) -> Float[Array, "b n h d"]:
-    """Attention by XLA's own operations, logits and softmax in fp32."""
+    """Attention with XLA's own operations; logits and softmax are in fp32."""
     return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask)
 
 
@@ -40,12 +42,12 @@ def merge_heads(x: Float[Array, "b n h d"]) -> Float[Array, "b n h*d"]:
 
 
 def key_mask(mask: Bool[Array, "b m"] | None) -> Bool[Array, "b 1 1 m"] | None:
-    """Which keys may be seen, in the shape ``attend`` takes."""
+    """Which keys may be attended to, in the shape that ``attend`` takes."""
     return None if mask is None else mask[:, None, None, :]
 
 
 class Attention(nnx.Module):
-    """Self-attention, or cross-attention where ``context_width`` is given."""
+    """Self-attention, or cross-attention if ``context_width`` is given."""
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class Attention(nnx.Module):
         context: Float[Array, "b m d"] | None = None,
         mask: Bool[Array, "b m"] | None = None,
     ) -> Float[Array, "b n c"]:
-        """``mask`` says which of the m keys may be seen."""
+        """``mask`` says which of the m keys may be attended to."""
         source = x if context is None else context
         q = split_heads(self.to_q(x), self.heads)
         k = split_heads(self.to_k(source), self.heads)
@@ -83,8 +85,8 @@ class Attention(nnx.Module):
 class AddedKVAttention(nnx.Module):
     """A residual block on a feature map: x + attention of the pixels over text and pixels.
 
-    ``only_cross_attention`` leaves the pixels' own keys out; ``context_norm`` normalises the text
-    (groups of channels, over all tokens) first.
+    ``only_cross_attention`` leaves out the keys of the pixels. ``context_norm`` first normalizes
+    the text, in groups of channels over all tokens.
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class AddedKVAttention(nnx.Module):
         context: Float[Array, "b l d"],
         mask: Bool[Array, "b l"] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """``mask`` says which of the l text tokens may be seen; pixels always are."""
+        """``mask`` says which of the l text tokens may be attended to; pixels always are."""
         b, h, w, c = x.shape
         y = self.group_norm(x).reshape(b, h * w, c)
         if self.norm_cross is not None:

@@ -1,22 +1,22 @@
-"""The convolutional autoencoder: pictures to a small map of latents, and back.
+"""The convolutional autoencoder: from images to a smaller map of latents, and back.
 
 Structured and named as diffusers' AutoencoderKL, so that public autoencoders convert key by key.
-Emu's Fourier feature transform comes before the encoder's first convolution, without parameters:
+Before the encoder's first convolution is Emu's Fourier feature transform, which has no parameters:
 
     phi(x) = concat(x, sin(2^k pi x), cos(2^k pi x)),   k = 0 .. K - 1                          (1)
 
-so that small differences of colour, which the loss hardly sees, are large differences of input.
+It makes small differences of color, which hardly change the loss, large differences of the input.
 
 The encoder of a Kullback-Leibler autoencoder gives the moments (mu, log sigma^2) of a Gaussian over
 latents,
 
     z = mu + sigma eps,   KL(q || N(0, 1)) = 1/2 sum (mu^2 + sigma^2 - 1 - log sigma^2)          (2)
 
-that of a vector-quantised one (``variational=False``) the latents themselves, which
-``emu_jax.nn.quantizer`` then replaces by codes.
+The encoder of a vector-quantized autoencoder (``variational=False``) gives the latents themselves,
+which ``emu_jax.nn.quantizer`` then replaces by codes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,22 +26,24 @@ from jaxtyping import Array, Float
 from emu_jax.nn.attention import Attend, Attention, attend
 from emu_jax.nn.layers import Downsample, GroupNorm, Upsample, conv
 from emu_jax.nn.resnet import ResnetBlock
+from emu_jax.nn.stack import Constrain
 
-Constrain = Callable[[Array], Array]
 Map = Float[Array, "b h w c"]
 
 _EPS = 1e-6
 
 
 class Autoencoder(nnx.Module):
-    """f = 2^(len(widths) - 1). ``encode`` gives moments, ``decode`` pictures, both by method.
+    """Two methods: ``encode`` gives moments, ``decode`` images. The factor between their sides is
+    f = 2^(len(widths) - 1).
 
-    Without ``variational`` the moments are the mean alone, ``latent_channels`` wide.
+    Without ``variational`` the moments are the mean alone, with ``latent_channels`` channels.
 
-    ``blocks`` residual blocks a stage in the encoder, ``decoder_blocks`` (default ``blocks`` + 1)
-    in the decoder, whose stages are ``decoder_widths`` (default ``widths``; both from full size to
-    the smallest). ``quant_conv``: 1 x 1 convolutions on both sides of the latents.
-    ``zero_to_one``: inside, pictures are in [0, 1] (aMUSEd's); outside they are in [-1, 1].
+    The encoder has ``blocks`` residual blocks per stage, the decoder ``decoder_blocks`` (default
+    ``blocks`` + 1). The decoder's stages have ``decoder_widths`` (default ``widths``); both lists
+    go from full size to the smallest. ``quant_conv`` adds 1 x 1 convolutions before and after the
+    latents. With ``zero_to_one`` (aMUSEd) the network's images are in [0, 1] internally; those of
+    ``encode`` and ``decode`` are always in [-1, 1].
     """
 
     def __init__(
@@ -88,26 +90,19 @@ class Autoencoder(nnx.Module):
         self.post_quant_conv = conv(one, one, 1, rngs=rngs) if quant_conv else None
 
     def encode(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h/f w/f m"]:
-        """Moments (mean, then any log-variance, on the last axis) of pictures in [-1, 1]."""
+        """Moments (mean, then log-variance if any, on the last axis) of images in [-1, 1]."""
         x = (x + 1) / 2 if self.zero_to_one else x
         moments = self.encoder(fourier_features(x, self.fourier_bands))
         return moments if self.quant_conv is None else self.quant_conv(moments)
 
     def decode(self, z: Float[Array, "b h/f w/f c"]) -> Float[Array, "b h w 3"]:
-        """Pictures, about in [-1, 1] (nothing clips them)."""
+        """Images, approximately in [-1, 1] (they are not clipped)."""
         x = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
         return 2 * x - 1 if self.zero_to_one else x
 
-    def __call__(
-        self, x: Float[Array, "b h w 3"], key: jax.Array
-    ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h/f w/f 2*c"]]:
-        """(reconstruction of one sample of the latents, moments)."""
-        moments = self.encode(x)
-        return self.decode(sample(moments, key)), moments
-
 
 class Encoder(nnx.Module):
-    """Feature maps of ``in_channels`` to ones of ``out_channels``, halved between stages."""
+    """From ``in_channels`` to ``out_channels``; the map is halved between stages."""
 
     def __init__(
         self,
@@ -140,7 +135,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The encoder's mirror image; ``widths`` too are listed from full size to the smallest."""
+    """The encoder in reverse; ``widths`` also go from full size to the smallest."""
 
     def __init__(
         self,
@@ -178,7 +173,7 @@ def _stages(widths: Sequence[int]) -> list[tuple[int, int, bool]]:
 
 
 class Stage(nnx.Module):
-    """Residual blocks of one size, then perhaps a change of size."""
+    """Residual blocks of one size, then a change of size, if any."""
 
     def __init__(
         self,
@@ -197,7 +192,7 @@ class Stage(nnx.Module):
             )
             for i in range(blocks)
         )
-        # Public encoders pad only below and to the right before they stride.
+        # Public encoders pad strided convolutions at the bottom and right only.
         self.downsamplers = nnx.List(
             [Downsample(out_channels, padding=(0, 1), rngs=rngs)] if down else []
         )
@@ -210,7 +205,7 @@ class Stage(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """Two residual blocks at the smallest size, with attention over all positions in between."""
+    """Two residual blocks at the smallest size, with attention over all positions between them."""
 
     def __init__(
         self, channels: int, groups: int, attention: bool, attend: Attend, *, rngs: nnx.Rngs
@@ -231,7 +226,7 @@ class MidBlock(nnx.Module):
 
 
 class SpatialAttention(Attention):
-    """x + one-head self-attention of the normalised positions."""
+    """x + self-attention of the normalized positions, with one head."""
 
     def __init__(self, channels: int, groups: int, attend: Attend, *, rngs: nnx.Rngs):
         super().__init__(channels, 1, channels, bias=True, attend=attend, rngs=rngs)
@@ -243,11 +238,11 @@ class SpatialAttention(Attention):
         return x + super().__call__(positions).reshape(x.shape)
 
 
-def fourier_features(x: Map, bands: int) -> Map:
+def fourier_features(x: Map, bands: int) -> Float[Array, "b h w d"]:
     """Equation (1): c channels become c (1 + 2 ``bands``): x, sines, cosines."""
     if not bands:
         return x
-    # In fp32: the angle reaches 2^(K-1) pi, where bf16 has lost the phase.
+    # In fp32: the angles reach 2^(K-1) pi, where bf16 cannot represent the phase.
     angles = [2.0**k * jnp.pi * x.astype(jnp.float32) for k in range(bands)]
     waves = [jnp.sin(a) for a in angles] + [jnp.cos(a) for a in angles]
     return jnp.concatenate([x, *(wave.astype(x.dtype) for wave in waves)], axis=-1)
@@ -259,18 +254,18 @@ def mean(moments: Float[Array, "... 2*c"]) -> Float[Array, "... c"]:
 
 
 def log_variance(moments: Float[Array, "... 2*c"]) -> Float[Array, "... c"]:
-    """The Gaussian's log-variance, held in [-30, 20] so that its exponential stays finite."""
+    """The Gaussian's log-variance, clipped to [-30, 20] so that its exponential is finite."""
     return jnp.clip(jnp.split(moments, 2, axis=-1)[1], -30.0, 20.0)
 
 
 def sample(moments: Float[Array, "... 2*c"], key: jax.Array) -> Float[Array, "... c"]:
-    """One draw of the latents."""
+    """One sample of the latents."""
     mu = mean(moments)
     return mu + jnp.exp(log_variance(moments) / 2) * jax.random.normal(key, mu.shape, mu.dtype)
 
 
 def kl(moments: Float[Array, "b h w 2*c"]) -> Float[Array, "b"]:
-    """Equation (2), in nats a picture (a sum over positions and channels), in fp32."""
+    """Equation (2) in fp32, in nats per image: a sum over positions and channels."""
     moments = moments.astype(jnp.float32)
     mu, log_var = mean(moments), log_variance(moments)
     return 0.5 * jnp.sum(mu**2 + jnp.exp(log_var) - 1.0 - log_var, axis=(1, 2, 3))

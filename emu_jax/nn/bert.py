@@ -1,8 +1,10 @@
-"""BERT's encoder: bidirectional, post-LayerNorm, learned positions, exact gelu (MiniLM: 384 x 6).
+"""BERT's encoder: bidirectional, post-LayerNorm, learned positions, exact gelu (MiniLM: width 384,
+6 layers).
 
-Names are those of the published files, so that ``encoder.layer.0.attention.self.query.weight`` is
-``encoder/layer/0/attention/self/query/kernel`` here. The pooler of the published class is left out:
-sentence encoders average the states instead. Every token is of type 0 (a single sentence).
+Parameters are named as in the published files: ``encoder.layer.0.attention.self.query.weight`` is
+``encoder/layer/0/attention/self/query/kernel`` here. The published class has a pooler, which is
+left out here: sentence encoders average the states instead. Every token has type 0, for a single
+sentence.
 """
 
 import jax
@@ -15,7 +17,8 @@ from emu_jax.nn.layers import LayerNorm, Table, linear
 
 
 class Bert(nnx.Module):
-    """Token ids and their mask to the last hidden states; masked tokens are not attended to."""
+    """From token ids and their mask to the last hidden states. The mask is True for tokens that may
+    be attended to."""
 
     def __init__(
         self,
@@ -112,7 +115,7 @@ class Layer(nnx.Module):
 
 class Attention(nnx.Module):
     def __init__(self, width: int, heads: int, eps: float, attend: Attend, *, rngs: nnx.Rngs):
-        # The attribute is spelt as the public files spell it.
+        # The public files call this attribute so.
         self.self = Projections(width, rngs=rngs)
         self.output = Residual(width, width, eps, rngs=rngs)
         self.heads = heads

@@ -1,12 +1,14 @@
 """CLIP's two towers (Radford et al. 2021, arXiv:2103.00020): pre-LayerNorm transformers.
 
-The text tower attends causally and pools at the end-of-text token; the picture tower puts a class
-token in front of its patches and pools there. Either may end in a projection to the common space.
-Names are those of the published files, ``pre_layrnorm`` included. Sizes of the text tower:
+The text tower attends causally and pools at the end-of-text token. The image tower has a class
+token before its patches and pools there. Both can end in a projection to the common space.
+Parameters are named as in the published files, including ``pre_layrnorm``. Sizes of the text tower:
 
-    ViT-L           768 x 12, 12 heads, FF 3072, quick_gelu
-    OpenCLIP-H     1024 x 23 (as SD 2.1 ships it; 24 whole), 16 heads, FF 4096, gelu
-    OpenCLIP-bigG  1280 x 32, 20 heads, FF 5120, gelu, projection 1280
+                   width  layers  heads  feed-forward  activation  projection
+    ViT-L            768      12     12          3072  quick_gelu
+    OpenCLIP-H      1024      23     16          4096  gelu                    (24 layers in all; SD
+                                                                               2.1 ships 23)
+    OpenCLIP-bigG   1280      32     20          5120  gelu              1280
 """
 
 from typing import Literal
@@ -19,16 +21,16 @@ from emu_jax.nn.attention import Attend, attend, merge_heads, split_heads
 from emu_jax.nn.layers import LayerNorm, Table, activation, linear
 
 Layer = Literal["last", "penultimate"]
-# Files made before the end-of-text token was in their config say 2 there. In these the token is
-# the one with the highest number.
+# Configs that are older than the entry for the end-of-text token say 2 there. With these the token
+# is the one with the highest number.
 _LEGACY_EOS = 2
 
 
 class ClipText(nnx.Module):
-    """Token ids to states and one pooled vector.
+    """From token ids to states and one pooled vector.
 
-    ``projection``: the width pooled vectors are projected to, None: not at all. ``eos``: the number
-    of the end-of-text token as the config gives it.
+    ``projection`` is the width that pooled vectors are projected to (None: no projection). ``eos``
+    is the number of the end-of-text token in the config.
     """
 
     def __init__(
@@ -60,8 +62,8 @@ class ClipText(nnx.Module):
     def __call__(
         self, ids: Int[Array, "b l"], layer: Layer = "last"
     ) -> tuple[Float[Array, "b l width"], Float[Array, "b p"]]:
-        """(states, pooled). The last layer's states come through the final norm, the penultimate
-        layer's as they are; what is pooled is always the last layer's.
+        """(states, pooled). The final norm is applied to the states of the last layer, not to those
+        of the penultimate layer. ``pooled`` is always from the last layer.
         """
         penultimate, last = self.text_model(ids)
         if self.eos == _LEGACY_EOS:
@@ -83,7 +85,7 @@ class TextModel(nnx.Module):
     def __call__(
         self, ids: Int[Array, "b l"]
     ) -> tuple[Float[Array, "b l width"], Float[Array, "b l width"]]:
-        """(penultimate layer's states, last layer's after the final norm)."""
+        """(states of the penultimate layer, states of the last layer after the final norm)."""
         causal = jnp.tri(ids.shape[1], dtype=bool)[None, None]
         penultimate, last = self.encoder(self.embeddings(ids), causal)
         return penultimate, self.final_layer_norm(last)
@@ -99,7 +101,7 @@ class TextEmbeddings(nnx.Module):
 
 
 class ClipVision(nnx.Module):
-    """Square pictures, normalised as CLIP's were, to one embedding each (ViT-L/14 by default)."""
+    """From square images, normalized as CLIP's, to one embedding each (ViT-L/14 by default)."""
 
     def __init__(
         self,
@@ -127,7 +129,7 @@ class ClipVision(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b d"]:
-        """Embeddings, not of length one."""
+        """Embeddings, not normalized to length one."""
         pooled = self.vision_model(x)
         return pooled if self.visual_projection is None else self.visual_projection(pooled)
 
@@ -151,7 +153,7 @@ class VisionModel(nnx.Module):
 
 
 class VisionEmbeddings(nnx.Module):
-    """A class token, then the patches row by row, each with its position."""
+    """A class token, then the patches row by row, each with a position embedding."""
 
     def __init__(self, image_size: int, patch_size: int, width: int, *, rngs: nnx.Rngs):
         self.class_embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (width,)))
@@ -173,7 +175,7 @@ class VisionEmbeddings(nnx.Module):
         return jnp.concatenate([token, patches], axis=1) + self.position_embedding.embedding[...]
 
 
-# What the towers share ---------------------------------------------------------------------------
+# Common to both towers ---------------------------------------------------------------------------
 
 
 class Encoder(nnx.Module):
@@ -197,7 +199,7 @@ class Encoder(nnx.Module):
     def __call__(
         self, x: Float[Array, "b n width"], mask: Bool[Array, "1 1 n n"] | None
     ) -> tuple[Float[Array, "b n width"], Float[Array, "b n width"]]:
-        """(the last layer's input, its output)."""
+        """(input of the last layer, its output)."""
         before = x
         for layer in self.layers:
             before, x = x, layer(x, mask)

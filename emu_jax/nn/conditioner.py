@@ -1,16 +1,17 @@
-"""From frozen encoders' raw states to what a denoiser is conditioned on.
+"""From the raw states of frozen text encoders to the conditioning of a denoiser.
 
-Raw states are frozen and can be cached; the conditioner trains with the generator. It projects each
-encoder's tokens to a common width and joins the encoders,
+Raw states do not train and can be cached; the conditioner trains with the generator. It projects
+each encoder's tokens to a common width and joins the encoders,
 
     combine="tokens":   [b, l_1 + l_2 + ..., width]         (Emu: CLIP and T5 one after the other)
     combine="channels": [b, l, width_1 + width_2 + ...]     (SDXL: two CLIPs side by side)
     combine="padded":   [b, l + l_n, width_n]               (Stable Diffusion 3: two CLIPs side by
-                        side, with zeros up to the width of the last encoder, T5, then its tokens)
+                        side, padded with zeros to the width of the last encoder, T5, and then T5's
+                        tokens)
 
-and makes the vector that is embedded and added to the time embedding: pooled text, then sinusoids
-of the sizes (original height, width, crop top, left, target height, width), in SDXL's order, or of
-aMUSEd's micro-conditions (original width, height, crop top, left, aesthetic score).
+and makes the vector that is embedded and added to the timestep embedding: pooled text, then
+sinusoids of the sizes in SDXL's order (original height, width, crop top, left, target height,
+width), or of aMUSEd's micro-conditions (original width, height, crop top, left, aesthetic score).
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ MICRO_CONDITIONS = 5
 
 
 class Encoded(NamedTuple):
-    """What a text encoder hands over; ``mask`` says which states a denoiser may attend to."""
+    """A text encoder's output; ``mask`` says which states a denoiser may attend to."""
 
     states: Float[Array, "b l w"]
     mask: Bool[Array, "b l"]
@@ -37,12 +38,12 @@ class Encoded(NamedTuple):
 
 
 class Conditioner(nnx.Module):
-    """``encoders`` maps a name to (width, pooled width); their order is the order of joining.
+    """``encoders`` maps a name to (width, pooled width); they are joined in this order.
 
-    ``width`` is the common width of the tokens (None: no projection), ``size_features`` the number
-    of sinusoids a size (0: sizes do not condition). ``aesthetic_score`` makes them aMUSEd's, with
-    this score for every picture. ``context_width`` and ``vector_width`` (0: there is no vector) say
-    what a denoiser will be given.
+    ``width`` is the common width of the tokens (None: no projection). ``size_features`` is the
+    number of sinusoids per size (0: no conditioning on sizes). ``aesthetic_score`` replaces the
+    sizes by aMUSEd's micro-conditions, with this score for every image. The attributes
+    ``context_width`` and ``vector_width`` (0: no vector) are the widths of the outputs.
     """
 
     def __init__(
@@ -56,19 +57,19 @@ class Conditioner(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if combine not in ("tokens", "channels", "padded"):
-            raise UserError(f'combine is "tokens", "channels" or "padded", not "{combine}".')
+            raise UserError(f"combine is {combine!r}; use 'tokens', 'channels' or 'padded'.")
         if size_features % 2:
-            raise UserError(f"size_features must be even, not {size_features}.")
+            raise UserError(f"size_features is {size_features}; use an even number.")
         widths = [width or own for own, _ in encoders.values()]
         if combine == "tokens" and len(set(widths)) > 1:
             raise UserError(
-                f"Encoders of widths {widths} can only be joined by tokens through a common width: "
-                "set the conditioner's width."
+                f"Encoders of widths {widths} cannot be joined with combine='tokens'; set "
+                "conditioner.width, a common width."
             )
         if combine == "padded" and not 0 < sum(widths[:-1]) <= widths[-1]:
             raise UserError(
-                f"Encoders of widths {widths} are not joined by padding: all but the last side by "
-                "side are at most as wide as the last."
+                f"Encoders of widths {widths} cannot be joined with combine='padded'; use two or "
+                "more, whose widths without the last sum to at most the last."
             )
         self.encoders = tuple(encoders)
         self.pooling = tuple(name for name, (_, pooled) in encoders.items() if pooled)
@@ -116,12 +117,12 @@ class Conditioner(nnx.Module):
         if self.size_features:
             if sizes is None:
                 raise ValueError("size_features is set, so the conditioner needs sizes [b, 6]")
-            # In fp32 up to here: bf16 cannot tell 1,024 from 1,026.
-            told = self._told(sizes)
-            parts.append(sinusoids(told, self.size_features).reshape(told.shape[0], -1))
+            # In fp32 up to here: bf16 rounds 1,026 to 1,024.
+            numbers = self._numbers(sizes)
+            parts.append(sinusoids(numbers, self.size_features).reshape(numbers.shape[0], -1))
         return jnp.concatenate([p.astype(dtype) for p in parts], axis=1) if parts else None
 
-    def _told(self, sizes: Int[Array, "b 6"]) -> Float[Array, "b n"]:
+    def _numbers(self, sizes: Int[Array, "b 6"]) -> Float[Array, "b n"]:
         sizes = sizes.astype(jnp.float32)
         if self.aesthetic_score is None:
             return sizes

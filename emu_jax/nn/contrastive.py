@@ -1,9 +1,10 @@
-"""A small image-text model in CLIP's manner: two towers that meet in one space.
+"""A small image-text model like CLIP: two towers with one embedding space.
 
-The image tower is convolutional: overlapping patches, then stages of residual blocks that halve the
-map and widen it. It answers twice: ``embedding`` is trained to meet the text's; ``features``, the
-means of every stage's map, the early ones first, still know how a picture is finished, not only
-what it shows. The text tower is a frozen encoder's pooled vector through two dense layers.
+The image tower is convolutional: overlapping patches, then stages of residual blocks, each with a
+map of half the size and with more channels. It has two outputs. ``embedding`` is trained to match
+the text's embedding. ``features`` are the means of every stage's map, early stages first: they also
+represent how an image is finished, not only what it shows. The text tower is two dense layers on a
+frozen encoder's pooled vector.
 """
 
 import math
@@ -18,26 +19,26 @@ from jaxtyping import Array, Float
 
 from emu_jax.nn.layers import GroupNorm, conv, linear
 from emu_jax.nn.resnet import ResnetBlock
-from emu_jax.nn.transformer import Constrain
+from emu_jax.nn.stack import Constrain
 
 PATCH = 4
-_FIRST_TEMPERATURE = 0.07
-_MOST_SCALE = math.log(100.0)  # as CLIP bounds it
+_INITIAL_TEMPERATURE = 0.07
+_MAX_LOG_SCALE = math.log(100.0)  # CLIP's bound
 
 
-class Seen(NamedTuple):
-    """What the image tower makes of a picture; ``embedding`` has length one."""
+class ImageEmbedding(NamedTuple):
+    """The image tower's outputs; ``embedding`` has length one."""
 
     embedding: Float[Array | np.ndarray, "b d"]
     features: Float[Array | np.ndarray, "b f"]
 
 
 class ContrastiveModel(nnx.Module):
-    """``embed_image``, ``embed_text`` and ``logits`` between the two.
+    """``embed_image``, ``embed_text``, and ``logits`` between the two.
 
-    ``widths`` are the image stages' channels (``blocks`` residual blocks each, a map of a quarter
-    of the picture's side in the first), ``text_width`` is the pooled text's and ``width`` that of
-    the common space.
+    ``widths`` are the channels of the image stages (``blocks`` residual blocks each; the first
+    stage's map has a quarter of the image's side). ``text_width`` is the width of the pooled text,
+    ``width`` that of the common space.
     """
 
     def __init__(
@@ -67,10 +68,10 @@ class ContrastiveModel(nnx.Module):
         self.image_projection = linear(widths[-1], width, bias=False, rngs=rngs)
         self.text_in = linear(text_width, 2 * width, rngs=rngs)
         self.text_projection = linear(2 * width, width, bias=False, rngs=rngs)
-        self.logit_scale = nnx.Param(jnp.asarray(-math.log(_FIRST_TEMPERATURE)))
+        self.logit_scale = nnx.Param(jnp.asarray(-math.log(_INITIAL_TEMPERATURE)))
 
-    def embed_image(self, x: Float[Array, "b h w 3"]) -> Seen:
-        """Pictures in [-1, 1]; any size that the stages can halve."""
+    def embed_image(self, x: Float[Array, "b h w 3"]) -> ImageEmbedding:
+        """Images in [-1, 1], of any size that the stages can halve."""
         x = self.conv_in(x)
         means = []
         for i, stage in enumerate(self.stages):
@@ -80,15 +81,16 @@ class ContrastiveModel(nnx.Module):
                 x = self.constrain(block(x))
             means.append(jnp.mean(x, (1, 2)))
         pooled = jnp.mean(jax.nn.silu(self.norm_out(x)), (1, 2))
-        return Seen(_unit(self.image_projection(pooled)), jnp.concatenate(means, -1))
+        embedding = _unit(self.image_projection(pooled))
+        return ImageEmbedding(embedding, jnp.concatenate(means, -1))
 
     def embed_text(self, pooled: Float[Array, "b p"]) -> Float[Array, "b d"]:
-        """Of length one, from an encoder's pooled vectors."""
+        """Embeddings of length one, from an encoder's pooled vectors."""
         return _unit(self.text_projection(jax.nn.gelu(self.text_in(pooled))))
 
     def logits(self, image: Float[Array, "n d"], text: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """Scaled cosines, fp32."""
-        scale = jnp.exp(jnp.minimum(self.logit_scale[...], _MOST_SCALE))
+        """Scaled cosine similarities in fp32."""
+        scale = jnp.exp(jnp.minimum(self.logit_scale[...], _MAX_LOG_SCALE))
         return scale * (image.astype(jnp.float32) @ text.astype(jnp.float32).T)
 
 

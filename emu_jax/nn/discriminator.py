@@ -1,15 +1,14 @@
 """The patch discriminator of an adversarially trained autoencoder, and its losses.
 
-A stack of 4 x 4 convolutions, stride 2 and then stride 1, whose every output is one logit about one
-patch (70 x 70 pixels with three strided layers): the adversary judges texture, while L1 and the
+A stack of 4 x 4 convolutions, stride 2 and then stride 1. Each output is one logit about one patch
+(70 x 70 pixels with three strided layers): the discriminator judges texture, while L1 and the
 perceptual loss keep the layout.
 
-The published PatchGAN normalises with BatchNorm. It is not used here: running averages would be
-state beside the parameters, and the logits of one picture would depend on the others in its batch
-(and so on how the batch is sharded). GroupNorm has neither fault.
+The published PatchGAN uses BatchNorm, which is not used here: its running averages would be state
+besides the parameters, and the logits of one image would depend on the others in its batch, and so
+on how the batch is sharded. GroupNorm has neither problem.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -20,9 +19,9 @@ _INIT = nnx.initializers.normal(0.02)
 
 
 class PatchDiscriminator(nnx.Module):
-    """``layers`` strided convolutions of ``channels``, 2x, 4x, at most 8x ``channels`` features.
+    """``layers`` strided convolutions with ``channels`` times 1, 2, 4, at most 8 features.
 
-    ``groups`` are those of the GroupNorm after each inner convolution; 0 leaves the norms out.
+    ``groups`` is the number of groups of the GroupNorm after each inner convolution (0: no norms).
     """
 
     def __init__(
@@ -40,13 +39,13 @@ class PatchDiscriminator(nnx.Module):
             _conv(a, b, stride, rngs)
             for a, b, stride in zip(widths[:-1], widths[1:], strides, strict=True)
         )
-        # As published, neither the first nor the last convolution is normalised.
+        # As published, no norm follows the first and the last convolution.
         inner = widths[2:] if groups else []
         self.norms = nnx.List(GroupNorm(width, groups, rngs=rngs) for width in inner)
         self.conv_out = _conv(widths[-1], 1, 1, rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j 1"]:
-        """Logits, one a patch; positive means real. Pictures in [-1, 1]."""
+        """Logits of images in [-1, 1], one per patch; positive means real."""
         for i, conv in enumerate(self.convs):
             x = conv(x)
             if self.norms and i > 0:
@@ -69,10 +68,5 @@ def hinge_discriminator_loss(
 
 
 def hinge_generator_loss(fake: Float[Array, "..."]) -> Float[Array, ""]:
-    """-E D(x'), the generator's side of the hinge game: its gradient never saturates."""
+    """-E D(x'), the generator's hinge loss; its gradient never saturates."""
     return -jnp.mean(fake)
-
-
-def nonsaturating_generator_loss(fake: Float[Array, "..."]) -> Float[Array, ""]:
-    """-E log sigma(D(x')): its gradient fades once a patch passes for real."""
-    return jnp.mean(jax.nn.softplus(-fake))

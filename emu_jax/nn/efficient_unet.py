@@ -1,11 +1,12 @@
 """Imagen's Efficient U-Net, for super-resolution (Saharia et al. 2022, appendix B.1).
 
-Most of its depth lies at its smallest maps. A stage halves the map before its convolutions on the
-way down and doubles it behind them on the way up; one skip a stage, times 1 / sqrt 2, joins the
-two; residual blocks have scale-shift norms. Attention follows a stage's blocks, in the stages that
-have any. ``middle`` adds residual blocks between the two ways, at the coarsest map.
+Most of its layers are at the smallest maps. A down stage halves the map before its convolutions, an
+up stage doubles it after them. Each stage has one skip connection, scaled by 1 / sqrt 2. Residual
+blocks have scale-shift norms. Attention follows a stage's blocks, in stages that have it.
+``middle`` adds residual blocks between the down and up stages, at the coarsest map. All residual
+blocks share the embedding
 
-    e = time_embedding(sinusoids(t)) + class_embedding(sinusoids(level)) + pooled text
+    e = time_embedding(sinusoids(timestep)) + class_embedding(sinusoids(level)) + pooled text  (1)
 """
 
 from collections.abc import Callable, Sequence
@@ -20,22 +21,22 @@ from emu_jax.nn.attention import AddedKVAttention, Attend, attend
 from emu_jax.nn.embeddings import TextTimeEmbedding, TimestepEmbedding, sinusoids
 from emu_jax.nn.layers import Downsample, GroupNorm, Upsample, activation, conv
 from emu_jax.nn.resnet import ResnetBlock
-from emu_jax.nn.stack import Gather, rematerialised, require_policy
-from emu_jax.nn.transformer import Constrain
+from emu_jax.nn.stack import Constrain, Gather, remat_policy, rematerialize
 
 _SKIP_SCALE = 2**-0.5
 
 
 class EfficientUNet(nnx.Module):
-    """``unet(x, t, context, context_mask, level=level)`` -> the network's output, as large as x.
+    """``unet(x, timestep, context, mask, level=level)`` -> the network's output, as large as x.
 
-    The low-resolution picture is concatenated to ``x`` by the caller and counted in
-    ``in_channels``; ``level`` is the noise in it. One value a stage, the finest first: ``widths``;
-    ``blocks`` (residual blocks, on each way); ``attention``: "none", "cross" (text alone) or "full"
-    (text and pixels). ``context_width`` is the text's. The text's summary is a vector of
-    ``vector_width``, or, without one, its tokens pooled by attention of ``text_pool_heads``.
-    ``remat`` names what is kept of a block's and an attention's activations, ``gather`` brings
-    their weights together (:mod:`emu_jax.nn.stack`).
+    The caller concatenates the low-resolution image to ``x`` and counts it in ``in_channels``;
+    ``level`` is the image's noise level. One value per stage, the finest first: ``widths``;
+    ``blocks`` (residual blocks, of the down and of the up stage); ``attention``: "none", "cross"
+    (to the text alone) or "full" (to text and pixels). ``context_width`` is the width of the text's
+    tokens. The pooled text is a vector of ``vector_width``, or else the tokens, pooled by attention
+    with ``text_pool_heads``.
+
+    ``remat`` and ``gather`` apply to every residual block and attention (:mod:`emu_jax.nn.stack`).
     """
 
     def __init__(
@@ -60,17 +61,17 @@ class EfficientUNet(nnx.Module):
         gather: Gather | None = None,
         rngs: nnx.Rngs,
     ):
-        require_policy(remat)
+        remat = remat_policy(remat)
         if not len(widths) == len(blocks) == len(attention):
             raise UserError(
-                f"An Efficient U-Net of {len(widths)} widths takes as many blocks and attention, "
-                f"not {len(blocks)} and {len(attention)}."
+                f"widths has {len(widths)} values, blocks {len(blocks)} and attention "
+                f"{len(attention)}; an Efficient U-Net takes one of each per stage."
             )
         temb = time_width or 4 * widths[0]
         self.time_inputs = widths[0]
         self.act, self.constrain = activation("silu"), constrain
-        self.around = partial(rematerialised, policy=remat, gather=gather)
-        self.whole = partial(rematerialised, policy="none", gather=gather)
+        self.rematerialized = partial(rematerialize, policy=remat, gather=gather)
+        self.gathered = partial(rematerialize, policy="none", gather=gather)
 
         def resnet(inputs: int, outputs: int) -> ResnetBlock:
             return ResnetBlock(
@@ -85,14 +86,17 @@ class EfficientUNet(nnx.Module):
                     attention[i], widths[i], head_width, context_width, groups, attend, rngs
                 ),
                 resampler,
-                self.around,
+                self.rematerialized,
             )
 
         self.conv_in = conv(in_channels, widths[0], rngs=rngs)
         self.time_embedding = TimestepEmbedding(widths[0], temb, rngs=rngs)
         self.class_embedding = TimestepEmbedding(widths[0], temb, rngs=rngs) if level else None
         if (vector_width is None) == (text_pool_heads is None):
-            raise UserError("An Efficient U-Net takes either vector_width or text_pool_heads.")
+            raise UserError(
+                "An Efficient U-Net takes either vector_width or text_pool_heads; give exactly one "
+                "of them."
+            )
         if vector_width:
             self.add_embedding = TimestepEmbedding(vector_width, temb, rngs=rngs)
         else:
@@ -116,67 +120,74 @@ class EfficientUNet(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        t: Float[Array, "b"],
+        timestep: Float[Array, "b"],
         context: Float[Array, "b l d"],
-        context_mask: Bool[Array, "b l"] | None = None,
+        mask: Bool[Array, "b l"] | None = None,
         vector: Float[Array, "b p"] | None = None,
+        *,
         level: Float[Array, "b"] | None = None,
     ) -> Float[Array, "b h w o"]:
-        """Sides of x are multiples of 2^stages, or of any size: odd maps are cut back."""
+        """h and w may be any size: maps of odd size are cropped after doubling. ``mask`` says which
+        tokens are attended to."""
         if (level is not None) != (self.class_embedding is not None):
-            raise UserError("An Efficient U-Net is told the level of a low-resolution picture.")
+            needs = "does not take" if self.class_embedding is None else "needs"
+            raise UserError(
+                f"This Efficient U-Net {needs} a level, the noise level of a low-resolution image."
+            )
 
-        def sines(value: Array) -> Array:
+        def features(value: Array) -> Array:
             return sinusoids(value, self.time_inputs).astype(x.dtype)
 
-        temb = self.time_embedding(sines(t))
+        temb = self.time_embedding(features(timestep))
         if isinstance(self.add_embedding, TextTimeEmbedding):
-            temb = temb + self.add_embedding(context, context_mask)
+            temb = temb + self.add_embedding(context, mask)
         elif vector is not None:
             temb = temb + self.add_embedding(vector.astype(x.dtype))
         else:
             raise UserError("This Efficient U-Net needs a vector.")
         if self.class_embedding is not None and level is not None:
-            temb = temb + self.class_embedding(sines(level))
+            temb = temb + self.class_embedding(features(level))
         temb = self.act(temb)
 
-        x = self.constrain(self.whole(self.conv_in)(x))
+        x = self.constrain(self.gathered(self.conv_in)(x))
         skips, sizes = [], []
         for block in self.down_blocks:
             sizes.append((x.shape[1], x.shape[2]))
-            x = self.constrain(self.whole(block.resampler)(x))
-            x = self.constrain(block(x, temb, context, context_mask))
+            x = self.constrain(self.gathered(block.resampler)(x))
+            x = self.constrain(block(x, temb, context, mask))
             skips.append(x)
         for block in self.mid_blocks:
-            x = self.constrain(self.around(block)(x, temb))
+            x = self.constrain(self.rematerialized(block)(x, temb))
         for block in self.up_blocks:
             x = jnp.concatenate([x, skips.pop() * _SKIP_SCALE], axis=-1)
-            x = self.constrain(block(x, temb, context, context_mask))
-            x = self.constrain(self.whole(block.resampler)(x, sizes.pop()))
-        return self.whole(self.conv_out)(self.act(self.conv_norm_out(x)))
+            x = self.constrain(block(x, temb, context, mask))
+            x = self.constrain(self.gathered(block.resampler)(x, sizes.pop()))
+        return self.gathered(self.conv_out)(self.act(self.conv_norm_out(x)))
 
 
 class Stage(nnx.Module):
-    """Residual blocks, then attention if any; ``resampler`` is called by the network."""
+    """Residual blocks, then attention if any. The network calls ``resampler``."""
 
     def __init__(
         self,
         resnets: Sequence[ResnetBlock],
         attention: nnx.Module | None,
         resampler: nnx.Module,
-        around: Callable[[nnx.Module], Callable],
+        rematerialized: Callable[[nnx.Module], Callable],
     ):
         self.resnets = nnx.List(resnets)
         self.attention = attention
         self.resampler = resampler
-        self.around = around
+        self.rematerialized = rematerialized
 
     def __call__(
         self, x: Float[Array, "b h w c"], temb: Array, context: Array, mask: Array | None
     ) -> Float[Array, "b h w d"]:
         for resnet in self.resnets:
-            x = self.around(resnet)(x, temb)
-        return x if self.attention is None else self.around(self.attention)(x, context, mask)
+            x = self.rematerialized(resnet)(x, temb)
+        return (
+            x if self.attention is None else self.rematerialized(self.attention)(x, context, mask)
+        )
 
 
 def _attention(
@@ -189,11 +200,14 @@ def _attention(
     rngs: nnx.Rngs,
 ) -> AddedKVAttention | None:
     if kind not in ("none", "cross", "full"):
-        raise UserError(f"A stage's attention is none, cross or full, not {kind!r}.")
+        raise UserError(f"A stage's attention is {kind!r}; use 'none', 'cross' or 'full'.")
     if kind == "none":
         return None
     if width % head_width:
-        raise UserError(f"A stage of {width} channels does not divide into heads of {head_width}.")
+        raise UserError(
+            f"A stage's {width} channels do not divide into heads of {head_width}; change widths "
+            "or head_width."
+        )
     return AddedKVAttention(
         width,
         width // head_width,

@@ -1,7 +1,8 @@
-"""Vectors that tell a network about numbers (a time, a size, a noise level) and about a whole text.
+"""Embeddings of numbers (a timestep, a size, a noise level) and of a whole text.
 
-A number t becomes ``width / 2`` cosines and sines whose frequencies fall geometrically from 1 to
-1 / 10,000 (cosines first, as all public diffusion checkpoints have it), then passes a small MLP.
+A number t becomes ``width / 2`` cosines and as many sines, with frequencies that fall geometrically
+from 1 to 1 / 10,000. The cosines come first, as in all public diffusion checkpoints. A small MLP
+follows.
 """
 
 import math
@@ -37,7 +38,7 @@ class TimestepEmbedding(nnx.Module):
 
 
 class AttentionPooling(nnx.Module):
-    """One vector from a sequence: the mean token attends to itself and to every token."""
+    """One vector from a sequence: the mean of the tokens attends to itself and to every token."""
 
     def __init__(self, width: int, heads: int, *, attend: Attend = attend, rngs: nnx.Rngs):
         init = nnx.initializers.normal(width**-0.5)
@@ -63,7 +64,7 @@ class AttentionPooling(nnx.Module):
 
 
 class TextTimeEmbedding(nnx.Module):
-    """A text's token states pooled by attention into something to add to the time embedding."""
+    """A vector for the timestep embedding: a text's token states, pooled by attention."""
 
     def __init__(
         self, inputs: int, outputs: int, heads: int, *, attend: Attend = attend, rngs: nnx.Rngs

@@ -1,9 +1,9 @@
-"""A Flax NNX module seen as pure functions of a flat dict of parameters.
+"""A Flax NNX module as pure functions of a flat dict of parameters.
 
-Everything outside ``emu_jax.nn`` knows parameters only as ``Params``: a flat dict from a path such
-as ``"down_blocks/0/resnets/1/conv1/kernel"`` to an array. Path filters, sharding rules, EMA,
-checkpoints and safetensors files then all speak of the same names, and no integer key or module
-class ever reaches a file on disk.
+Outside ``emu_jax.nn`` parameters are always ``Params``: a flat dict from a path such as
+``"down_blocks/0/resnets/1/conv1/kernel"`` to an array. So path filters, sharding rules, EMA,
+checkpoints and safetensors files all use the same names, and no integer key or module class is ever
+written to a file.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ Params = dict[str, jax.Array]
 
 
 class _Keys(nnx.Rngs):
-    """``nnx.Rngs`` that counts in Python.
+    """``nnx.Rngs`` with a counter in Python.
 
-    Flax keeps the count in an array; traced, its every increment costs a walk over all that was
-    traced before (SDXL's shapes alone took 46 s instead of 2.4).
+    Flax has the counter in an array. Under tracing, each increment then walks over everything that
+    was traced before: SDXL's shapes alone took 46 s instead of 2.4 s.
     """
 
     def __init__(self, key: jax.Array):
@@ -41,7 +41,7 @@ class Network:
         self._abstract = abstract
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh fp32 parameters, the same for the same key; works under ``jax.eval_shape``."""
+        """Initial fp32 parameters, a function of the key; works under ``jax.eval_shape``."""
         state = nnx.state(self._build(_Keys(key)))
         return {_join(p): v.get_value() for p, v in nnx.to_flat_state(state)}
 
@@ -62,7 +62,7 @@ def _join(path: tuple[Any, ...]) -> str:
 
 
 def subtree(params: Params, prefix: str) -> Params:
-    """The parameters under ``prefix/``, with the prefix taken off."""
+    """The parameters under ``prefix/``, without the prefix."""
     head = prefix + "/"
     return {path[len(head) :]: value for path, value in params.items() if path.startswith(head)}
 

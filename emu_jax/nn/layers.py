@@ -1,7 +1,7 @@
-"""The small parts every network is made of: norms, tables, convolutions, activations, resampling.
+"""The basic layers of all networks: norms, tables, convolutions, activations, resampling.
 
-All pictures and feature maps are channels-last. The norms take their statistics in fp32 whatever
-the input's dtype and return the input's dtype; everything else computes in the dtype it is given.
+All images and feature maps are channels-last. The norms compute their statistics in fp32, whatever
+the input's dtype, and return the input's dtype. Everything else computes in the input's dtype.
 """
 
 import math
@@ -17,7 +17,7 @@ from emu_jax.errors import UserError
 
 
 def quick_gelu(x: Array) -> Array:
-    """x sigmoid(1.702 x), which CLIP was first trained with."""
+    """x sigmoid(1.702 x), the activation of the first CLIP models."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -32,20 +32,23 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def activation(name: str) -> Callable[[Array], Array]:
     """The activation called ``name``; ``gelu`` is the exact one."""
     if name not in ACTIVATIONS:
-        raise UserError(f"No activation is called {name!r}: choose one of {sorted(ACTIVATIONS)}.")
+        raise UserError(f"The activation is {name!r}; choose one of {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
 
 
 class GroupNorm(nnx.Module):
-    """Normalises groups of ``channels / groups`` channels over all positions of one example.
+    """Normalizes groups of ``channels / groups`` channels over all positions of one example.
 
-    The sums run over positions channel by channel and meet within a group only afterwards, so the
-    feature map is never reshaped: splitting its last axis would cost a layout copy on a TPU.
+    Each channel is summed over positions first, and the sums of a group's channels afterwards. So
+    the feature map is never reshaped: splitting its last axis would cost a layout copy on a TPU.
     """
 
     def __init__(self, channels: int, groups: int = 32, *, eps: float = 1e-5, rngs: nnx.Rngs):
         if channels % groups:
-            raise UserError(f"{channels} channels do not divide into {groups} norm groups.")
+            raise UserError(
+                f"{channels} channels do not divide into {groups} norm groups; change groups or "
+                "the widths."
+            )
         self.groups, self.eps = groups, eps
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
@@ -55,7 +58,7 @@ class GroupNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the last axis."""
+    """Normalizes the last axis."""
 
     def __init__(self, channels: int, *, eps: float = 1e-5, bias: bool = True, rngs: nnx.Rngs):
         self.eps = eps
@@ -68,7 +71,7 @@ class LayerNorm(nnx.Module):
         return _layer_norm(self.eps, x, scale, bias)
 
 
-def normalised(x: Float[Array, "*b c"], eps: float) -> Float[Array, "*b c"]:
+def normalized(x: Float[Array, "*b c"], eps: float) -> Float[Array, "*b c"]:
     """A LayerNorm without parameters."""
     width = x.shape[-1]
     return _layer_norm(eps, x, jnp.ones(width, x.dtype), jnp.zeros(width, x.dtype))
@@ -81,8 +84,8 @@ def _group_mean(groups: int, channelwise: Float[Array, "b *ones c"]) -> Float[Ar
     return jnp.repeat(grouped.mean(-1), channels // groups, axis=-1)
 
 
-# The norms' derivatives are written out so that the backward pass reads x as it came, in 16 bits,
-# and not what lies between in 32.
+# The norms' derivatives are written out so that the backward pass reads x itself, in 16 bits, and
+# not the 32-bit intermediate results.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -101,13 +104,13 @@ def _group_norm_forward(groups: int, eps: float, x: Array, scale: Array, bias: A
     return out, (x, mean, inverse, scale)
 
 
-def _group_norm_backward(groups: int, eps: float, kept: tuple, dout: Array):
+def _group_norm_backward(groups: int, eps: float, stored: tuple, dout: Array):
     del eps
-    x, mean, inverse, scale = kept
+    x, mean, inverse, scale = stored
     positions = tuple(range(1, x.ndim - 1))
     dout = dout.astype(jnp.float32)
     y = (x.astype(jnp.float32) - mean) * inverse
-    # Sums over positions first: they serve the parameters and the groups' means alike.
+    # Sums over positions come first: the parameters and the groups' means both use them.
     dbias, dscale = (jnp.mean(z, positions, keepdims=True) for z in (dout, dout * y))
     along, across = (_group_mean(groups, scale * z) for z in (dscale, dbias))
     dx = inverse * (dout * scale - across - y * along)
@@ -133,9 +136,9 @@ def _layer_norm_forward(eps: float, x: Array, scale: Array, bias: Array):
     return out, (x, mean, inverse, scale)
 
 
-def _layer_norm_backward(eps: float, kept: tuple, dout: Array):
+def _layer_norm_backward(eps: float, stored: tuple, dout: Array):
     del eps
-    x, mean, inverse, scale = kept
+    x, mean, inverse, scale = stored
     dout = dout.astype(jnp.float32)
     y = (x.astype(jnp.float32) - mean) * inverse
     scaled = dout * scale
@@ -150,7 +153,7 @@ _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class RMSNorm(nnx.Module):
-    """Divides the last axis by its root mean square; no mean is taken off, nothing added."""
+    """Divides the last axis by its root mean square; it subtracts no mean and adds no bias."""
 
     def __init__(self, channels: int, *, eps: float = 1e-6, rngs: nnx.Rngs):
         self.eps = eps
@@ -163,7 +166,7 @@ class RMSNorm(nnx.Module):
 
 
 class Table(nnx.Module):
-    """Rows by number, in the table's own dtype (nnx.Embed keeps the dtype it was made with)."""
+    """Rows by number, in the dtype of the table (nnx.Embed keeps its initial dtype)."""
 
     def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
         self.embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (rows, width)))
@@ -175,7 +178,7 @@ class Table(nnx.Module):
 def linear(
     inputs: int, outputs: int, *, bias: bool = True, zero: bool = False, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    """A dense layer on the last axis; ``zero`` starts it at zero (the end of a residual branch)."""
+    """A dense layer on the last axis; ``zero`` initializes it to zero, to end a residual branch."""
     return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=_initializer(zero), rngs=rngs)
 
 
@@ -191,10 +194,11 @@ def conv(
     zero: bool = False,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square 2-D convolution that keeps the size at stride 1; ``groups`` of channels do not mix.
+    """A square 2-D convolution that keeps the size at stride 1, separate for each of ``groups``
+    groups of channels.
 
-    ``padding`` is (before, after) on both axes, by default half the kernel on either side as torch
-    has it (XLA's own "SAME" pads a strided convolution on the far side only).
+    ``padding`` is (before, after) on both axes, by default half the kernel on either side, as in
+    torch (XLA's "SAME" can pad a strided convolution after the input only).
     """
     padding = padding or (kernel // 2, kernel // 2)
     return nnx.Conv(
@@ -217,7 +221,7 @@ def _initializer(zero: bool) -> nnx.Initializer:
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     """Every pixel becomes 2 x 2."""
     b, h, w, c = x.shape
-    # One axis after the other: with one picture a TPU copies less than for both at once.
+    # One axis after the other: for one image a TPU copies less than with both axes at once.
     x = jnp.stack([x, x], axis=3).reshape(b, h, 2 * w, c)
     return jnp.stack([x, x], axis=2).reshape(b, 2 * h, 2 * w, c)
 
@@ -226,7 +230,7 @@ def downsample_mean(x: Float[Array, "b 2*h 2*w c"]) -> Float[Array, "b h w c"]:
     """Every 2 x 2 block becomes its mean."""
     b, h, w, c = x.shape
     if h % 2 or w % 2:
-        raise UserError(f"A feature map of {h} x {w} cannot be halved: choose an even size.")
+        raise UserError(f"A feature map of {h} x {w} cannot be halved; use even sizes.")
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
@@ -241,10 +245,10 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Doubles the size by repetition, then a 3 x 3 convolution.
+    """Doubles the size by repetition, then applies a 3 x 3 convolution.
 
-    ``size`` (h, w), at most one pixel short of double, is what an odd-sized map had before it was
-    halved.
+    ``size`` (h, w) restores a map that had an odd size before it was halved: the doubled map is
+    cropped to it, by at most one pixel per axis.
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):

@@ -1,21 +1,20 @@
-"""Stable Diffusion 3's denoiser (Esser et al. 2024, "MMDiT"): two streams, patches of a latent map
-and a text's tokens, each with weights of its own, which meet in one attention.
+"""Stable Diffusion 3's denoiser (Esser et al. 2024, "MMDiT"): two streams, the patches of a latent
+map and the tokens of a text, each with its own weights, joined in one attention.
 
-    pos_embed           patches, plus a table of their places
-    time_text_embed     a vector c of time and pooled text
-    context_embedder    tokens to the width of patches
-    transformer_blocks  in each stream, from the six vectors W silu(c):
+    pos_embed           patch embedding, plus a table of position embeddings
+    time_text_embed     a vector c of timestep and pooled text
+    context_embedder    tokens to the width of the patches
+    transformer_blocks  in each stream, with the six vectors W silu(c),
 
                             x + gate f(norm(x) (1 + scale) + shift)                        (1)
 
-                        of attention over both streams' keys and of an MLP
+                        for attention over the keys of both streams and for an MLP
     proj_out            back to patches
 
-Structured and named as diffusers' SD3Transformer2DModel. Of the last block only the patches go on.
-Norms have no parameters but those of queries and keys.
+Structured and named as diffusers' SD3Transformer2DModel. Only the patches of the last block's
+output are used. Norms have no parameters, except those of queries and keys.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,28 +26,29 @@ from emu_jax.errors import UserError
 from emu_jax.nn.attention import Attend, attend, key_mask, merge_heads, split_heads
 from emu_jax.nn.diffusion_transformer import unpatched
 from emu_jax.nn.embeddings import TimestepEmbedding, sinusoids
-from emu_jax.nn.layers import RMSNorm, conv, linear, normalised
-from emu_jax.nn.pixart import places
-from emu_jax.nn.stack import Gather, Scanned, rematerialised, require_policy
-from emu_jax.nn.transformer import Constrain, FeedForward, Gelu
+from emu_jax.nn.layers import RMSNorm, conv, linear, normalized
+from emu_jax.nn.pixart import positions
+from emu_jax.nn.stack import Constrain, Gather, Stack
+from emu_jax.nn.transformer import FeedForward, Gelu
 
-_TIME_INPUTS = 256
+_TIME_FEATURES = 256
 _EPS = 1e-6
 
 Positions = Float[Array, "b n d"]
 Text = Float[Array, "b l d"]
-Seen = Bool[Array, "b l"] | None  # which of the text's tokens may be attended to
+Mask = Bool[Array, "b l"] | None  # which of the text's tokens may be attended to
 
 
 class MMDiT(nnx.Module):
-    """``mmdit(x, t, context, context_mask, vector)`` -> the network's output, as large as x.
+    """``mmdit(x, timestep, context, mask, vector)`` -> the network's output, as large as x.
 
-    The table of places has ``table`` rows and columns, of which a smaller map takes the middle. It
-    starts as sines of places that are numbered up to ``span`` and does not learn, but is among the
-    published weights and so a parameter: leave it out of what an optimiser updates. ``qk_norm``: an
-    RMSNorm on queries and keys, head by head.
+    The table of position embeddings has ``table`` rows and columns, of which a smaller map uses the
+    middle. It starts as sinusoids of positions that are numbered from 0 to ``span``, and it does
+    not train. The published weights contain it, so it is a parameter: exclude it from the
+    optimizer's updates. ``qk_norm`` applies an RMSNorm to the queries and keys of each head.
 
-    How it is computed (``scan``, ``remat``): :mod:`emu_jax.nn.stack`.
+    ``scan``, ``remat`` and ``gather`` change how it is computed, not what:
+    :mod:`emu_jax.nn.stack`.
     """
 
     def __init__(
@@ -73,86 +73,75 @@ class MMDiT(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if not vector_width:
-            raise UserError("An mmdit is told a vector: give a text encoder's pooled vector.")
+            raise UserError(
+                "An mmdit needs a vector, but the conditioner gives none; use a text encoder with "
+                "a pooled vector."
+            )
         if width % heads or width % 4:
             raise UserError(
-                f"An mmdit's width is a multiple of 4, for the sines of its places, and of its "
-                f"{heads} heads; {width} is not."
+                f"The mmdit's width is {width}; use a multiple of 4, for the position sinusoids, "
+                f"and of its {heads} heads."
             )
-        require_policy(remat)
-        self.patch, self.table = patch, table
-        self.remat, self.constrain, self.gather = remat, constrain, gather
-        sines = places(table, table, width, span).reshape(1, table**2, width)
+        self.patch, self.table, self.constrain = patch, table, constrain
+        sinusoid_table = positions(table, table, width, span).reshape(1, table**2, width)
         self.pos_embed: Any = nnx.Dict(
             proj=conv(in_channels, width, patch, stride=patch, padding=(0, 0), rngs=rngs),
-            pos_embed=nnx.Param(sines),
+            pos_embed=nnx.Param(sinusoid_table),
         )
         self.time_text_embed = nnx.Dict(
-            timestep_embedder=TimestepEmbedding(_TIME_INPUTS, width, rngs=rngs),
+            timestep_embedder=TimestepEmbedding(_TIME_FEATURES, width, rngs=rngs),
             text_embedder=TimestepEmbedding(vector_width, width, rngs=rngs),
         )
         self.context_embedder = linear(context_width, width, rngs=rngs)
         *blocks, last = (
             Block(width, heads, qk_norm, i == depth - 1, attend, rngs=rngs) for i in range(depth)
         )
-        self.depth = depth
-        if scan and blocks:
-            self.transformer_blocks = Scanned(blocks)
-            setattr(self.transformer_blocks, str(depth - 1), last)
-        else:
-            self.transformer_blocks = nnx.List([*blocks, last])
+        self.transformer_blocks = Stack(
+            blocks, scan=scan, last=last, remat=remat, gather=gather, constrain=constrain
+        )
         self.norm_out = nnx.Dict(linear=linear(width, 2 * width, rngs=rngs))
         self.proj_out = linear(width, patch**2 * out_channels, zero=True, rngs=rngs)
 
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        t: Float[Array, " b"],
+        timestep: Float[Array, " b"],
         context: Float[Array, "b l d"],
-        context_mask: Seen,
+        mask: Mask,
         vector: Float[Array, "b p"],
     ) -> Float[Array, "b h w o"]:
-        """``t`` is what the network is told of the time (0 to 1000), ``context_mask`` says which
-        tokens are real; h and w are multiples of the patch."""
-        time = self.time_text_embed.timestep_embedder(sinusoids(t, _TIME_INPUTS).astype(x.dtype))
-        told = jax.nn.silu(time + self.time_text_embed.text_embedder(vector.astype(x.dtype)))
+        """``timestep`` is from 0 to 1000; ``mask`` says which tokens are attended to; h and w are
+        multiples of the patch."""
+        features = sinusoids(timestep, _TIME_FEATURES).astype(x.dtype)
+        time = self.time_text_embed.timestep_embedder(features)
+        pooled = self.time_text_embed.text_embedder(vector.astype(x.dtype))
+        conditioning = jax.nn.silu(time + pooled)
         text = self.constrain(self.context_embedder(context))
         y = self._patches(x)
         b, rows, columns, width = y.shape
         both = self.constrain(y.reshape(b, rows * columns, width)), text
-        if isinstance(self.transformer_blocks, Scanned):
-            both = self.transformer_blocks(both, told, context_mask, around=self._layer)
-            last = getattr(self.transformer_blocks, str(self.depth - 1))
-        else:
-            *blocks, last = self.transformer_blocks
-            for block in blocks:
-                both = self._layer(block)(both, told, context_mask)
-        y = self._layer(last)(both, told, context_mask)[0]
-        scale, shift = jnp.split(self.norm_out.linear(told)[:, None], 2, axis=-1)
-        y = self.proj_out(normalised(y, _EPS) * (1 + scale) + shift)
+        y, _ = self.transformer_blocks(both, conditioning, mask)
+        scale, shift = jnp.split(self.norm_out.linear(conditioning)[:, None], 2, axis=-1)
+        y = self.proj_out(normalized(y, _EPS) * (1 + scale) + shift)
         return unpatched(y.reshape(b, rows, columns, -1), self.patch)
 
     def _patches(self, x: Float[Array, "b h w c"]) -> Float[Array, "b r c d"]:
-        """With their places, the middle of the table."""
+        """The patch embeddings plus their positions, the middle of the table."""
         _, h, w, _ = x.shape
         rows, columns = h // self.patch, w // self.patch
         if h % self.patch or w % self.patch or max(rows, columns) > self.table:
             raise UserError(
-                f"A map of {h} x {w} is not of patches of {self.patch} x {self.patch}, at most "
-                f"{self.table} of them along a side."
+                f"A map of {h} x {w} does not fit this network; it must divide into patches of "
+                f"{self.patch} x {self.patch}, at most {self.table} of them along a side."
             )
         table = jax.lax.stop_gradient(self.pos_embed.pos_embed[...])
         table = table.reshape(self.table, self.table, -1)
         top, left = (self.table - rows) // 2, (self.table - columns) // 2
         return self.pos_embed.proj(x) + table[top : top + rows, left : left + columns]
 
-    def _layer(self, block: nnx.Module) -> Callable[..., tuple[Positions, Text]]:
-        kept = rematerialised(block, self.remat, self.gather)
-        return lambda *args: jax.tree.map(self.constrain, kept(*args))
-
 
 class Block(nnx.Module):
-    """One layer of both streams; the ``last`` leaves the text as it is once it was attended to."""
+    """One layer of both streams. The ``last`` one attends to the text and does not update it."""
 
     def __init__(
         self,
@@ -171,33 +160,33 @@ class Block(nnx.Module):
         self.ff_context = None if last else FeedForward(width, inner=Gelu, rngs=rngs)
 
     def __call__(
-        self, both: tuple[Positions, Text], told: Float[Array, "b d"], mask: Seen
+        self, both: tuple[Positions, Text], conditioning: Float[Array, "b d"], mask: Mask
     ) -> tuple[Positions, Text]:
         x, text = both
-        shift, scale, gate, *mlp = jnp.split(self.norm1.linear(told)[:, None], 6, axis=-1)
-        by = self.norm1_context.linear(told)[:, None]
-        seen = normalised(x, _EPS) * (1 + scale) + shift
+        shift, scale, gate, *mlp = jnp.split(self.norm1.linear(conditioning)[:, None], 6, axis=-1)
+        modulation = self.norm1_context.linear(conditioning)[:, None]
+        x_in = normalized(x, _EPS) * (1 + scale) + shift
         if self.ff_context is None:
-            scale, shift = jnp.split(by, 2, axis=-1)
-            read = normalised(text, _EPS) * (1 + scale) + shift
-            return _mlp(x + gate * self.attn(seen, read, mask)[0], self.ff, *mlp), text
-        shift, scale, text_gate, *text_mlp = jnp.split(by, 6, axis=-1)
-        read = normalised(text, _EPS) * (1 + scale) + shift
-        of_x, of_text = self.attn(seen, read, mask)
+            scale, shift = jnp.split(modulation, 2, axis=-1)
+            text_in = normalized(text, _EPS) * (1 + scale) + shift
+            return _mlp(x + gate * self.attn(x_in, text_in, mask)[0], self.ff, *mlp), text
+        shift, scale, text_gate, *text_mlp = jnp.split(modulation, 6, axis=-1)
+        text_in = normalized(text, _EPS) * (1 + scale) + shift
+        x_out, text_out = self.attn(x_in, text_in, mask)
         return (
-            _mlp(x + gate * of_x, self.ff, *mlp),
-            _mlp(text + text_gate * of_text, self.ff_context, *text_mlp),
+            _mlp(x + gate * x_out, self.ff, *mlp),
+            _mlp(text + text_gate * text_out, self.ff_context, *text_mlp),
         )
 
 
 def _mlp(x: Positions, f: FeedForward, shift: Array, scale: Array, gate: Array) -> Positions:
     """Equation (1)."""
-    return x + gate * f(normalised(x, _EPS) * (1 + scale) + shift)
+    return x + gate * f(normalized(x, _EPS) * (1 + scale) + shift)
 
 
 class JointAttention(nnx.Module):
-    """Both streams' queries over both streams' keys. Of the ``last`` block no text comes out: its
-    text's queries are among the published weights, and are not asked.
+    """Queries of both streams over keys of both streams. The ``last`` block gives no text output:
+    the published weights contain its text queries, which are not used.
     """
 
     def __init__(
@@ -217,9 +206,9 @@ class JointAttention(nnx.Module):
         self.to_out = nnx.List([dense()])
         self.to_add_out = None if last else dense()
 
-    def __call__(self, x: Positions, text: Text, mask: Seen) -> tuple[Positions, Any]:
-        def heads(of: Array, dense: nnx.Linear, norm: RMSNorm | None = None) -> Array:
-            split = split_heads(dense(of), self.heads)
+    def __call__(self, x: Positions, text: Text, mask: Mask) -> tuple[Positions, Any]:
+        def heads(y: Array, dense: nnx.Linear, norm: RMSNorm | None = None) -> Array:
+            split = split_heads(dense(y), self.heads)
             return split if norm is None else norm(split)
 
         n = x.shape[1]

@@ -1,12 +1,12 @@
-"""VGG-16 features and the LPIPS distance between two pictures.
+"""VGG-16 features and the LPIPS distance between two images.
 
-With f_l the activations after the last relu of VGG-16's block l (l = 1..5), g_l = f_l / |f_l|
-over the channels and w_l >= 0 the learnt head of that block,
+Let f_l be the activations after the last relu of VGG-16's block l (l = 1..5), g_l = f_l / |f_l|
+with the norm over channels, and w_l >= 0 the learned weights (the head) of that block. Then
 
-    LPIPS(x, y) = sum_l mean_hw  w_l . (g_l(x) - g_l(y))^2
+    LPIPS(x, y) = sum_l mean_hw  w_l . (g_l(x) - g_l(y))^2                                 (1)
 
-Weights come by path: a file as the ``lpips`` package writes its whole module, or a folder with
-torchvision's VGG-16 and the package's file of heads.
+Weights are loaded from a path: a file of the whole module, as the ``lpips`` package writes it, or a
+folder with torchvision's VGG-16 and the package's file of heads.
 """
 
 import re
@@ -18,17 +18,18 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from emu_jax.errors import UserError
+from emu_jax.nn.pickles import read_pickle
 
-# torchvision's positions of VGG-16's convolutions; a block ends with a max-pooling.
+# The indices of VGG-16's convolutions in torchvision, by block; a max-pooling ends each block.
 _BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 _WIDTHS = (64, 128, 256, 512, 512)
-# ImageNet's mean and deviation, for pictures in [-1, 1].
+# ImageNet's mean and standard deviation, for images in [-1, 1].
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
 
 class Vgg16(nnx.Module):
-    """The convolutions of VGG-16, numbered as torchvision numbers them."""
+    """The convolutions of VGG-16, numbered as in torchvision."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         convs, inputs = {}, 3
@@ -39,7 +40,7 @@ class Vgg16(nnx.Module):
         self.features = nnx.Dict(convs)
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> list[Float[Array, "b i j c"]]:
-        """Five maps, at 1, 1/2, 1/4, 1/8 and 1/16 of the size. Pictures in [-1, 1]."""
+        """Five maps, at 1, 1/2, 1/4, 1/8 and 1/16 of the size, of images in [-1, 1]."""
         x = (x - jnp.asarray(_SHIFT, x.dtype)) / jnp.asarray(_SCALE, x.dtype)
         maps = []
         for block in _BLOCKS:
@@ -52,11 +53,11 @@ class Vgg16(nnx.Module):
 
 
 class Lpips(nnx.Module):
-    """``lpips(x, y) -> [b]``; ``features(x)`` gives VGG's maps (for style losses)."""
+    """``lpips(x, y) -> [b]``, equation (1)."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.net = Vgg16(rngs=rngs)
-        # |normal| because the learnt heads are non-negative: fresh ones then give a distance too.
+        # |normal|: like learned heads, initial ones are non-negative, so they give a distance.
         init = nnx.initializers.normal(0.1)
         self.lins = nnx.List(
             nnx.Conv(
@@ -71,20 +72,17 @@ class Lpips(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
-        pairs = zip(self.features(x), self.features(y), strict=True)
+        pairs = zip(self.net(x), self.net(y), strict=True)
         distances = [
             jnp.mean(head((_unit(a) - _unit(b)) ** 2), axis=(1, 2, 3))
             for head, (a, b) in zip(self.lins, pairs, strict=True)
         ]
         return sum(distances[1:], distances[0])
 
-    def features(self, x: Float[Array, "b h w 3"]) -> list[Float[Array, "b i j c"]]:
-        return self.net(x)
-
 
 def _unit(x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-    # The constant is under the root: outside, a position whose features are all 0 has a gradient
-    # of NaN.
+    # The constant is inside the root. Outside, the gradient would be NaN at positions where all
+    # features are 0.
     return x / jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-8)
 
 
@@ -92,7 +90,10 @@ def load_lpips(path: str | Path) -> dict[str, np.ndarray]:
     """The parameters of :class:`Lpips` from a .safetensors, .pth or .pt file, or a folder of them.
 
     Accepted keys: ``features.N.*`` (torchvision), ``net.sliceK.N.*`` and ``linK.model.1.weight``
-    (lpips); other keys, such as VGG's classifier, are passed over.
+    (lpips). Other keys, such as those of VGG's classifier, are ignored.
+
+    Raises:
+      UserError: there is no such file, or tensors are missing.
     """
     tensors: dict[str, np.ndarray] = {}
     for file in _weight_files(Path(path)):
@@ -105,7 +106,7 @@ def load_lpips(path: str | Path) -> dict[str, np.ndarray]:
     ]
     if missing := [name for name in wanted if name not in tensors]:
         raise UserError(
-            f"{path} lacks {len(missing)} LPIPS tensors ({missing[0]}, ...): give a folder with "
+            f"{path} lacks {len(missing)} LPIPS tensors ({missing[0]}, ...); use a folder with "
             "torchvision's vgg16 and the lpips package's weights/v0.1/vgg.pth."
         )
     return {name: tensors[name] for name in wanted}
@@ -116,7 +117,10 @@ def _weight_files(path: Path) -> list[Path]:
         return [path]
     files = [f for f in sorted(path.glob("*")) if f.suffix in (".safetensors", ".pth", ".pt")]
     if not files:
-        raise UserError(f"No .safetensors, .pth or .pt file with LPIPS weights at {path}.")
+        raise UserError(
+            f"There are no LPIPS weights at {path}; give a .safetensors, .pth or .pt file, or a "
+            "folder of them."
+        )
     return files
 
 
@@ -125,14 +129,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         from safetensors.numpy import load_file
 
         return load_file(file)
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"Reading {file} needs torch: `pip install torch`, or convert it to .safetensors."
-        ) from error
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    return {key: value.float().numpy() for key, value in state.items()}
+    return {key: value.float().numpy() for key, value in read_pickle(file).items()}
 
 
 def _rename(key: str) -> str | None:

@@ -1,21 +1,21 @@
-"""PixArt's denoiser (Chen et al. 2023, "PixArt-alpha", and 2024, "PixArt-Sigma"): patches of a
-latent map through a stack of transformer blocks that read a text.
+"""PixArt's denoiser (Chen et al. 2023, "PixArt-alpha", and 2024, "PixArt-Sigma"): a transformer
+over the patches of a latent map, with cross-attention to a text.
 
-    pos_embed           patches, plus sines of their places
-    transformer_blocks  self-attention, attention to the text, MLP
+    pos_embed           patch embedding, plus sinusoids of the patches' positions
+    transformer_blocks  self-attention, cross-attention to the text, MLP
     proj_out            back to patches
 
-Structured and named as diffusers' PixArtTransformer2DModel. All blocks are told the time by one map
-("AdaLN-single"): from its embedding e come six vectors, to which each block adds its own table,
+Structured and named as diffusers' PixArtTransformer2DModel. One linear map W conditions all blocks
+on the timestep ("AdaLN-single"): it gives six vectors from the timestep embedding e, to which each
+block adds its own table,
 
     (shift, scale, gate, shift', scale', gate') = W silu(e) + table                        (1)
     x + gate f(norm(x) (1 + scale) + shift)                                                (2)
 
-of self-attention and, with the other three, of the MLP. Attention to the text stands between them
-plain. Norms have no parameters.
+with (2) for self-attention and, with the other three vectors, for the MLP. Cross-attention stands
+between them as a plain residual branch. Norms have no parameters.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,25 +26,26 @@ from jaxtyping import Array, Bool, Float
 
 from emu_jax.errors import UserError
 from emu_jax.nn.attention import Attend, Attention, attend
-from emu_jax.nn.diffusion_transformer import unpatched
+from emu_jax.nn.diffusion_transformer import require_patches, unpatched
 from emu_jax.nn.embeddings import TimestepEmbedding, sinusoids
-from emu_jax.nn.layers import conv, linear, normalised
-from emu_jax.nn.stack import Gather, Scanned, rematerialised, require_policy
-from emu_jax.nn.transformer import Constrain, FeedForward, Gelu
+from emu_jax.nn.layers import conv, linear, normalized
+from emu_jax.nn.stack import Constrain, Gather, Stack
+from emu_jax.nn.transformer import FeedForward, Gelu
 
-_TIME_INPUTS = 256
+_TIME_FEATURES = 256
 _EPS = 1e-6
 
 Positions = Float[Array, "b n d"]
 
 
 class PixArt(nnx.Module):
-    """``pixart(x, t, context, context_mask)`` -> the network's output, of x's height and width.
+    """``pixart(x, timestep, context, mask)`` -> the network's output, of x's height and width.
 
-    ``span`` is what places along a side are numbered up to, however many there are: 32 for all
+    Positions along a side are numbered from 0 to ``span``, whatever their number: 32 for all
     published sizes from 512 pixels on.
 
-    How it is computed (``scan``, ``remat``): :mod:`emu_jax.nn.stack`.
+    ``scan``, ``remat`` and ``gather`` change how it is computed, not what:
+    :mod:`emu_jax.nn.stack`.
     """
 
     def __init__(
@@ -68,71 +69,61 @@ class PixArt(nnx.Module):
     ):
         if vector_width:
             raise UserError(
-                "A pixart reads a text's tokens alone: leave out pooled vectors and, by "
-                "conditioner.size_features=0, sizes."
+                f"A pixart takes no vector, but the conditioner gives one of width {vector_width}; "
+                "leave out pooled text, and sizes by conditioner.size_features=0."
             )
         if width % heads or width % 4:
             raise UserError(
-                f"A pixart's width is a multiple of 4, for the sines of its places, and of its "
-                f"{heads} heads; {width} is not."
+                f"The pixart's width is {width}; use a multiple of 4, for the position sinusoids, "
+                f"and of its {heads} heads."
             )
-        require_policy(remat)
-        self.patch, self.span = patch, span
-        self.remat, self.constrain, self.gather = remat, constrain, gather
+        self.patch, self.span, self.constrain = patch, span, constrain
         self.pos_embed = nnx.Dict(
             proj=conv(in_channels, width, patch, stride=patch, padding=(0, 0), rngs=rngs)
         )
         self.adaln_single: Any = nnx.Dict(
-            emb=nnx.Dict(timestep_embedder=TimestepEmbedding(_TIME_INPUTS, width, rngs=rngs)),
+            emb=nnx.Dict(timestep_embedder=TimestepEmbedding(_TIME_FEATURES, width, rngs=rngs)),
             linear=linear(width, 6 * width, rngs=rngs),
         )
         self.caption_projection = TimestepEmbedding(
             context_width, width, act="gelu_tanh", rngs=rngs
         )
         blocks = [Block(width, heads, attend, rngs=rngs) for _ in range(depth)]
-        self.transformer_blocks = Scanned(blocks) if scan else nnx.List(blocks)
+        self.transformer_blocks = Stack(
+            blocks, scan=scan, remat=remat, gather=gather, constrain=constrain
+        )
         self.scale_shift_table = _table(2, width, rngs)
         self.proj_out = linear(width, patch**2 * out_channels, zero=True, rngs=rngs)
 
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        t: Float[Array, " b"],
+        timestep: Float[Array, " b"],
         context: Float[Array, "b l d"],
-        context_mask: Bool[Array, "b l"] | None = None,
+        mask: Bool[Array, "b l"] | None = None,
         vector: None = None,
     ) -> Float[Array, "b h w o"]:
-        """``t`` is what the network is told of the time (integers 0..999), ``context_mask`` says
-        which tokens are real; h and w are multiples of the patch."""
+        """``timestep`` is an integer in 0..999; ``mask`` says which tokens are attended to; h and w
+        are multiples of the patch."""
         b, h, w, _ = x.shape
-        if h % self.patch or w % self.patch:
-            p = self.patch
-            raise UserError(f"A map of {h} x {w} does not divide into patches of {p} x {p}.")
-        time = self.adaln_single.emb.timestep_embedder(sinusoids(t, _TIME_INPUTS).astype(x.dtype))
-        told = self.adaln_single.linear(jax.nn.silu(time)).reshape(b, 6, -1)
+        require_patches(h, w, self.patch)
+        features = sinusoids(timestep, _TIME_FEATURES).astype(x.dtype)
+        time = self.adaln_single.emb.timestep_embedder(features)
+        conditioning = self.adaln_single.linear(jax.nn.silu(time)).reshape(b, 6, -1)
         text = self.caption_projection(context)
 
         y = self.pos_embed.proj(x)
         rows, columns, width = y.shape[1:]
-        y = (y + places(rows, columns, width, self.span).astype(y.dtype)).reshape(b, -1, width)
-        y = self.constrain(y)
-        if isinstance(self.transformer_blocks, Scanned):
-            y = self.transformer_blocks(y, told, text, context_mask, around=self._layer)
-        else:
-            for block in self.transformer_blocks:
-                y = self._layer(block)(y, told, text, context_mask)
+        y = (y + positions(rows, columns, width, self.span).astype(y.dtype)).reshape(b, -1, width)
+        y = self.transformer_blocks(self.constrain(y), conditioning, text, mask)
 
         shift, scale = jnp.split(self.scale_shift_table[...] + time[:, None], 2, axis=1)
-        y = self.proj_out(normalised(y, _EPS) * (1 + scale) + shift)
+        y = self.proj_out(normalized(y, _EPS) * (1 + scale) + shift)
         return unpatched(y.reshape(b, rows, columns, -1), self.patch)
-
-    def _layer(self, block: nnx.Module) -> Callable[..., Array]:
-        kept = rematerialised(block, self.remat, self.gather)
-        return lambda *args: self.constrain(kept(*args))
 
 
 class Block(nnx.Module):
-    """One layer: (2), x + attention to the text, (2)."""
+    """One layer: equation (2), x + cross-attention to the text, equation (2)."""
 
     def __init__(self, width: int, heads: int, attend: Attend, *, rngs: nnx.Rngs):
         def attention() -> Attention:
@@ -145,34 +136,34 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Positions,
-        told: Float[Array, "b 6 d"],
+        conditioning: Float[Array, "b 6 d"],
         text: Float[Array, "b l d"],
         mask: Bool[Array, "b l"] | None,
     ) -> Positions:
-        by = jnp.split(self.scale_shift_table[...] + told, 6, axis=1)
-        x = _branch(x, self.attn1, *by[:3])
+        parts = jnp.split(self.scale_shift_table[...] + conditioning, 6, axis=1)
+        x = _branch(x, self.attn1, *parts[:3])
         x = x + self.attn2(x, text, mask)
-        return _branch(x, self.ff, *by[3:])
+        return _branch(x, self.ff, *parts[3:])
 
 
 def _branch(x: Positions, f: nnx.Module, shift: Array, scale: Array, gate: Array) -> Positions:
     """Equation (2)."""
-    return x + gate * f(normalised(x, _EPS) * (1 + scale) + shift)
+    return x + gate * f(normalized(x, _EPS) * (1 + scale) + shift)
 
 
 def _table(rows: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(nnx.initializers.normal(width**-0.5)(rngs.params(), (rows, width)))
 
 
-def places(rows: int, columns: int, width: int, span: float) -> Float[Array, "r c {width}"]:
-    """Half of the vector from the column's number, half from the row's, [sin, cos] each."""
+def positions(rows: int, columns: int, width: int, span: float) -> Float[Array, "r c {width}"]:
+    """Sinusoids [sin, cos]: half of the vector from the column's number, half from the row's."""
 
-    def sines(count: int) -> np.ndarray:
+    def features(count: int) -> np.ndarray:
         number = np.arange(count) * (span / count)
         angles = number[:, None] * 10_000.0 ** (-np.arange(width // 4) / (width // 4))
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
     size = (rows, columns, width // 2)
-    across = jnp.broadcast_to(sines(columns)[None], size)
-    down = jnp.broadcast_to(sines(rows)[:, None], size)
-    return jnp.concatenate([across, down], axis=-1)
+    x = jnp.broadcast_to(features(columns)[None], size)
+    y = jnp.broadcast_to(features(rows)[:, None], size)
+    return jnp.concatenate([x, y], axis=-1)

@@ -1,10 +1,11 @@
 """The residual block of U-Nets and autoencoders.
 
-    h = conv1(act(norm1(x)))            (resampled in front of conv1 where asked)
-    h = h + e    or, with scale_shift,    norm2(h) (1 + s) + b     with e or (s, b) from the time
-    out = (shortcut(x) + conv2(act(norm2(h)))) / output_scale_factor
+    h = conv1(act(norm1(x)))                                                               (1)
+    h = norm2(h + e),    with scale_shift:    h = norm2(h) (1 + s) + b                     (2)
+    out = (shortcut(x) + conv2(act(h))) / output_scale_factor                              (3)
 
-conv2 starts at zero, so a fresh block is its shortcut.
+e or (s, b) is a linear map of the time embedding. With ``resample`` x and act(norm1(x)) are
+resampled before (1). conv2 starts at zero, so a new block equals its shortcut.
 """
 
 from typing import Literal
@@ -24,7 +25,7 @@ from emu_jax.nn.layers import (
 
 
 class ResnetBlock(nnx.Module):
-    """Two 3 x 3 convolutions around a shortcut; ``temb_channels=None`` has no time embedding."""
+    """Two 3 x 3 convolutions and a shortcut; ``temb_channels=None`` has no time embedding."""
 
     def __init__(
         self,
@@ -60,14 +61,14 @@ class ResnetBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"] | None = None
     ) -> Float[Array, "b h2 w2 c2"]:
-        """``temb`` is the time embedding after its activation (which all blocks share)."""
+        """``temb`` is the time embedding after its activation, which all blocks share."""
         h = self.act(self.norm1(x))
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
         h = self.conv1(h)
         shift = None
         if self.time_emb_proj is not None:
-            assert temb is not None, "this block was built to be told the time"
+            assert temb is not None, "this block was built with temb_channels"
             shift = self.time_emb_proj(temb)[:, None, None, :]
         if shift is None:
             h = self.norm2(h)

@@ -1,15 +1,16 @@
-"""Equal layers on top of each other: which of their activations are kept, and as what they lie.
+"""Stacks of identical layers: rematerialization, weight gathering and parameter layout.
 
-Rematerialisation: the backward pass computes a layer's activations anew instead of keeping them.
-A policy says what is kept of every layer all the same:
+Rematerialization means that the backward pass recomputes activations instead of storing them. A
+policy says which activations of each layer are stored:
 
-    none    everything; nothing is computed twice
-    block   its input only: least memory, one more forward pass
-    dots    its input, results of matrix products (attention's weights are none of them), and what
-            attention kernels keep under the name ``ATTENTION``: the cheap rest is computed anew
+    none    all of them; nothing is recomputed
+    block   the layer's input only: least memory, one more forward pass
+    dots    the layer's input, the results of matrix products (but not the attention weights), and
+            what attention kernels store under the name ``ATTENTION``; the cheap rest is recomputed
 
-A scanned stack has one layer's modules with a leading axis of layers on every parameter, under a
-path segment of its own, and is walked along by ``lax.scan``: compiled once, however high.
+A scanned stack holds the modules of one layer with a leading axis of layers on every parameter,
+under a path segment of its own. ``lax.scan`` runs over that axis, so the layer is compiled once,
+whatever the depth.
 
     .../0/to_q/kernel [i, o], .../1/to_q/kernel [i, o]  <->  .../blocks_scan/to_q/kernel [2, i, o]
 """
@@ -25,11 +26,13 @@ from jax.ad_checkpoint import checkpoint_policies
 
 from emu_jax.errors import UserError
 
-# The segment of a path under which parameters carry a leading axis of layers.
+# The path segment under which parameters have a leading axis of layers.
 SCANNED = "blocks_scan"
 ATTENTION = "attention"
 
+# Brings a layer's sharded weights together; constrains the sharding of an activation.
 Gather = Callable[[Any], Any]
+Constrain = Callable[[jax.Array], jax.Array]
 
 
 POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -42,26 +45,28 @@ POLICIES: dict[str, Callable[..., Any] | None] = {
 }
 
 
-def is_scanned(path: str) -> bool:
-    """Whether the parameter has a leading axis of layers."""
-    return SCANNED in path.split("/")
-
-
-def layer_path(path: str, i: int) -> str:
-    """What the ``i``-th layer of the stack at ``path`` would be called by its own number."""
-    return path.replace(SCANNED, str(i), 1)
-
-
-def rematerialised(layer: nnx.Module, policy: str, gather: Gather | None = None) -> Callable:
-    """``layer``, of whose activations ``policy`` says what is kept.
-
-    ``gather`` brings weights together from the devices that share them; the backward pass does so
-    again, but for ``none``, which keeps them, in the compute dtype.
+def remat_policy(name: str | bool) -> str:
+    """The checked name of a policy. Stored configs of older models have True for "block" and False
+    for "none".
 
     Raises:
-      UserError: there is no such policy.
+      UserError: no policy has this name.
     """
-    require_policy(policy)
+    if isinstance(name, bool):
+        return "block" if name else "none"
+    if name not in POLICIES:
+        raise UserError(f"remat is {name!r}; choose one of {', '.join(POLICIES)}.")
+    return name
+
+
+def rematerialize(layer: nnx.Module, policy: str, gather: Gather | None = None) -> Callable:
+    """``layer`` as a function; ``policy`` names which of its activations are stored.
+
+    ``gather`` brings the layer's weights together from the devices that share them. The backward
+    pass gathers again, except with the policy "none", which stores the gathered weights, in the
+    compute dtype.
+    """
+    saveable = POLICIES[policy]
 
     def gathered(*args: Any) -> Any:
         if gather is None:
@@ -69,42 +74,93 @@ def rematerialised(layer: nnx.Module, policy: str, gather: Gather | None = None)
         graph, weights = nnx.split(layer)
         return nnx.merge(graph, gather(weights))(*args)
 
-    kept = POLICIES[policy]
-    return gathered if kept is None else jax.checkpoint(gathered, policy=kept)
+    return gathered if saveable is None else jax.checkpoint(gathered, policy=saveable)
 
 
-def require_policy(policy: str) -> None:
-    """Raises a UserError where no policy has this name."""
-    if policy not in POLICIES:
-        raise UserError(f"remat is one of {', '.join(POLICIES)}, not {policy!r}.")
+class Stack(nnx.Module):
+    """Layers one after another: ``stack(x, *rest)`` computes x = layer(x, *rest) for each of them.
 
-
-class Scanned(nnx.Module):
-    """Layers of one structure as one loop; ``scanned(x, *rest)`` hands each ``layer(x, *rest)`` on.
-
-    They start as the given ones, one after the other, would.
+    ``layers`` is a sequence; with ``scan`` the stack is one loop with stacked parameters, which
+    start with the values of the given layers. Or it is one module of stacked parameters
+    (:func:`drawn`), which is always scanned. ``last`` is a further layer of another structure,
+    which is never scanned. ``constrain`` is applied to the output of each layer.
     """
 
-    def __init__(self, layers: Sequence[nnx.Module]):
-        graph, first = nnx.split(layers[0])
-        states = [first, *(nnx.state(layer) for layer in layers[1:])]
-        self.blocks_scan = nnx.merge(graph, jax.tree.map(lambda *x: jnp.stack(x), *states))
+    def __init__(
+        self,
+        layers: Sequence[nnx.Module] | nnx.Module,
+        *,
+        scan: bool = False,
+        last: nnx.Module | None = None,
+        remat: str = "none",
+        gather: Gather | None = None,
+        constrain: Constrain = lambda x: x,
+    ):
+        self.remat, self.gather, self.constrain = remat_policy(remat), gather, constrain
+        if not isinstance(layers, Sequence):
+            assert last is None, "only a sequence of layers can have a last one"
+            self.blocks_scan, unrolled = layers, {}
+        else:
+            self.blocks_scan = _stacked(layers) if scan and layers else None
+            unrolled = {} if self.blocks_scan is not None else dict(enumerate(layers))
+            if last is not None:
+                unrolled[len(layers)] = last
+        self.unrolled = tuple(map(str, unrolled))
+        for number, layer in unrolled.items():
+            setattr(self, str(number), layer)
 
-    def __call__(self, x: Any, *rest: Any, around: Callable[[nnx.Module], Callable]) -> Any:
-        """``around`` is put around every layer: rematerialisation, constraints."""
-        graph, stacked = nnx.split(self.blocks_scan)
+    def __call__(self, x: Any, *rest: Any) -> Any:
+        if self.blocks_scan is not None:
+            graph, stacked = nnx.split(self.blocks_scan)
 
-        def body(x: Any, state: nnx.State) -> tuple[Any, None]:
-            return around(nnx.merge(graph, state))(x, *rest), None
+            def body(x: Any, state: nnx.State) -> tuple[Any, None]:
+                return self._layer(nnx.merge(graph, state), x, *rest), None
 
-        return jax.lax.scan(body, x, stacked)[0]
+            x = jax.lax.scan(body, x, stacked)[0]
+        for number in self.unrolled:
+            x = self._layer(getattr(self, number), x, *rest)
+        return x
+
+    def _layer(self, layer: nnx.Module, x: Any, *rest: Any) -> Any:
+        return jax.tree.map(self.constrain, rematerialize(layer, self.remat, self.gather)(x, *rest))
+
+
+def _stacked(layers: Sequence[nnx.Module]) -> nnx.Module:
+    graph, first = nnx.split(layers[0])
+    states = [first, *(nnx.state(layer) for layer in layers[1:])]
+    return nnx.merge(graph, jax.tree.map(lambda *x: jnp.stack(x), *states))
+
+
+def drawn(make: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs) -> nnx.Module:
+    """``depth`` layers as one module of stacked parameters. ``make`` is traced once, and each layer
+    is drawn from a key of its own.
+    """
+    if depth < 1:
+        raise UserError(f"A stack has depth {depth}; use 1 or more.")
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    layers = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))
+    return nnx.merge(graph, layers(jax.random.split(rngs.params(), depth)))
+
+
+# Paths of parameters ------------------------------------------------------------------------------
+
+
+def is_scanned(path: str) -> bool:
+    """Whether the parameter has a leading axis of layers."""
+    return SCANNED in path.split("/")
+
+
+def layer_path(path: str, i: int) -> str:
+    """The path of layer ``i`` of the scanned parameter ``path`` in the unrolled layout."""
+    return path.replace(SCANNED, str(i), 1)
 
 
 def relaid(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """``params`` with stacks built and cut as the paths of ``wanted`` ask for; the rest as it is.
+    """``params`` with layers stacked and unstacked as the paths of ``wanted`` require; everything
+    else is unchanged.
 
-    Arrays of one kind: on the host, or traced. A stack that lacks layers, or has some more that are
-    not wanted by themselves, stays as it lies.
+    All arrays are of one kind: on the host, or traced. A stack with fewer layers than wanted, or
+    with more, which are not wanted under their own numbers, stays as it is.
     """
     found = dict(params)
     for path, shape in wanted.items():
@@ -120,7 +176,7 @@ def relaid(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, An
 
 
 def unstacked(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Every layer of a scanned stack under its own number."""
+    """``params`` with every layer of a scanned stack under its own number."""
     found = {}
     for path, value in params.items():
         if is_scanned(path):

@@ -1,18 +1,18 @@
-"""Muse's second transformer: tokens of a large picture from those of a small one, and the text.
+"""Muse's super-resolution transformer: from the tokens of a low-resolution image and a text to the
+tokens of a high-resolution image.
 
-The small picture's tokens pass a trunk of their own; the large one's positions then attend to what
-comes out of it and to the text, one after the other in one context.
+The low-resolution tokens pass a trunk of their own. The high-resolution positions then attend to
+its output and to the text, concatenated to one context.
 
-64 x 64 positions are too many to all attend to each other. In multi-axis attention (Zhao et al.
-2021) half of the heads look within blocks of s x s neighbours, and the other half along the grid of
-every (side / s)-th position both ways, so that two layers connect any two positions.
+Full self-attention over 64 x 64 positions is too expensive. In multi-axis attention (Zhao et al.
+2021) half of the heads attend within blocks of s x s neighbors, and the other half along the grid
+of every (side / s)-th position on both axes, so that two layers connect any two positions.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -20,13 +20,15 @@ from jaxtyping import Array, Bool, Float, Int
 from emu_jax.errors import UserError
 from emu_jax.nn.attention import Attend, attend
 from emu_jax.nn.embeddings import TimestepEmbedding
-from emu_jax.nn.token_transformer import TokenHead, TokenStem
-from emu_jax.nn.transformer import Constrain
+from emu_jax.nn.stack import Constrain, Gather
+from emu_jax.nn.token_transformer import TokenHead, TokenStem, vector_conditioning
 from emu_jax.nn.trunk import trunk
 
 
 def multi_axis(block: int, attend: Attend = attend) -> Attend:
-    """``attend(q, k, v, None)`` over a square map's positions, blocks of ``block`` a side."""
+    """``attend(q, k, v, None)`` over the positions of a square map, in blocks of ``block`` x
+    ``block`` and their grids.
+    """
 
     def attend_both(
         q: Float[Array, "b n h d"],
@@ -34,12 +36,13 @@ def multi_axis(block: int, attend: Attend = attend) -> Attend:
         v: Float[Array, "b n h d"],
         mask: Array | None = None,
     ) -> Float[Array, "b n h d"]:
-        assert mask is None, "all positions of a map may be seen"
+        assert mask is None, "multi-axis attention takes no mask"
         side, heads = math.isqrt(q.shape[1]), q.shape[2]
         if side**2 != q.shape[1] or side % block or heads % 2:
             raise UserError(
-                f"Multi-axis attention takes square maps whose side {block} divides, and an even "
-                f"number of heads, not {q.shape[1]} positions and {heads} heads."
+                f"Multi-axis attention cannot use {q.shape[1]} positions and {heads} heads; it "
+                f"needs a square map, a side that is a multiple of {block}, and an even number of "
+                "heads."
             )
 
         def over(half: slice, split: Callable, join: Callable) -> Array:
@@ -54,7 +57,7 @@ def multi_axis(block: int, attend: Attend = attend) -> Attend:
 
 
 def _blocks(x: Float[Array, "b n h d"], block: int) -> Float[Array, "b*g s*s h d"]:
-    """Neighbours side by side: one row a block."""
+    """Groups neighbors: one row per block."""
     b, n, *rest = x.shape
     count = math.isqrt(n) // block
     x = x.reshape(b, count, block, count, block, *rest).swapaxes(2, 3)
@@ -68,7 +71,7 @@ def _from_blocks(x: Array, b: int, side: int, block: int) -> Float[Array, "b n h
 
 
 def _grids(x: Float[Array, "b n h d"], block: int) -> Float[Array, "b*g s*s h d"]:
-    """Positions that lie side / block apart: one row for each offset."""
+    """Groups positions that lie side / block apart: one row per offset."""
     b, n, *rest = x.shape
     step = math.isqrt(n) // block
     x = jnp.moveaxis(x.reshape(b, block, step, block, step, *rest), (2, 4), (1, 2))
@@ -82,10 +85,10 @@ def _from_grids(x: Array, b: int, side: int, block: int) -> Float[Array, "b n h 
 
 
 class SuperResolutionTransformer(nnx.Module):
-    """Maps of ``side`` x ``side`` tokens given ones of ``low_side`` x ``low_side``.
+    """Logits of ``side`` x ``side`` tokens, given ``low_side`` x ``low_side`` tokens.
 
-    The text's states are ``width`` wide already (the conditioner's business). ``vector_width``: the
-    large picture's trunk is told a vector (pooled text) by AdaLN.
+    The text's states must be ``width`` wide; the conditioner projects them. With ``vector_width`` a
+    vector (pooled text) conditions the high-resolution trunk by AdaLN.
     """
 
     def __init__(
@@ -103,15 +106,16 @@ class SuperResolutionTransformer(nnx.Module):
         block: int,
         context_width: int,
         vector_width: int | None = None,
-        remat: bool = False,
+        remat: str = "none",
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
+        gather: Gather | None = None,
         rngs: nnx.Rngs,
     ):
         if context_width != width:
             raise UserError(
-                f"The text's states are {context_width} wide, and are read beside tokens' of "
-                f"{width}: set conditioner.width to the transformer's."
+                f"The text's states are {context_width} wide and the tokens' are {width}, but they "
+                f"form one context; set conditioner.width to {width}."
             )
         common: dict[str, Any] = dict(
             width=width,
@@ -120,6 +124,7 @@ class SuperResolutionTransformer(nnx.Module):
             remat=remat,
             attend=attend,
             constrain=constrain,
+            gather=gather,
             rngs=rngs,
         )
         self.low_stem = TokenStem(low_codes, low_side, width, rngs=rngs)
@@ -130,7 +135,7 @@ class SuperResolutionTransformer(nnx.Module):
             **common,
             depth=depth,
             context_width=width,
-            told_width=width if vector_width else None,
+            conditioning_width=width if vector_width else None,
             self_attend=multi_axis(block, attend),
         )
         self.head = TokenHead(codes, width, rngs=rngs)
@@ -138,22 +143,22 @@ class SuperResolutionTransformer(nnx.Module):
     def __call__(
         self,
         x: Int[Array, "b h w"],
-        t: Float[Array, " b"],
+        timestep: Float[Array, " b"],
         context: Float[Array, "b l d"],
         mask: Bool[Array, "b l"],
         vector: Float[Array, "b p"] | None = None,
         *,
         low: Int[Array, "b h2 w2"],
     ) -> Float[Array, "b h w k"]:
-        """Logits of the large picture's tokens. ``t`` is not looked at, as by TokenTransformer."""
-        told = None
-        if self.vector is not None:
-            assert vector is not None, "this transformer was built to be told a vector"
-            told = jax.nn.silu(self.vector(vector))
+        """Logits of the high-resolution tokens; ``low`` holds the low-resolution tokens.
+        ``timestep`` is ignored, as by TokenTransformer.
+        """
+        conditioning = vector_conditioning(self.vector, vector)
         low_states = self.low_stem(low)
         b, _, _, d = low_states.shape
         low_states = self.low_trunk(low_states.reshape(b, -1, d))
         context = jnp.concatenate([low_states, context], axis=1)
         mask = jnp.pad(mask, ((0, 0), (low_states.shape[1], 0)), constant_values=True)
         y = self.stem(x)
-        return self.head(self.trunk(y.reshape(b, -1, d), context, mask, told).reshape(y.shape))
+        y = self.trunk(y.reshape(b, -1, d), context, mask, conditioning).reshape(y.shape)
+        return self.head(y)

@@ -1,10 +1,10 @@
 """The encoder of T5 v1.1 (Raffel et al. 2020, arXiv:1910.10683; gated gelu: Shazeer 2020,
 arXiv:2002.05202). XXL, the default here, is 4096 x 24 with 64 heads of 64: 4.8 B parameters.
 
-Pre-RMSNorm, no biases. There are no position embeddings: every layer adds to its logits the same
-table of offsets, one number a head and a bucket of relative position, which lies in layer 0. Logits
-are not divided by sqrt(head width); the initialisation had done that. Names are those of the
-published files.
+Pre-RMSNorm, no biases. There are no position embeddings: every layer adds the same bias to its
+logits, one number per head and bucket of relative position, from a table in layer 0. Logits are not
+divided by sqrt(head width), because the initialization included this factor. Parameters are named
+as in the published files.
 """
 
 import math
@@ -21,7 +21,8 @@ from emu_jax.nn.layers import RMSNorm, Table, linear
 
 
 class T5Encoder(nnx.Module):
-    """Token ids and their mask to the last hidden states; masked tokens are not attended to."""
+    """From token ids and their mask to the last hidden states. The mask is True for tokens that may
+    be attended to."""
 
     def __init__(
         self,
@@ -40,7 +41,7 @@ class T5Encoder(nnx.Module):
     ):
         self.max_distance = max_distance
         self.shared = Table(vocabulary, width, rngs=rngs)
-        self.encoder = Stack(
+        self.encoder = EncoderStack(
             [
                 Block(
                     AttentionLayer(
@@ -66,23 +67,24 @@ class T5Encoder(nnx.Module):
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "l l"]:
-    """The bucket of each (query, key): key - query, exact when small, then logarithmic.
+    """The bucket of each (query, key), from key - query: exact if small, then logarithmic.
 
-    Half of the buckets are for keys to the right. Of the others the first half are distances 0, 1,
-    2, ..., the second half grow to ``max_distance``; all beyond share the last.
+    Half of the buckets are for keys after the query. In each half, the first half are the distances
+    0, 1, 2, ...; the second half grow logarithmically up to ``max_distance``, and all larger
+    distances share the last bucket.
     """
     offset = np.arange(length)[None, :] - np.arange(length)[:, None]
     half = buckets // 2
     exact = half // 2
     distance = np.abs(offset)
-    # In fp32, as the models were trained: at the edge of a bucket the rounding decides.
+    # In fp32, as in training: at the edge of a bucket the result depends on rounding.
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
     steps = ratio / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
     far = np.minimum(exact + steps.astype(np.int32), half - 1)
     return np.where(offset > 0, half, 0) + np.where(distance < exact, distance, far)
 
 
-class Stack(nnx.Module):
+class EncoderStack(nnx.Module):
     def __init__(self, blocks: "list[Block]", norm: RMSNorm):
         self.block = nnx.List(blocks)
         self.final_layer_norm = norm
@@ -124,7 +126,7 @@ class AttentionLayer(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """``buckets`` 0: no table of relative positions of its own."""
+    """With ``buckets`` 0 it has no table of relative positions."""
 
     def __init__(
         self,
@@ -156,7 +158,8 @@ class SelfAttention(nnx.Module):
         mask: Bool[Array, "b l"],
         bias: Float[Array, "1 h l l"],
     ) -> Float[Array, "b l width"]:
-        # attend divides by sqrt(head width), T5 does not; 8 for a width of 64, exact in any dtype.
+        # ``attend`` divides by sqrt(head width), which T5 does not; for a head width of 64 the
+        # factor is 8, exact in any dtype.
         q = split_heads(self.q(x) * self.unscale, self.heads)
         k, v = split_heads(self.k(x), self.heads), split_heads(self.v(x), self.heads)
         return self.o(merge_heads(self.attend(q, k, v, key_mask(mask), bias)))
@@ -172,7 +175,7 @@ class FeedForwardLayer(nnx.Module):
 
 
 class GatedGelu(nnx.Module):
-    """gelu(x W0) * (x W1), back through ``wo``; the gelu is the tanh form."""
+    """(gelu(x W0) * (x W1)) Wo, with the tanh form of gelu."""
 
     def __init__(self, width: int, feed_forward: int, *, rngs: nnx.Rngs):
         self.wi_0 = linear(width, feed_forward, bias=False, rngs=rngs)

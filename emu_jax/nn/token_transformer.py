@@ -1,10 +1,11 @@
-"""Muse's denoiser: a map of tokens, some of them masked, to logits of every token.
+"""Muse's denoiser: from a map of tokens, some of them masked, to logits of every token.
 
-    stem   a vector a token (and one for [MASK], the number after the last code) + its place's
-    trunk  emu_jax.nn.trunk, which reads the text
+    stem   token embeddings (one more for [MASK], the number after the last code), plus positions
+    trunk  emu_jax.nn.trunk, with cross-attention to the text
     head   LayerNorm and a projection to the codes
 
-Places are learnt, a table of rows and one of columns: a smaller or oblong map has places too.
+Position embeddings are learned, a table of rows and one of columns, so that a smaller or oblong map
+has them too.
 """
 
 import jax
@@ -15,12 +16,12 @@ from emu_jax.errors import UserError
 from emu_jax.nn.attention import Attend, attend
 from emu_jax.nn.embeddings import TimestepEmbedding
 from emu_jax.nn.layers import LayerNorm, Table, linear
-from emu_jax.nn.transformer import Constrain
+from emu_jax.nn.stack import Constrain, Gather
 from emu_jax.nn.trunk import trunk
 
 
-class Places(nnx.Module):
-    """Adds a vector for its row and one for its column to each position of a map."""
+class PositionEmbedding(nnx.Module):
+    """Adds the learned vectors of its row and of its column to each position of a map."""
 
     def __init__(self, side: int, width: int, *, rngs: nnx.Rngs):
         self.side = side
@@ -31,7 +32,8 @@ class Places(nnx.Module):
         h, w = x.shape[1:3]
         if max(h, w) > self.side:
             raise UserError(
-                f"A map of {h} x {w} positions has none beyond {self.side}: train with larger ones."
+                f"A map of {h} x {w} tokens exceeds the {self.side} x {self.side} positions of "
+                "this network; use a smaller image, or train with larger ones."
             )
         rows, columns = self.rows.embedding[...][:h, None], self.columns.embedding[...][None, :w]
         return x + (rows + columns).astype(x.dtype)
@@ -40,7 +42,7 @@ class Places(nnx.Module):
 class TokenStem(nnx.Module):
     def __init__(self, codes: int, side: int, width: int, *, rngs: nnx.Rngs):
         self.tokens = Table(codes + 1, width, rngs=rngs)
-        self.places = Places(side, width, rngs=rngs)
+        self.places = PositionEmbedding(side, width, rngs=rngs)
 
     def __call__(self, x: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
         return self.places(self.tokens(x))
@@ -56,9 +58,9 @@ class TokenHead(nnx.Module):
 
 
 class TokenTransformer(nnx.Module):
-    """``codes`` codes on maps of at most ``side`` x ``side`` places.
+    """``codes`` codes on maps of at most ``side`` x ``side`` positions.
 
-    ``vector_width``: it is told a vector (pooled text, sizes) by AdaLN.
+    With ``vector_width`` a vector (pooled text, sizes) conditions the trunk by AdaLN.
     """
 
     def __init__(
@@ -72,9 +74,10 @@ class TokenTransformer(nnx.Module):
         mlp_width: int,
         context_width: int | None,
         vector_width: int | None = None,
-        remat: bool = False,
+        remat: str = "none",
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
+        gather: Gather | None = None,
         rngs: nnx.Rngs,
     ):
         self.stem = TokenStem(codes, side, width, rngs=rngs)
@@ -85,10 +88,11 @@ class TokenTransformer(nnx.Module):
             heads=heads,
             mlp_width=mlp_width,
             context_width=context_width,
-            told_width=width if vector_width else None,
+            conditioning_width=width if vector_width else None,
             remat=remat,
             attend=attend,
             constrain=constrain,
+            gather=gather,
             rngs=rngs,
         )
         self.head = TokenHead(codes, width, rngs=rngs)
@@ -96,17 +100,26 @@ class TokenTransformer(nnx.Module):
     def __call__(
         self,
         x: Int[Array, "b h w"],
-        t: Float[Array, " b"],
+        timestep: Float[Array, " b"],
         context: Float[Array, "b l c"] | None = None,
         mask: Bool[Array, "b l"] | None = None,
         vector: Float[Array, "b p"] | None = None,
     ) -> Float[Array, "b h w k"]:
-        """Logits. ``t`` is not looked at: the masks say how far things are."""
-        told = None
-        if self.vector is not None:
-            assert vector is not None, "this transformer was built to be told a vector"
-            told = jax.nn.silu(self.vector(vector))
+        """Logits. ``timestep`` is ignored: the number of [MASK] tokens carries the same
+        information.
+        """
+        conditioning = vector_conditioning(self.vector, vector)
         y = self.stem(x)
         b, h, w, d = y.shape
-        y = self.trunk(y.reshape(b, h * w, d), context, mask, told)
+        y = self.trunk(y.reshape(b, h * w, d), context, mask, conditioning)
         return self.head(y.reshape(b, h, w, d))
+
+
+def vector_conditioning(
+    embedding: TimestepEmbedding | None, vector: Float[Array, "b p"] | None
+) -> Float[Array, "b d"] | None:
+    """The trunk's conditioning from the vector alone, or None in a network without one."""
+    if embedding is None:
+        return None
+    assert vector is not None, "this transformer was built with vector_width"
+    return jax.nn.silu(embedding(vector))

@@ -1,9 +1,9 @@
-"""Arrays laid out as torch has them <-> the flat parameters of our networks.
+"""Conversion between torch's names and layouts and the flat parameters of our networks.
 
-Our networks spell their submodules as the public checkpoints do, so a key differs by its
-separator ("." -> "/") and by what a ``weight`` is called: ``kernel`` (convolutions OIHW -> HWIO,
-dense layers transposed), ``scale`` (norms) or ``embedding`` (tables). Transposing copies bits, so
-there and back again is exact.
+Submodules have the same names as in the public checkpoints. So a key differs by its separator ("."
+-> "/") and by the name of a ``weight``: ``kernel`` (convolutions OIHW -> HWIO, dense layers
+transposed), ``scale`` (norms) or ``embedding`` (tables). Transposing copies bits, so the conversion
+is exact in both directions.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,45 +16,43 @@ from emu_jax.errors import UserError
 _WEIGHT_NAMES = ("kernel", "scale", "embedding")
 
 
-def from_torch(state_dict: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The parameters that ``shapes`` (path -> anything with a ``shape``) asks for, in its order.
-
-    ``state_dict`` maps a torch key to an array that numpy can read. Keys that are unknown, missing
-    or of another shape are refused by name.
-    """
-    keys = {path: key for key, path in torch_paths(state_dict, shapes).items()}
-    return {path: from_layout(path, np.asarray(state_dict[keys[path]])) for path in shapes}
-
-
 def torch_paths(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, str]:
-    """Which of the parameters ``wanted`` each torch key of ``found`` is; needs their shapes alone.
+    """The path in ``wanted`` of each torch key in ``found``. Both map names to anything with a
+    shape.
 
     Raises:
-      UserError: keys that are unknown, missing or of another shape, by name.
+      UserError: names the keys that are unknown, missing or of another shape.
     """
     paths = {torch_key(path): path for path in wanted}
     unknown = set(found) - set(paths)
     if unknown:
-        raise UserError(f"The weights hold keys this network does not have: {_list(unknown)}.")
+        raise UserError(
+            f"The weights hold keys this network does not have: {_list(unknown)}; use weights of "
+            "the same architecture."
+        )
     missing = set(paths) - set(found)
     if missing:
-        raise UserError(f"The weights lack keys this network needs: {_list(missing)}.")
+        raise UserError(
+            f"The weights lack keys this network needs: {_list(missing)}; use weights of the same "
+            "architecture."
+        )
     for key, path in paths.items():
         shape, own = _shape_from_layout(path, tuple(found[key].shape)), tuple(wanted[path].shape)
         if shape != own:
             raise UserError(
-                f"The weights' {key} becomes {shape}, but this network's {path} is {own}."
+                f"The weights' {key} has shape {shape}, but this network's {path} has {own}; use "
+                "weights of the same size."
             )
     return paths
 
 
 def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of :func:`from_torch`: torch keys and contiguous arrays in torch's layout."""
+    """Torch's keys, and contiguous arrays in torch's layout."""
     return {torch_key(path): to_layout(path, np.asarray(v)) for path, v in params.items()}
 
 
 def torch_key(path: str) -> str:
-    """What torch calls the parameter ``path``."""
+    """Torch's key of the parameter ``path``."""
     *parents, leaf = path.split("/")
     return ".".join([*parents, "weight" if leaf in _WEIGHT_NAMES else leaf])
 
@@ -64,8 +62,8 @@ def _is_kernel(path: str) -> bool:
 
 
 def from_layout(path: str, value: np.ndarray) -> np.ndarray:
-    """The parameter ``path`` from torch's array: a kernel is [out, in, *size] there, [*size, in,
-    out] here.
+    """The parameter ``path`` from torch's array. A kernel is [out, in, *size] in torch and
+    [*size, in, out] here.
     """
     if not _is_kernel(path):
         return value
@@ -77,7 +75,7 @@ def _shape_from_layout(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def shape_to_layout(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of :func:`to_layout`'s result."""
+    """The shape of the result of :func:`to_layout`."""
     return (*shape[:-3:-1], *shape[:-2]) if _is_kernel(path) else shape
 
 

@@ -1,11 +1,12 @@
-"""The transformer inside a latent U-Net: a feature map's pixels as tokens that attend to a text.
+"""The transformer inside a latent U-Net: the pixels of a feature map are tokens that attend to a
+text.
 
-Each layer is x + self-attention, x + cross-attention, x + feed-forward, with a LayerNorm in front
-of each; a GroupNorm (eps 1e-6, unlike the residual blocks') and two projections wrap the stack.
+Each layer is x + self-attention, x + cross-attention, x + feed-forward, with a LayerNorm before
+each. Before the stack are a GroupNorm (with eps 1e-6, unlike that of the residual blocks) and a
+projection, after it another projection.
 """
 
 import math
-from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
@@ -16,14 +17,13 @@ from jaxtyping import Array, Bool, Float
 
 from emu_jax.nn.attention import Attend, Attention, attend
 from emu_jax.nn.layers import GroupNorm, LayerNorm, conv, linear
-from emu_jax.nn.stack import Gather, Scanned, rematerialised
+from emu_jax.nn.stack import Constrain, Gather, Stack
 
-Constrain = Callable[[Array], Array]
 _SERIES = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 
 
 class GEGLU(nnx.Module):
-    """value * gelu(gate), both projections of x; the gelu is exact."""
+    """value * gelu(gate), where both are projections of x; the gelu is exact."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs):
         self.proj = linear(inputs, 2 * outputs, bias=bias, rngs=rngs)
@@ -41,18 +41,18 @@ class GEGLU(nnx.Module):
 
 @jax.custom_vjp
 def _gated(x: Float[Array, "*b 2*c"], bias: Float[Array, "2*c"]) -> Float[Array, "*b c"]:
-    """Of x + bias the first half times gelu(the second)."""
+    """The first half of x + bias times the gelu of the second half."""
     value, gate = _halves(x, bias)
     return (value * gate * _normal(gate)[0]).astype(x.dtype)
 
 
-# Written out so that the many arrays between are not kept, and so that the bias's gradient is
-# summed half by half, where the product before has written them: a sum over both joined is read
-# anew, and takes as long as that product.
+# The derivative is written out so that the many intermediate arrays are not stored, and so that the
+# bias's gradient is summed for each half where it is computed. A sum over the concatenated halves
+# would read them again, which takes as long as the matrix product before.
 
 
-def _gated_backward(kept: tuple[Array, Array], dout: Array) -> tuple[Array, Array]:
-    x, bias = kept
+def _gated_backward(stored: tuple[Array, Array], dout: Array) -> tuple[Array, Array]:
+    x, bias = stored
     value, gate = _halves(x, bias)
     below, density = _normal(gate)
     slope = below + gate * density
@@ -68,10 +68,10 @@ def _halves(x: Array, bias: Array) -> tuple[Array, Array]:
 
 
 def _normal(x: Array) -> tuple[Array, Array]:
-    """The normal distribution below x, to 3e-7 in fp32, and its density, from one exponential.
+    """The normal distribution function, to 3e-7 in fp32, and the density, from one exponential.
 
     Abramowitz and Stegun, eq. 7.1.26: erfc(y) = (a1 t + ... + a5 t^5) e^(-y^2) with
-    t = 1 / (1 + p y). XLA's own erf has nothing to share with the density.
+    t = 1 / (1 + p y). XLA's own erf shares no intermediate result with the density.
     """
     y = jnp.abs(x) * 0.5**0.5
     t = 1 / (1 + 0.3275911 * y)
@@ -85,7 +85,7 @@ _gated.defvjp(lambda x, bias: (_gated(x, bias), (x, bias)), _gated_backward)
 
 
 class Gelu(nnx.Module):
-    """gelu of a projection of x, in the tanh form."""
+    """The gelu (tanh form) of a projection of x."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs):
         self.proj = linear(inputs, outputs, bias=bias, rngs=rngs)
@@ -101,7 +101,7 @@ class Gelu(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """``inner`` to ``hidden``, by default four times the width, and back."""
+    """``inner`` to ``hidden`` features, by default four times the width, and a projection back."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class FeedForward(nnx.Module):
         rngs: nnx.Rngs,
     ):
         hidden = hidden or 4 * width
-        # The public layout has a dropout at index 1.
+        # In the public layout index 1 is a dropout.
         self.net: Any = nnx.List(
             [
                 inner(width, hidden, bias=bias, rngs=rngs),
@@ -124,16 +124,18 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         inner, _, out = self.net
-        # What is between the products is kept as the first has written it: on a TPU gate and gelu
-        # then are part of the second product and of its kernel's gradient, and no passes.
+        # Between the two products only the result of the first is stored. So on a TPU the gate and
+        # the gelu are computed inside the second product and inside its kernel's gradient, not in
+        # passes over memory of their own.
         second = jax.checkpoint(lambda product, kernel: inner.activation(product) @ kernel)
         y = second(inner.product(x), out.kernel[...])
         return y if out.bias is None else y + out.bias[...]
 
 
 class TransformerBlock(nnx.Module):
-    """One layer. With ``only_cross_attention`` the first attention reads the context as well;
-    without ``context_width`` there is no second one."""
+    """One layer. With ``only_cross_attention`` the first attention also attends to the context.
+    Without ``context_width`` there is no second attention.
+    """
 
     def __init__(
         self,
@@ -173,11 +175,11 @@ class TransformerBlock(nnx.Module):
 
 
 class SpatialTransformer(nnx.Module):
-    """x + a stack of ``depth`` layers over x's pixels; ``proj_out`` starts at zero.
+    """x + a stack of ``depth`` layers over the pixels of x; ``proj_out`` starts at zero.
 
-    ``linear_projection`` stores the two projections as dense layers (SD 2, SDXL), else as 1 x 1
-    convolutions (SD 1); they compute the same. ``scan`` keeps the stack as one loop, ``remat``
-    names what is kept of each layer (:mod:`emu_jax.nn.stack`).
+    With ``linear_projection`` the two projections are stored as dense layers (SD 2, SDXL), else as
+    1 x 1 convolutions (SD 1); both compute the same. ``scan``, ``remat`` and ``gather`` change how
+    the stack is computed, not what (:mod:`emu_jax.nn.stack`).
     """
 
     def __init__(
@@ -204,7 +206,7 @@ class SpatialTransformer(nnx.Module):
             return conv(inputs, outputs, 1, zero=zero, rngs=rngs)
 
         inner = heads * head_width
-        self.constrain, self.gather, self.remat = constrain, gather, remat
+        self.constrain = constrain
         self.norm = GroupNorm(channels, groups, eps=1e-6, rngs=rngs)
         self.proj_in = project(channels, inner, zero=False)
         layers = [
@@ -219,7 +221,9 @@ class SpatialTransformer(nnx.Module):
             )
             for _ in range(depth)
         ]
-        self.transformer_blocks = Scanned(layers) if scan else nnx.List(layers)
+        self.transformer_blocks = Stack(
+            layers, scan=scan, remat=remat, gather=gather, constrain=constrain
+        )
         self.proj_out = project(inner, channels, zero=True)
 
     def __call__(
@@ -230,14 +234,5 @@ class SpatialTransformer(nnx.Module):
     ) -> Float[Array, "b h w c"]:
         b, h, w, _ = x.shape
         y = self.proj_in(self.norm(x))
-        y = self.constrain(y.reshape(b, h * w, -1))
-        if isinstance(self.transformer_blocks, Scanned):
-            y = self.transformer_blocks(y, context, mask, around=self._layer)
-        else:
-            for block in self.transformer_blocks:
-                y = self._layer(block)(y, context, mask)
+        y = self.transformer_blocks(self.constrain(y.reshape(b, h * w, -1)), context, mask)
         return x + self.proj_out(y.reshape(b, h, w, -1))
-
-    def _layer(self, block: nnx.Module) -> Callable[..., Array]:
-        kept = rematerialised(block, self.remat, self.gather)
-        return lambda *args: self.constrain(kept(*args))

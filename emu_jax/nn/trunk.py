@@ -1,16 +1,16 @@
-"""The trunk of transformer denoisers: a stack of equal blocks over a sequence of positions.
+"""The trunk of transformer denoisers: a stack of identical blocks over a sequence of positions.
 
-A block is x + self-attention, x + cross-attention to the text, x + MLP, a LayerNorm in front of
-each. Told a vector c (time, pooled text, sizes), it shifts, scales and gates by it, the gates zero
-at first (AdaLN-zero, Peebles & Xie 2023; the text as in Chen et al. 2023):
+A block is x + self-attention, x + cross-attention to the text, x + MLP, with a LayerNorm before
+each. With a conditioning vector c (timestep, pooled text, sizes), self-attention and MLP are
+shifted, scaled and gated by it. The gates start at zero (AdaLN-zero, Peebles & Xie 2023; the text
+as in Chen et al. 2023):
 
     x + gate(c) f(norm(x) (1 + scale(c)) + shift(c))                                       (1)
 
-for self-attention and MLP. What comes before and after (tokens or patches) is a stem's and a head's
-business.
+The input and output layers (for tokens or patches) belong to each network's stem and head.
 
-The blocks' parameters are stacked under ``blocks_scan`` and walked along by one ``lax.scan``: 48
-layers compile as one, and with ``remat`` their activations are computed again in the backward pass.
+The blocks' parameters are stacked and scanned (:mod:`emu_jax.nn.stack`): 48 layers compile as one,
+and ``remat`` says which of their activations the backward pass recomputes.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float
 from emu_jax.errors import UserError
 from emu_jax.nn.attention import Attend, Attention, attend
 from emu_jax.nn.layers import LayerNorm, linear
-from emu_jax.nn.transformer import Constrain
+from emu_jax.nn.stack import Constrain, Gather, Stack, drawn
 
 Positions = Float[Array, "b n d"]
 
@@ -41,9 +41,10 @@ class Mlp(nnx.Module):
 
 
 class TrunkBlock(nnx.Module):
-    """One layer; ``context_width`` None has no cross-attention, ``told_width`` None no (1).
+    """One layer. Without ``context_width`` it has no cross-attention, without
+    ``conditioning_width`` plain residual branches instead of equation (1).
 
-    ``self_attend`` takes the place of ``attend`` between positions.
+    ``self_attend`` replaces ``attend`` in self-attention.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class TrunkBlock(nnx.Module):
         mlp_width: int,
         *,
         context_width: int | None = None,
-        told_width: int | None = None,
+        conditioning_width: int | None = None,
         attend: Attend = attend,
         self_attend: Attend | None = None,
         rngs: nnx.Rngs,
@@ -70,7 +71,9 @@ class TrunkBlock(nnx.Module):
         self.norm3 = LayerNorm(width, rngs=rngs)
         self.mlp = Mlp(width, mlp_width, rngs=rngs)
         self.modulation = (
-            None if told_width is None else linear(told_width, 6 * width, zero=True, rngs=rngs)
+            None
+            if conditioning_width is None
+            else linear(conditioning_width, 6 * width, zero=True, rngs=rngs)
         )
 
     def __call__(
@@ -78,56 +81,30 @@ class TrunkBlock(nnx.Module):
         x: Positions,
         context: Float[Array, "b l c"] | None = None,
         mask: Bool[Array, "b l"] | None = None,
-        told: Float[Array, "b p"] | None = None,
+        conditioning: Float[Array, "b p"] | None = None,
     ) -> Positions:
-        """``told`` is the vector after its activation, which all blocks share."""
-        first, last = self._modulations(told)
+        """``conditioning`` is the vector c after its activation, which all blocks share."""
+        first, last = self._modulations(conditioning)
         x = _branch(x, self.norm1, self.attn1, first)
         if self.attn2 is not None and self.norm2 is not None:
             x = x + self.attn2(self.norm2(x), context, mask)
         return _branch(x, self.norm3, self.mlp, last)
 
-    def _modulations(self, told: Array | None) -> tuple[Any, Any]:
-        if self.modulation is None or told is None:
+    def _modulations(self, conditioning: Array | None) -> tuple[Any, Any]:
+        if self.modulation is None or conditioning is None:
             return None, None
-        parts = jnp.split(self.modulation(told)[:, None], 6, axis=-1)
+        parts = jnp.split(self.modulation(conditioning)[:, None], 6, axis=-1)
         return parts[:3], parts[3:]
 
 
-def _branch(x: Positions, norm: LayerNorm, f: Callable[[Array], Array], by: Any) -> Positions:
+def _branch(
+    x: Positions, norm: LayerNorm, f: Callable[[Array], Array], modulation: Any
+) -> Positions:
     """Equation (1), or the plain residual branch."""
-    if by is None:
+    if modulation is None:
         return x + f(norm(x))
-    shift, scale, gate = by
+    shift, scale, gate = modulation
     return x + gate * f(norm(x) * (1 + scale) + shift)
-
-
-class Stack(nnx.Module):
-    """``depth`` blocks that ``make`` gives, as one scanned block of stacked parameters."""
-
-    def __init__(
-        self,
-        make: Callable[[nnx.Rngs], nnx.Module],
-        depth: int,
-        *,
-        remat: bool = False,
-        constrain: Constrain = lambda x: x,
-        rngs: nnx.Rngs,
-    ):
-        if depth < 1:
-            raise UserError(f"A stack has at least one block, not {depth}.")
-        graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-        layers = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))
-        self.blocks_scan = nnx.merge(graph, layers(jax.random.split(rngs.params(), depth)))
-        self.remat, self.constrain = remat, constrain
-
-    def __call__(self, x: Positions, *by: Any) -> Positions:
-        graph, layers = nnx.split(self.blocks_scan)
-
-        def block(x: Positions, layer: nnx.State) -> tuple[Positions, None]:
-            return self.constrain(nnx.merge(graph, layer)(x, *by)), None
-
-        return jax.lax.scan(jax.checkpoint(block) if self.remat else block, x, layers)[0]
 
 
 def trunk(
@@ -137,16 +114,17 @@ def trunk(
     heads: int,
     mlp_width: int,
     context_width: int | None,
-    told_width: int | None = None,
-    remat: bool = False,
+    conditioning_width: int | None = None,
+    remat: str = "none",
     attend: Attend = attend,
     self_attend: Attend | None = None,
     constrain: Constrain = lambda x: x,
+    gather: Gather | None = None,
     rngs: nnx.Rngs,
 ) -> Stack:
-    """``trunk(...)(x, context, mask, told)``."""
+    """A stack of blocks, called as ``trunk(...)(x, context, mask, conditioning)``."""
     if width % heads:
-        raise UserError(f"A transformer of width {width} does not divide into {heads} heads.")
+        raise UserError(f"The transformer's width {width} is not a multiple of its {heads} heads.")
 
     def block(rngs: nnx.Rngs) -> TrunkBlock:
         return TrunkBlock(
@@ -154,10 +132,11 @@ def trunk(
             heads,
             mlp_width,
             context_width=context_width,
-            told_width=told_width,
+            conditioning_width=conditioning_width,
             attend=attend,
             self_attend=self_attend,
             rngs=rngs,
         )
 
-    return Stack(block, depth, remat=remat, constrain=constrain, rngs=rngs)
+    layers = drawn(block, depth, rngs=rngs)
+    return Stack(layers, remat=remat, constrain=constrain, gather=gather)

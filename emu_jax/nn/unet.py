@@ -1,11 +1,13 @@
-"""The U-Net of diffusion models, latent and pixel, one class for all of them.
+"""The U-Net of diffusion models: one class for latent and pixel diffusion.
 
-A picture goes down through stages of residual blocks (each followed by attention where its stage
-has any), through a middle, and up again, every block on the way up reading what one block on the
-way down wrote. A constructor's arguments are all that distinguishes SD 1.5 from SDXL, DeepFloyd IF
-or Imagen's base; names of parameters are those of diffusers' UNet2DConditionModel.
+A feature map passes down stages of residual blocks (each followed by attention, in stages that have
+it), a middle block and up stages. Each up block also takes the output of one down block, by a skip
+connection. SD 1.5, SDXL, DeepFloyd IF and Imagen's base differ in the constructor's arguments
+alone. Parameters are named as in diffusers' UNet2DConditionModel. All residual blocks share the
+embedding
 
-    e = time_embedding(sinusoids(t)) + class_embedding(sinusoids(level)) + add_embedding(vector)
+    e = time_embedding(sinusoids(timestep)) + class_embedding(sinusoids(level))
+        + add_embedding(vector)                                                            (1)
 """
 
 from collections.abc import Sequence
@@ -21,14 +23,14 @@ from emu_jax.nn.attention import AddedKVAttention, Attend, attend
 from emu_jax.nn.embeddings import TextTimeEmbedding, TimestepEmbedding, sinusoids
 from emu_jax.nn.layers import Downsample, GroupNorm, Upsample, activation, conv, linear
 from emu_jax.nn.resnet import ResnetBlock
-from emu_jax.nn.stack import Gather, rematerialised, require_policy
-from emu_jax.nn.transformer import Constrain, SpatialTransformer
+from emu_jax.nn.stack import Constrain, Gather, remat_policy, rematerialize
+from emu_jax.nn.transformer import SpatialTransformer
 
 
 class Stage(nnx.Module):
-    """What down, middle and up stages share: blocks of residual block and attention, a resampler.
+    """A down, middle or up stage: residual blocks, each with an attention, and a resampler.
 
-    ``attentions`` is empty, or has as many entries as ``resnets``, or (the middle) one fewer.
+    ``attentions`` is empty, or has as many entries as ``resnets``, or (in the middle) one fewer.
     """
 
     def __init__(
@@ -48,46 +50,48 @@ class Stage(nnx.Module):
         self.upsamplers = nnx.List([] if upsampler is None else [upsampler])
 
     def block(self, i: int, x: Array, temb: Array, *text: Array | None) -> Array:
-        """Residual block ``i`` and the attention behind it; ``text`` is a context and its mask."""
-        x = rematerialised(self.resnets[i], self.remat, self.gather)(x, temb)
+        """Residual block ``i`` and the attention after it; ``text`` is a context and its mask."""
+        x = rematerialize(self.resnets[i], self.remat, self.gather)(x, temb)
         if i >= len(self.attentions):
             return x
         attention = self.attentions[i]
-        if not isinstance(attention, SpatialTransformer):  # which does so layer by layer
-            attention = rematerialised(attention, self.remat, self.gather)
+        if not isinstance(attention, SpatialTransformer):  # which rematerializes each layer
+            attention = rematerialize(attention, self.remat, self.gather)
         return attention(x, *text)
 
     def resample(self, x: Array, temb: Array, *size: tuple[int, int]) -> Array:
-        """The end of the stage: x halved, or doubled to ``size``."""
+        """The end of the stage: halves x, or doubles it to ``size``."""
         (module,) = (*self.downsamplers, *self.upsamplers)
-        told = (temb,) if isinstance(module, ResnetBlock) else size
-        return rematerialised(module, "none", self.gather)(x, *told)
+        rest = (temb,) if isinstance(module, ResnetBlock) else size
+        return rematerialize(module, "none", self.gather)(x, *rest)
 
 
 class UNet(nnx.Module):
-    """``unet(x, t, context, context_mask, vector, level)`` -> the network's output, as large as x.
+    """``unet(x, timestep, context, mask, vector, level=level)`` -> the network's output, as large
+    as x.
 
-    A spatial condition (a low-resolution picture, a mask) is concatenated to ``x`` by the caller
-    and counted in ``in_channels``. Arguments given per stage are one value for all, or a tuple from
+    The caller concatenates a spatial condition (a low-resolution image, a mask) to ``x`` and counts
+    it in ``in_channels``. Arguments given per stage are one value for all stages, or a tuple from
     the finest stage to the coarsest:
 
-    - ``widths``: channels; ``blocks``: residual blocks on the way down (one more on the way up);
-    - ``transformer_depth``: layers of attention after each block, 0 = none; ``mid_depth`` likewise;
+    - ``widths``: channels; ``blocks``: residual blocks of a down stage (an up stage has one more);
+    - ``transformer_depth``: attention layers after each block, 0 = none; ``mid_depth``: the same
+      for the middle;
     - ``heads`` or ``head_width``: one of the two; the other follows from the width;
-    - ``only_cross_attention``: pixels do not attend to pixels (the middle does as the coarsest).
+    - ``only_cross_attention``: no self-attention (in the middle as in the coarsest stage).
 
-    What it is told besides time: ``context_width`` (tokens to attend to), ``text_width`` (tokens of
-    another width, projected to ``context_width`` here), ``vector_width`` (a vector: pooled text and
-    sizes), ``text_pool_heads`` (instead of it, the tokens pooled by attention), ``level`` (a noise
-    level). ``time_width`` defaults to 4 times the finest width.
+    The conditioning besides the timestep: ``context_width`` (tokens to attend to), ``text_width``
+    (tokens of another width, which the network projects to ``context_width``), ``vector_width`` (a
+    vector: pooled text and sizes), ``text_pool_heads`` (instead of the vector, the tokens pooled by
+    attention), ``level`` (a noise level). ``time_width`` defaults to 4 times the finest width.
 
-    Pixel diffusion's variants: ``attention="added_kv"`` (text and pixels in one attention, with
+    Variants for pixel diffusion: ``attention="added_kv"`` (text and pixels in one attention, with
     ``context_norm``), ``resample="resnet"`` (residual blocks that halve and double),
-    ``scale_shift``, ``output_scale_factor`` (residual sums are divided by it).
+    ``scale_shift``, ``output_scale_factor`` (divides residual sums).
 
-    How it is computed and not what (:mod:`emu_jax.nn.stack`): ``scan`` makes each stack of
-    transformer layers one loop, compiled once, its parameters stacked; ``remat`` names what is kept
-    of every layer and residual block for the backward pass: "none" (all), "block", "dots".
+    ``scan``, ``remat`` and ``gather`` change how it is computed, not what
+    (:mod:`emu_jax.nn.stack`): ``scan`` makes each stack of transformer layers one loop, and
+    ``remat`` applies to every transformer layer and residual block.
     """
 
     def __init__(
@@ -129,7 +133,7 @@ class UNet(nnx.Module):
         depths = _per_stage("transformer_depth", transformer_depth, stages)
         only_cross = _per_stage("only_cross_attention", only_cross_attention, stages)
         if (heads is None) == (head_width is None):
-            raise UserError("A U-Net takes either heads or head_width: give exactly one of them.")
+            raise UserError("A U-Net takes either heads or head_width; give exactly one of them.")
         if heads is None:
             stage_heads = [
                 width // w
@@ -141,24 +145,35 @@ class UNet(nnx.Module):
             stage_heads = _per_stage("heads", heads, stages)
         for width, n in zip(widths, stage_heads, strict=True):
             if n < 1 or width % n:
-                raise UserError(f"A stage of {width} channels does not divide into {n} heads.")
+                raise UserError(
+                    f"A stage's {width} channels do not divide into {n} heads; change widths, "
+                    "heads or head_width."
+                )
         if attention == "added_kv" and max(*depths, mid_depth) > 1:
-            raise UserError("Added-KV attention has no depth: transformer_depth is 0 or 1.")
+            raise UserError(
+                f"transformer_depth is {depths} and mid_depth {mid_depth}; with attention="
+                "'added_kv' use 0 or 1."
+            )
         if attention == "added_kv" and scan:
-            raise UserError("Added-KV attention has no stack to scan: leave scan=False.")
-        require_policy(remat)
+            raise UserError(
+                "scan is True, but attention='added_kv' has no stack of layers; use scan=False."
+            )
+        remat = remat_policy(remat)
         if vector_width and text_pool_heads:
-            raise UserError("A U-Net takes either vector_width or text_pool_heads, not both.")
+            raise UserError(
+                "A U-Net takes either vector_width or text_pool_heads, not both; leave out "
+                "text_pool_heads, or the pooled text and sizes that make the vector."
+            )
         if context_width is None and (text_width or text_pool_heads or attention == "added_kv"):
             raise UserError(
-                "This U-Net reads a text: give context_width, the width it attends with."
+                "This U-Net attends to a text; give context_width, the width of its tokens."
             )
 
         temb = time_width or 4 * widths[0]
         self.time_inputs = widths[0]
         self.act, self.constrain = activation(act), constrain
-        self.whole = partial(rematerialised, policy="none", gather=gather)
-        self.reads_text = context_width is not None
+        self.gathered = partial(rematerialize, policy="none", gather=gather)
+        self.takes_context = context_width is not None
 
         resnet = partial(
             ResnetBlock,
@@ -218,7 +233,7 @@ class UNet(nnx.Module):
             linear(text_width, context_width, rngs=rngs) if text_width and context_width else None
         )
 
-        # The widths of all that is written on the way down, in order: the skips.
+        # The widths of the skip connections, in the order of the down stages.
         skips = [widths[0]]
         self.down_blocks = nnx.List()
         width = widths[0]
@@ -267,38 +282,44 @@ class UNet(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        t: Float[Array, "b"],
+        timestep: Float[Array, "b"],
         context: Float[Array, "b l d"] | None = None,
-        context_mask: Bool[Array, "b l"] | None = None,
+        mask: Bool[Array, "b l"] | None = None,
         vector: Float[Array, "b p"] | None = None,
+        *,
         level: Float[Array, "b"] | None = None,
+        residuals: Sequence[Float[Array, "b _ _ _"]] | None = None,
     ) -> Float[Array, "b h w o"]:
-        """``t`` is what the network is told of the time (SD: integers 0..999), ``level`` of the
-        noise in a spatial condition; ``context_mask`` says which tokens are real."""
+        """``timestep`` is as in training (SD: integers 0..999); ``level`` is the noise level of a
+        spatial condition; ``mask`` says which tokens are attended to.
+
+        ``residuals`` (of a ControlNet) are added to the skip connections, in the order of the down
+        stages from the first convolution on, and the last one to the middle block's output.
+        """
         for name, given, wanted in (
-            ("context", context, self.reads_text),
+            ("context", context, self.takes_context),
             ("vector", vector, isinstance(self.add_embedding, TimestepEmbedding)),
             ("level", level, self.class_embedding is not None),
         ):
             if (given is not None) != wanted:
                 raise UserError(f"This U-Net {'needs' if wanted else 'does not take'} a {name}.")
 
-        def sines(value: Array) -> Array:
+        def features(value: Array) -> Array:
             return sinusoids(value, self.time_inputs).astype(x.dtype)
 
-        temb = self.time_embedding(sines(t))
+        temb = self.time_embedding(features(timestep))
         if self.class_embedding is not None and level is not None:
-            temb = temb + self.class_embedding(sines(level))
+            temb = temb + self.class_embedding(features(level))
         if isinstance(self.add_embedding, TextTimeEmbedding) and context is not None:
-            temb = temb + self.add_embedding(context, context_mask)
+            temb = temb + self.add_embedding(context, mask)
         elif isinstance(self.add_embedding, TimestepEmbedding) and vector is not None:
             temb = temb + self.add_embedding(vector.astype(x.dtype))
         temb = self.act(temb)
         if self.encoder_hid_proj is not None and context is not None:
             context = self.encoder_hid_proj(context)
-        text = (context, context_mask)
+        text = (context, mask)
 
-        x = self.constrain(self.whole(self.conv_in)(x))
+        x = self.constrain(self.gathered(self.conv_in)(x))
         skips = [x]
         for stage in self.down_blocks:
             for i in range(len(stage.resnets)):
@@ -311,6 +332,16 @@ class UNet(nnx.Module):
         for i in range(len(self.mid_block.resnets)):
             x = self.constrain(self.mid_block.block(i, x, temb, *text))
 
+        if residuals is not None:
+            if len(residuals) != len(skips) + 1:
+                raise UserError(
+                    f"This U-Net takes {len(skips) + 1} residuals, not {len(residuals)}; use a "
+                    "ControlNet of the same architecture."
+                )
+            *added, last = residuals
+            skips = [skip + residual for skip, residual in zip(skips, added, strict=True)]
+            x = x + last
+
         for stage in self.up_blocks:
             for i in range(len(stage.resnets)):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
@@ -318,12 +349,15 @@ class UNet(nnx.Module):
             if stage.upsamplers:
                 size = skips[-1].shape[1], skips[-1].shape[2]
                 x = self.constrain(stage.resample(x, temb, size))
-        return self.whole(self.conv_out)(self.act(self.conv_norm_out(x)))
+        return self.gathered(self.conv_out)(self.act(self.conv_norm_out(x)))
 
 
 def _per_stage(name: str, value: Any, stages: int) -> tuple[int, ...]:
-    """One value for all stages, or one each."""
+    """One value for all stages, or one per stage."""
     values = (value,) * stages if isinstance(value, int) else tuple(value)
     if len(values) != stages:
-        raise UserError(f"A U-Net of {stages} stages takes {stages} {name}, not {len(values)}.")
+        raise UserError(
+            f"{name} has {len(values)} values, but the U-Net has {stages} stages; give one value, "
+            "or one per stage."
+        )
     return values

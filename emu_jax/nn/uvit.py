@@ -1,22 +1,21 @@
-"""aMUSEd's denoiser (Patil et al. 2024): a map of tokens to logits, blocks around a transformer.
+"""aMUSEd's denoiser (Patil et al. 2024): from a map of tokens to logits, by a transformer between
+two blocks of convolutions.
 
-    embed               a vector a token, to ``channels``
-    down_block          residual blocks in ConvNeXt's manner, each followed by two attentions to the
-                        text; first halved where ``resample``
-    transformer_layers  self-attention, attention to the text, gated MLP, over all positions
-    up_block            as down_block; doubled at the end where ``resample``
+    embed               token embeddings, projected to ``channels``
+    down_block          ConvNeXt-like residual blocks, each followed by two cross-attentions to the
+                        text; with ``resample`` the map is halved first
+    transformer_layers  self-attention, cross-attention to the text, gated MLP, over all positions
+    up_block            as down_block; with ``resample`` the map is doubled at the end
     mlm_layer           to the codes
 
-Structured and named as diffusers' UVit2DModel; no layer has a bias. What it is told, a vector c of
-pooled text and micro-conditions, scales and shifts by a linear map of silu(c):
+Structured and named as diffusers' UVit2DModel; no layer has a bias. A conditioning vector c of
+pooled text and micro-conditions scales and shifts by a linear map of silu(c):
 
     x (1 + scale(c)) + shift(c)                                                            (1)
 
-a layer's normalised input in the transformer, a residual block's output in the blocks. The maps
-start at zero.
+In the transformer x is a layer's normalized input, in the other blocks the output of a residual
+block. The linear maps start at zero.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,23 +26,26 @@ from emu_jax.errors import UserError
 from emu_jax.nn.attention import Attend, Attention, attend
 from emu_jax.nn.embeddings import TimestepEmbedding
 from emu_jax.nn.layers import LayerNorm, RMSNorm, Table, conv, linear
-from emu_jax.nn.stack import Scanned, rematerialised
-from emu_jax.nn.transformer import Constrain, FeedForward
+from emu_jax.nn.stack import Constrain, Gather, Stack
+from emu_jax.nn.transformer import FeedForward
 
 Map = Float[Array, "b h w c"]
 Positions = Float[Array, "b n d"]
-Told = Float[Array, "b p"]  # silu(c), which all layers share
+Conditioning = Float[Array, "b p"]  # silu(c), which all layers share
 Text = Float[Array, "b l d"]
-Seen = Bool[Array, "b l"] | None  # which of the text's states may be attended to
+Mask = Bool[Array, "b l"] | None  # which of the text's states may be attended to
 
 
 class UVit(nnx.Module):
-    """``codes`` codes; the table has ``vocabulary`` rows, of which the last is [MASK]'s, the token
-    ``codes`` (public ones are padded: 8,256 rows for 8,192 codes).
+    """``codes`` codes. The embedding table has ``vocabulary`` rows; the last row is that of [MASK],
+    the token ``codes`` (public tables are padded: 8,256 rows for 8,192 codes).
 
-    ``width``, ``depth``, ``heads`` and ``mlp_width`` are the transformer's; the blocks around it
-    are of ``channels``, ``blocks`` pairs each, with ``block_heads``. ``scan`` keeps the transformer
-    as one loop, ``remat`` names what is kept of each layer (:mod:`emu_jax.nn.stack`).
+    ``width``, ``depth``, ``heads`` and ``mlp_width`` belong to the transformer. The blocks around
+    it have ``channels`` and ``block_heads``, and ``blocks`` pairs of residual block and attention
+    each.
+
+    ``scan``, ``remat`` and ``gather`` change how the transformer is computed, not what:
+    :mod:`emu_jax.nn.stack`.
     """
 
     def __init__(
@@ -67,20 +69,23 @@ class UVit(nnx.Module):
         remat: str = "none",
         attend: Attend = attend,
         constrain: Constrain = lambda x: x,
+        gather: Gather | None = None,
         rngs: nnx.Rngs,
     ):
         rows = vocabulary or codes + 1
         if rows <= codes:
-            raise UserError(f"{codes} codes and [MASK] take more than {rows} rows of a vocabulary.")
+            raise UserError(
+                f"The uvit's vocabulary is {rows}; use more than {codes}, for the codes and [MASK]."
+            )
         if not vector_width:
             raise UserError(
-                "A uvit is told a vector: give a text encoder's pooled vector, or sizes."
+                "A uvit needs a vector, but the conditioner gives none; use a text encoder with a "
+                "pooled vector, or sizes."
             )
         for size, parts in ((width, heads), (channels, block_heads)):
             if size % parts:
-                raise UserError(f"A uvit's width {size} does not divide into {parts} heads.")
-        self.codes, self.rows = codes, rows
-        self.constrain, self.remat = constrain, remat
+                raise UserError(f"A uvit's width {size} is not a multiple of its {parts} heads.")
+        self.codes, self.rows, self.constrain = codes, rows, constrain
         self.encoder_proj = linear(context_width, width, bias=False, rngs=rngs)
         self.encoder_proj_layer_norm = RMSNorm(width, eps=eps, rngs=rngs)
         self.embed = Embed(rows, embed_width, channels, eps, rngs=rngs)
@@ -93,7 +98,9 @@ class UVit(nnx.Module):
         self.project_to_hidden_norm = RMSNorm(channels, eps=eps, rngs=rngs)
         self.project_to_hidden = linear(channels, width, bias=False, rngs=rngs)
         layers = [Layer(width, heads, mlp_width, eps, attend, rngs=rngs) for _ in range(depth)]
-        self.transformer_layers = Scanned(layers) if scan else nnx.List(layers)
+        self.transformer_layers = Stack(
+            layers, scan=scan, remat=remat, gather=gather, constrain=constrain
+        )
         self.project_from_hidden_norm = RMSNorm(width, eps=eps, rngs=rngs)
         self.project_from_hidden = linear(width, channels, bias=False, rngs=rngs)
         self.up_block = block(up=resample)
@@ -102,29 +109,23 @@ class UVit(nnx.Module):
     def __call__(
         self,
         x: Int[Array, "b h w"],
-        t: Float[Array, " b"],
+        timestep: Float[Array, " b"],
         context: Float[Array, "b l c"],
-        mask: Bool[Array, "b l"] | None,
+        mask: Mask,
         vector: Float[Array, "b p"],
     ) -> Float[Array, "b h w k"]:
-        """Logits. ``t`` is not looked at: the masks say how far things are."""
-        told = jax.nn.silu(self.cond_embed(vector))
+        """Logits. ``timestep`` is ignored: the number of [MASK] tokens carries the same
+        information.
+        """
+        conditioning = jax.nn.silu(self.cond_embed(vector))
         text = self.encoder_proj_layer_norm(self.encoder_proj(context))
         y = self.embed(jnp.where(x == self.codes, self.rows - 1, x))
-        y = self.constrain(self.down_block(y, told, text, mask))
+        y = self.constrain(self.down_block(y, conditioning, text, mask))
         b, h, w, _ = y.shape
         y = self.project_to_hidden(self.project_to_hidden_norm(y)).reshape(b, h * w, -1)
-        if isinstance(self.transformer_layers, Scanned):
-            y = self.transformer_layers(y, told, text, mask, around=self._layer)
-        else:
-            for layer in self.transformer_layers:
-                y = self._layer(layer)(y, told, text, mask)
+        y = self.transformer_layers(y, conditioning, text, mask)
         y = self.project_from_hidden(self.project_from_hidden_norm(y)).reshape(b, h, w, -1)
-        return self.mlm_layer(self.constrain(self.up_block(y, told, text, mask)))
-
-    def _layer(self, layer: nnx.Module) -> Callable[..., Array]:
-        kept = rematerialised(layer, self.remat)
-        return lambda *args: self.constrain(kept(*args))
+        return self.mlm_layer(self.constrain(self.up_block(y, conditioning, text, mask)))
 
 
 class Embed(nnx.Module):
@@ -151,13 +152,13 @@ class Head(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """x + f(norm(x)) for both attentions and the MLP, each norm by (1)."""
+    """x + f(norm(x)) for both attentions and the MLP, each norm with equation (1)."""
 
     def __init__(
         self, width: int, heads: int, mlp_width: int, eps: float, attend: Attend, *, rngs: nnx.Rngs
     ):
-        def norm(inner: nnx.Module) -> ToldNorm:
-            return ToldNorm(inner, width, rngs=rngs)
+        def norm(inner: nnx.Module) -> ConditionedNorm:
+            return ConditionedNorm(inner, width, rngs=rngs)
 
         def attention() -> Attention:
             return Attention(width, heads, width // heads, out_bias=False, attend=attend, rngs=rngs)
@@ -167,27 +168,31 @@ class Layer(nnx.Module):
         self.norm3 = norm(LayerNorm(width, eps=eps, bias=False, rngs=rngs))
         self.ff = FeedForward(width, mlp_width, bias=False, rngs=rngs)
 
-    def __call__(self, x: Positions, told: Told, text: Text, mask: Seen) -> Positions:
-        x = x + self.attn1(self.norm1(x, told))
-        x = x + self.attn2(self.norm2(x, told), text, mask)
-        return x + self.ff(self.norm3(x, told))
+    def __call__(
+        self, x: Positions, conditioning: Conditioning, text: Text, mask: Mask
+    ) -> Positions:
+        x = x + self.attn1(self.norm1(x, conditioning))
+        x = x + self.attn2(self.norm2(x, conditioning), text, mask)
+        return x + self.ff(self.norm3(x, conditioning))
 
 
-class ToldNorm(nnx.Module):
-    """Equation (1) of the normalised x."""
+class ConditionedNorm(nnx.Module):
+    """Equation (1) for the normalized x."""
 
     def __init__(self, norm: nnx.Module, width: int, *, rngs: nnx.Rngs):
         self.linear = linear(width, 2 * width, bias=False, zero=True, rngs=rngs)
         self.norm = norm
 
-    def __call__(self, x: Positions, told: Told) -> Positions:
-        return _modulated(self.norm(x), self.linear(told))
+    def __call__(self, x: Positions, conditioning: Conditioning) -> Positions:
+        return _modulated(self.norm(x), self.linear(conditioning))
 
 
-def _modulated(x: Float[Array, "b *n c"], by: Float[Array, "b 2*c"]) -> Float[Array, "b *n c"]:
-    """Equation (1), ``by`` being (scale, shift)."""
-    by = by.reshape(by.shape[0], *(1,) * (x.ndim - 2), -1)
-    scale, shift = jnp.split(by, 2, axis=-1)
+def _modulated(
+    x: Float[Array, "b *n c"], modulation: Float[Array, "b 2*c"]
+) -> Float[Array, "b *n c"]:
+    """Equation (1); ``modulation`` is (scale, shift)."""
+    modulation = modulation.reshape(modulation.shape[0], *(1,) * (x.ndim - 2), -1)
+    scale, shift = jnp.split(modulation, 2, axis=-1)
     return x * (1 + scale) + shift
 
 
@@ -195,8 +200,8 @@ def _modulated(x: Float[Array, "b *n c"], by: Float[Array, "b 2*c"]) -> Float[Ar
 
 
 class Block(nnx.Module):
-    """``blocks`` times a residual block and attention to the text; halved first (``down``), or
-    doubled last (``up``)."""
+    """``blocks`` times a residual block and attention to the text. The map is halved before them
+    (``down``) or doubled after them (``up``)."""
 
     def __init__(
         self,
@@ -220,18 +225,18 @@ class Block(nnx.Module):
         )
         self.upsample = Double(channels, eps, rngs=rngs) if up else None
 
-    def __call__(self, x: Map, told: Told, text: Text, mask: Seen) -> Map:
+    def __call__(self, x: Map, conditioning: Conditioning, text: Text, mask: Mask) -> Map:
         if self.downsample is not None:
             x = self.downsample(x)
         b, h, w, c = x.shape
         for residual, attention in zip(self.res_blocks, self.attention_blocks, strict=True):
-            x = residual(x, told).reshape(b, h * w, c)
+            x = residual(x, conditioning).reshape(b, h * w, c)
             x = attention(x, text, mask).reshape(b, h, w, c)
         return x if self.upsample is None else self.upsample(x)
 
 
 class ConvNextBlock(nnx.Module):
-    """A convolution channel by channel and an MLP, then (1)."""
+    """A depthwise convolution and an MLP, then equation (1)."""
 
     def __init__(self, channels: int, width: int, eps: float, *, rngs: nnx.Rngs):
         self.depthwise = conv(channels, channels, groups=channels, bias=False, rngs=rngs)
@@ -241,16 +246,18 @@ class ConvNextBlock(nnx.Module):
         self.channelwise_linear_2 = linear(4 * channels, channels, bias=False, rngs=rngs)
         self.cond_embeds_mapper = linear(width, 2 * channels, bias=False, zero=True, rngs=rngs)
 
-    def __call__(self, x: Map, told: Told) -> Map:
+    def __call__(self, x: Map, conditioning: Conditioning) -> Map:
         y = self.channelwise_linear_1(self.norm(self.depthwise(x)))
         y = self.channelwise_norm(jax.nn.gelu(y, approximate=False))
-        return _modulated(x + self.channelwise_linear_2(y), self.cond_embeds_mapper(told))
+        return _modulated(x + self.channelwise_linear_2(y), self.cond_embeds_mapper(conditioning))
 
 
 class GlobalResponseNorm(nnx.Module):
-    """Channels weighed by their share of a map's energy (Woo et al. 2023), from zero on:
+    """Weights channels by their share of a map's energy (Woo et al. 2023):
 
-    x + gamma x |x|_c / mean over c of |x|_c + beta,   |x|_c over all positions of channel c
+        x + gamma x |x|_c / (mean over c of |x|_c) + beta                                  (2)
+
+    with |x|_c the norm over all positions of channel c. gamma and beta start at zero.
     """
 
     def __init__(self, channels: int):
@@ -265,13 +272,13 @@ class GlobalResponseNorm(nnx.Module):
 
 
 def _root(x: Array) -> Array:
-    """The square root, whose slope at 0 is taken as 0."""
-    some = x > 0
-    return jnp.where(some, jnp.sqrt(jnp.where(some, x, 1)), 0)
+    """The square root, with a derivative of 0 at 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
 
 class TextBlock(nnx.Module):
-    """Twice x + attention to the text (and never to x itself)."""
+    """Twice x + cross-attention to the text, without self-attention."""
 
     def __init__(self, channels: int, heads: int, width: int, attend: Attend, *, rngs: nnx.Rngs):
         def attention() -> Attention:
@@ -279,13 +286,13 @@ class TextBlock(nnx.Module):
                 channels, heads, channels // heads, out_bias=False, attend=attend, rngs=rngs
             )
 
-        # The public class has no map where the widths agree.
+        # diffusers' class has no projection where the widths are equal.
         same = width == channels
         self.kv_mapper = None if same else linear(width, channels, bias=False, rngs=rngs)
         self.norm1, self.attn1 = RMSNorm(channels, rngs=rngs), attention()
         self.norm2, self.attn2 = RMSNorm(channels, rngs=rngs), attention()
 
-    def __call__(self, x: Positions, text: Text, mask: Seen) -> Positions:
+    def __call__(self, x: Positions, text: Text, mask: Mask) -> Positions:
         if self.kv_mapper is not None:
             text = self.kv_mapper(jax.nn.silu(text))
         x = x + self.attn1(self.norm1(x), text, mask)
@@ -293,7 +300,7 @@ class TextBlock(nnx.Module):
 
 
 class Halve(nnx.Module):
-    """Every 2 x 2 normalised positions become one."""
+    """Halves the normalized map: every 2 x 2 positions become one."""
 
     def __init__(self, channels: int, eps: float, *, rngs: nnx.Rngs):
         self.norm = RMSNorm(channels, eps=eps, rngs=rngs)
@@ -302,12 +309,12 @@ class Halve(nnx.Module):
     def __call__(self, x: Map) -> Map:
         h, w = x.shape[1:3]
         if h % 2 or w % 2:
-            raise UserError(f"A map of {h} x {w} tokens cannot be halved: choose an even size.")
+            raise UserError(f"A map of {h} x {w} tokens cannot be halved; use even sizes.")
         return self.conv(self.norm(x))
 
 
 class Double(nnx.Module):
-    """Every normalised position becomes 2 x 2."""
+    """Doubles the normalized map: every position becomes 2 x 2."""
 
     def __init__(self, channels: int, eps: float, *, rngs: nnx.Rngs):
         self.norm = RMSNorm(channels, eps=eps, rngs=rngs)
@@ -318,8 +325,8 @@ class Double(nnx.Module):
 
 
 class Spread(nnx.Module):
-    """A transposed 2 x 2 convolution of stride 2, which is a product. Its kernel is
-    [2, 2, out, in]: torch keeps such a one with inputs in front.
+    """A transposed 2 x 2 convolution of stride 2, computed as a matrix product. The kernel is
+    [2, 2, out, in], because torch stores transposed convolutions with the inputs first.
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):

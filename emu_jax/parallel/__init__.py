@@ -1,1 +1,1 @@
-"""Devices: the mesh, sharding rules by parameter path, several hosts."""
+"""Devices: the mesh, sharding rules by parameter path, kernels, several processes."""

@@ -1,4 +1,4 @@
-"""One program on many processes: finding the others, agreeing with them, ending with them."""
+"""One program on several processes: connecting them, exchanging values, ending together."""
 
 import contextlib
 import os
@@ -14,11 +14,11 @@ from jax.experimental import multihost_utils
 
 from emu_jax.errors import LostProcess, UserError
 
-# Seconds without a sign of life after which a process is given up and the run is ended; the sign is
-# given by a thread that neither Python nor compilation holds up.
+# Seconds without a heartbeat after which a process counts as lost and the run is ended. The thread
+# that sends heartbeats is blocked neither by Python nor by compilation.
 HEARTBEAT = 40
-# What jax, gloo, NCCL and the coordinator say when the other side is gone.
-_GONE = re.compile(
+# Error messages of jax, gloo, NCCL and the coordinator after the loss of another process.
+_LOST = re.compile(
     r"Gloo [\w-]+ failed|NCCL operation \w+|[Cc]oordination ?[Ss]ervice|heartbeats?|Barrier \w+"
 )
 
@@ -26,11 +26,15 @@ _GONE = re.compile(
 def initialize(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
-    """Joins the run's other processes; does nothing on a single machine. Before any use of devices.
+    """Connects to the other processes of the run, before any use of devices; does nothing on a
+    single machine.
 
-    The coordinator (host:port), the number of processes and this one's index come from the
-    arguments, or from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or from what
-    runs the job: Slurm, Open MPI, a TPU pod, GKE, which jax itself knows how to ask.
+    The coordinator (host:port), the number of processes and the index of this process come from the
+    arguments, or from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or from the
+    cluster (Slurm, Open MPI, a TPU pod, GKE), which jax detects.
+
+    Raises:
+      UserError: these values are incomplete or not numbers.
     """
     if jax.distributed.is_initialized():
         return
@@ -45,21 +49,21 @@ def initialize(
         )
     except ValueError as error:
         raise UserError(
-            f"The other processes of this run cannot be found ({error}); set "
+            f"Cannot connect to the other processes of this run ({error}); set "
             "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
         ) from error
 
 
 @contextlib.contextmanager
 def ending_together(report: Callable[[BaseException], int | None]) -> Iterator[None]:
-    """Of several processes, one that fails ends at once, and so do the others.
+    """If one of several processes fails, it exits at once, and so do the others.
 
-    To leave in the usual way is to wait for the others, who wait for this one in a collective
-    operation. Ended, it breaks its connections, which ends them in turn, or is missed by the
-    coordinator after :data:`HEARTBEAT` seconds.
+    A normal exit would wait for the others, which wait for this process in a collective operation.
+    An immediate exit closes its connections, which ends the others in turn, or the coordinator
+    misses it after :data:`HEARTBEAT` seconds.
 
-    ``report(error)`` says what went wrong and gives the exit status; None: a defect, which leaves
-    its traceback. On a single process exceptions take their usual way.
+    ``report(error)`` prints the error and returns the exit status, or None for a defect, whose
+    traceback is printed here. In a run of one process exceptions are raised as usual.
     """
     try:
         yield
@@ -75,27 +79,27 @@ def ending_together(report: Callable[[BaseException], int | None]) -> Iterator[N
 
 
 def on_every_process(value: int) -> list[int]:
-    """This number as each process has it; all must ask."""
+    """The value of every process, by process index; all processes must call it."""
     if jax.process_count() == 1:
         return [value]
     return multihost_utils.process_allgather(np.int32(value)).tolist()
 
 
 def _lost(error: BaseException | None) -> LostProcess | None:
-    """What an error says of another process that is gone; None where it is about something else."""
+    """The LostProcess that an error is a sign of, or None if it has another cause."""
     while error is not None and not isinstance(error, UserError):
-        found = _GONE.search(str(error))
+        found = _LOST.search(str(error))
         if found and isinstance(error, RuntimeError | ValueError):
             return LostProcess(
-                f"Another process of this run is gone ({found[0]}): see its log for why; the same "
-                "command on all of them goes on from the last checkpoint."
+                f"Another process of this run is gone ({found[0]}); see its log for the cause, and "
+                "run the same command on all of them to continue from the last checkpoint."
             )
         error = error.__cause__ or error.__context__
     return None
 
 
 def _in_a_cluster() -> bool:
-    """Whether asking jax is worth it: on a plain machine its questions are slow or fail."""
+    """Whether jax should detect the cluster: on a plain machine that is slow or fails."""
     env = os.environ
     slurm = int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env
     mpi = "OMPI_MCA_orte_hnp_uri" in env
@@ -106,7 +110,7 @@ def _in_a_cluster() -> bool:
 def _has_tpu() -> bool:
     wanted = os.environ.get("JAX_PLATFORMS", "tpu")
     chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
-    nvidia = Path("/dev/nvidiactl").exists()  # There, vfio means something else.
+    nvidia = Path("/dev/nvidiactl").exists()  # There, vfio devices are no TPUs.
     return "tpu" in wanted and bool(chips) and not nvidia
 
 

@@ -1,21 +1,22 @@
-"""Attention on TPUs as two Pallas kernels, one a direction, that never write the n x m weights.
+"""Attention on TPUs as two Pallas kernels, one per direction, that never write the n x m weights.
 
-Queries, keys and values stay as the projections before wrote them, and results as those behind
-read them: [b, n, heads * d], without a head's own array. (With jax's splash kernel, which wants
-one, SDXL's step is modelled to copy for 61 of 667 ms, with these for 19 of 573.) A program works on
-a group of lanes, 128 or a multiple: one head, or as many narrow ones as it has room for, one after
-the other; the others' lanes are nought in the operand that is a head's own, so products over all
-lanes are right.
+Queries, keys, values and results keep the layout of the projections before and after attention:
+[b, n, heads * d], without a separate axis for heads. (With jax's splash kernel, which needs one,
+SDXL's step is modeled to spend 61 of 667 ms on copies, with these kernels 19 of 573.) A program
+works on a group of lanes, 128 or a multiple: one head, or as many narrow heads as fit, one after
+the other. The operand of a head is 0 in the lanes of the other heads, so products over all lanes
+are correct.
 
     forward    for a tile of queries, over tiles of keys (FlashAttention, Dao et al. 2022):
                s = k (q / sqrt d)^T,  p = exp(s - max),  o^T = v^T p / sum(p)
-    backward   for a tile of keys, over tiles of queries, with the rows' log-sums kept
-               (FlashAttention-2, Dao 2023, algorithm 2; the weights are computed anew, once):
+    backward   for a tile of keys, over tiles of queries, with the log-sums of the rows from the
+               forward pass (FlashAttention-2, Dao 2023, algorithm 2; the weights are recomputed
+               once):
                dv = p do,  ds = p * (v do^T - sum(do * o)),  dk = ds q / sqrt d,
-               dq^T = k^T ds / sqrt d, summed over the keys' tiles in the core's own memory
+               dq^T = k^T ds / sqrt d, summed over the tiles of keys in the memory of the core
 
-Weights have keys before queries, so that what is known of a query (maximum, sum) is a row, which
-spreads over the keys for nothing.
+Weights have keys before queries, so the values of a query (maximum, sum) are a row, and a row
+broadcasts over the keys at no cost.
 """
 
 from functools import partial
@@ -31,12 +32,12 @@ from jaxtyping import Array, Bool, Float
 from emu_jax.nn.stack import ATTENTION
 
 _LANES = 128
-# Tokens of a tile: the largest of these that divides them and has its bytes.
+# Tokens per tile: the largest of these that divides the tokens and is within _TILE_BYTES.
 _TILES = (512, 256, 128)
-# Bytes of a tile, and of queries whose backward pass is one call (more go in parts), for which the
-# smallest core's memory, a v4's 16 MiB, has room.
+# Bytes of a tile, and of the queries of one backward call (more queries take several calls). Both
+# fit into the memory of the smallest core, the 16 MiB of a v4.
 _TILE_BYTES, _MOST = 2**18, 2**20
-_MEMORY = 48 * 2**20  # bytes that a program may ask for, where the core has them
+_MEMORY = 48 * 2**20  # bytes that a program may request, on cores that have them
 _NEVER = -1e30
 
 
@@ -48,7 +49,8 @@ def flash(
     *,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> Float[Array, "b n h d"]:
-    """softmax(q k^T / sqrt(d)) v; ``keys`` says which keys may be seen, at least one a row.
+    """softmax(q k^T / sqrt(d)) v; ``keys`` is true for the keys that are attended to, at least one
+    per row.
 
     Tokens, heads and lanes are padded to whole tiles. ``interpret`` runs it without a TPU, slowly.
     """
@@ -67,7 +69,7 @@ def flash(
 
 
 class Call(NamedTuple):
-    """What is known of a call beforehand; the name says to planning what it computes."""
+    """The static arguments of a call; planning reads from the name what the call computes."""
 
     scale: float
     lanes: int
@@ -76,22 +78,22 @@ class Call(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Lanes that a program works on."""
+        """The lanes of one program."""
         return max(self.lanes, _LANES)
 
-    def tile(self, x: Array) -> int:
-        """Tokens of a tile of ``x`` [b, n, c]."""
+    def tile(self, x: Float[Array, "b n c"]) -> int:
+        """Tokens per tile of ``x``."""
         most = _TILE_BYTES // (self.width * x.dtype.itemsize)
         return next(tile for tile in _TILES if x.shape[1] % tile == 0 and tile <= most)
 
 
 def _lanes(d: int) -> int:
-    """Lanes that a head of ``d`` takes: a divisor of 128, or a multiple."""
+    """The lanes of a head of width ``d``: a divisor of 128, or a multiple."""
     return next((x for x in (32, 64) if d <= x), -(-d // _LANES) * _LANES)
 
 
 def _padded(x: Array, axis: int, size: int) -> Array:
-    """With zeros behind, up to a multiple of ``size``."""
+    """Padded at the end with zeros to a multiple of ``size``."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, -x.shape[axis] % size)
     return jnp.pad(x, widths) if widths[axis][1] else x
@@ -109,18 +111,18 @@ def _attend(
 
 
 def _forward(q, k, v, bias, call):
-    """(results, every query's log-sum [b, groups of heads, tiles, heads, queries])."""
+    """(results, the log-sum of every query [b, groups of heads, tiles, heads, queries])."""
     (b, n, c), m, width = q.shape, k.shape[1], call.width
     groups, heads, bq, bk = c // width, width // call.lanes, call.tile(q), call.tile(k)
     rows = pl.BlockSpec((1, bq, width), lambda b, g, i, j, t: (b, i, g))
     columns = pl.BlockSpec((1, bk, width), lambda b, g, i, j, t: (b, t, g))
-    seen = pl.BlockSpec((1, bk, 1), lambda b, g, i, j, t: (b, t, 0))
+    biases = pl.BlockSpec((1, bk, 1), lambda b, g, i, j, t: (b, t, 0))
     sums = pl.BlockSpec((1, 1, 1, heads, bq), lambda b, g, i, j, t: (b, g, i, 0, 0))
-    given = (q, k, v) if bias is None else (q, k, v, bias)
+    arrays = (q, k, v) if bias is None else (q, k, v, bias)
     kernel = pl.pallas_call(
         partial(_forward_kernel, call.scale, call.lanes, bias is not None),
         grid=(b, groups, n // bq, heads, m // bk),
-        in_specs=[rows, columns, columns, seen][: len(given)],
+        in_specs=[rows, columns, columns, biases][: len(arrays)],
         out_specs=[rows, sums],
         out_shape=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
@@ -135,7 +137,7 @@ def _forward(q, k, v, bias, call):
         name=f"{call.name}_forward",
         interpret=call.interpret,
     )
-    return kernel(*given)
+    return kernel(*arrays)
 
 
 def _forward_kernel(scale, lanes, masked, q_ref, k_ref, v_ref, *rest):
@@ -166,8 +168,8 @@ def _forward_kernel(scale, lanes, masked, q_ref, k_ref, v_ref, *rest):
         lse_ref[0, 0, 0, pl.ds(j, 1)] = top[...] + jnp.log(total[...])
 
 
-def _backward(call, kept, dout):
-    q, k, v, bias, out, lse = kept
+def _backward(call, residuals, dout):
+    q, k, v, bias, out, lse = residuals
     tile = call.tile(q)
     most = max(_MOST // (call.width * q.dtype.itemsize) // tile, 1) * tile
     if q.shape[1] <= most:
@@ -176,8 +178,8 @@ def _backward(call, kept, dout):
         parts = []
         for i in range(0, q.shape[1], most):
             at, tiles = slice(i, i + most), slice(i // tile, (i + most) // tile)
-            given = (q[:, at], k, v, bias, out[:, at], dout[:, at], lse[:, :, tiles])
-            parts.append(_backward_of(*given, call, jnp.float32))
+            arrays = (q[:, at], k, v, bias, out[:, at], dout[:, at], lse[:, :, tiles])
+            parts.append(_backward_of(*arrays, call, jnp.float32))
         dqs, dks, dvs = zip(*parts, strict=True)
         dq, dk, dv = jnp.concatenate(dqs, axis=1), jnp.stack(dks).sum(0), jnp.stack(dvs).sum(0)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), jax.tree.map(jnp.zeros_like, bias)
@@ -190,13 +192,13 @@ def _backward_of(q, k, v, bias, out, dout, lse, call, dtype):
     tiles, bq = lse.shape[2], lse.shape[4]
     rows = pl.BlockSpec((1, n, width), lambda b, g, t, j: (b, 0, g))
     columns = pl.BlockSpec((1, bk, width), lambda b, g, t, j: (b, t, g))
-    seen = pl.BlockSpec((1, bk, 1), lambda b, g, t, j: (b, t, 0))
+    biases = pl.BlockSpec((1, bk, 1), lambda b, g, t, j: (b, t, 0))
     sums = pl.BlockSpec((1, 1, tiles, heads, bq), lambda b, g, t, j: (b, g, 0, 0, 0))
-    given = (q, k, v, out, dout, lse) if bias is None else (q, k, v, out, dout, lse, bias)
+    arrays = (q, k, v, out, dout, lse) if bias is None else (q, k, v, out, dout, lse, bias)
     kernel = pl.pallas_call(
         partial(_backward_kernel, call.scale, call.lanes, bias is not None),
         grid=(b, groups, m // bk, heads),
-        in_specs=[rows, columns, columns, rows, rows, sums, seen][: len(given)],
+        in_specs=[rows, columns, columns, rows, rows, sums, biases][: len(arrays)],
         out_specs=[rows, columns, columns],
         out_shape=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
@@ -213,7 +215,7 @@ def _backward_of(q, k, v, bias, out, dout, lse, call, dtype):
         name=f"{call.name}_backward",
         interpret=call.interpret,
     )
-    return kernel(*given)
+    return kernel(*arrays)
 
 
 def _backward_kernel(scale, lanes, masked, q_ref, k_ref, v_ref, out_ref, dout_ref, lse_ref, *rest):
@@ -241,7 +243,7 @@ def _backward_kernel(scale, lanes, masked, q_ref, k_ref, v_ref, out_ref, dout_re
         @pl.when(t == 0)
         def _():
             product = dout.astype(jnp.float32) * out_ref[at].astype(jnp.float32)
-            # Summed over lanes by a product with ones: a sum proper would stand in a column.
+            # The sum over lanes is a product with ones: jnp.sum would give a column, not a row.
             row = _nt(jnp.ones((8, width), jnp.float32), product)[:1]
             delta[i, pl.ds(j, 1)] = row
 
@@ -268,12 +270,12 @@ def _backward_kernel(scale, lanes, masked, q_ref, k_ref, v_ref, out_ref, dout_re
 
 
 def _optional(masked, refs):
-    """(The keys' bias or None, the other refs)."""
+    """(The bias of the keys or None, the other refs)."""
     return (refs[0], refs[1:]) if masked else (None, refs)
 
 
 def _own(lanes, j):
-    """A function that leaves ``x`` only the lanes of head ``j``, the others being ``rest``'s."""
+    """A function that keeps the lanes of head ``j`` in ``x`` and takes the others from ``rest``."""
     if lanes >= _LANES:
         return lambda x, rest=None: x
 

@@ -1,8 +1,8 @@
 """The mesh of devices: ``data`` x ``fsdp``.
 
-Both axes divide the batch. ``fsdp`` also divides parameters and optimiser state, so its traffic
+Both axes divide the batch. ``fsdp`` also divides parameters and optimizer state, so its traffic
 (gathering weights, scattering gradients) should stay on the fast links inside a slice; ``data``
-crosses slices, where only the gradients' sum travels.
+crosses slices, between which only the sum of gradients is sent.
 """
 
 from collections.abc import Sequence
@@ -21,31 +21,33 @@ AXES = ("data", "fsdp")
 def make_mesh(
     data: int = -1, fsdp: int = 1, slices: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh over ``devices``, by default all of all processes; -1 for one of the axes takes what
-    is left.
+    """A mesh over ``devices``, by default all devices of all processes. A size of -1 for one of the
+    axes means all remaining devices.
 
-    With ``slices`` > 1 the devices come in that many groups with slow links between them (TPU
-    slices; elsewhere, processes), and ``data`` runs across the groups.
+    With ``slices`` > 1 the devices form that many groups with slow links between them (TPU slices;
+    on other devices, processes), and ``data`` extends across the groups.
 
     Raises:
-      UserError: the numbers do not multiply to the number of devices.
+      UserError: sizes that are not positive, or do not fit the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     wanted = f"data={data}, fsdp={fsdp}, slices={slices}"
     if min(data, fsdp) < -1 or 0 in (data, fsdp) or data == fsdp == -1 or slices < 1:
-        raise UserError(f"A mesh of {wanted} is none: sizes are positive, and at most one is -1.")
+        raise UserError(f"Invalid mesh {wanted}: sizes must be positive and only one may be -1.")
     if data == -1:
         data = count // fsdp
     elif fsdp == -1:
         fsdp = count // data
     if data * fsdp != count:
         raise UserError(
-            f"A mesh of {wanted} does not fit {count} devices: data x fsdp must be {count}; "
-            "set data=-1 to take what fsdp leaves, or an fsdp that divides it."
+            f"The mesh {wanted} does not fit {count} devices: data x fsdp must be {count}; use "
+            f"data=-1 for all remaining devices, with an fsdp that divides {count}."
         )
     if data % slices:
-        raise UserError(f"A mesh of {wanted} on {count} devices: {slices} must divide data={data}.")
+        raise UserError(
+            f"Invalid mesh {wanted} on {count} devices: slices={slices} must divide data={data}."
+        )
     if slices > 1:
         grid = _across(devices, slices, data, fsdp)
     else:
@@ -66,5 +68,5 @@ def _across(devices: Sequence[Any], slices: int, data: int, fsdp: int) -> np.nda
     except ValueError as error:
         groups = "processes" if by_process else "slices"
         raise UserError(
-            f"slices={slices} does not fit this machine's {groups}: {error}; leave slices=1."
+            f"slices={slices} does not fit the {groups} of this machine ({error}); use slices=1."
         ) from error

@@ -1,4 +1,4 @@
-"""What a network is told of the devices it runs on: four callables, and no mesh."""
+"""How a network runs on its devices: four functions, so that networks need no mesh."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +12,17 @@ from emu_jax.parallel.attention import make_attend
 from emu_jax.parallel.convolution import Convolve, make_convolve
 from emu_jax.parallel.sharding import constrain, gather
 
+Constrain = Callable[[jax.Array], jax.Array]
+
 
 @dataclass(frozen=True)
 class Placement:
-    """``constrain`` holds activations [b, ...] to the batch rule between blocks, ``gather`` brings
-    a layer's weights together, ``attend`` computes a generator's attention, ``convolve`` its
-    convolutions.
+    """``constrain`` shards activations [b, ...] by the batch rule between blocks, ``gather``
+    gathers the weights of a layer, ``attend`` and ``convolve`` compute the attention and the
+    convolutions of a generator.
     """
 
-    constrain: Callable[[jax.Array], jax.Array] = lambda x: x
+    constrain: Constrain = lambda x: x
     gather: Callable[[Any], Any] | None = None
     attend: Attend = attend
     convolve: Convolve = jax.lax.conv_general_dilated
@@ -30,8 +32,9 @@ ONE_DEVICE = Placement()
 
 
 def placement(mesh: Mesh, attention: str) -> Placement:
-    """That of a mesh's devices, with the attention of that kind
-    (:mod:`emu_jax.parallel.attention`)."""
+    """The placement on the devices of a mesh; ``attention`` is a kind of
+    :mod:`emu_jax.parallel.attention`.
+    """
     return Placement(
         constrain(mesh), gather(mesh), make_attend(attention, mesh), make_convolve(mesh)
     )

@@ -1,7 +1,8 @@
-"""Where arrays lie on the mesh: rules for parameters, the batch rule, and placing a batch.
+"""The shardings of arrays: rules for parameters, the batch rule, and placing a batch on devices.
 
-Parameters are divided over ``fsdp`` by path and shape alone, so everything of a parameter's shape
-under its path (EMA, Adam's moments) lies as the parameter does, and an update needs no traffic.
+Parameters are divided over ``fsdp`` by path and shape alone. So everything with the shape of a
+parameter under its path (EMA, the moments of Adam) has the sharding of the parameter, and an update
+needs no communication.
 """
 
 from collections.abc import Callable
@@ -19,20 +20,21 @@ from emu_jax.errors import UserError
 from emu_jax.nn.stack import is_scanned
 from emu_jax.parallel.mesh import AXES
 
-# Gathering an array this small costs more than keeping it everywhere.
+# Gathering an array of fewer elements costs more than replicating it.
 SMALL = 2**14
-# Of the last axes, counted from the end.
+# The tile of a TPU's memory, by axis counted from the end.
 _TILE = {-1: 128, -2: 8}
 
 
 def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The PartitionSpec of the array called ``path``.
+    """The PartitionSpec of the parameter at ``path``.
 
-    Its largest dimension that the ``fsdp`` axis divides into whole tiles of a TPU's memory (128 of
-    the last, 8 of the one before), else the largest that it divides; of equal ones the first. A
-    kernel in parts of other sizes is stored the other way round and copied at every use. The layer
-    axis of a scanned stack is never divided: each layer's step of the loop would have to fetch the
-    whole of it. Arrays under 2**14 elements are replicated.
+    It divides the largest dimension that the ``fsdp`` axis divides into whole tiles of a TPU's
+    memory (128 of the last dimension, 8 of the one before), else the largest dimension that it
+    divides; of equal ones the first. The compiler stores a kernel in parts of other sizes
+    transposed and copies it at every use. The layer axis of a scanned stack is never divided: every
+    iteration of the loop would have to gather the whole stack. Arrays with fewer than 2**14
+    elements are replicated.
     """
     size = mesh.shape["fsdp"]
     first = 1 if is_scanned(path) else 0
@@ -48,11 +50,11 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 
 def shard_params(tree: Any, mesh: Mesh) -> Any:
-    """The NamedSharding of every leaf, by :func:`param_spec` on the leaf's path in the tree.
+    """The NamedSharding of every leaf, by :func:`param_spec` of the leaf's path in the tree.
 
-    ``tree``: a flat dict of arrays or ShapeDtypeStructs, or any pytree with such dicts inside (an
-    optimiser's state, a whole training state). Adafactor's row and column vectors are arrays like
-    any other; counters are scalars, so replicated.
+    ``tree``: a flat dict of arrays or ShapeDtypeStructs, or any pytree that contains such dicts (an
+    optimizer state, a whole training state). The row and column vectors of Adafactor are arrays
+    like any other; counters are scalars, so they are replicated.
     """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
@@ -63,7 +65,7 @@ def shard_params(tree: Any, mesh: Mesh) -> Any:
 
 
 def abstract_params(tree: Any, mesh: Mesh) -> Any:
-    """ShapeDtypeStructs of the leaves that carry the shardings of :func:`shard_params`."""
+    """ShapeDtypeStructs of the leaves, with the shardings of :func:`shard_params`."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         tree,
@@ -72,60 +74,61 @@ def abstract_params(tree: Any, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis over all devices."""
+    """The batch rule: the leading axis divided over all devices."""
     return NamedSharding(mesh, P(AXES))
 
 
 def constrain(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """A function that holds an activation [b, ...] to the batch rule, and tokens [b, n, c] to lie
-    tokens before channels; networks call it between blocks.
+    """A function that shards an activation [b, ...] by the batch rule, and lays tokens [b, n, c]
+    out with channels as the minor axis; networks call it between blocks.
 
-    Without it the partitioner, having weights divided by features, moves activations back and forth
-    between batch and features, and a TPU's compiler puts many tokens last and copies what attention
-    kernels read.
+    Without it the partitioner, because weights are sharded by features, reshards activations back
+    and forth between batch and features, and the TPU compiler makes a long token axis the minor
+    one, which it then copies for the attention kernels.
     """
     rows, sharding = P(AXES), batch_sharding(mesh)
 
     def tokens_first(x: jax.Array) -> jax.Array:
         return with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
 
-    # By hand: for a layout's sake the partitioner may bring all rows together on every device.
-    divided = jax.shard_map(tokens_first, mesh=mesh, in_specs=rows, out_specs=rows)
+    # In shard_map: for the layout alone the partitioner may gather all rows on every device.
+    sharded = jax.shard_map(tokens_first, mesh=mesh, in_specs=rows, out_specs=rows)
 
-    def held(x: jax.Array) -> jax.Array:
+    def constrained(x: jax.Array) -> jax.Array:
         if x.ndim == 3 and x.shape[0] % mesh.size == 0:
-            return divided(x)
+            return sharded(x)
         return x if mesh.size == 1 else jax.lax.with_sharding_constraint(x, sharding)
 
-    return held
+    return constrained
 
 
 def gather(mesh: Mesh) -> Callable[[Any], Any] | None:
-    """A function that brings weights together on every device; networks call it where a layer uses
-    its own. None where every device has them all.
+    """A function that gathers weights on every device; networks call it where a layer uses its
+    weights. None if every device has all weights anyway.
 
-    Left to itself, the partitioner multiplies by the features that a device holds, for all rows,
-    and sends results to and fro: copies in and out of layouts that no chip likes.
+    Without it the partitioner multiplies all rows by the features that a device has and sends the
+    results back and forth, with copies into and out of inefficient layouts.
     """
     if mesh.shape["fsdp"] == 1:
         return None
-    everywhere = replicated(mesh)
+    sharding = replicated(mesh)
 
-    def constrained(x: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, everywhere)
+    def gathered(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, sharding)
 
-    # A gradient is not constrained likewise: its sum goes straight to the devices' shares.
-    whole = jax.custom_vjp(constrained)
-    whole.defvjp(lambda x: (constrained(x), None), lambda _, dx: (dx,))
-    return lambda tree: jax.tree.map(whole, tree)
+    # The gradient is not constrained: its sum is scattered directly into the shards.
+    differentiable = jax.custom_vjp(gathered)
+    differentiable.defvjp(lambda x: (gathered(x), None), lambda _, dx: (dx,))
+    return lambda tree: jax.tree.map(differentiable, tree)
 
 
 def abstract_batch(host_batch: Any, mesh: Mesh) -> Any:
-    """What :func:`put_batch` would place, in shape alone: ``host_batch`` of ShapeDtypeStructs."""
+    """The result of :func:`put_batch` as ShapeDtypeStructs, from a ``host_batch`` of them."""
     sharding = batch_sharding(mesh)
 
     def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -136,21 +139,21 @@ def abstract_batch(host_batch: Any, mesh: Mesh) -> Any:
 
 
 def process_rows(rows: int, mesh: Mesh) -> Int[np.ndarray, "r"]:
-    """Which rows of a batch of so many this process's devices hold, ascending.
+    """The indices of the rows on this process's devices, ascending, in a batch of ``rows`` rows.
 
-    A mesh laid along a TPU's links need not keep a host's devices together: to take the rows by the
-    process's number would give them other random numbers than on one host.
+    A mesh that follows the links of a TPU need not keep the devices of a host together. Rows by
+    process index would therefore get other random numbers than on one host.
     """
     _require_division(rows, mesh)
-    held = batch_sharding(mesh).addressable_devices_indices_map((rows,))
-    return np.sort(np.concatenate([np.arange(rows)[index] for index in held.values() if index]))
+    local = batch_sharding(mesh).addressable_devices_indices_map((rows,))
+    return np.sort(np.concatenate([np.arange(rows)[index] for index in local.values() if index]))
 
 
 def put_batch(host_batch: Any, mesh: Mesh) -> Any:
     """Numpy arrays [rows of this process, ...] as global arrays [rows of all processes, ...].
 
-    Processes hold equally many rows, those of :func:`process_rows`, and the devices divide their
-    sum.
+    Every process gives the same number of rows, those of :func:`process_rows`. The devices divide
+    the rows of all processes.
     """
     sharding = batch_sharding(mesh)
 
@@ -162,7 +165,7 @@ def put_batch(host_batch: Any, mesh: Mesh) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Global arrays whole in the memory of every host; all processes must ask."""
+    """Whole global arrays in the memory of every host; all processes must call it."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
@@ -171,6 +174,6 @@ def fetch(tree: Any) -> Any:
 def _require_division(rows: int, mesh: Mesh) -> None:
     if rows % mesh.size:
         raise UserError(
-            f"A batch of {rows} does not divide over {mesh.size} devices; take a multiple of "
+            f"A batch of {rows} does not divide over {mesh.size} devices; use a multiple of "
             f"{mesh.size}."
         )

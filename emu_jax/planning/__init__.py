@@ -1,1 +1,1 @@
-"""What a training step takes: through the TPU compiler on any machine, or by running it."""
+"""Time and memory of a training step, from the TPU compiler on any machine or by running it."""

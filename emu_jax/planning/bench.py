@@ -1,13 +1,13 @@
-"""How fast a training step and a sampler run on the devices that are here.
+"""The measured speed of a training step and of a sampler on the available devices.
 
-With n devices, the median t of the calls after the warm-up, and the model's FLOPs F of one call as
-:mod:`emu_jax.planning.flops` counts them (nothing counted twice, whatever is computed twice):
+n is the number of devices, t the median time of the calls after the warm-up, and F the model FLOPs
+of one call by :mod:`emu_jax.planning.flops` (recomputation is not counted):
 
-    TFLOP/s a device = F / n / t / 10^12                                                         (1)
+    TFLOP/s per device = F / n / t / 10^12                                                       (1)
     MFU = F / n / t / peak                                                                       (2)
 
-The peak is that of bf16, also where a config computes in fp32. Every call is waited for, so a time
-holds the host's share of it too.
+The peak is the bf16 peak, even if a config computes in fp32. The benchmark waits for every call, so
+the time of a call includes the host's time.
 """
 
 import math
@@ -27,17 +27,20 @@ from emu_jax.parallel.sharding import abstract_batch
 from emu_jax.planning.chips import peak_of
 from emu_jax.planning.flops import count_flops
 from emu_jax.planning.inputs import synthetic
+from emu_jax.tasks.adapting import BASE
 from emu_jax.tasks.base import Batch, Task
-from emu_jax.tasks.generation import Generation
 from emu_jax.training.state import TrainState, fresh_params, start_state
 from emu_jax.training.step import jit_step
 
 
 @dataclass(frozen=True)
 class Speed:
-    """``seconds`` of every call after the warm-up; ``flops`` of one call on all ``images``; the
-    ``peak`` of a device in FLOP/s, None where it is not known; ``memory`` the most bytes a device
-    has held so far, where it says so."""
+    """The measured speed of one function.
+
+    ``seconds`` has the time of every call after the warm-up. ``flops`` are those of one call for
+    all ``images``. ``peak`` is the peak of one device in FLOP/s, None if it is unknown. ``memory``
+    is the peak memory of one device in bytes, None if the device does not report it.
+    """
 
     images: int
     devices: int
@@ -59,7 +62,7 @@ class Speed:
 
     @property
     def flops_per_second(self) -> float:
-        """A device's, eq. (1) without the 10^12."""
+        """FLOP/s per device: equation (1) without the factor 10^12."""
         return self.flops / self.devices / self.median
 
     @property
@@ -68,11 +71,11 @@ class Speed:
 
     @property
     def images_per_second(self) -> float:
-        """A device's."""
+        """Images per second per device."""
         return self.images / self.devices / self.median
 
     def record(self) -> dict[str, Any]:
-        """As JSON: seconds, bytes, FLOPs."""
+        """The speed as JSON, in seconds, bytes and FLOPs."""
         low, high = self.spread
         return {
             "images": self.images,
@@ -89,17 +92,17 @@ class Speed:
         }
 
     def line(self, name: str, kind: str) -> str:
-        """One line to read; ``kind`` of device."""
+        """One line to print; ``kind`` is the kind of device."""
         low, high = (1e3 * seconds for seconds in self.spread)
         if self.mfu is None:
-            used = f"no MFU, as no peak is known of {kind}"
+            used = f"MFU unknown (no peak FLOP/s known for {kind})"
         else:
             used = f"MFU {self.mfu:.1%}"
         return (
-            f"{name}: {self.images} pictures on {self.devices} x {kind} in {1e3 * self.median:.4g} "
-            f"ms ({low:.4g} to {high:.4g}, {len(self.seconds)} times), "
-            f"{self.images_per_second:.4g} img/s and {self.flops_per_second / 1e12:.4g} TFLOP/s a "
-            f"device, {used}; compiled in {self.compile_seconds:.1f} s"
+            f"{name}: {self.images} images on {self.devices} x {kind} in {1e3 * self.median:.4g} "
+            f"ms (10th to 90th percentile of {len(self.seconds)} calls: {low:.4g} to {high:.4g}), "
+            f"{self.images_per_second:.4g} img/s and {self.flops_per_second / 1e12:.4g} TFLOP/s "
+            f"per device, {used}; compiled in {self.compile_seconds:.1f} s"
         )
 
 
@@ -116,10 +119,10 @@ def bench_step(
     warmup: int = 2,
     repeats: int = 10,
 ) -> tuple[Speed, TrainState]:
-    """The step's speed, and the state that it leaves.
+    """(speed of the training step, final state).
 
-    ``state`` and ``batch`` are abstract and lie on the mesh: the first is initialised by ``seed``,
-    the second made up. ``frozen`` are arrays.
+    ``state`` and ``batch`` are abstract and have shardings on the mesh. The state is initialized
+    with ``seed``; the batch is synthetic. ``frozen`` holds arrays.
     """
     made = synthetic(batch, jax.random.key(seed))
     held = start_state(task, mesh, *fresh_params(task, seed, mesh))
@@ -137,7 +140,7 @@ def bench_step(
 
 
 def bench_sampler(
-    task: Generation,
+    adapted: Task,
     mesh: Mesh,
     params: Params,
     frozen: Mapping[str, Params],
@@ -147,11 +150,14 @@ def bench_sampler(
     warmup: int = 2,
     repeats: int = 10,
 ) -> Speed:
-    """The speed of drawing pictures of ``side`` pixels, from the texts' states to uint8; of a
-    super-resolution stage, that of enlarging blank ones.
+    """The speed of sampling images of ``side`` pixels, from the outputs of the text encoders to
+    uint8 pixels. A super-resolution stage is conditioned on blank images.
 
-    ``images`` at once, rounded up to a multiple of the mesh's devices.
+    ``params`` are those of ``adapted``. One call samples ``images`` images, rounded up to a
+    multiple of the number of devices.
     """
+    task = adapted.generator
+    assert task is not None, "only a text-to-image task has a sampler"
     images = math.ceil(images / mesh.size) * mesh.size
     shape = side // task.codec.factor, side // task.codec.factor
 
@@ -160,17 +166,18 @@ def bench_sampler(
         encoded = {name: Encoded(*states) for name, states in rows["text"].items()}
         keys = jax.vmap(jax.random.key)(rows["seed"])
         low = task.low.blank(images, side) if task.low else None
-        return task.generate(params, frozen, encoded, sizes, keys, shape, low=low)
+        own = adapted.generator_params(params, frozen)
+        return task.generate(own, frozen, encoded, sizes, keys, shape, low=low)
 
     def many(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((images, *x.shape[1:]), x.dtype)
 
     rows = {
-        "text": {name: tuple(jax.tree.map(many, null)) for name, null in task.null.items()},
+        "text": {name: tuple(jax.tree.map(many, null)) for name, null in task.null_outputs.items()},
         "seed": jax.ShapeDtypeStruct((images,), np.uint32),
     }
     made = synthetic(abstract_batch(rows, mesh), jax.random.key(0))
-    used = {name: frozen[name] for name in ("codec",) if name in frozen}
+    used = {name: frozen[name] for name in ("codec", BASE) if name in frozen}
     flops = count_flops(draw, params, used, made)
     compiled, compile_seconds = _compiled(jax.jit(draw), params, used, made)
     seconds = _timed(lambda: compiled(params, used, made), warmup, repeats)

@@ -1,10 +1,11 @@
-"""TPU chips, and the devices of a topology that need not be there.
+"""TPU chips, and the devices of a topology for compilation without the hardware.
 
-Peak FLOP/s and bandwidth are Google Cloud's published figures a chip (cloud.google.com/tpu/docs/v4
-and so on). The memory is what the compiler lets a program use, which is what it names when one does
-not fit: a little less than the chip has. The clock is the published peak over what all matrix units
-of a chip do in a cycle (2 x 8 units of 128 x 128 on v4 and v5p, 4 on v5e, 4 of 256 x 256 on v6e, an
-addition and a multiplication each), as the compiler counts in cycles.
+Peak FLOP/s and bandwidth are Google Cloud's published numbers per chip
+(cloud.google.com/tpu/docs/v4 and similar pages). The memory is what the compiler lets a program
+use, as its error message states it when a program does not fit: a little less than the chip has.
+The compiler counts in cycles, so the clock is the published peak / the FLOPs per cycle of all
+matrix units of a chip (2 x 8 units of 128 x 128 on v4 and v5p, 4 of them on v5e, 4 of 256 x 256 on
+v6e; each cell does one addition and one multiplication).
 """
 
 import math
@@ -25,8 +26,9 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """``peak`` in bf16 FLOP/s, ``memory`` in bytes, ``bandwidth`` of it in bytes/s, ``clock`` in
-    Hz; ``options`` make one device of a chip, whatever its cores."""
+    """``peak`` in bf16 FLOP/s, ``memory`` in bytes, memory ``bandwidth`` in bytes/s, ``clock`` in
+    Hz. ``options`` are compiler options that make one device of a chip with several cores.
+    """
 
     name: str
     peak: float
@@ -47,8 +49,8 @@ CHIPS = {
 }
 
 
-# How devices that are here name themselves -> dense bf16 FLOP/s: the chips above, and GPUs by
-# NVIDIA's data sheets.
+# Pattern of a device's ``device_kind`` -> dense bf16 FLOP/s: the chips above, and GPUs by NVIDIA's
+# data sheets.
 PEAKS = {
     r"TPU v4": CHIPS["v4"].peak,
     r"TPU v5( lite|e)": CHIPS["v5e"].peak,
@@ -61,13 +63,13 @@ PEAKS = {
 
 
 def peak_of(kind: str) -> float | None:
-    """The peak of a device by its ``device_kind``; None where it is not known (CPUs)."""
+    """The peak FLOP/s of a device by its ``device_kind``; None if it is unknown (CPUs)."""
     return next((peak for name, peak in PEAKS.items() if re.fullmatch(name, kind)), None)
 
 
 @dataclass(frozen=True)
 class Topology:
-    """``devices`` of ``slices`` slices, all of them of one kind of chip."""
+    """All ``devices`` of ``slices`` slices, with one kind of chip."""
 
     name: str
     chip: Chip
@@ -76,7 +78,7 @@ class Topology:
 
 
 def open_topology(name: str, slices: int = 1) -> Topology:
-    """The topology called e.g. ``v5e:16x16`` or ``v5p:4x4x8``: for compiling, not for running.
+    """The topology named e.g. ``v5e:16x16`` or ``v5p:4x4x8``, for compiling but not for running.
 
     Raises:
       UserError: there is no such topology, or the compiler is not installed.
@@ -84,8 +86,8 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     match = re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*){1,2})", name)
     if not match or match[1] not in CHIPS:
         raise UserError(
-            f"There is no topology {name!r}; one is named like v5e:16x16 or v5p:4x4x8, with a chip "
-            f"out of {', '.join(CHIPS)}."
+            f"There is no topology {name!r}; use a name such as v5e:16x16 or v5p:4x4x8, with one "
+            f"of the chips {', '.join(CHIPS)}."
         )
     chip = CHIPS[match[1]]
     _prepare()
@@ -93,25 +95,25 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     if slices > 1:
         options["num_slices"] = slices
     if math.prod(int(n) for n in match[2].split("x")) == 1:
-        options["chips_per_host_bounds"] = (1, 1, 1)  # by default a host has four
+        options["chips_per_host_bounds"] = (1, 1, 1)  # a host has four chips by default
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ").rstrip(".")
-        raise UserError(f"The compiler knows no topology {name}: {reason}.") from error
+        raise UserError(f"The TPU compiler rejects the topology {name}: {reason}.") from error
     return Topology(name, chip, slices, found.devices)
 
 
 def _prepare() -> None:
-    """What must hold before libtpu is loaded: it then looks for no chip and keeps none locked."""
+    """Settings before libtpu is loaded, so that it neither searches for a chip nor locks one."""
     if find_spec("libtpu") is None:
-        raise UserError('The TPU compiler is not installed: pip install "emu_jax[plan]" brings it.')
-    # Compiling needs no chip, so nothing is run on one, nor are others kept from it.
+        raise UserError('The TPU compiler is not installed; run pip install "emu_jax[plan]".')
+    # Compiling needs no chip: run nothing on a TPU and leave it to other processes.
     jax.config.update("jax_platforms", "cpu")
     for variable, value in {
-        "TPU_SKIP_MDS_QUERY": "1",  # no cloud machine to ask what it is
+        "TPU_SKIP_MDS_QUERY": "1",  # no query of the metadata server: this may be no cloud machine
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        # Unset, they are asked for with loud complaints.
+        # If these are not set, libtpu logs errors.
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_STDERR_LOG_LEVEL": "3",

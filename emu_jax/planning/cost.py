@@ -1,13 +1,13 @@
-"""Where a step's time goes, by the TPU compiler's own model of it.
+"""Where a step's time goes, by the cost model of the TPU compiler.
 
-    modelled step = sum of estimated cycles x turns of their loops / clock
-                  + for each kernel max(FLOPs / (peak x min(1, head width / 128)),
-                                        bytes / bandwidth)                                   (1)
-    MFU = model FLOPs / chips / modelled step / peak                                         (2)
+    modeled step = sum of estimated cycles x iterations of their loops / clock
+                 + for each kernel max(FLOPs / (peak x min(1, head width / 128)),
+                                       bytes / bandwidth)                                    (1)
+    MFU = model FLOPs / chips / modeled step / peak                                          (2)
 
-A model, not a timing: it knows nothing of waiting for other chips, collectives have no cycles in
-it, and the compiler is rather hard on its own matrix products. It is of use to compare two versions
-of a step, and to see what a step spends its cycles on.
+This is a model, not a measurement. It contains no waiting for other chips, collectives have no
+cycles in it, and the compiler overestimates the cost of its own matrix products. Use it to compare
+two versions of a step and to see where a step spends its cycles.
 """
 
 from collections import Counter, defaultdict
@@ -20,10 +20,10 @@ from emu_jax.planning.hlo import Instruction, Program, shapes
 from emu_jax.planning.kernels import work_of
 from emu_jax.training.step import EMA, OPTIMIZER
 
-KERNEL = "tpu_custom_call"  # the target of a Pallas kernel's call
-REST = "rest"  # norms to log, keeping the old state where a number is not finite
+KERNEL = "tpu_custom_call"  # the custom-call target of a Pallas kernel
+REST = "rest"  # norms for the log, and the selection of the old state if a number is not finite
 _MATRIX_UNIT = 128
-# What moves or casts numbers and computes none.
+# Operations that move or cast numbers but compute none.
 _LAYOUT = {
     *("copy", "copy-start", "copy-done", "bitcast", "convert", "transpose", "reshape", "reverse"),
     *("slice", "dynamic-slice", "dynamic-update-slice", "gather", "concatenate", "pad"),
@@ -33,7 +33,7 @@ _LAYOUT = {
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of one or several instructions, all of one part of the step, sort and module."""
+    """The seconds of one instruction, with its phase of the step, kind of operation and module."""
 
     part: str
     sort: str
@@ -42,7 +42,7 @@ class Spent:
 
 
 def spent(program: Program, chip: Chip) -> Iterator[Spent]:
-    """Eq. (1), term by term."""
+    """The terms of equation (1)."""
     for instruction, times in program.run():
         if instruction.opcode == "custom-call" and instruction.target == KERNEL:
             seconds = times * _kernel_seconds(program, instruction, chip)
@@ -59,7 +59,7 @@ def spent(program: Program, chip: Chip) -> Iterator[Spent]:
 
 
 def totals(terms: Sequence[Spent], key: str) -> dict[str, float]:
-    """Seconds by ``part``, ``sort`` or ``module``, the most first."""
+    """Seconds by ``part``, ``sort`` or ``module``, in descending order."""
     sums: dict[str, float] = defaultdict(float)
     for term in terms:
         sums[getattr(term, key)] += term.seconds
@@ -67,7 +67,7 @@ def totals(terms: Sequence[Spent], key: str) -> dict[str, float]:
 
 
 def part_of(op_name: str) -> str:
-    """The part of the step that an operation belongs to, by the name that jax gave it."""
+    """The phase of the step that an operation belongs to, from the name that jax gave it."""
     path = op_name.split("/")
     if OPTIMIZER in path:
         return "optimiser"
@@ -83,12 +83,12 @@ def part_of(op_name: str) -> str:
 
 
 def sort_of(program: Program, instruction: Instruction) -> str:
-    """Matrix product, convolution, kernel, collective, copy or elementwise.
+    """The kind of operation: matrix product, convolution, kernel, collective, copy or elementwise.
 
-    A fusion is what is dearest in it, in this order.
+    A fusion counts as its most expensive operation.
     """
     parts = [instruction, *program.inside(instruction)]
-    # On TPUs both are convolutions.
+    # On TPUs the compiler also writes matrix products as convolutions.
     products = [i for i in parts if i.opcode in ("convolution", "dot")]
     if any("conv_general_dilated" in i.op_name for i in products):
         return "convolution"
@@ -102,14 +102,16 @@ def sort_of(program: Program, instruction: Instruction) -> str:
 
 
 def module_of(stack: tuple[tuple[str, str], ...]) -> str:
-    """The two innermost networks of a call stack, e.g. ``Attention/Linear``; else the function."""
+    """The two innermost modules of a call stack, e.g. ``Attention/Linear``; without any, the
+    innermost function of emu_jax.
+    """
     networks: list[str] = []
     function = ""
     for file, name in stack:
         name = name.split(".<locals>")[0]
         if "/emu_jax/" in file:
             function = name
-        # Flax's own layers as well as ours; a helper counts for the class it is of.
+        # Flax's own layers count as well as ours; a helper method counts for its class.
         owner, _, method = name.rpartition(".")
         if ("/emu_jax/nn/" in file or "/flax/nnx/" in file) and method and owner:
             networks += [owner] if networks[-1:] != [owner] else []
@@ -118,7 +120,9 @@ def module_of(stack: tuple[tuple[str, str], ...]) -> str:
 
 
 def _part(program: Program, source: Instruction, instruction: Instruction) -> str:
-    """Of its name; of a fusion that ends in the rest, what most of it comes from."""
+    """The phase by the instruction's name. A fusion whose name gives no phase has the most common
+    phase of its instructions.
+    """
     part = part_of(source.op_name)
     if part != REST:
         return part
@@ -128,7 +132,7 @@ def _part(program: Program, source: Instruction, instruction: Instruction) -> st
 
 
 def _source(program: Program, instruction: Instruction) -> Instruction:
-    """The instruction itself, or the last inside it that says where it came from."""
+    """The instruction itself if it has an op_name, else the last one inside it that has."""
     if instruction.op_name:
         return instruction
     named = [i for i in program.inside(instruction) if i.op_name]

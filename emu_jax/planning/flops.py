@@ -1,14 +1,15 @@
-"""FLOPs of a model: what its mathematics needs, counted in the program before it is compiled.
+"""Model FLOPs: the FLOPs that the mathematics of a model needs, counted in the jaxpr before
+compilation.
 
-Matrix products and convolutions are counted, two FLOPs a multiplication; the elementwise rest,
-which the peak of a chip does not speak of, is not. Taps of a convolution that fall on padding are
-no work. A loop counts as often as it turns, of a conditional the dearest branch; a kernel counts
-what :mod:`emu_jax.planning.kernels` says of it.
+Matrix products and convolutions count, two FLOPs per multiplication. Elementwise operations do not
+count, because the peak of a chip does not include them. Filter taps of a convolution on padding are
+not counted. A loop counts as often as it iterates, a conditional as its most expensive branch, and
+a kernel by :mod:`emu_jax.planning.kernels`.
 
-A training step's count is that of its losses' gradients with every rematerialisation taken out:
-frozen networks count forward only, trained ones forward and backward, nothing twice. Optimiser,
-average and what stands still in a step (``every`` > 1) change nothing: it is the step in which
-every group is updated.
+The FLOPs of a training step are those of the gradients of its losses without rematerialization:
+frozen networks count forward only, trained networks forward and backward, and nothing counts twice.
+The optimizer and the average do not count. The step is one in which every group is updated, even if
+some groups are updated more rarely (``every`` > 1).
 """
 
 import math
@@ -22,24 +23,24 @@ from jax.extend import core
 from emu_jax.nn.functional import Params
 from emu_jax.planning.hlo import Shape
 from emu_jax.planning.kernels import work_of
-from emu_jax.tasks.base import Batch, Task
+from emu_jax.tasks.base import Batch, Context, Loss, Task
 from emu_jax.training.state import TrainState
 
 _CHECKPOINT = "remat2"  # what jax.checkpoint becomes
 
 
 def count_flops(f: Callable, *args: Any) -> float:
-    """FLOPs of ``f(*args)``; arrays or ShapeDtypeStructs."""
+    """FLOPs of ``f(*args)``. The arguments are arrays or ShapeDtypeStructs."""
     return _flops(jax.make_jaxpr(f)(*args).jaxpr)
 
 
 def gradient_flops(loss: Callable, trained: Params, *args: Any) -> float:
-    """FLOPs of ``jax.value_and_grad(loss)(trained, *args)`` when nothing is computed twice."""
+    """FLOPs of ``jax.value_and_grad(loss)(trained, *args)`` without rematerialization."""
     closed = jax.make_jaxpr(loss)(trained, *args)
-    plain = core.jaxpr_as_fun(_plain(closed))
+    flat = core.jaxpr_as_fun(_without_remat(closed))
 
     def rebuilt(trained: Params, *args: Any) -> jax.Array:
-        return plain(*jax.tree.leaves((trained, *args)))[0]
+        return flat(*jax.tree.leaves((trained, *args)))[0]
 
     return count_flops(jax.value_and_grad(rebuilt), trained, *args)
 
@@ -47,24 +48,40 @@ def gradient_flops(loss: Callable, trained: Params, *args: Any) -> float:
 def step_flops(
     task: Task, state: TrainState, frozen: Mapping[str, Params], batch: Batch
 ) -> dict[str, float]:
-    """Group -> FLOPs of its loss's gradient on the whole batch."""
-    found = {}
+    """Group -> FLOPs of the gradient of its loss for the whole batch."""
+    found, handed = {}, {}
     for name, group in task.groups.items():
         params = state["params"]
         paths = set(group.paths(params))
         trained = {path: value for path, value in params.items() if path in paths}
         rest = {path: value for path, value in params.items() if path not in paths}
 
-        def loss(trained: Params, rest: Params, frozen: Any, extra: Any, batch: Any, name=name):
+        def result(
+            trained: Params,
+            rest: Params,
+            frozen: Any,
+            extra: Any,
+            batch: Any,
+            handed: Any,
+            name=name,
+        ) -> Loss:
+            whole = {**rest, **trained}
+            averages = jax.lax.stop_gradient(whole)
             key, step = jax.random.key(0), jax.numpy.int32(0)
-            return task.loss(name, {**rest, **trained}, frozen, extra, batch, key, step)[0]
+            context = Context(
+                whole, frozen, extra, batch, key, step, lambda: averages, dict(handed)
+            )
+            return task.loss(name, context)
 
-        found[name] = gradient_flops(loss, trained, rest, frozen, state["state"], batch)
+        args = trained, rest, frozen, state["state"], batch, dict(handed)
+        found[name] = gradient_flops(lambda *args, result=result: result(*args).value, *args)
+        if len(task.groups) > 1:
+            handed[name] = jax.eval_shape(result, *args).handed
     return found
 
 
 def _flops(jaxpr: core.Jaxpr, inside: str = "") -> float:
-    """``inside`` names the functions that it is in, which an unnamed kernel is known by."""
+    """FLOPs of a jaxpr. ``inside`` names the enclosing functions; kernels are found by name."""
     total = 0.0
     for eqn in jaxpr.eqns:
         name, params = eqn.primitive.name, eqn.params
@@ -80,14 +97,14 @@ def _flops(jaxpr: core.Jaxpr, inside: str = "") -> float:
         elif name == "cond":
             total += max(_flops(branch.jaxpr, inside) for branch in params["branches"])
         else:
-            # Of a while loop, whose turns are not known, the body once.
+            # The body of a while loop counts once: its number of iterations is unknown.
             name = f"{inside}/{params.get('name', '')}"
             total += sum(_flops(jaxpr, name) for jaxpr in _inner(eqn))
     return total
 
 
 def _inner(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
-    """The jaxprs among an equation's parameters."""
+    """The jaxprs in an equation's parameters."""
     found = jax.tree.leaves(
         list(eqn.params.values()), is_leaf=lambda x: isinstance(x, core.Jaxpr | core.ClosedJaxpr)
     )
@@ -95,17 +112,18 @@ def _inner(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
     return [x for x in jaxprs if isinstance(x, core.Jaxpr)]
 
 
-def _plain(x: Any) -> Any:
-    """A program, or whatever an equation is told, without rematerialisation: all is saved."""
-    if isinstance(x, core.Jaxpr):  # asked first: from jax 0.11 on a closed one is one too
-        return x.replace(eqns=[_saving(eqn) for eqn in x.eqns])
+def _without_remat(x: Any) -> Any:
+    """A jaxpr, or any parameter of an equation, with all activations saved."""
+    if isinstance(x, core.Jaxpr):  # first, because a ClosedJaxpr is a Jaxpr too from jax 0.11 on
+        return x.replace(eqns=[_save_everything(eqn) for eqn in x.eqns])
     if isinstance(x, core.ClosedJaxpr):
-        return x.replace(jaxpr=_plain(x.jaxpr))  # pyright: ignore[reportAttributeAccessIssue]
-    return tuple(map(_plain, x)) if type(x) is tuple else x  # a named tuple is none
+        closed: Any = x
+        return closed.replace(jaxpr=_without_remat(x.jaxpr))
+    return tuple(map(_without_remat, x)) if type(x) is tuple else x  # named tuples stay as they are
 
 
-def _saving(eqn: core.JaxprEqn) -> core.JaxprEqn:
-    params = {key: _plain(value) for key, value in eqn.params.items()}
+def _save_everything(eqn: core.JaxprEqn) -> core.JaxprEqn:
+    params = {key: _without_remat(value) for key, value in eqn.params.items()}
     if eqn.primitive.name == _CHECKPOINT:
         params["policy"] = jax.checkpoint_policies.everything_saveable
     return eqn.replace(params=params)
@@ -152,9 +170,9 @@ def _taps(
     lhs_dilation: int,
     rhs_dilation: int,
 ) -> int:
-    """Along one dimension: pairs of an output and a tap that falls on an input."""
-    place = (
+    """The number of pairs (output, filter tap on an input) along one dimension."""
+    index = (
         np.arange(outputs)[:, None] * stride + np.arange(window)[None] * rhs_dilation - padding[0]
     )
-    inside = (place >= 0) & (place <= (size - 1) * lhs_dilation) & (place % lhs_dilation == 0)
+    inside = (index >= 0) & (index <= (size - 1) * lhs_dilation) & (index % lhs_dilation == 0)
     return int(inside.sum())

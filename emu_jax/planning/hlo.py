@@ -1,9 +1,9 @@
-"""A compiled program read from its text: instructions, how often each runs, what it costs.
+"""A parser of compiled HLO text: instructions, how often each one runs, and its estimated cost.
 
-``compiled.as_text()`` is a list of computations, each a list of instructions. The entry runs once;
-the body of a while loop runs as often as the loop turns; what is inside a fusion runs as part of
-it. Of loops whose condition is ``i < constant`` (all that jax.lax.scan makes), i is taken to start
-at the constant it is initialised with, else at 0, and to go up by 1.
+``compiled.as_text()`` is a list of computations, each a list of instructions. The entry computation
+runs once, the body of a while loop once per iteration, and instructions inside a fusion run as part
+of it. For loops with the condition ``i < constant`` (all that jax.lax.scan makes), i is assumed to
+increase by 1 and to start at the constant that initializes it, or at 0 if none is found.
 """
 
 import re
@@ -21,15 +21,17 @@ _CALLS = re.compile(
 )
 _BRANCHES = ("branch_computations", "true_computation", "false_computation")
 _FRAME_TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
-# What passes an integer on as it is, on the way from a constant to the loop it starts.
-_PASSES_ON = {"copy", "bitcast", "convert", "copy-start", "copy-done", "optimization-barrier"}
+# Instructions that leave an integer unchanged, between a constant and the loop that it initializes.
+_FORWARDING = {"copy", "bitcast", "convert", "copy-start", "copy-done", "optimization-barrier"}
 
 Shape = tuple[str, tuple[int, ...]]  # dtype and dimensions
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """``type`` is that of its result; ``rest`` what follows the operands."""
+    """One instruction. ``type`` is the type of its result; ``argument`` is the text in the
+    parentheses; ``rest`` is the text after them.
+    """
 
     name: str
     type: str
@@ -45,12 +47,12 @@ class Instruction:
 
     @property
     def cycles(self) -> int:
-        """What the TPU compiler expects it to take; 0 where it does not say."""
+        """The TPU compiler's estimate of its cycles; 0 if there is none."""
         return int(self._find(r'"estimated_cycles":"(\d+)"') or 0)
 
     @property
     def op_name(self) -> str:
-        """Where it came from, e.g. ``jit(step)/transpose(jvp())/dot_general``."""
+        """Its origin in the jax program, e.g. ``jit(step)/transpose(jvp())/dot_general``."""
         return self._find(r'op_name="([^"]*)"')
 
     @property
@@ -59,12 +61,12 @@ class Instruction:
 
     @property
     def target(self) -> str:
-        """Of a custom call."""
+        """The target of a custom call."""
         return self._find(r'custom_call_target="([^"]*)"')
 
     @cached_property
     def calls(self) -> dict[str, tuple[str, ...]]:
-        """How (``body``, ``calls``, ...) -> the names of the computations that it calls."""
+        """Attribute (``body``, ``calls``, ...) -> the names of the computations that it calls."""
         return {how: tuple(_NAME.findall(names)) for how, names in _CALLS.findall(self.rest)}
 
     def _find(self, pattern: str) -> str:
@@ -74,7 +76,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """Computations by name, and the call stacks that instructions came from."""
+    """Computations by name, and the Python call stacks of the instructions by frame number."""
 
     entry: str
     computations: dict[str, list[Instruction]]
@@ -82,27 +84,28 @@ class Program:
 
     @cached_property
     def by_name(self) -> dict[str, Instruction]:
-        """Names of instructions are unique in a program."""
+        """Instructions by name; names are unique in a program."""
         return {i.name: i for computation in self.computations.values() for i in computation}
 
     def run(self) -> Iterator[tuple[Instruction, int]]:
-        """Every instruction that is executed on its own, and how often; of a conditional, the
-        branch that costs most."""
+        """Every instruction that is executed on its own, and how often it runs. A conditional runs
+        its most expensive branch.
+        """
         yield from self._run(self.entry, 1)
 
     def open_loops(self) -> int:
-        """Loops of unknown length among what runs: they count once."""
+        """The number of loops with an unknown trip count; the body of each counts once."""
         return sum(i.opcode == "while" and self.trips(i) is None for i, _ in self.run())
 
     def inside(self, instruction: Instruction) -> Iterator[Instruction]:
-        """What a fusion is made of, fusions within it included."""
+        """The instructions of a fusion, including those of nested fusions."""
         for name in instruction.calls.get("calls", ()):
             for inner in self.computations[name]:
                 yield inner
                 yield from self.inside(inner)
 
     def trips(self, loop: Instruction) -> int | None:
-        """How often a while loop turns; None: its text does not say."""
+        """The trip count of a while loop; None if its text does not give it."""
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
         if known:
             return int(known[1])
@@ -123,7 +126,7 @@ class Program:
         if not index:
             return 0
         value = self.by_name[initial.operands[int(index[1])]]
-        while value.opcode in _PASSES_ON:
+        while value.opcode in _FORWARDING:
             value = self.by_name[value.operands[0]]
         return int(value.argument) if _is_integer(value) else 0
 
@@ -144,7 +147,7 @@ class Program:
 
 
 def read_program(text: str) -> Program:
-    """The program in ``compiled.as_text()``."""
+    """Parses ``compiled.as_text()``."""
     computations: dict[str, list[Instruction]] = {}
     tables: dict[str, dict[int, str]] = {}
     entry, current, table = "", None, None
@@ -167,7 +170,7 @@ def read_program(text: str) -> Program:
 
 
 def _joined(text: str) -> Iterator[str]:
-    """Lines, those put together that are one instruction: a kernel's attributes have breaks."""
+    """The lines, with the lines of one instruction joined: a kernel's attributes span several."""
     pending = ""
     for line in text.splitlines():
         if pending and not _INSTRUCTION.match(line) and line != "}":
@@ -181,7 +184,7 @@ def _joined(text: str) -> Iterator[str]:
 
 
 def shapes(text: str) -> list[Shape]:
-    """The arrays in the text of a type, a tuple's one after the other."""
+    """The arrays in the text of a type; a tuple type gives all its arrays in order."""
     return [
         (match["dtype"], tuple(int(n) for n in match["dims"].split(",") if n))
         for match in _ARRAY.finditer(text)
@@ -207,7 +210,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """The index behind the bracket that closes the one at ``start``."""
+    """The index after the parenthesis that closes the one at ``start``."""
     depth = 0
     for i in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[i], 0)
@@ -229,15 +232,15 @@ def _frames(tables: dict[str, dict[int, str]]) -> dict[int, tuple[tuple[str, str
     def numbers(text: str) -> dict[str, int]:
         return {key: int(n) for key, n in re.findall(r"(\w+)=(\d+)", text)}
 
-    places = {}
+    origins = {}
     for number, text in locations.items():
         found = numbers(text)
         file, function = files[found["file_name_id"]], functions[found["function_name_id"]]
-        places[number] = (file.strip('"'), function.strip('"'))
+        origins[number] = (file.strip('"'), function.strip('"'))
     stacks: dict[int, tuple[tuple[str, str], ...]] = {}
     for number, text in sorted(frames.items()):
         found = numbers(text)
-        # Parents are counted from 0 = none, frames from 1, and both are printed from 1.
-        above = stacks.get(found.get("parent_frame_id", 1) - 1, ())
-        stacks[number] = (*above, places[found["file_location_id"]])
+        # Frames are numbered from 1. A parent is printed as its number + 1, so that 1 means none.
+        outer = stacks.get(found.get("parent_frame_id", 1) - 1, ())
+        stacks[number] = (*outer, origins[found["file_location_id"]])
     return stacks

@@ -1,5 +1,6 @@
-"""What training would feed its step, in shape alone: the batch and the frozen networks; and arrays
-of these shapes, where no data set is at hand."""
+"""The shapes of a training step's inputs (the batch and the frozen networks), and synthetic arrays
+of these shapes for a machine without data sets or weights.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,16 +11,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from emu_jax.data.pipeline import StreamSpec
-from emu_jax.errors import UserError
 from emu_jax.parallel.sharding import abstract_batch, abstract_params
-from emu_jax.tasks.base import Task
-from emu_jax.tasks.generation import Generation
+from emu_jax.tasks.base import RowSpec, Task
 
 Shapes = Any  # a tree of ShapeDtypeStructs
 
 
 def abstract_frozen(task: Task, mesh: Mesh, without: tuple[str, ...] = ()) -> dict[str, Shapes]:
-    """The task's frozen networks but those in ``without``, as they would lie on the mesh."""
+    """The task's frozen networks except those in ``without``, with their shardings on the mesh."""
     return {
         name: abstract_params(
             {path: _shape(x.shape, network.dtype) for path, x in network.shapes.items()}, mesh
@@ -29,27 +28,38 @@ def abstract_frozen(task: Task, mesh: Mesh, without: tuple[str, ...] = ()) -> di
     }
 
 
-def train_batch(
+def training_batch(
     task: Task,
-    spec: StreamSpec,
+    specs: Mapping[str, StreamSpec],
     frozen: Mapping[str, Shapes],
     mesh: Mesh,
     *,
     cached_latents: bool = False,
     cached_text: bool = False,
 ) -> dict[str, Shapes]:
-    """A batch of the training stream, of the shape of its squarest bucket (no other is larger)."""
+    """A batch of every training stream in its bucket nearest to a square (no other is larger)."""
+    return {
+        name: abstract_batch(_rows(rows, specs[name], frozen, cached_latents, cached_text), mesh)
+        for name, rows in task.streams.items()
+    }
+
+
+def _rows(
+    rows: RowSpec,
+    spec: StreamSpec,
+    frozen: Mapping[str, Shapes],
+    cached_latents: bool,
+    cached_text: bool,
+) -> dict[str, Shapes]:
     b = spec.batch_size
     height, width = min(spec.shapes(), key=lambda shape: abs(shape[0] - shape[1]))
     image = _shape((b, height, width, 3), np.uint8)
-    rows: dict[str, Shapes] = {"record": _shape((b,), np.int32), "sizes": _shape((b, 6), np.int32)}
-    if cached_latents:
-        if not isinstance(task, Generation):
-            raise UserError("data.cache_latents is for generators: this task has no latents.")
-        rows |= jax.eval_shape(lambda frozen, x: task.cached(frozen, x), frozen, image)
+    found: dict[str, Shapes] = {"record": _shape((b,), np.int32), "sizes": _shape((b, 6), np.int32)}
+    if cached_latents and rows.latents:
+        found |= jax.eval_shape(rows.latents.encode, frozen, image)
     else:
-        rows["image"] = image
-    for name, encoder in getattr(task, "encoders", {}).items():
+        found["image"] = image
+    for name, encoder in rows.encoders.items():
         if cached_text:
             states = {
                 "states": _shape((b, encoder.length, encoder.width), encoder.dtype),
@@ -57,23 +67,24 @@ def train_batch(
             }
             if encoder.pooled_width:
                 states["pooled"] = _shape((b, encoder.pooled_width), encoder.dtype)
-            rows.setdefault("text", {})[name] = states
+            found.setdefault("text", {})[name] = states
         else:
             tokens = {
                 "ids": _shape((b, encoder.length), np.int32),
                 "mask": _shape((b, encoder.length), bool),
             }
-            rows.setdefault("tokens", {})[name] = tokens
-    return {"train": abstract_batch(rows, mesh)}
+            found.setdefault("tokens", {})[name] = tokens
+    return found
 
 
 def synthetic(shapes: Shapes, key: jax.Array, scale: float = 1.0) -> Any:
-    """Arrays for a tree of ShapeDtypeStructs, made where they lie: noise for pixels and floats (of
-    these N(0, scale^2)), true for masks, 0 for every other number (token ids among them)."""
+    """Arrays for a tree of ShapeDtypeStructs, created in their shardings: uniform noise for pixels,
+    N(0, scale^2) for floats, True for masks, and 0 for all other numbers such as token ids.
+    """
     leaves, tree = jax.tree.flatten(shapes)
 
     def fill(i: int, x: jax.ShapeDtypeStruct) -> jax.Array:
-        # A program for each kind of array: one of all of them compiles for minutes.
+        # One program per shape: a single program for all arrays takes minutes to compile.
         program = jax.jit(_fill, static_argnums=(2, 3), out_shardings=x.sharding)
         return program(jax.random.fold_in(key, i), scale, x.shape, np.dtype(x.dtype))
 

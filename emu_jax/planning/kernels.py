@@ -1,13 +1,13 @@
-"""What the custom kernels of a program compute: the compiler does not know, so it is said here.
+"""The FLOPs of the custom kernels of a program, which the compiler does not know.
 
-A kernel is known by its name, and by the shapes it is called with where these are padded. With b
-pictures, h heads, n queries, m keys and heads of width d, attention's one product of queries and
-keys (or of weights and values) is p = 2 b h n m d FLOPs, and
+A kernel is identified by its name; the shapes of its operands give the padding. With b images, h
+heads, n queries, m keys and head width d, one matrix product of attention (of queries and keys, or
+of weights and values) has p = 2 b h n m d FLOPs. The kernels have
 
-    forward     2 p,  of which 2 p are the model's
-    backward    5 p            4 p     (the weights are computed anew)
+    forward     2 p executed,  2 p of the model
+    backward    5 p executed,  4 p of the model (the weights are recomputed)
 
-so that forward and backward together are the 6 p of attention without a kernel.
+so that the model FLOPs of forward and backward are the 6 p of attention without a kernel.
 """
 
 import re
@@ -19,8 +19,9 @@ from emu_jax.planning.hlo import Shape
 
 
 class Work(NamedTuple):
-    """FLOPs that a call executes, those of them that are the model's (no recomputation), and the
-    width of the heads: the matrix unit is 128 wide, and a narrower head leaves the rest idle."""
+    """The FLOPs that a call executes, the model FLOPs among them (without recomputation), and the
+    head width: the matrix unit is 128 wide, and a narrower head leaves a part of it idle.
+    """
 
     flops: float
     model_flops: float
@@ -28,17 +29,18 @@ class Work(NamedTuple):
 
 
 def _attention(called: re.Match, operands: Sequence[Shape]) -> Work:
-    """Of :mod:`emu_jax.parallel.flash`, whose first arrays are q [b, n, lanes] and k [b, m, lanes],
-    each padded, and the queries perhaps a part of all."""
+    """The work of :mod:`emu_jax.parallel.flash`. Its first operands are q [b, n, lanes] and
+    k [b, m, lanes]; both are padded, and the queries may be only a part of all queries.
+    """
     lanes, heads, n, m, d = (int(called[key]) for key in ("lanes", "heads", "n", "m", "d"))
     (b, rows, width), (_, columns, _) = (dims for _, dims in operands[:2])
-    product = 2.0 * b * rows * columns * width
-    true = 2.0 * b * heads * m * d * n * rows / (-(-n // 128) * 128)
+    padded = 2.0 * b * rows * columns * width
+    exact = 2.0 * b * heads * m * d * n * rows / (-(-n // 128) * 128)
     executed, model = {"forward": (2, 2), "backward": (5, 4)}[called["direction"]]
-    return Work(executed * product, model * true, lanes)
+    return Work(executed * padded, model * exact, lanes)
 
 
-# Pattern of the kernel's name -> its work; the first that is found counts.
+# Pattern of a kernel's name -> its work; the first match counts.
 KERNELS: dict[str, Callable[[re.Match, Sequence[Shape]], Work]] = {
     r"attention_(?P<lanes>\d+)_of_(?P<heads>\d+)x(?P<n>\d+)x(?P<m>\d+)x(?P<d>\d+)"
     r"_(?P<direction>forward|backward)": _attention,
@@ -46,7 +48,7 @@ KERNELS: dict[str, Callable[[re.Match, Sequence[Shape]], Work]] = {
 
 
 def work_of(name: str, operands: Sequence[Shape]) -> Work:
-    """The work of one call of the kernel ``name`` with these arrays.
+    """The work of one call of the kernel ``name`` with these operands.
 
     Raises:
       UserError: the kernel is not in the table above.
@@ -54,4 +56,7 @@ def work_of(name: str, operands: Sequence[Shape]) -> Work:
     for pattern, work in KERNELS.items():
         if found := re.search(pattern, name):
             return work(found, operands)
-    raise UserError(f"Nobody has said what the kernel {name!r} computes: see planning/kernels.py.")
+    raise UserError(
+        f"The FLOPs of the kernel {name!r} are unknown; add it to KERNELS in "
+        "emu_jax/planning/kernels.py."
+    )

@@ -1,4 +1,4 @@
-"""One training step compiled for one topology, and what is to be known of it."""
+"""One training step compiled for one topology: its memory, modeled time and traffic."""
 
 import math
 import re
@@ -21,12 +21,13 @@ from emu_jax.training.step import jit_step
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT])\b")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_MOST = 0.8  # of a chip's memory: with more than that in arguments there is no room to work
+# The share of a chip's memory above which the arguments leave too little for activations.
+_MAX_ARGUMENTS = 0.8
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a chip, as the compiler lays them out; ``aliased`` outputs lie where arguments did."""
+    """Bytes per chip in the compiler's layout; ``aliased`` outputs reuse memory of arguments."""
 
     arguments: int
     outputs: int
@@ -41,10 +42,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """``memory`` is None where the step does not fit; ``advice`` then says what to change.
+    """A compiled step. ``memory`` is None if the step does not fit; ``advice`` then says what to
+    change.
 
-    ``flops`` are the model's, of the whole batch; ``terms`` what its time is made of;
-    ``open_loops`` how many loops of unknown length count once in it.
+    ``flops`` are the model FLOPs of the whole batch. ``terms`` are the terms of the modeled time,
+    in which the body of each of the ``open_loops`` loops of unknown trip count counts once.
     """
 
     topology: Topology
@@ -64,7 +66,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """The modelled step."""
+        """The modeled time of the step."""
         return sum(term.seconds for term in self.terms)
 
     @property
@@ -73,7 +75,7 @@ class Plan:
 
     @property
     def images_per_second(self) -> float:
-        """A chip's share of the batch over the modelled step."""
+        """Images per second per chip, by the modeled time."""
         return self.batch_size / self.chips / self.seconds
 
 
@@ -89,7 +91,9 @@ def make_plan(
     seed: int = 0,
     accumulate: int = 1,
 ) -> Plan:
-    """Compiles the step; ``state``, ``frozen`` and ``batch`` are abstract and lie on ``mesh``."""
+    """Compiles the step. ``state``, ``frozen`` and ``batch`` are abstract, with shardings on
+    ``mesh``.
+    """
     rows = jax.tree.leaves(batch)[0].shape[0]
     step = jit_step(task, state, mesh, seed=seed, accumulate=accumulate)
     lowered = step.trace(state, frozen, batch).lower()
@@ -102,7 +106,7 @@ def make_plan(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        held = sum(map(_bytes_a_chip, jax.tree.leaves((state, frozen, batch))))
+        held = sum(map(_bytes_per_chip, jax.tree.leaves((state, frozen, batch))))
         advice = advise(str(error), topology, held, mesh.shape["fsdp"], rows // accumulate)
         return Plan(**common, compile_seconds=time.monotonic() - start, advice=advice)
     seconds = time.monotonic() - start
@@ -125,36 +129,40 @@ def make_plan(
 
 
 def advise(error: str, topology: Topology, held: int, fsdp: int, rows: int) -> str:
-    """One sentence: what a step that the compiler refuses needs, and what to change.
+    """One sentence: how much memory a step that does not fit needs, and what to change.
 
-    ``held`` are the bytes a chip of its arguments, ``rows`` the pictures that all chips work on at
-    once.
+    ``error`` is the compiler's message. ``held`` is the size of the step's arguments in bytes per
+    chip, ``rows`` the number of images that all chips process at once.
     """
     chip, chips = topology.chip, len(topology.devices)
     sizes = [float(n) * _UNITS[unit] for n, unit in _SIZE.findall(error)]
     needed = next((size for size in sizes if size > chip.memory), None)
-    says = f"needs {needed / GIB:.1f} of" if needed else "needs more than"
-    rows_a_chip = rows // chips
-    if held > _MOST * chip.memory:
+    capacity = f"{chip.memory / GIB:.2f} GiB per chip"
+    if needed:
+        needs = f"{needed / GIB:.1f} GiB per chip, but {topology.name} has {capacity}"
+    else:
+        needs = f"more than the {capacity} of {topology.name}"
+    rows_per_chip = rows // chips
+    if held > _MAX_ARGUMENTS * chip.memory:
         within = chips // topology.slices
-        more = f"raise mesh.fsdp ({fsdp} now)" if fsdp < within else "take a larger topology"
+        more = f"raise mesh.fsdp (now {fsdp})" if fsdp < within else "use a larger topology"
         change = (
-            f"parameters, optimiser and batch alone take {held / GIB:.1f}: {more}, so that more "
-            "chips share them"
+            f"parameters, optimizer state and batch alone take {held / GIB:.1f} GiB: {more}, so "
+            "that more chips share them"
         )
-    elif rows_a_chip > 1:
+    elif rows_per_chip > 1:
         change = (
-            f"each chip works on {rows_a_chip} pictures at once: lower train.batch_size, raise "
-            "train.accumulate, or rematerialise activations (denoiser.remat)"
+            f"each chip processes {rows_per_chip} images at once: lower train.batch_size, raise "
+            "train.accumulate, or rematerialize activations (denoiser.remat)"
         )
     else:
         change = (
-            "each chip works on a single picture already: rematerialise activations "
-            "(denoiser.remat), raise mesh.fsdp, or take chips with more memory"
+            "each chip already processes a single image: rematerialize activations "
+            "(denoiser.remat), raise mesh.fsdp, or use chips with more memory"
         )
-    return f"The step {says} {chip.memory / GIB:.2f} GiB a chip on {topology.name}; {change}."
+    return f"The step needs {needs}; {change}."
 
 
-def _bytes_a_chip(x: jax.ShapeDtypeStruct) -> int:
+def _bytes_per_chip(x: jax.ShapeDtypeStruct) -> int:
     assert x.sharding is not None
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize

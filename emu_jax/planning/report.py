@@ -1,4 +1,4 @@
-"""Plans as a table to print, as JSON and as an HTML page."""
+"""Plans as a printed table, as JSON and as an HTML page."""
 
 import json
 from collections.abc import Sequence
@@ -28,15 +28,16 @@ COLUMNS = (
     "images/s a chip",
     "compiled in s",
 )
-_KEYS = {"part": "Part of the step", "sort": "Sort of operation", "module": "Module"}
+_KEYS = {"part": "Phase of the step", "sort": "Kind of operation", "module": "Module"}
 _MODULES = 16
-_NOTE = """Memory is the compiler's own layout, in GiB a chip. The modelled step is a sum of the
-compiler's estimates, with neither waiting nor collectives in it: good to compare two versions of a
-step, no promise of a time. FLOPs are the model's, forward and backward, nothing counted twice."""
+_NOTE = """Memory is the compiler's own layout, in GiB per chip. The modeled step is a sum of the
+compiler's estimates and contains neither waiting nor collectives. Use it to compare two versions of
+a step, not to predict a time. FLOPs are the model's, forward and backward; nothing is counted
+twice."""
 
 
 def row(plan: Plan) -> list[object]:
-    """One plan's entries of the table; None for what a step that does not fit leaves open."""
+    """The table row of one plan; entries that a step that does not fit cannot have are None."""
     data, fsdp = plan.mesh["data"], plan.mesh["fsdp"]
     capacity = plan.topology.chip.memory / GIB
     head: list[object] = [_name(plan), f"data {data} x fsdp {fsdp}"]
@@ -59,7 +60,7 @@ def row(plan: Plan) -> list[object]:
 
 
 def record(plan: Plan, profile: bool) -> dict[str, Any]:
-    """A plan as JSON: bytes, FLOPs and seconds."""
+    """A plan as JSON, in bytes, FLOPs and seconds."""
     found: dict[str, Any] = {
         "topology": plan.topology.name,
         "slices": plan.topology.slices,
@@ -89,7 +90,7 @@ def record(plan: Plan, profile: bool) -> dict[str, Any]:
 
 
 def print_plans(plans: Sequence[Plan], profile: bool) -> None:
-    """The table, the traffic and what to change; with ``profile``, where the time goes."""
+    """Prints the table, the traffic and the advice; with ``profile`` also where the time goes."""
     print(_aligned([COLUMNS, *map(row, plans)]))
     for plan in plans:
         if plan.memory is None:
@@ -98,9 +99,10 @@ def print_plans(plans: Sequence[Plan], profile: bool) -> None:
         sent = [f"{t.count} {t.kind} ({t.link}, {t.bytes / 2**20:,.1f} MiB)" for t in plan.traffic]
         if plan.open_loops:
             print(
-                f"\n{plan.open_loops} loops on {_name(plan)} are of unknown length: they count once"
+                f"\n{plan.open_loops} loops on {_name(plan)} have an unknown trip count; each "
+                "counts once"
             )
-        print(f"\n{_name(plan)} sends a step, a chip: {', '.join(sent) or 'nothing'}")
+        print(f"\n{_name(plan)} sends per step and chip: {', '.join(sent) or 'nothing'}")
         for key, title in _KEYS.items() if profile else ():
             found = list(totals(plan.terms, key).items())[:_MODULES]
             rows = [(name, s * 1e3, f"{s / plan.seconds:.1%}") for name, s in found]
@@ -108,7 +110,7 @@ def print_plans(plans: Sequence[Plan], profile: bool) -> None:
 
 
 def save(folder: epath.PathLike, title: str, plans: Sequence[Plan], profile: bool) -> epath.Path:
-    """``plan.json`` and ``index.html`` in the folder; returns the page's place."""
+    """Writes ``plan.json`` and ``index.html`` to the folder; returns the path of the page."""
     folder = epath.Path(folder)
     sections: list[Section] = [Table("Plan", COLUMNS, [row(plan) for plan in plans], note=_NOTE)]
     for plan in plans:
@@ -116,7 +118,7 @@ def save(folder: epath.PathLike, title: str, plans: Sequence[Plan], profile: boo
             sections.append(Text(f"{_name(plan)} does not fit", plan.advice))
             continue
         sent = [[t.kind, t.link, t.count, t.bytes / 2**20] for t in plan.traffic]
-        columns = ["collective", "link", "a step", "MiB of results a chip"]
+        columns = ["collective", "link", "count per step", "MiB of results per chip"]
         sections.append(Table(f"Traffic on {_name(plan)}", columns, sent))
         if profile:
             sections += _profile(plan)
@@ -129,9 +131,9 @@ def _profile(plan: Plan) -> list[Section]:
     plots = {}
     for key, title in _KEYS.items():
         found = list(totals(plan.terms, key).items())[:_MODULES]
-        # From 0 to its value: a bar.
+        # An interval from 0 to the value is a bar.
         bars = {name: (s * 1e3, 0.0, s * 1e3) for name, s in found}
-        plots[f"{title}, modelled ms"] = interval_plot(bars, title)
+        plots[f"{title}, modeled ms"] = interval_plot(bars, title)
     crossed = _crossed(plan)
     parts = list(totals(plan.terms, "part"))
     rows = [
@@ -139,13 +141,13 @@ def _profile(plan: Plan) -> list[Section]:
         for sort, by_part in crossed.items()
     ]
     return [
-        Charts(f"Where the step goes on {_name(plan)}", [], plots),
-        Table("Modelled ms, by sort and part", ["", *parts, "all"], rows),
+        Charts(f"Where the time of the step goes on {_name(plan)}", [], plots),
+        Table("Modeled ms by kind of operation and phase", ["", *parts, "all"], rows),
     ]
 
 
 def _crossed(plan: Plan) -> dict[str, dict[str, float]]:
-    """Sort -> part -> seconds."""
+    """Kind of operation -> phase -> seconds."""
     return {
         sort: totals([term for term in plan.terms if term.sort == sort], "part")
         for sort in totals(plan.terms, "sort")
@@ -158,11 +160,11 @@ def _name(plan: Plan) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[object]]) -> str:
-    """Rows of words and numbers as columns of text, words to the left, numbers to the right."""
-    words = [[_word(value) for value in one] for one in rows]
-    widths = [max(map(len, column)) for column in zip(*words, strict=True)]
+    """Rows as text in columns: words are aligned to the left, numbers to the right."""
+    texts = [[_cell(value) for value in one] for one in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = []
-    for values, cells in zip(rows, words, strict=True):
+    for values, cells in zip(rows, texts, strict=True):
         padded = [
             cell.rjust(width) if isinstance(value, float | int) else cell.ljust(width)
             for value, cell, width in zip(values, cells, widths, strict=True)
@@ -171,5 +173,5 @@ def _aligned(rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-def _word(value: object) -> str:
+def _cell(value: object) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

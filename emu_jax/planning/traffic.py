@@ -1,8 +1,8 @@
-"""What a program sends between chips: collectives by kind and by the links they cross.
+"""The traffic of a program between chips: collectives by kind and by the links that they use.
 
-ICI are the links inside a slice; DCN is the network between slices, some hundred times slower. On
-TPUs a program is compiled for one slice: what crosses to another leaves through its host, as a
-``send`` that names the collective it is part of, and every other collective stays inside.
+ICI are the links inside a slice; DCN is the network between slices, about a hundred times slower.
+On TPUs a program is compiled for one slice. Data for another slice leaves through the host, as a
+``send`` that names its collective; every other collective stays inside the slice.
 """
 
 import re
@@ -15,13 +15,15 @@ from emu_jax.planning.hlo import Instruction, Program
 
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
-# How the TPU compiler writes a reduce-scatter: a fusion of an all-reduce and a slice of it.
+# The TPU compiler writes a reduce-scatter as a fusion of an all-reduce and a slice.
 _SCATTERED = "all-reduce-scatter"
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """All collectives of one kind on one sort of link; ``bytes`` of their results a chip."""
+    """All collectives of one kind on one kind of link; ``bytes`` is the size of their results per
+    chip.
+    """
 
     kind: str
     link: str
@@ -30,7 +32,7 @@ class Traffic:
 
 
 def traffic(program: Program) -> list[Traffic]:
-    """Every collective, as often as it runs."""
+    """All collectives of a program, each counted as often as it runs."""
     totals: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     for kind, link, size, times in _collectives(program):
         totals[kind, link][0] += times
@@ -39,8 +41,9 @@ def traffic(program: Program) -> list[Traffic]:
 
 
 def _collectives(program: Program) -> Iterator[tuple[str, str, int, int]]:
-    """(kind, link, bytes, times). One that is overlapped with the work of several fusions is in
-    each of them, under one channel, and counts once."""
+    """(kind, link, bytes, times). A collective that overlaps with several fusions is in each of
+    them with the same channel, and counts once.
+    """
     seen = set()
     for outer, times in program.run():
         for instruction in (outer, *program.inside(outer)):

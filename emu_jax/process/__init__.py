@@ -1,1 +1,1 @@
-"""The maths of generation: corruption, targets, guidance, samplers. Pure functions."""
+"""The mathematics of generation: corruption, targets, guidance, samplers. Pure functions."""

@@ -1,17 +1,19 @@
-"""Parallel decoding: a sampler of the masking process that names many tokens at a time.
+"""Parallel decoding: a sampler of the masking process that samples many tokens in one step.
 
-At time t the network gives logits for every token. Each masked one draws its code from them,
-and the draws are compared by
+At time t the network gives logits for every token. A code is sampled for each masked token, and the
+samples are ranked by
 
-    confidence = log p(drawn) + temperature s g,   g ~ Gumbel(0, 1)                        (1)
+    confidence = log p(sampled) + temperature s g,   g ~ Gumbel(0, 1)                      (1)
 
-The least confident ones are masked again, so many that of the N tokens that were to be drawn
+The least confident ones are masked again. Of the N tokens to be sampled in total, with n masked at
+t,
 
-    min(floor(N r(s)), masked at t - 1)                                                    (2)
+    min(floor(N r(s)), n - 1)                                                              (2)
 
-are left at s (r: the masking process's rate): on a grid of T equal steps, floor(N cos(pi/2
-(i + 1)/T)) after step i, and none after the last. The temperature falls with s: early steps choose
-nearly any place, the last by confidence alone. Tokens that are not masked are never touched.
+are masked at s (r: the rate of the masking process). On a grid of T equal steps these are
+floor(N cos(pi/2 (i + 1)/T)) after step i, and none after the last. The temperature falls with s:
+early steps choose positions nearly at random, the last steps by confidence alone. Tokens that are
+not masked never change.
 """
 
 from collections.abc import Callable
@@ -23,22 +25,23 @@ from jaxtyping import Array, Float, Int
 
 from emu_jax.errors import UserError
 from emu_jax.process.masking import MaskingProcess, lowest
-from emu_jax.process.noise import fold_in, gumbel
+from emu_jax.process.noise import Keys, fold_in, gumbel
+from emu_jax.process.protocol import Sampler
 
 
 @dataclass(frozen=True)
-class ParallelDecoding:
-    """(1) and (2). The memory is N of each row, 0 before the first step.
+class ParallelDecoding(Sampler):
+    """Equations (1) and (2). The memory is N of each row, 0 before the first step.
 
-    What is known of a picture is put in place before the first step, which therefore counts N:
-    the masks at its t, over r(t).
+    Known tokens are in place before the first step. That step therefore computes N: the number of
+    masked tokens at its t, divided by r(t).
     """
 
     temperature: float = 4.0
 
     def __post_init__(self):
         if self.temperature < 0:
-            raise UserError(f"the temperature of decoding is at least 0, not {self.temperature}")
+            raise UserError(f"sampling.temperature is {self.temperature}; use 0 or more.")
 
     def init(self, x: Int[Array, "b *d"]) -> Float[Array, " b"]:
         return jnp.zeros(x.shape[:1])
@@ -51,16 +54,16 @@ class ParallelDecoding:
         memory: Float[Array, " b"],
         t: Float[Array, ""],
         s: Float[Array, ""],
-        key: jax.Array,
+        key: Keys,
     ) -> tuple[Int[Array, "b *d"], Float[Array, " b"]]:
         logits = predict(x, t)
-        drawn = jnp.argmax(logits + gumbel(fold_in(key, 0), logits.shape), axis=-1)
-        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[..., None], axis=-1)[..., 0]
+        sampled = jnp.argmax(logits + gumbel(fold_in(key, 0), logits.shape), axis=-1)
+        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), sampled[..., None], axis=-1)[..., 0]
         confidence = log_p + self.temperature * s * gumbel(fold_in(key, 1), x.shape)
 
         masked = x == process.mask
         now = jnp.sum(masked, axis=tuple(range(1, x.ndim)))
         total = jnp.where(memory > 0, memory, now / process.rate(t))
-        left = jnp.maximum(jnp.minimum(process.left(total, s), now - 1), 0)
+        left = jnp.maximum(jnp.minimum(process.masked_count(total, s), now - 1), 0)
         again = lowest(jnp.where(masked, confidence, jnp.inf), left)
-        return jnp.where(masked & ~again, drawn.astype(x.dtype), x), total
+        return jnp.where(masked & ~again, sampled.astype(x.dtype), x), total

@@ -1,24 +1,24 @@
-"""Steering a sample: classifier-free guidance on outputs, clipping and thresholding on x0.
+"""Guidance of a sample: classifier-free guidance on outputs, clipping and thresholding on x0.
 
-With c the network's output under the condition and u the one without it (or under a negative
-prompt, which is just another u), classifier-free guidance (Ho & Salimans 2022) is
+With c the network's output under the condition and u the output without it (or under a negative
+prompt, which is another u), classifier-free guidance (Ho & Salimans 2022) is
 
     g = u + w (c - u)                                                                      (1)
 
-w = 1 is the plain conditional model. Muse's w rises over sampling, so that the first tokens are as
-diverse as the model is and the last as true to the text as asked:
+w = 1 is the plain conditional model. In Muse w rises during sampling, so that the first tokens have
+the diversity of the model and the last ones follow the text as closely as asked:
 
-    w(t) = 1 + (w - 1) (1 - t)                                                             (3)
+    w(t) = 1 + (w - 1) (1 - t)                                                             (2)
 
-A large w widens the output's distribution, which shows as
-overexposure; guidance rescale (Lin et al. 2023) gives back c's standard deviation, in part:
+A large w widens the distribution of the output, which is visible as overexposure. Guidance rescale
+(Lin et al. 2023) restores the standard deviation of c, in part:
 
-    g' = phi g std(c) / std(g) + (1 - phi) g,   std over all of a row                      (2)
+    g' = phi g std(c) / std(g) + (1 - phi) g,   std over all of a row                      (3)
 
-A large w also drives x0 out of the pictures' range [-1, 1], where pixel models have never been.
-Static clipping cuts x0 there. Dynamic thresholding (Imagen) takes s = max(1, the 99.5th percentile
-of a row's |x0|), cuts at +-s and divides by s. Both belong to pixels: latents have no such range.
-DeepFloyd IF takes the 95th percentile and holds s below a limit.
+A large w also moves x0 out of the range of images, [-1, 1], where pixel models were never trained.
+Static clipping clips x0 to it. Dynamic thresholding (Imagen) takes s = max(1, the 99.5th percentile
+of a row's |x0|), clips to +-s and divides by s. Both are for pixels: latents have no such range.
+DeepFloyd IF takes the 95th percentile and limits s.
 """
 
 from collections.abc import Callable
@@ -28,27 +28,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-Denoise = Callable[[Float[Array, "b *d"], Float[Array, " b"]], Float[Array, "b *o"]]
-Split = Callable[[Float[Array, "b *o"]], tuple[Array, Array | None]]
+from emu_jax.process.protocol import Data
+
+Denoise = Callable[[Data, Float[Array, " b"]], Float[Array, "b *o"]]
+Scale = float | Float[Array, "..."]
+"""One w, or an array of them that broadcasts to the output."""
+SplitOutput = Callable[
+    [Float[Array, "b *o"]], tuple[Float[Array, "b *p"], Float[Array, "b *v"] | None]
+]
 
 
 def guide(
-    cond: Float[Array, "b *d"], uncond: Float[Array, "b *d"], scale: float | Array
-) -> Float[Array, "b *d"]:
+    cond: Float[Array, "b *o"], uncond: Float[Array, "b *o"], scale: Scale
+) -> Float[Array, "b *o"]:
     """Equation (1), in fp32; ``scale`` is w."""
     cond, uncond = jnp.asarray(cond, jnp.float32), jnp.asarray(uncond, jnp.float32)
     return uncond + scale * (cond - uncond)
 
 
-def rising(scale: float | Array) -> Callable[[Float[Array, " b"]], Float[Array, " b"]]:
-    """Equation (3), of t."""
+def rising(scale: float | Float[Array, ""]) -> Callable[[Float[Array, " b"]], Float[Array, " b"]]:
+    """Equation (2) as a function of t."""
     return lambda t: 1 + (scale - 1) * (1 - t)
 
 
 def rescale(
-    guided: Float[Array, "b *d"], cond: Float[Array, "b *d"], phi: float | Array
-) -> Float[Array, "b *d"]:
-    """Equation (2), in fp32; ``phi`` is in [0, 1], and the authors use 0.7."""
+    guided: Float[Array, "b *o"], cond: Float[Array, "b *o"], phi: float | Float[Array, ""]
+) -> Float[Array, "b *o"]:
+    """Equation (3), in fp32; ``phi`` is in [0, 1], and the authors use 0.7."""
     guided, cond = jnp.asarray(guided, jnp.float32), jnp.asarray(cond, jnp.float32)
     whole = range(1, guided.ndim)
     ratio = jnp.std(cond, axis=whole, keepdims=True) / jnp.std(guided, axis=whole, keepdims=True)
@@ -56,27 +62,27 @@ def rescale(
 
 
 def guided(
-    network: Callable[[Array, Array, Any], Array],
+    network: Callable[[Data, Float[Array, " b"], Any], Float[Array, "b *o"]],
     cond: PyTree[Array],
     uncond: PyTree[Array] | None,
-    scale: float | Array | Callable[[Float[Array, " b"]], Float[Array, " b"]],
+    scale: Scale | Callable[[Float[Array, " b"]], Float[Array, " b"]],
     phi: float = 0.0,
-    split: Split = lambda output: (output, None),
+    split: SplitOutput = lambda output: (output, None),
 ) -> Denoise:
     """``denoise(x, t)`` from ``network(x, t, conditioning)``, in one call for cond and uncond.
 
-    ``scale`` is w, or says w of t (``rising``). ``split`` divides an output in what is guided and
-    what is left as cond says it (``Process.split``).
+    ``scale`` is w, or a function of t that gives w (``rising``). ``split`` divides an output into
+    the part that is guided and the part that is taken from cond (``Process.split_output``).
 
-    cond and uncond are trees of [b, ...] arrays of the same shapes. Row i's two halves are
-    neighbours in the doubled batch, so a batch that is sharded over devices stays where it is.
-    ``uncond=None`` runs the condition alone.
+    cond and uncond are trees of [b, ...] arrays of the same shapes. The two halves of row i are
+    neighbors in the doubled batch, so a batch that is sharded over devices needs no resharding.
+    ``uncond=None`` evaluates the condition alone.
     """
     if uncond is None:
         return lambda x, t: network(x, t, cond)
     both = jax.tree.map(_interleave, cond, uncond)
 
-    def denoise(x: Float[Array, "b *d"], t: Float[Array, " b"]) -> Float[Array, "b *d"]:
+    def denoise(x: Data, t: Float[Array, " b"]) -> Float[Array, "b *o"]:
         output = network(_interleave(x, x), _interleave(t, t), both)
         output = output.reshape(x.shape[0], 2, *output.shape[1:])
         w = scale(t).reshape(-1, *(1,) * (output.ndim - 2)) if callable(scale) else scale
@@ -89,15 +95,15 @@ def guided(
 
 
 def static_clip(x0: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
-    """x0 cut to [-1, 1]."""
+    """x0 clipped to [-1, 1]."""
     return jnp.clip(x0, -1, 1)
 
 
 def dynamic_threshold(
     x0: Float[Array, "b *d"], quantile: float = 0.995, limit: float = 0.0
 ) -> Float[Array, "b *d"]:
-    """x0 cut at its own quantile of absolute values, held between 1 and ``limit`` (0: any), and
-    scaled back.
+    """x0 clipped to +-s and divided by s: the given quantile of |x0| in each row, at least 1 and at
+    most ``limit`` (0: no limit).
     """
     size = jnp.quantile(jnp.abs(x0), quantile, axis=tuple(range(1, x0.ndim)), keepdims=True)
     size = jnp.clip(size, 1, limit or None)

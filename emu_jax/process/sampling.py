@@ -1,22 +1,22 @@
-"""The loop that every sampler shares, and the times that it visits.
+"""The loop that all samplers share, and its time grids.
 
-``sample`` starts at x and visits ``times``, highest first, in one ``lax.scan``, so the network is
-compiled once whatever the number of steps:
+``sample`` starts at x and visits ``times``, in decreasing order, in one ``lax.scan``, so the
+network is compiled once for any number of steps:
 
-    from noise           x = process.prior(key, shape),            times = time_grid(process, n)
-    from a picture       x = process.diffuse(key, x0, times[k]),   times = times[k:]
-    part of a picture    known=x0, known_mask=mask: before every step the known part is replaced by
-                         x0 as the process shows it at that step's time (noised; tokens as they
-                         are), and at the end by x0 itself
+    from noise          x = process.prior(key, shape),  times = time_grid(process, n)
+    from an image       x = process.sample_forward(key, x0, times[k]),  times = times[k:]
+    part of an image    known=x0, known_mask=mask: before every step the known part is replaced by
+                        x0 as the process gives it at the time of that step (with noise; tokens
+                        unmasked), and at the end by x0 itself
 
-``advance`` is the same loop for any run of steps, its state in and out. Feedback learning takes k
-steps and one more with a gradient:
+``advance`` is the same loop for any consecutive steps, and takes and returns its state. Feedback
+learning takes k steps and one more with a gradient:
 
     state = advance(denoise, process, sampler, times, key, start(sampler, x), jnp.arange(k))
     state = advance(..., jax.lax.stop_gradient(state), jnp.array([k]))
 
-Step i draws its noise from fold_in(key, i), so a run cut in two equals the whole run, bit for bit.
-``key`` may be one key, or one for each row (``emu_jax.process.noise``).
+The noise of step i comes from fold_in(key, i), so two halves of a run equal the whole run, bit for
+bit. ``key`` may be one key, or one per row (``emu_jax.process.noise``).
 """
 
 from typing import Any, Literal, NamedTuple
@@ -29,16 +29,15 @@ from jaxtyping import Array, Bool, Float, Int
 from emu_jax.errors import UserError
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.guidance import Denoise
-from emu_jax.process.noise import fold_in
-from emu_jax.process.protocol import Data, Process, Transform, as_data
-from emu_jax.process.samplers import Sampler
+from emu_jax.process.noise import Keys, fold_in
+from emu_jax.process.protocol import Data, Process, Sampler, Transform, as_data
 
 KARRAS_RHO = 7.0
 KARRAS_RATIOS = (0.002, 80.0)
 
 
 class State(NamedTuple):
-    """A sample under way."""
+    """An unfinished sample."""
 
     x: Data
     memory: Any
@@ -55,17 +54,17 @@ def sample(
     process: Process,
     sampler: Sampler,
     times: Float[Array, " n_plus_1"],
-    key: jax.Array,
+    key: Keys,
     x: Data,
     *,
     known: Data | None = None,
-    known_mask: Bool[Array, "b *m"] | None = None,
+    known_mask: Bool[Array, "..."] | None = None,
     transform: Transform | None = None,
 ) -> Data:
-    """x0 (fp32, or tokens) from x at times[0], by way of ``times`` (the last is 0).
+    """x0 (fp32, or tokens) from x at times[0], through ``times`` (the last is 0).
 
-    ``denoise(x, t)`` gives the network's output for x and t [b], guidance included.
-    ``known_mask`` is true where ``known`` is to be kept, and broadcasts to x. ``transform`` acts on
+    ``denoise(x, t)`` returns the network's output for x and t [b], guidance included.
+    ``known_mask`` is true where ``known`` is kept, and broadcasts to x. ``transform`` is applied to
     every predicted x0 (``guidance.static_clip``, ``dynamic_threshold``).
     """
     state = advance(
@@ -90,21 +89,21 @@ def advance(
     process: Process,
     sampler: Sampler,
     times: Float[Array, " n_plus_1"],
-    key: jax.Array,
+    key: Keys,
     state: State,
     steps: Int[Array, " k"],
     *,
     known: Data | None = None,
-    known_mask: Bool[Array, "b *m"] | None = None,
+    known_mask: Bool[Array, "..."] | None = None,
     transform: Transform | None = None,
 ) -> State:
-    """The state after ``steps``, consecutive numbers i of steps from times[i] to times[i + 1].
+    """The state after ``steps``: consecutive numbers i, each a step from times[i] to times[i + 1].
 
-    Times and steps may be traced values, and the result can be differentiated. Arguments otherwise
-    as in ``sample``.
+    Times and steps may be traced values, and the result can be differentiated. The other arguments
+    are as in ``sample``.
     """
     if (known is None) != (known_mask is None):
-        raise UserError("known and known_mask come together: give both, or neither")
+        raise ValueError("known and known_mask are given together or not at all")
     times = jnp.asarray(times, jnp.float32)
 
     def predict(x: Array, t: Array):
@@ -115,8 +114,8 @@ def advance(
         x, memory = state
         key_i = fold_in(key, i)
         if known is not None and known_mask is not None:
-            shown = process.shown(fold_in(key_i, 1), as_data(known), times[i])
-            x = jnp.where(known_mask, shown, x)
+            known_x = process.known_at(fold_in(key_i, 1), as_data(known), times[i])
+            x = jnp.where(known_mask, known_x, x)
         key_step = fold_in(key_i, 0)
         x, memory = sampler.step(predict, process, x, memory, times[i], times[i + 1], key_step)
         return State(x, memory), None
@@ -129,21 +128,24 @@ def time_grid(
     n: int,
     spacing: Literal["trailing", "uniform", "leading", "karras"] = "trailing",
 ) -> Float[Array, " n_plus_1"]:
-    """n steps within the process's bounds: n + 1 falling times, the last of them 0.
+    """n steps within the bounds of the process: n + 1 decreasing times, the last of them 0.
 
-    "trailing": equal steps from the upper bound to 0. Diffusers' "trailing" (which rounds to whole
-        steps where T is no multiple of n); what few steps need (Lin et al. 2023).
-    "uniform": equal steps from the upper bound to the lower, then 0. Diffusers' "linspace", with
+    "trailing": equal steps from the upper bound to 0. "trailing" in diffusers (which rounds to
+        integer steps if n does not divide T); what few steps need (Lin et al. 2023).
+    "uniform": equal steps from the upper bound to the lower, then 0. "linspace" in diffusers, with
         the bounds (1/T, 1).
-    "leading": every (T // n)-th of a discrete schedule's steps, the first of them the last one
-        visited, then 0. Diffusers' "leading", as DeepFloyd IF is drawn with: it starts below t = 1,
-        on noise that still holds signal in training but none in sampling.
-    "karras": the noise-to-signal ratio's 7th root falls evenly between the bounds, or between EDM's
-        80 and 0.002 where the bounds reach further, but from the upper bound itself; then 0
-        (Karras et al. 2022). Diffusers' ``use_karras_sigmas`` with "linspace".
+    "leading": every (T // n)-th step of a discrete schedule, the last of them its first step, then
+        0. "leading" in diffusers, as DeepFloyd IF is sampled: it starts below t = 1, where x has
+        some signal in training but none in sampling.
+    "karras": the 7th root of the noise-to-signal ratio falls in equal steps between the bounds, or
+        between EDM's 80 and 0.002 where the bounds reach further, but starts at the upper bound
+        itself; then 0 (Karras et al. 2022). ``use_karras_sigmas`` with "linspace" in diffusers.
+
+    Raises:
+      UserError: n < 1, or a spacing that is unknown or not defined for this process and this n.
     """
     if n < 1:
-        raise UserError(f"sampling takes at least one step, not {n}")
+        raise UserError(f"sampling.steps is {n}; use 1 or more.")
     low, high = process.bounds
     match spacing:
         case "trailing":
@@ -154,21 +156,23 @@ def time_grid(
             total = process.schedule.steps if isinstance(process, GaussianProcess) else None
             if total is None or n > total:
                 raise UserError(
-                    f'spacing="leading" takes {n} of the whole steps of a discrete schedule, which '
-                    f"has {total or 'none'} here: choose trailing"
+                    f"sampling.spacing='leading' with {n} steps needs a discrete schedule of at "
+                    f"least {n} steps, and this one has {total or 'none'}; use 'trailing'."
                 )
             index = np.arange(n)[::-1] * (total // n)
             return jnp.asarray([*((index + 1) / total), 0], jnp.float32)
         case "karras":
             if not isinstance(process, GaussianProcess):
-                raise UserError('spacing="karras" is of noise: choose trailing for tokens')
+                raise UserError(
+                    "sampling.spacing='karras' needs a Gaussian process; use 'trailing' for tokens."
+                )
             schedule = process.schedule
             log_snr = schedule.log_snr(jnp.array([high, low], jnp.float32))
             ends = jnp.clip(jnp.exp(-log_snr / 2), *KARRAS_RATIOS) ** (1 / KARRAS_RHO)
             ratios = jnp.linspace(ends[0], ends[1], n) ** KARRAS_RHO
-            # A start at 80 would take the prior for what it is only at the upper bound.
+            # The prior is the distribution of x at the upper bound, not at a ratio of 80.
             times = schedule.at_log_snr(-2 * jnp.log(ratios)).at[0].set(high)
             return jnp.append(times, 0)
     raise UserError(
-        f'spacing="{spacing}" is not known: choose trailing, uniform, leading or karras'
+        f"sampling.spacing is {spacing!r}; use one of trailing, uniform, leading, karras."
     )

@@ -1,31 +1,31 @@
-"""Noise schedules: how much signal and how much noise is left at time t.
+"""Noise schedules: the factors of signal and noise at time t.
 
 Time runs from t = 0 (clean) to t = 1 (noise). A schedule gives the two factors of
 
     x_t = alpha(t) x_0 + sigma(t) eps,   eps ~ N(0, 1)                                    (1)
-    lambda(t) = log_snr(t) = log(alpha(t)^2 / sigma(t)^2),   falling in t                  (2)
+    lambda(t) = log_snr(t) = log(alpha(t)^2 / sigma(t)^2),   decreasing in t               (2)
 
-A variance-preserving (VP) schedule has alpha^2 + sigma^2 = 1, so that lambda is the whole of it:
+A variance-preserving (VP) schedule has alpha^2 + sigma^2 = 1, so lambda determines both factors:
 
     alpha = sqrt(sigmoid(lambda)),   sigma = sqrt(sigmoid(-lambda))                        (3)
 
-``Cosine``: alpha and sigma are the cosine and the sine of an angle that grows linearly with t, with
-lambda kept within finite bounds (Nichol & Dhariwal 2021; continuous as in Imagen).
+``Cosine``: alpha and sigma are the cosine and the sine of an angle that is linear in t, with lambda
+within finite bounds (Nichol & Dhariwal 2021; continuous as in Imagen).
 
 ``Discrete``: the T steps of DDPM and Stable Diffusion, alpha_i^2 = prod_{j <= i} (1 - beta_j). Step
-i = 0..T-1 lies at
+i = 0..T-1 is at
 
     t = (i + 1) / T,   i = T t - 1                                                         (4)
 
-so t = 0 is the clean picture that precedes the first step. On the grid alpha and sigma are the
-tables (computed in float64); between two steps lambda is interpolated; before the first step the
-noise-to-signal ratio falls linearly to nothing. ``zero_terminal_snr`` moves and scales alpha so
-that nothing of the picture is left at t = 1 (Lin et al. 2023, algorithm 1).
+so t = 0 is the clean image before the first step. On the grid alpha and sigma come from tables
+(computed in float64); between two steps lambda is interpolated; before the first step the
+noise-to-signal ratio falls linearly to 0. ``zero_terminal_snr`` shifts and scales alpha so that
+alpha(1) = 0 (Lin et al. 2023, algorithm 1).
 
 ``Flow``: alpha = 1 - t, sigma = t, the straight path of flow matching. Not variance preserving.
 
-``Shifted``: any of them for another resolution. A picture with s times the side hides s times less
-under the same noise, so the same difficulty needs s times the noise-to-signal ratio:
+``Shifted``: any of them for another resolution. The same noise hides s times less of an image with
+s times the side, so the same difficulty needs s times the noise-to-signal ratio:
 
     lambda_shifted(t) = lambda(t) - 2 log s                                                (5)
 
@@ -34,6 +34,7 @@ of Stable Diffusion 3.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple
@@ -47,61 +48,61 @@ from emu_jax.errors import UserError
 
 
 class Schedule(ABC):
-    """What every schedule answers. Times and results are fp32 arrays of any shape."""
+    """The interface of a schedule. Times and results are fp32 arrays of any shape."""
 
     steps: int | None = None
-    """T where the schedule is made of discrete steps."""
+    """T of a schedule with discrete steps."""
 
     zero_terminal: bool = False
-    """Whether nothing of the picture is left at t = 1: alpha(1) = 0."""
+    """Whether the signal is gone at t = 1: alpha(1) = 0."""
 
     @abstractmethod
-    def log_snr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def log_snr(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         """lambda(t), equation (2); infinite where there is no noise or no signal."""
 
     @abstractmethod
-    def at_log_snr(self, log_snr: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        """The time of a log-SNR: the inverse of ``log_snr``, held within [0, 1]."""
+    def at_log_snr(self, log_snr: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        """The time of a log-SNR: the inverse of ``log_snr``, clipped to [0, 1]."""
 
-    def alpha(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        """The factor of the signal, equation (3) unless the schedule has its own."""
+    def alpha(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        """The factor of the signal, equation (3) unless the schedule overrides it."""
         return jnp.sqrt(jax.nn.sigmoid(self.log_snr(t)))
 
-    def sigma(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        """The factor of the noise, equation (3) unless the schedule has its own."""
+    def sigma(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        """The factor of the noise, equation (3) unless the schedule overrides it."""
         return jnp.sqrt(jax.nn.sigmoid(-self.log_snr(t)))
 
-    def between(self, u: Float[Array, "*b"], low: float, high: float) -> Float[Array, "*b"]:
-        """The training time that a uniform draw u in [0, 1) stands for, within [low, high]."""
+    def training_time(self, u: Float[Array, "*t"], low: float, high: float) -> Float[Array, "*t"]:
+        """The time at position u in [0, 1) of the training range [low, high]."""
         return low + (high - low) * u
 
-    def clock(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        """The time that a network is told of: t itself, unless the schedule is shifted."""
+    def network_time(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        """The time from which timestep inputs are made: t, unless the schedule is shifted."""
         return t
 
-    def index(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def index(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         """The discrete step i at t, equation (4), as a float; fractional between two steps."""
         raise UserError(
-            f"the schedule {type(self).__name__} has no integer steps:"
-            ' tell the network "continuous" or "log_snr" instead of "index"'
+            f"The schedule {type(self).__name__} has no integer steps; set process.time_input to "
+            '"continuous" or "log_snr".'
         )
 
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """alpha = cos, sigma = sin of an angle linear in t, between the two bounds of the log-SNR."""
+    """alpha = cos, sigma = sin of an angle linear in t, between two bounds of the log-SNR."""
 
     log_snr_max: float = 20.0
     log_snr_min: float = -20.0
 
-    def log_snr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def log_snr(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         low, high = self._angles()
-        # The cosine is taken as the sine of the angle left over, which keeps its digits in fp32.
+        # The cosine is computed as the sine of the complement, which is more accurate in fp32.
         angle = low + (high - low) * t
         left = (np.pi / 2 - high) + (high - low) * (1 - t)
         return 2 * (jnp.log(jnp.sin(left)) - jnp.log(jnp.sin(angle)))
 
-    def at_log_snr(self, log_snr: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def at_log_snr(self, log_snr: Float[Array, "*t"]) -> Float[Array, "*t"]:
         low, high = self._angles()
         angle = jnp.arctan(jnp.exp(-log_snr / 2))
         return jnp.clip((angle - low) / (high - low), 0, 1)
@@ -119,16 +120,16 @@ class Flow(Schedule):
 
     zero_terminal = True
 
-    def log_snr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def log_snr(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         return 2 * (jnp.log1p(-t) - jnp.log(t))
 
-    def at_log_snr(self, log_snr: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def at_log_snr(self, log_snr: Float[Array, "*t"]) -> Float[Array, "*t"]:
         return jax.nn.sigmoid(-log_snr / 2)
 
-    def alpha(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def alpha(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         return 1 - t
 
-    def sigma(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def sigma(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         return t
 
 
@@ -137,8 +138,8 @@ class Discrete(Schedule):
     """T steps from betas; the defaults are Stable Diffusion's.
 
     curve: "scaled_linear" (square roots linear: Stable Diffusion), "linear" (DDPM, with beta from
-    1e-4 to 0.02) or "cosine" (Nichol & Dhariwal's table, capped at 0.999, which has no beta_start
-    and beta_end of its own: DeepFloyd IF).
+    1e-4 to 0.02) or "cosine" (Nichol & Dhariwal's table, capped at 0.999, which does not use
+    beta_start and beta_end: DeepFloyd IF).
     """
 
     curve: Literal["linear", "scaled_linear", "cosine"] = "scaled_linear"
@@ -150,7 +151,7 @@ class Discrete(Schedule):
     def __post_init__(self):
         if self.curve not in ("linear", "scaled_linear", "cosine"):
             raise UserError(
-                f'there is no beta curve "{self.curve}": choose linear, scaled_linear or cosine'
+                f"The beta curve is {self.curve!r}; use one of linear, scaled_linear, cosine."
             )
 
     @property
@@ -173,34 +174,36 @@ class Discrete(Schedule):
             alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
         return alphas
 
-    def log_snr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def log_snr(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         return self._look_up(t, _tables(self).log_snr, lambda log_snr: log_snr)
 
-    def at_log_snr(self, log_snr: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def at_log_snr(self, log_snr: Float[Array, "*t"]) -> Float[Array, "*t"]:
         table = _tables(self).finite_log_snr
         grid = np.arange(1, self.steps + 1, dtype=np.float32) / self.steps
         before = jnp.exp((table[0] - jnp.maximum(log_snr, table[0])) / 2) / self.steps
         return jnp.where(log_snr > table[0], before, jnp.interp(-log_snr, -table, grid))
 
-    def alpha(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def alpha(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         return self._look_up(t, _tables(self).alpha, lambda x: jnp.sqrt(jax.nn.sigmoid(x)))
 
-    def sigma(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def sigma(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         return self._look_up(t, _tables(self).sigma, lambda x: jnp.sqrt(jax.nn.sigmoid(-x)))
 
-    def between(self, u: Float[Array, "*b"], low: float, high: float) -> Float[Array, "*b"]:
+    def training_time(self, u: Float[Array, "*t"], low: float, high: float) -> Float[Array, "*t"]:
         """A point of the grid: the published models are trained on integer steps only."""
         first = max(round(low * self.steps), 1)
         last = max(round(high * self.steps), first)
         return jnp.minimum(jnp.floor(first + u * (last - first + 1)), last) / self.steps
 
-    def index(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        # T t misses the integer that it means by a rounding error: below 1e-4 for a thousand steps.
+    def index(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        # T t differs from the integer by a rounding error: below 1e-4 for a thousand steps.
         step = jnp.asarray(t, jnp.float32) * self.steps
         whole = jnp.round(step)
         return jnp.where(jnp.abs(step - whole) < 1e-3, whole, step) - 1
 
-    def _look_up(self, t, table: np.ndarray, from_log_snr) -> Float[Array, "*b"]:
+    def _look_up(
+        self, t: Float[Array, "*t"], table: np.ndarray, from_log_snr: Callable
+    ) -> Float[Array, "*t"]:
         """``table`` on the grid, ``from_log_snr`` of the interpolated log-SNR elsewhere."""
         log_snr = jnp.asarray(_tables(self).finite_log_snr)
         index = self.index(t)
@@ -217,8 +220,8 @@ class Discrete(Schedule):
 class Shifted(Schedule):
     """``base`` with ``shift`` times the noise-to-signal ratio at every t, equation (5).
 
-    The network is told the time at which ``base`` has this log-SNR, so what it was told at one
-    resolution keeps its meaning at the next.
+    ``network_time`` is the time at which ``base`` has this log-SNR, so a timestep input means the
+    same at every resolution.
     """
 
     base: Schedule
@@ -226,11 +229,12 @@ class Shifted(Schedule):
 
     def __post_init__(self):
         if self.shift <= 0:
-            raise UserError(f"a schedule's shift must be above 0, and this one is {self.shift}")
+            raise UserError(f"process.shift is {self.shift}; use a value above 0.")
         if self.base.steps is not None and not self.base.zero_terminal:
             raise UserError(
-                "a table that ends before pure noise has nothing beyond its end to shift to:"
-                " set zero_terminal_snr=True, or shift another schedule"
+                f"process.shift is {self.shift}, but a table that ends before pure noise cannot be "
+                "shifted beyond its end; use zero terminal SNR (zero_terminal_snr=True) or another "
+                "schedule."
             )
 
     @property
@@ -241,38 +245,38 @@ class Shifted(Schedule):
     def zero_terminal(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.base.zero_terminal
 
-    def clock(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def network_time(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         return self.base.at_log_snr(self.base.log_snr(t) - 2 * np.log(self.shift))
 
-    def log_snr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        return self.base.log_snr(self.clock(t))
+    def log_snr(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self.base.log_snr(self.network_time(t))
 
-    def at_log_snr(self, log_snr: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def at_log_snr(self, log_snr: Float[Array, "*t"]) -> Float[Array, "*t"]:
         return self.base.at_log_snr(log_snr + 2 * np.log(self.shift))
 
-    def alpha(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        return self.base.alpha(self.clock(t))
+    def alpha(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self.base.alpha(self.network_time(t))
 
-    def sigma(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        return self.base.sigma(self.clock(t))
+    def sigma(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self.base.sigma(self.network_time(t))
 
-    def between(self, u: Float[Array, "*b"], low: float, high: float) -> Float[Array, "*b"]:
-        return self.base.between(u, low, high)
+    def training_time(self, u: Float[Array, "*t"], low: float, high: float) -> Float[Array, "*t"]:
+        return self.base.training_time(u, low, high)
 
-    def index(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        return self.base.index(self.clock(t))
+    def index(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self.base.index(self.network_time(t))
 
 
 class _Tables(NamedTuple):
     alpha: np.ndarray
     sigma: np.ndarray
     log_snr: np.ndarray
-    finite_log_snr: np.ndarray  # for interpolating towards a last step without signal
+    finite_log_snr: np.ndarray  # to interpolate up to a last step without signal
 
 
 @cache
 def _tables(schedule: Discrete) -> _Tables:
-    """The grid's values, fp32 [T] each; the work is done in float64."""
+    """The values on the grid, fp32 [T] each, computed in float64."""
     alpha = schedule.alphas()
     variance = 1 - alpha**2
     with np.errstate(divide="ignore"):

@@ -1,1 +1,1 @@
-"""Everything that can be trained: one file a task, all behind the protocol of ``base``."""
+"""Everything that can be trained: one file per task, all behind the protocol in ``base``."""

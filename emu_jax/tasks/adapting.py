@@ -1,65 +1,111 @@
-"""Generation with a frozen base and a low-rank adapter that trains (:mod:`emu_jax.nn.lora`).
+"""Any task with a frozen base and trained adapters: low-rank factors, a text adapter, a control
+network.
 
-The parameters of this task are the adapter's alone, so optimiser, average and checkpoints are as
-small as it is; the base is one more frozen network, which a checkpoint names by path and hash.
+The parameters of this task are those of the adapters only, so the optimizer state, the average and
+the checkpoints are as small as the adapters. The base is one more frozen network, which a
+checkpoint records by path and fingerprint.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import jax
 
+from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
-from emu_jax.nn.lora import Lora
-from emu_jax.tasks.base import Batch, Metrics
-from emu_jax.tasks.generation import Generation
+from emu_jax.tasks.base import Batch, Context, Loss, RowSpec, Task
+
+if TYPE_CHECKING:
+    from emu_jax.tasks.generation import Generation
 
 BASE = "base"
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdaptedGeneration(Generation):
-    """Every method takes the adapter for parameters, and ``frozen["base"]`` beside it.
-
-    Previews draw by :meth:`generate`, so they are adapted there.
+class Adapter(Protocol):
+    """Parameters that adapt a base: merged into the base's parameters (low-rank factors), or added
+    to them under paths of their own (a network that the task uses in addition).
     """
 
-    lora: Lora
+    def init(self, key: jax.Array, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+        """Fresh parameters for a base of these shapes. They leave the base's output unchanged."""
+        ...
+
+    def merged(self, base: Params, adapter: Params) -> Params:
+        """The parameters that the task reads. Entries of ``adapter`` that belong to another
+        adapter are left alone.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted(Task):
+    """``task`` with ``adapters`` applied to ``frozen["base"]`` one after the other.
+
+    ``frozen`` holds the base and the frozen networks of ``task``; ``groups`` match paths of the
+    adapters.
+    """
+
+    task: Task
+    adapters: Mapping[str, Adapter]
+
+    @property
+    def streams(self) -> Mapping[str, RowSpec]:
+        return self.task.streams
+
+    @property
+    def generator(self) -> "Generation | None":
+        return self.task.generator
+
+    def generator_params(self, params: Params, frozen: Mapping[str, Params]) -> Params:
+        return self.task.generator_params(self.merged(params, frozen), frozen)
+
+    def merged(self, params: Params, frozen: Mapping[str, Params]) -> Params:
+        """The parameters of ``task``."""
+        whole = frozen[BASE]
+        for adapter in self.adapters.values():
+            whole = adapter.merged(whole, params)
+        return whole
 
     def init(self, key: jax.Array) -> tuple[Params, Params]:
-        return self.lora.init(key, base_shapes(self)), {}
+        shapes, state = jax.eval_shape(self.task.init, key)
+        params: Params = {}
+        for i, (name, adapter) in enumerate(self.adapters.items()):
+            found = adapter.init(jax.random.fold_in(key, i) if i else key, shapes)
+            taken = sorted(params.keys() & found.keys())
+            if taken:
+                raise UserError(
+                    f"The adapter {name} has a parameter {taken[0]} that another adapter also has; "
+                    "give them different patterns."
+                )
+            params |= found
+        # Compiled, so that the base's fresh parameters are never made.
+        return params, jax.jit(lambda key: self.task.init(key)[1])(key) if state else {}
 
-    def loss(
-        self,
-        group: str,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-        step: jax.Array,
-    ) -> tuple[jax.Array, tuple[Params, Metrics]]:
-        whole = self.lora.merged(frozen[BASE], params)
-        return super().loss(group, whole, frozen, state, batch, key, step)
+    def prepare(self, frozen: Mapping[str, Params] | None) -> Self:
+        return replace(self, task=self.task.prepare(frozen))
 
-    def validate(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-    ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        whole = self.lora.merged(frozen[BASE], params)
-        return super().validate(whole, frozen, state, batch, key)
+    def loss(self, group: str, context: Context) -> Loss:
+        return self.task.loss(group, self._whole(context))
 
-    def generate(
-        self, params: Params, frozen: Mapping[str, Params], *args: Any, **options: Any
-    ) -> jax.Array:
-        return super().generate(self.lora.merged(frozen[BASE], params), frozen, *args, **options)
+    def validate(self, context: Context) -> dict[str, tuple[jax.Array, jax.Array]]:
+        return self.task.validate(self._whole(context))
+
+    def preview(self, context: Context) -> dict[str, Any]:
+        return self.task.preview(self._whole(context))
+
+    def finish(self, context: Context, batches: Iterable[Batch]) -> Params:
+        return self.task.finish(self._whole(context), batches)
+
+    def _whole(self, context: Context) -> Context:
+        """The context of ``task``."""
+        averages = context.averaged
+        return context._replace(
+            params=self.merged(context.params, context.frozen),
+            averaged=averages and (lambda: self.merged(averages(), context.frozen)),
+        )
 
 
-def base_shapes(task: Generation) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a generator's own parameters, adapted or not."""
-    return jax.eval_shape(lambda key: Generation.init(task, key)[0], jax.random.key(0))
+def base_shapes(task: Task) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a task's own parameters."""
+    return jax.eval_shape(lambda key: task.init(key)[0], jax.random.key(0))

@@ -1,24 +1,26 @@
-"""The autoencoder that gives generators their space (Emu's section 2.1; Muse's VQGAN).
+"""Training of the autoencoder whose latents or tokens a generator works on (section 2.1 of Emu;
+VQGAN in Muse).
 
-Two groups, updated in turn:
+Two groups are updated one after the other:
 
     autoencoder    L1 + w_p LPIPS + penalty + lambda(x') w_a (-D(x'))      (1)
     discriminator  hinge on D(x), D(x')                                    (2)
 
-x' = decode(z): for latent diffusion z is a draw from q(z | x) and the penalty w_kl KL, for masked
-generation z is the nearest codes and the penalty a commitment to them. lambda balances the
-adversarial gradient against the reconstruction's,
+x' = decode(z). For latent diffusion z is a sample from q(z | x) and the penalty is w_kl KL; for
+masked generation z is the nearest codes and the penalty is the commitment loss. lambda balances the
+adversarial gradient against the gradient of the reconstruction,
 
-    lambda = |d rec / d x'| / (|d adv / d x'| + 1e-6), clipped to [0, 100],
+    lambda = |d rec / d x'| / (|d adv / d x'| + 1e-6), clipped to [0, 100].               (3)
 
-both taken at the reconstructed pixels: latent diffusion takes them at the decoder's last layer,
-which costs another backward pass through it and ranks the two losses the same way.
+Both gradients are taken with respect to the reconstructed pixels. The latent diffusion paper takes
+them with respect to the decoder's last layer, which costs another backward pass through that layer
+and ranks the two losses in the same way.
 
-The mean and standard deviation of each Gaussian latent channel are measured once training is over
-and kept in the state, where a codebook lies too; a generator works on (z - shift) / scale.
+The mean and standard deviation of each Gaussian latent channel are measured after training and
+stored in the state, as a codebook is. A generator works on (z - shift) / scale.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -31,27 +33,35 @@ from jaxtyping import Array, Float
 from emu_jax.nn import autoencoder as gaussian
 from emu_jax.nn.discriminator import hinge_discriminator_loss, hinge_generator_loss
 from emu_jax.nn.functional import Network, Params, nest, subtree
-from emu_jax.tasks.base import Batch, Frozen, Group, Metrics, cast, to_pixels, to_unit_range
+from emu_jax.tasks.base import (
+    Batch,
+    Context,
+    Loss,
+    Metrics,
+    RowSpec,
+    Task,
+    cast,
+    to_pixels,
+    to_unit_range,
+)
 from emu_jax.tasks.bottlenecks import Bottleneck, GaussianBottleneck, Quantizer
 from emu_jax.tasks.codecs import LATENT_SCALE, LATENT_SHIFT
 
 STATISTICS_BATCHES = 64
 
 
-@dataclass(frozen=True)
-class Autoencoding:
-    """``discriminator`` None: (1) without its last term; ``lpips`` None: without its second.
-    ``quantizer`` None: a Gaussian, its KL weighed by ``kl_weight``.
+@dataclass(frozen=True, kw_only=True)
+class Autoencoding(Task):
+    """Without ``discriminator`` equation (1) has no last term; without ``lpips`` it has no second
+    term. Without ``quantizer`` the bottleneck is Gaussian and ``kl_weight`` is w_kl.
 
-    The L1 is a mean over pixels, the KL a sum over a picture's latents (nats a picture).
+    The L1 is a mean over pixels, the KL a sum over an image's latents (nats per image).
     """
 
     autoencoder: Network
     discriminator: Network | None
     lpips: Network | None
     latent_channels: int
-    groups: Mapping[str, Group]
-    frozen: Mapping[str, Frozen]
     kl_weight: float = 1e-6
     perceptual_weight: float = 0.0
     adversarial_weight: float = 0.0
@@ -59,6 +69,10 @@ class Autoencoding:
     compute_dtype: Any = jnp.float32
     stream: str = "train"
     quantizer: Quantizer | None = None
+
+    @property
+    def streams(self) -> dict[str, RowSpec]:
+        return {self.stream: RowSpec()}
 
     @property
     def bottleneck(self) -> Bottleneck:
@@ -71,55 +85,47 @@ class Autoencoding:
             params |= nest("discriminator", self.discriminator.init(second))
         return params, self.bottleneck.init(jax.random.fold_in(key, 2))
 
-    def loss(
-        self,
-        group: str,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-        step: jax.Array,
-    ) -> tuple[jax.Array, tuple[Params, Metrics]]:
-        x = to_unit_range(batch[self.stream]["image"]).astype(self.compute_dtype)
-        params = cast(params, self.compute_dtype)
+    def loss(self, group: str, context: Context) -> Loss:
+        """Equation (1) or (2), by group."""
+        key, state, lpips = context.key, context.state, self.lpips
+        x = to_unit_range(context.batch[self.stream]["image"]).astype(self.compute_dtype)
+        params = cast(context.params, self.compute_dtype)
         if group == "discriminator":
-            # The same posterior sample for both groups is not needed: a fresh one is as good.
+            # The groups do not need to share a posterior sample: a fresh one is as good.
             fake = jax.lax.stop_gradient(self._reconstruct(params, x, state, key)[0])
             return self._discriminator_loss(params, x, fake, state)
-        fake, penalty, state, told = self._reconstruct(params, x, state, key)
-        lpips = self.lpips
+        fake, penalty, state, penalties = self._reconstruct(params, x, state, key)
 
         def reconstruction(fake: Array) -> tuple[Array, Metrics]:
             l1 = jnp.mean(jnp.abs(fake - x).astype(jnp.float32))
             total, metrics = l1, {"l1": l1}
             if lpips:
-                distance = jnp.mean(lpips(frozen["lpips"], fake, x).astype(jnp.float32))
-                total = total + self.perceptual_weight * distance
-                metrics["lpips"] = distance
+                distance = lpips(context.frozen["lpips"], fake, x).astype(jnp.float32)
+                metrics["lpips"] = jnp.mean(distance)
+                total = total + self.perceptual_weight * metrics["lpips"]
             return total, metrics
 
         rec, metrics = reconstruction(fake)
         mse = jnp.mean(jnp.square((fake - x).astype(jnp.float32)))
-        metrics |= {**told, "psnr": psnr(mse)}
+        metrics |= {**penalties, "psnr": psnr(mse)}
         loss = rec + penalty
         if self.discriminator:
-            adversarial, weight = self._adversarial(params, fake, reconstruction, step)
+            adversarial, weight = self._adversarial(params, fake, reconstruction, context.step)
             loss = loss + weight * adversarial
             metrics |= {"adversarial": adversarial, "adversarial_weight": weight}
-        return loss, (state, metrics)
+        return Loss(loss, state, metrics)
 
     def _reconstruct(
         self, params: Params, x: Array, state: Params, key: jax.Array
     ) -> tuple[Array, Array, Params, Metrics]:
-        """(pictures, and what the bottleneck says beside the latents)."""
+        """(images, penalty, new state, the bottleneck's scalars to log)."""
         network = subtree(params, "autoencoder")
         moments = self.autoencoder(network, x, method="encode")
-        z, penalty, state, told = self.bottleneck(moments, state, key)
-        return self.autoencoder(network, z, method="decode"), penalty, state, told
+        z, penalty, state, metrics = self.bottleneck(moments, state, key)
+        return self.autoencoder(network, z, method="decode"), penalty, state, metrics
 
     def _adversarial(
-        self, params: Params, fake: Array, reconstruction: Any, step: jax.Array
+        self, params: Params, fake: Array, reconstruction: Any, step: jax.Array | int
     ) -> tuple[Array, Array]:
         """(generator's adversarial loss, its weight); both 0 before ``adversarial_start``."""
         critic = jax.lax.stop_gradient(params)
@@ -138,63 +144,41 @@ class Autoencoding:
 
         return jax.lax.cond(step >= self.adversarial_start, active, idle, fake)
 
-    def _discriminator_loss(
-        self, params: Params, x: Array, fake: Array, state: Params
-    ) -> tuple[Array, tuple[Params, Metrics]]:
+    def _discriminator_loss(self, params: Params, x: Array, fake: Array, state: Params) -> Loss:
         real_logits, fake_logits = self._logits(params, x), self._logits(params, fake)
         metrics = {"real": jnp.mean(real_logits), "fake": jnp.mean(fake_logits)}
-        return hinge_discriminator_loss(real_logits, fake_logits), (state, metrics)
+        return Loss(hinge_discriminator_loss(real_logits, fake_logits), state, metrics)
 
     def _logits(self, params: Params, x: Array) -> Array:
-        """What the discriminator says of each patch, in fp32."""
+        """The discriminator's logit for each patch, in fp32."""
         assert self.discriminator is not None
         return self.discriminator(subtree(params, "discriminator"), x).astype(jnp.float32)
 
-    def validate(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-    ) -> dict[str, tuple[Array, Array]]:
-        """L1 and PSNR (dB, mean over pictures, peak-to-peak 2) of settled reconstructions."""
-        (rows,) = batch.values()
+    def validate(self, context: Context) -> dict[str, tuple[Array, Array]]:
+        """L1 and PSNR (dB, mean over images, peak-to-peak 2) of reconstructions without noise."""
+        rows = context.batch[self.stream]
         x = to_unit_range(rows["image"])
-        fake = self.reconstruct(params, x, state)
+        fake = self.reconstruct(context.params, x, context.state)
         valid = rows["valid"].astype(jnp.float32)
         l1 = jnp.mean(jnp.abs(fake - x), axis=(1, 2, 3))
         decibel = psnr(jnp.mean(jnp.square(jnp.clip(fake, -1, 1) - x), axis=(1, 2, 3)))
         count = jnp.sum(valid)
         return {"l1": (jnp.sum(l1 * valid), count), "psnr": (jnp.sum(decibel * valid), count)}
 
-    def preview(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-    ) -> dict[str, Array]:
-        (rows,) = batch.values()
-        image = rows["image"][:16]
-        fake = to_pixels(self.reconstruct(params, to_unit_range(image), state))
+    def preview(self, context: Context) -> dict[str, Array]:
+        """Images and their reconstructions, alternating."""
+        image = context.batch[self.stream]["image"][:16]
+        fake = to_pixels(self.reconstruct(context.params, to_unit_range(image), context.state))
         pairs = jnp.stack([image, fake], axis=1).reshape(-1, *image.shape[1:])
         return {"original_and_reconstruction": pairs}
 
-    def finish(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batches: Iterable[Batch],
-    ) -> Params:
+    def finish(self, context: Context, batches: Iterable[Batch]) -> Params:
         """Each latent channel's mean and standard deviation over the first training batches.
 
-        Codes need no measuring.
+        A codebook needs no statistics.
         """
         if self.quantizer:
-            return state
+            return context.state
 
         @jax.jit
         def sums(params: Params, image: Array, key: jax.Array) -> Array:
@@ -204,13 +188,15 @@ class Autoencoding:
             return jnp.stack([jnp.mean(z, (0, 1, 2)), jnp.mean(jnp.square(z), (0, 1, 2))])
 
         rows = [
-            np.asarray(sums(params, batch[self.stream]["image"], jax.random.key(i)), np.float64)
+            np.asarray(
+                sums(context.params, batch[self.stream]["image"], jax.random.key(i)), np.float64
+            )
             for i, batch in enumerate(islice(batches, STATISTICS_BATCHES))
         ]
         mean, square = np.mean(rows, axis=0)
         scale = np.sqrt(np.maximum(square - mean**2, 1e-12))
         return {
-            **state,
+            **context.state,
             LATENT_SHIFT: mean.astype(np.float32),
             LATENT_SCALE: scale.astype(np.float32),
         }
@@ -218,7 +204,7 @@ class Autoencoding:
     def reconstruct(
         self, params: Params, x: Float[Array, "b h w 3"], state: Params
     ) -> Float[Array, "b h w 3"]:
-        """Pictures in [-1, 1] there and back, by the mean of their latents or the nearest codes."""
+        """Reconstructions of images in [-1, 1] from the mean latents or the nearest codes."""
         network = cast(subtree(params, "autoencoder"), self.compute_dtype)
         moments = self.autoencoder(network, x.astype(self.compute_dtype), method="encode")
         z = self.bottleneck.settled(moments, state)
@@ -226,7 +212,7 @@ class Autoencoding:
 
 
 def psnr(mse: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1]."""
+    """Peak signal-to-noise ratio in dB of images in [-1, 1]."""
     return 10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))
 
 

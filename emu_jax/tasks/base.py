@@ -1,8 +1,9 @@
-"""What the trainer knows of whatever it trains.
+"""The protocol between the trainer and a task: everything that can be trained is a task.
 
-A task makes its parameters, says its loss for each group of them, and shows pictures. The trainer
-knows nothing else: autoencoders, generators, reward models and adapters differ only behind this
-protocol, and pre-training and quality-tuning are one task under two configs.
+A task declares its parameter groups, its frozen networks and its data streams. It creates its
+parameters, computes a loss for each group, and renders previews. The trainer knows nothing else:
+autoencoders, generators, judges, reward models and adapters differ only behind this protocol, and
+pre-training and quality-tuning are one task under two configs.
 
 Parameters are flat dicts from path to array (:data:`emu_jax.nn.functional.Params`). ``state`` has
 the same form and holds what changes without a gradient: codebook statistics, the measured scale of
@@ -10,28 +11,35 @@ a latent space.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, UInt8
 
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
+from emu_jax.text.encoder import TextEncoder
 
-Batch = dict[str, Any]
+if TYPE_CHECKING:
+    from emu_jax.tasks.generation import Generation
+
+Rows = dict[str, Any]  # one stream's part of a batch: name -> array, rows in front
+Batch = Mapping[str, Rows]  # stream -> rows
 Metrics = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that are updated together.
+    """Parameters that are updated together by one optimizer.
 
-    ``pattern`` is a regular expression matched at the start of a path. The group is updated from
-    ``first_step`` on, at every ``every``-th step. ``ema_decay`` None keeps no average.
+    ``pattern`` is a regular expression matched at the start of a path. The group is updated at the
+    steps n >= ``first_step`` with n mod ``every`` = ``phase``. ``ema_decay`` None keeps no average.
     """
 
     pattern: str
@@ -40,9 +48,14 @@ class Group:
     first_step: int = 0
     every: int = 1
     ema_decay: float | None = None
+    phase: int = 0
 
     def paths(self, params: Mapping[str, Any]) -> list[str]:
-        """The paths of this group, sorted; a pattern that finds nothing is an error."""
+        """The paths of this group, sorted.
+
+        Raises:
+          UserError: the pattern matches no path.
+        """
         found = sorted(path for path in params if re.match(self.pattern, path))
         if not found:
             raise UserError(
@@ -51,12 +64,26 @@ class Group:
             )
         return found
 
+    @property
+    def always(self) -> bool:
+        """Whether every step updates the group."""
+        return self.first_step == 0 and self.every == 1
+
+    def active(self, step: jax.Array) -> jax.Array:
+        """Whether ``step`` updates the group."""
+        return (step >= self.first_step) & (step % self.every == self.phase)
+
+    def updates(self, step: Any) -> Any:
+        """The number of updates before ``step``."""
+        first = self.first_step + (self.phase - self.first_step) % self.every
+        return jnp.maximum(0, (step - first + self.every - 1) // self.every)
+
 
 @dataclass(frozen=True)
 class Frozen:
-    """A network used but not trained. A checkpoint names it by source and fingerprint only.
+    """A network that is used but not trained. A checkpoint records its source and fingerprint only.
 
-    ``shapes`` says what it consists of; ``tensors`` streams it as (path, array) pairs, so that a
+    ``shapes`` lists its parameters; ``tensors`` streams them as (path, array) pairs, so that a
     network larger than one host's memory can be placed into its shards one tensor at a time.
     """
 
@@ -67,71 +94,125 @@ class Frozen:
     dtype: str = "float32"
 
 
-@runtime_checkable
-class Task(Protocol):
-    """Something to train. ``groups`` are updated in order; a later group sees earlier updates."""
+@dataclass(frozen=True)
+class Latents:
+    """What a cache may hold in place of a row's images.
+
+    ``encode(frozen, image)`` computes it with the frozen networks named in ``networks``.
+    ``made_from`` is everything beside images and crops that the result depends on; it becomes part
+    of the cache's fingerprint.
+    """
+
+    encode: Callable[[Mapping[str, Params], UInt8[Array, "b H W 3"]], dict[str, Array]]
+    networks: tuple[str, ...]
+    made_from: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """What each row of a stream holds beside its record number and its sizes.
+
+    ``encoders`` are the text encoders whose tokens, or cached outputs, a row holds; the weights of
+    each lie in the task's frozen networks under the same name. ``latents`` None: the images of this
+    stream cannot be cached.
+    """
+
+    encoders: Mapping[str, TextEncoder] = field(default_factory=dict)
+    latents: Latents | None = None
+
+
+class Context(NamedTuple):
+    """What every method of a task reads; a pytree.
+
+    ``params`` are the parameters of the task: in ``loss`` those under training, elsewhere their
+    averages. ``averaged()`` gives the averages to a loss. ``handed`` maps each group that came
+    earlier in this step to the values that its loss handed on (zeros where the group was idle).
+    """
+
+    params: Params
+    frozen: Mapping[str, Params]
+    state: Params
+    batch: Batch
+    key: jax.Array
+    step: jax.Array | int = 0
+    averaged: Callable[[], Params] | None = None
+    handed: Mapping[str, Any] = {}
+
+
+class Loss(NamedTuple):
+    """Scalar loss of one group, the new state, scalars to log, and values for later groups.
+
+    ``handed`` exists within one step only: it is no part of a checkpoint. No gradient flows through
+    it.
+    """
+
+    value: Float[Array, ""]
+    state: Params
+    metrics: Mapping[str, jax.Array] = {}
+    handed: Any = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """Something to train. ``groups`` are updated in order; a later group sees earlier updates.
+
+    All randomness comes from the context's key.
+    """
+
+    groups: Mapping[str, Group]
+    frozen: Mapping[str, Frozen]
 
     @property
-    def groups(self) -> Mapping[str, Group]: ...
+    @abstractmethod
+    def streams(self) -> Mapping[str, RowSpec]:
+        """The data streams that the loss reads: name -> what its rows hold."""
 
-    @property
-    def frozen(self) -> Mapping[str, Frozen]: ...
-
+    @abstractmethod
     def init(self, key: jax.Array) -> tuple[Params, Params]:
         """(parameters, state). Under ``jax.eval_shape`` it gives the shapes."""
-        ...
 
-    def loss(
-        self,
-        group: str,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-        step: jax.Array,
-    ) -> tuple[jax.Array, tuple[Params, Metrics]]:
-        """Scalar loss of one group, the new state, and scalars to log.
-
-        All randomness comes from ``key``.
+    def prepare(self, frozen: Mapping[str, Params] | None) -> Self:
+        """The task with everything that is computed from frozen networks, such as the null
+        conditioning. With ``frozen`` None that is zeros, which is enough to plan or to time a step.
         """
-        ...
+        return self
 
-    def validate(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+    @abstractmethod
+    def loss(self, group: str, context: Context) -> Loss:
+        """The loss of one group."""
+
+    def validate(self, context: Context) -> dict[str, tuple[jax.Array, jax.Array]]:
         """name -> (sum, count) over the batch's rows; the trainer adds them up over batches."""
-        ...
+        return {}
 
-    def preview(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-    ) -> dict[str, jax.Array]:
-        """name -> uint8 images [n, h, w, 3]."""
-        ...
+    def preview(self, context: Context) -> dict[str, UInt8[Array, "n h w 3"]]:
+        """name -> images."""
+        return {}
 
-    def finish(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batches: Iterable[Batch],
-    ) -> Params:
-        """The state after the last step, for what is measured once training is over."""
-        ...
+    def finish(self, context: Context, batches: Iterable[Batch]) -> Params:
+        """The state after the last step, for what is measured once training is over.
+
+        ``batches`` begins with the first training batch; the batch of ``context`` is empty.
+        """
+        return context.state
+
+    @property
+    def generator(self) -> "Generation | None":
+        """The text-to-image generator that this task trains; None for other tasks."""
+        return None
+
+    def generator_params(self, params: Params, frozen: Mapping[str, Params]) -> Params:
+        """The parameters of :attr:`generator`, from those of the task."""
+        return params
+
+
+def encoders_of(task: Task) -> dict[str, TextEncoder]:
+    """The text encoders of all streams by name."""
+    return {name: e for spec in task.streams.values() for name, e in spec.encoders.items()}
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """Every floating-point leaf in ``dtype``: so fp32 masters are gathered as bf16 weights."""
+    """Casts every floating-point leaf, so that fp32 master parameters are gathered as bf16."""
     return jax.tree.map(
         lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
     )

@@ -1,7 +1,7 @@
-"""What lies between an autoencoder's encoder and decoder: a Gaussian, or a codebook.
+"""The bottleneck between an autoencoder's encoder and decoder: Gaussian or vector-quantized.
 
-A bottleneck makes the task's state, turns moments into latents in training, with a penalty that
-joins the loss, and settles on the latents that pictures are looked at with.
+A bottleneck creates the task's state. In training it turns moments into latents and returns a
+penalty that is added to the loss. For evaluation it returns deterministic latents.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ COUNT, TOTAL = "codebook/count", "codebook/total"
 
 class Bottleneck(Protocol):
     def init(self, key: jax.Array) -> Params:
-        """The state."""
+        """The initial state of the task."""
         ...
 
     def __call__(
@@ -33,13 +33,15 @@ class Bottleneck(Protocol):
         ...
 
     def settled(self, moments: Float[Array, "b h w m"], state: Params) -> Float[Array, "b h w c"]:
-        """Latents without chance."""
+        """Deterministic latents, for evaluation."""
         ...
 
 
 @dataclass(frozen=True)
 class GaussianBottleneck:
-    """A draw from the moments' Gaussian; the penalty is its KL (nats a picture) times a weight."""
+    """A sample from the Gaussian of the moments. The penalty is ``kl_weight`` x KL (nats per
+    image).
+    """
 
     channels: int
     kl_weight: float
@@ -60,10 +62,12 @@ class GaussianBottleneck:
 
 @dataclass(frozen=True)
 class Quantizer:
-    """The nearest of ``codes`` codes, which follow the encoder as ``emu_jax.nn.quantizer`` says.
+    """Vector quantization to the nearest of ``codes`` codes, which follow the encoder by the moving
+    averages of ``emu_jax.nn.quantizer``.
 
-    ``commitment`` weighs the penalty, ``decay`` is (2)'s g, ``dead`` the share of even use under
-    which a code is revived. ``frozen``: the codes stay as they are (a decoder's fine-tuning).
+    ``commitment`` weights the penalty, and ``decay`` is g in equation (2) of that module. A code
+    used less than the share ``dead`` of an evenly used code is revived. ``frozen`` keeps the codes
+    fixed, for fine-tuning a decoder.
     """
 
     channels: int
@@ -74,10 +78,14 @@ class Quantizer:
     frozen: bool = False
 
     def __post_init__(self):
-        if self.dead <= 0 or not 0 <= self.decay < 1:
+        if self.dead <= 0:
             raise UserError(
-                f"quantizer.dead is above 0 (a code that nothing is near must be revived) and "
-                f"quantizer.decay from 0 to below 1, not {self.dead} and {self.decay}."
+                f"quantizer.dead is {self.dead}; use a value above 0, because a code that no "
+                "latent is near must be revived."
+            )
+        if not 0 <= self.decay < 1:
+            raise UserError(
+                f"quantizer.decay is {self.decay}; use a value of at least 0 and below 1."
             )
 
     def init(self, key: jax.Array) -> Params:

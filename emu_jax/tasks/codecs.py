@@ -1,9 +1,11 @@
-"""Codecs: the way between pictures and the space a generator works in.
+"""Codecs map between images and the space in which a generator works.
 
-``moments`` is what a cache may hold; ``sample`` draws the generator's clean data from it inside the
-step; ``decode`` gives pictures in [-1, 1]. Latents are shifted and scaled per channel to zero mean
-and unit variance by figures measured after the autoencoder's training and stored with it; decoding
-them is differentiable. Tokens are the numbers of codes.
+``moments`` is what a cache may store. ``sample`` draws the generator's clean data from it inside
+the training step. ``decode`` returns images in [-1, 1].
+
+Latents are normalized per channel to zero mean and unit variance. The statistics are measured after
+the autoencoder's training and stored with it. Decoding of latents is differentiable. Tokens are
+code indices.
 """
 
 from collections.abc import Mapping
@@ -23,13 +25,13 @@ CODEBOOK = "codebook/embedding"
 
 
 class Codec(Protocol):
-    """``factor``: pixels along a side of what becomes one position."""
+    """``factor`` is the downsampling factor: pixels per position along each side."""
 
     @property
     def factor(self) -> int: ...
 
     def row(self, height: int, width: int) -> tuple[int, ...]:
-        """The shape of one picture's clean data of ``height`` x ``width`` positions."""
+        """The shape of one image's clean data, for ``height`` x ``width`` positions."""
         ...
 
     def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> jax.Array: ...
@@ -48,9 +50,9 @@ class AutoencoderCodec:
     factor: int
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What :func:`codec_params` gives of a trained one."""
-        figure = jax.ShapeDtypeStruct((self.channels,), jnp.float32)
-        return {**self.network.shapes(), LATENT_SHIFT: figure, LATENT_SCALE: figure}
+        """The shapes of :func:`codec_params`."""
+        statistic = jax.ShapeDtypeStruct((self.channels,), jnp.float32)
+        return {**self.network.shapes(), LATENT_SHIFT: statistic, LATENT_SCALE: statistic}
 
     def row(self, height: int, width: int) -> tuple[int, ...]:
         return height, width, self.channels
@@ -71,7 +73,7 @@ class AutoencoderCodec:
 
 @dataclass(frozen=True)
 class IdentityCodec:
-    """Pixel space: the picture is the data."""
+    """Pixel space: the clean data is the image itself."""
 
     channels: int = 3
     factor: int = 1
@@ -93,8 +95,8 @@ class IdentityCodec:
 
 @dataclass(frozen=True)
 class TokenCodec:
-    """A vector-quantised autoencoder: a picture is a map of numbers of its ``codes`` codes, each a
-    vector of ``width``.
+    """A vector-quantized autoencoder: an image is a map of code indices. The codebook has ``codes``
+    vectors of ``width`` channels.
     """
 
     network: Network
@@ -103,9 +105,9 @@ class TokenCodec:
     factor: int
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What :func:`codec_params` gives of a trained one."""
-        book = jax.ShapeDtypeStruct((self.codes, self.width), jnp.float32)
-        return {**self.network.shapes(), CODEBOOK: book}
+        """The shapes of :func:`codec_params`."""
+        codebook = jax.ShapeDtypeStruct((self.codes, self.width), jnp.float32)
+        return {**self.network.shapes(), CODEBOOK: codebook}
 
     def row(self, height: int, width: int) -> tuple[int, ...]:
         return height, width
@@ -123,6 +125,6 @@ class TokenCodec:
 
 
 def codec_params(model: Mapping[str, Any]) -> Params:
-    """What a codec is given, from an autoencoding task's model."""
+    """A codec's parameters, from the trained model of an autoencoding task."""
     stored = (CODEBOOK,) if CODEBOOK in model else (LATENT_SHIFT, LATENT_SCALE)
     return {**subtree(dict(model), "autoencoder"), **{path: model[path] for path in stored}}

@@ -1,19 +1,19 @@
-"""The judge: an image tower and a text tower trained to tell which caption is whose picture's.
+"""The judge: an image tower and a text tower trained to match images with captions.
 
-With unit vectors u_i of the pictures and w_j of their captions, both towers minimise (Radford et
-al. 2021)
+With unit embeddings u_i of the images and w_j of their captions, and a learned scale s, both towers
+minimize (Radford et al. 2021)
 
     (CE(s u w^T, diagonal) + CE(s w u^T, diagonal)) / 2                                     (1)
 
-Two rows of a batch may show the same thing. Where the frozen encoder finds two captions all but
-equal (cosine above ``same_text``), they are no counter-examples to each other and their pair is
-left out of (1).
+Two rows of a batch may have the same content. If the frozen encoder's embeddings of two captions
+are nearly equal (cosine above ``same_text``), the rows are not negatives of each other and the pair
+is left out of (1).
 
-The judge will look at generated pictures, so it is trained on moved, resized, recoloured, blurred
-and noisy ones.
+The judge is used on generated images, so it is trained with augmentations: random translation,
+scale, color, blur and noise.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,20 +22,30 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, UInt8
 
-from emu_jax.nn.contrastive import Seen
+from emu_jax.nn.contrastive import ImageEmbedding
 from emu_jax.nn.functional import Network, Params
-from emu_jax.tasks.base import Batch, Frozen, Group, Metrics, cast, to_pixels, to_unit_range
+from emu_jax.tasks.base import (
+    Context,
+    Loss,
+    Rows,
+    RowSpec,
+    Task,
+    cast,
+    to_pixels,
+    to_unit_range,
+)
 from emu_jax.text.encoder import TextEncoder
 
 
-@dataclass(frozen=True)
-class Contrastive:
-    """``encoders`` has the one text encoder whose pooled vector the text tower reads."""
+@dataclass(frozen=True, kw_only=True)
+class Contrastive(Task):
+    """``encoders`` holds one text encoder, whose pooled vector is the input of the text tower.
+
+    ``zoom``, ``shift``, ``colour``, ``blur`` and ``noise`` are the strengths of the augmentations.
+    """
 
     model: Network
     encoders: Mapping[str, TextEncoder]
-    groups: Mapping[str, Group]
-    frozen: Mapping[str, Frozen]
     same_text: float = 0.95
     zoom: float = 0.15
     shift: float = 0.08
@@ -45,78 +55,52 @@ class Contrastive:
     compute_dtype: Any = jnp.float32
     stream: str = "train"
 
+    @property
+    def streams(self) -> dict[str, RowSpec]:
+        return {self.stream: RowSpec(self.encoders)}
+
     def init(self, key: jax.Array) -> tuple[Params, Params]:
         return self.model.init(key), {}
 
-    def loss(
-        self,
-        group: str,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-        step: jax.Array,
-    ) -> tuple[jax.Array, tuple[Params, Metrics]]:
-        rows = batch[self.stream]
-        image = self.augment(key, to_unit_range(rows["image"]))
-        losses, right = self._pairs(params, frozen, rows, image, jnp.ones(image.shape[0], bool))
-        return jnp.mean(losses), (state, {"top1": jnp.mean(right)})
+    def loss(self, group: str, context: Context) -> Loss:
+        """Equation (1), and the share of images whose own caption ranks first."""
+        rows = context.batch[self.stream]
+        image = self.augment(context.key, to_unit_range(rows["image"]))
+        valid = jnp.ones(image.shape[0], bool)
+        losses, right = self._pairs(context.params, context.frozen, rows, image, valid)
+        return Loss(jnp.mean(losses), context.state, {"top1": jnp.mean(right)})
 
-    def validate(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-    ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """(1) and how often the picture's own caption comes first, both within the batch."""
-        (rows,) = batch.values()
-        valid = rows["valid"]
-        losses, right = self._pairs(params, frozen, rows, to_unit_range(rows["image"]), valid)
+    def validate(self, context: Context) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Equation (1), and the share of images whose own caption ranks first, within the batch."""
+        rows = context.batch[self.stream]
+        image, valid = to_unit_range(rows["image"]), rows["valid"]
+        losses, right = self._pairs(context.params, context.frozen, rows, image, valid)
         count = jnp.sum(valid.astype(jnp.float32))
         return {"loss": (jnp.sum(losses * valid), count), "top1": (jnp.sum(right * valid), count)}
 
-    def preview(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-    ) -> dict[str, jax.Array]:
-        """What training looks like to the judge."""
-        (rows,) = batch.values()
-        return {"augmented": to_pixels(self.augment(key, to_unit_range(rows["image"][:16])))}
+    def preview(self, context: Context) -> dict[str, jax.Array]:
+        """Augmented images."""
+        image = to_unit_range(context.batch[self.stream]["image"][:16])
+        return {"augmented": to_pixels(self.augment(context.key, image))}
 
-    def finish(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batches: Iterable[Batch],
-    ) -> Params:
-        return state
+    def embed_images(self, params: Params, image: UInt8[Array, "b h w 3"]) -> ImageEmbedding:
+        """Embeddings and features of images, without augmentation."""
+        return self._embed_images(params, to_unit_range(image))
 
-    def see(self, params: Params, image: UInt8[Array, "b h w 3"]) -> Seen:
-        """Embedding and features of pictures as they are."""
-        return self._see(params, to_unit_range(image))
-
-    def read(
-        self, params: Params, frozen: Mapping[str, Params], rows: Batch
+    def embed_texts(
+        self, params: Params, frozen: Mapping[str, Params], rows: Rows
     ) -> Float[Array, "b d"]:
-        """The texts' embeddings, from tokens or cached states."""
-        return self._embed_text(params, self._pooled(frozen, rows))
+        """Embeddings of the texts, from tokens or from cached encoder outputs."""
+        return self._embed_pooled(params, self._pooled(frozen, rows))
 
     def augment(self, key: jax.Array, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        """Random size, place, colour, sharpness and noise of each picture, drawn one by one."""
+        """Random scale, translation, color, blur and noise, drawn independently for each image."""
         return jax.vmap(self._augment_one)(jax.random.split(key, x.shape[0]), x)
 
     def _augment_one(self, key: jax.Array, x: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
         k_zoom, k_shift, k_gain, k_offset, k_blur, k_noise, k_level = jax.random.split(key, 7)
         h, w, _ = x.shape
-        # What comes into the picture at the edges is the colour of its corner.
+        # The area that moves into the image at its edges has the color of the corner pixel.
         background = x[0, 0]
         zoom = jnp.exp(jax.random.uniform(k_zoom, (), minval=-self.zoom, maxval=self.zoom))
         shift = jax.random.uniform(k_shift, (2,), minval=-self.shift, maxval=self.shift)
@@ -143,14 +127,16 @@ class Contrastive:
         self,
         params: Params,
         frozen: Mapping[str, Params],
-        rows: Batch,
+        rows: Rows,
         image: Float[Array, "b h w 3"],
         valid: Bool[Array, "b"],
     ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
-        """Each row's loss by (1), and whether its own caption comes first; padding is left out."""
+        """Each row's loss (1), and whether its own caption ranks first; padding rows do not count
+        as negatives.
+        """
         pooled = self._pooled(frozen, rows)
-        seen = self._see(params, image).embedding
-        logits = self.model(params, seen, self._embed_text(params, pooled), method="logits")
+        embedding = self._embed_images(params, image).embedding
+        logits = self.model(params, embedding, self._embed_pooled(params, pooled), method="logits")
         direction = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
         own = jnp.eye(len(pooled), dtype=bool)
         counted = (direction @ direction.T <= self.same_text) & valid[:, None] & valid[None, :]
@@ -160,19 +146,21 @@ class Contrastive:
         losses = (cross_entropy(logits, label) + cross_entropy(logits.T, label)) / 2
         return losses, (jnp.argmax(logits, 1) == label).astype(jnp.float32)
 
-    def _see(self, params: Params, image: Float[Array, "b h w 3"]) -> Seen:
+    def _embed_images(self, params: Params, image: Float[Array, "b h w 3"]) -> ImageEmbedding:
         network = cast(params, self.compute_dtype)
         return self.model(network, image.astype(self.compute_dtype), method="embed_image")
 
-    def _embed_text(self, params: Params, pooled: Float[Array, "b p"]) -> Float[Array, "b d"]:
+    def _embed_pooled(self, params: Params, pooled: Float[Array, "b p"]) -> Float[Array, "b d"]:
         network = cast(params, self.compute_dtype)
         return self.model(network, pooled.astype(self.compute_dtype), method="embed_text")
 
-    def _pooled(self, frozen: Mapping[str, Params], rows: Batch) -> Float[Array, "b p"]:
+    def _pooled(self, frozen: Mapping[str, Params], rows: Rows) -> Float[Array, "b p"]:
         ((name, encoder),) = self.encoders.items()
         if name in rows.get("text", {}):
             return jax.lax.stop_gradient(rows["text"][name]["pooled"].astype(jnp.float32))
         tokens = rows["tokens"][name]
         encoded = encoder.apply(frozen[name], tokens["ids"], tokens["mask"])
-        assert encoded.pooled is not None, "parts.py only takes encoders with a pooled vector"
+        assert encoded.pooled is not None, (
+            "make_contrastive only takes encoders with a pooled vector"
+        )
         return jax.lax.stop_gradient(encoded.pooled.astype(jnp.float32))

@@ -1,16 +1,24 @@
 """The one generation task: codec x process x denoiser x conditioning.
 
-    pixels --codec--> x0 --process--> (x_t, t, target) --denoiser(x_t, t | text, sizes)--> loss
+    image --codec--> x0 --process--> (x_t, t, target) --denoiser(x_t, t | conditions)--> loss
 
 Latent diffusion, pixel diffusion and masked generation differ only in the parts handed in. The
 codec and the text encoders are frozen; the denoiser and the conditioner (projections of the
-encoders' states) train. A super-resolution stage is told of a low-resolution picture besides.
+encoders' outputs) train. A super-resolution stage is conditioned on a low-resolution image as well.
+
+Sampling is composed of methods that other tasks also call separately:
+
+    conditions = task.condition(params, encoded, sizes)
+    denoise    = task.guided(params, conditions, null_conditions)   # classifier-free guidance
+    x0         = task.sample(denoise, keys, shape)                  # the sampling loop
+    image      = task.decode(frozen, x0)                            # floats, differentiable
+    pixels     = to_pixels(image)                                   # rounding, at the very end
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,43 +27,45 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from emu_jax.errors import UserError
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Network, Params, nest, subtree
-from emu_jax.process.guidance import dynamic_threshold, guided, rising, static_clip
+from emu_jax.process.guidance import Denoise, dynamic_threshold, guided, rising, static_clip
 from emu_jax.process.noise import fold_in
 from emu_jax.process.protocol import Data, Process, Transform
 from emu_jax.process.sampling import sample, time_grid
-from emu_jax.tasks.base import Batch, Frozen, Group, Metrics, cast, to_pixels, to_unit_range
+from emu_jax.tasks.base import (
+    Context,
+    Latents,
+    Loss,
+    Rows,
+    RowSpec,
+    Task,
+    cast,
+    to_pixels,
+    to_unit_range,
+)
 from emu_jax.tasks.codecs import Codec
 from emu_jax.tasks.upsampling import Low
-from emu_jax.text.encoder import TextEncoder
+from emu_jax.text.encoder import TextEncoder, blank_output, null_output
 
 TIME_BINS = 5
-_LOW = 2**31  # folded into a picture's key for its low-resolution noise: no sampler has such a step
+# Folded into an image's key for the noise of its low-resolution image: no sampler has such a step.
+_LOW = 2**31
 
 THRESHOLDS = ("none", "static", "dynamic")
 
-
-class Conditions(NamedTuple):
-    """What the denoiser is told beside x and t; every leaf has the batch in front.
-
-    Of a low-resolution picture it is told pixels and the level of noise in them, or tokens.
-    """
-
-    context: Float[Array, "b l d"]
-    mask: Bool[Array, "b l"]
-    vector: Float[Array, "b p"] | None
-    spatial: Float[Array, "b h w s"] | None = None
-    level: Float[Array, "b"] | None = None
-    low: Int[Array, "b h2 w2"] | None = None
+# What the denoiser reads beside x and t: keyword -> array with the batch in front. The conditioner
+# gives "context", "mask" and "vector"; a low-resolution image gives "spatial" (concatenated to x)
+# and "level", or "low". Further entries reach the denoiser under their own names.
+Conditions = dict[str, Array]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn: a sampler, its steps and their spacing, classifier-free guidance.
+    """How images are sampled: a sampler, its steps and their spacing, classifier-free guidance.
 
-    ``guidance_ramp``: guidance rises from none to its scale in the course of sampling.
-    ``threshold`` holds every predicted x0 within the range of pixels (``process.guidance``); the
-    dynamic one by the quantile ``threshold_quantile``, itself held below ``threshold_limit`` (0: no
-    limit).
+    ``guidance_ramp``: the guidance scale rises from 1 to its value during sampling.
+    ``threshold`` keeps every predicted x0 within the range of pixels (``process.guidance``); the
+    dynamic one uses the quantile ``threshold_quantile``, which is itself limited to
+    ``threshold_limit`` (0: no limit).
     """
 
     sampler: Any
@@ -71,20 +81,22 @@ class Sampling:
     def __post_init__(self):
         if self.threshold not in THRESHOLDS:
             raise UserError(
-                f"sampling.threshold is {', '.join(THRESHOLDS)}, not {self.threshold!r}."
+                f"sampling.threshold is {self.threshold!r}; use one of {', '.join(THRESHOLDS)}."
             )
         if not 0 < self.threshold_quantile <= 1:
             raise UserError(
-                f"sampling.threshold_quantile is within (0, 1], not {self.threshold_quantile}."
+                f"sampling.threshold_quantile is {self.threshold_quantile}; use a value above 0 "
+                "and at most 1."
             )
         if self.threshold_limit and self.threshold_limit < 1:
             raise UserError(
-                f"sampling.threshold_limit is 0 (none) or from 1 on, not {self.threshold_limit}."
+                f"sampling.threshold_limit is {self.threshold_limit}; use 0 (no limit) or 1 and "
+                "above."
             )
 
     @property
     def transform(self) -> Transform | None:
-        """What ``threshold`` does to x0."""
+        """The function of x0 that ``threshold`` names."""
         match self.threshold:
             case "static":
                 return static_clip
@@ -95,14 +107,20 @@ class Sampling:
             case _:
                 return None
 
+    @property
+    def calls(self) -> int:
+        """Evaluations of the denoiser for one image; guidance needs two at a time."""
+        return self.sampler.calls(self.steps) * (1 if self.guidance_scale == 1 else 2)
 
-@dataclass(frozen=True)
-class Generation:
-    """Text to picture.
 
-    ``null`` holds each encoder's null condition, one row; training replaces a picture's text by it
-    at rate ``drop_text``, sampling uses it where there is no negative prompt. ``stream`` names the
-    batch's stream. ``low`` makes it a super-resolution stage.
+@dataclass(frozen=True, kw_only=True)
+class Generation(Task):
+    """Text to image.
+
+    ``null`` holds each encoder's null output, one row, which :meth:`prepare` computes. Training
+    replaces an image's text by it at rate ``drop_text``; sampling uses it where there is no
+    negative prompt. ``stream`` is the data stream that the loss reads. ``low`` makes the task a
+    super-resolution stage. ``previews`` is the number of images in a preview.
     """
 
     denoiser: Network
@@ -110,15 +128,21 @@ class Generation:
     codec: Codec
     process: Process
     encoders: Mapping[str, TextEncoder]
-    null: Mapping[str, Encoded]
     sampling: Sampling
-    groups: Mapping[str, Group]
-    frozen: Mapping[str, Frozen]
+    null: Mapping[str, Encoded] | None = None
     drop_text: float = 0.1
     compute_dtype: Any = jnp.float32
     stream: str = "train"
     previews: int = 16
     low: Low | None = None
+
+    @property
+    def streams(self) -> dict[str, RowSpec]:
+        return {self.stream: RowSpec(self.encoders, self._cacheable())}
+
+    @property
+    def generator(self) -> "Generation":
+        return self
 
     def init(self, key: jax.Array) -> tuple[Params, Params]:
         first, second = jax.random.split(key)
@@ -127,52 +151,50 @@ class Generation:
             **nest("conditioner", self.conditioner.init(second)),
         }, {}
 
-    def loss(
-        self,
-        group: str,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-        step: jax.Array,
-    ) -> tuple[jax.Array, tuple[Params, Metrics]]:
+    def prepare(self, frozen: Mapping[str, Params] | None) -> Self:
+        """Computes the null outputs of the text encoders."""
+        null = {
+            name: blank_output(encoder) if frozen is None else null_output(encoder, frozen[name])
+            for name, encoder in self.encoders.items()
+        }
+        return replace(self, null=null)
+
+    # Training ------------------------------------------------------------------------------------
+
+    def loss(self, group: str, context: Context) -> Loss:
         """Mean of the process's weighted loss over the batch."""
-        rows = self._encoded(frozen, batch[self.stream])
+        losses = self.losses(context, context.batch[self.stream])
+        return Loss(jnp.mean(losses), context.state)
+
+    def losses(self, context: Context, rows: Rows) -> Float[Array, " b"]:
+        """The process's weighted loss of each row."""
+        rows, key = self._encoded(context.frozen, rows), context.key
         k_latent, k_drop, k_process = jax.random.split(key, 3)
-        x0 = self._window(key, self.clean(frozen, rows, k_latent))
+        x0 = self._window(key, self.clean(context.frozen, rows, k_latent))
         drop = jax.random.bernoulli(k_drop, self.drop_text, (x0.shape[0],))
         corrupted = self.process.corrupt(k_process, x0)
-        conditions = self.condition(params, self.encode(frozen, rows, drop), rows["sizes"])
+        encoded = self.encode(context.frozen, rows, drop)
+        conditions = self.condition(context.params, encoded, rows["sizes"])
         if self.low:
-            low = self.low.of(rows, x0)
-            seen = self.low.example(jax.random.fold_in(key, _LOW), low)
-            conditions = conditions._replace(**seen)
-        output = self.denoise(params, corrupted.x, corrupted.told, conditions)
-        return jnp.mean(self.process.loss(output, corrupted)), (state, {})
+            low = self.low.from_clean(rows, x0)
+            conditions |= self.low.training_conditions(jax.random.fold_in(key, _LOW), low)
+        output = self.denoise(context.params, corrupted.x, corrupted.timestep_input, conditions)
+        return self.process.loss(output, corrupted)
 
-    def validate(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-    ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Loss with the text at stratified times: whole, and by bin of t (0 = clean)."""
-        (rows,) = batch.values()
-        rows = self._encoded(frozen, rows)
+    def validate(self, context: Context) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Loss with the text at stratified times: the mean, and by bin of t (0 = clean)."""
+        rows, key = self._encoded(context.frozen, context.batch[self.stream]), context.key
         k_latent, k_time, k_process = jax.random.split(key, 3)
-        x0 = self._window(key, self.clean(frozen, rows, k_latent))
+        x0 = self._window(key, self.clean(context.frozen, rows, k_latent))
         n = x0.shape[0]
         t = (jax.random.permutation(k_time, n) + 0.5) / n
         corrupted = self.process.corrupt(k_process, x0, t)
-        encoded = self.encode(frozen, rows, jnp.zeros((n,), bool))
-        conditions = self.condition(params, encoded, rows["sizes"])
+        encoded = self.encode(context.frozen, rows)
+        conditions = self.condition(context.params, encoded, rows["sizes"])
         if self.low:
-            seen = self.low.see(jax.random.fold_in(key, _LOW), self.low.of(rows, x0))
-            conditions = conditions._replace(**seen)
-        output = self.denoise(params, corrupted.x, corrupted.told, conditions)
+            low = self.low.from_clean(rows, x0)
+            conditions |= self.low.sampling_conditions(jax.random.fold_in(key, _LOW), low)
+        output = self.denoise(context.params, corrupted.x, corrupted.timestep_input, conditions)
         loss = self.process.loss(output, corrupted)
         valid = rows["valid"].astype(jnp.float32)
         bins = jnp.minimum((t * TIME_BINS).astype(jnp.int32), TIME_BINS - 1)
@@ -182,36 +204,23 @@ class Generation:
             sums[f"loss_bin{i}"] = (jnp.sum(loss * inside), jnp.sum(inside))
         return sums
 
-    def preview(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batch: Batch,
-        key: jax.Array,
-    ) -> dict[str, jax.Array]:
-        """Samples for the batch's first captions; in super-resolution, of its shrunk pictures."""
-        (rows,) = batch.values()
-        rows = self._encoded(frozen, jax.tree.map(lambda x: x[: self.previews], rows))
+    def preview(self, context: Context) -> dict[str, jax.Array]:
+        """Images for the batch's first captions; in super-resolution, from its shrunk images."""
+        frozen, key = context.frozen, context.key
+        rows = jax.tree.map(lambda x: x[: self.previews], context.batch[self.stream])
+        rows = self._encoded(frozen, rows)
         n = rows["sizes"].shape[0]
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
-        encoded = self.encode(frozen, rows, jnp.zeros((n,), bool))
+        encoded = self.encode(frozen, rows)
         x0 = self.clean(frozen, rows, key)
         shape = x0.shape[1], x0.shape[2]
-        low = self.low.of(rows, x0) if self.low else None
-        drawn = self.generate(params, frozen, encoded, rows["sizes"], keys, shape, low=low)
+        low = self.low.from_clean(rows, x0) if self.low else None
+        drawn = self.generate(context.params, frozen, encoded, rows["sizes"], keys, shape, low=low)
         if low is None or not self.low:
             return {"samples": drawn}
-        return {"samples": drawn, "low_resolution": to_pixels(self.low.picture(frozen, low))}
+        return {"samples": drawn, "low_resolution": to_pixels(self.low.to_image(frozen, low))}
 
-    def finish(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        state: Params,
-        batches: Iterable[Batch],
-    ) -> Params:
-        return state
+    # Sampling ------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -227,77 +236,117 @@ class Generation:
         low: Data | None = None,
         decode: bool = True,
     ) -> UInt8[Array, "b H W 3"] | Data:
-        """Pictures; row i depends on its text and ``keys[i]`` alone, not on its neighbours.
+        """Images; row i depends on its text and ``keys[i]`` only, not on the other rows.
 
-        ``shape`` is height and width in the generator's space; ``negative`` (default: the null
-        condition) is what guidance leads away from; ``low`` is what a super-resolution stage
-        enlarges, pictures in [-1, 1] or tokens. Without ``decode`` the data of the generator's
-        space, its tokens for instance.
+        ``shape`` is height and width in the generator's space. ``negative`` (default: the null
+        output) is the text that guidance leads away from. ``low`` is what a super-resolution stage
+        enlarges, images in [-1, 1] or tokens. ``decode`` False returns the data of the generator's
+        space, for instance tokens.
         """
         sampling = sampling or self.sampling
-        b = sizes.shape[0]
-        negative = negative or {name: _rows(null, b) for name, null in self.null.items()}
         if (low is None) != (self.low is None):
-            raise ValueError("low-resolution pictures are for super-resolution stages")
-        seen: dict[str, Array] = {}
+            raise ValueError("low-resolution images are for super-resolution stages")
+        more: Conditions = {}
         if self.low and low is not None:
-            seen = self.low.see(fold_in(keys, _LOW), low)
+            more = self.low.sampling_conditions(fold_in(keys, _LOW), low)
+        conditions = self.condition(params, encoded, sizes) | more
+        null = None
+        if sampling.guidance_scale != 1:  # The unconditional output is unused at scale 1.
+            negative = negative or self.null_rows(sizes.shape[0])
+            null = self.condition(params, negative, sizes) | more
+        denoise = self.guided(params, conditions, null, sampling)
+        x0 = self.sample(denoise, keys, shape, sampling)
+        return to_pixels(self.decode(frozen, x0)) if decode else x0
 
-        def network(x: Array, t: Array, by: Conditions) -> Array:
-            return self.denoise(params, x, self.process.told(t), by)
+    def guided(
+        self,
+        params: Params,
+        conditions: Conditions,
+        null: Conditions | None,
+        sampling: Sampling | None = None,
+    ) -> Denoise:
+        """``denoise(x, t)`` with classifier-free guidance away from ``null``, without if None."""
+        sampling = sampling or self.sampling
+
+        def network(x: Array, t: Array, conditions: Conditions) -> Array:
+            return self.denoise(params, x, self.process.timestep_input(t), conditions)
 
         scale = sampling.guidance_scale
-        denoise = guided(
+        return guided(
             network,
-            self.condition(params, encoded, sizes)._replace(**seen),
-            # At 1 the other condition has no say: half the work.
-            None if scale == 1 else self.condition(params, negative, sizes)._replace(**seen),
+            conditions,
+            null,
             rising(scale) if sampling.guidance_ramp else scale,
             sampling.guidance_rescale,
-            self.process.split,
+            self.process.split_output,
         )
-        start = self.process.prior(keys, (b, *self.codec.row(*shape)))
-        x0 = sample(
+
+    def times(self, sampling: Sampling | None = None) -> Float[Array, " n_plus_1"]:
+        """The times that sampling visits."""
+        sampling = sampling or self.sampling
+        return time_grid(self.process, sampling.steps, sampling.spacing)
+
+    def sample(
+        self,
+        denoise: Denoise,
+        keys: Any,
+        shape: tuple[int, int],
+        sampling: Sampling | None = None,
+    ) -> Data:
+        """Clean data of ``shape``, sampled from the process's prior; one row per key."""
+        sampling = sampling or self.sampling
+        start = self.process.prior(keys, (len(keys), *self.codec.row(*shape)))
+        return sample(
             denoise,
             self.process,
             sampling.sampler,
-            time_grid(self.process, sampling.steps, sampling.spacing),
+            self.times(sampling),
             keys,
             start,
             transform=sampling.transform,
         )
-        return to_pixels(self.codec.decode(frozen.get("codec", {}), x0)) if decode else x0
+
+    def decode(self, frozen: Mapping[str, Params], x0: Data) -> Float[Array, "b H W 3"]:
+        """Images in [-1, 1], differentiable in x0 where that is continuous."""
+        return self.codec.decode(frozen.get("codec", {}), x0)
+
+    # Inputs --------------------------------------------------------------------------------------
 
     def latents(
         self, frozen: Mapping[str, Params], image: UInt8[Array, "b H W 3"]
     ) -> dict[str, Array]:
-        """Moments and, where tokens are enlarged, those."""
+        """Moments, and the low-resolution tokens if the stage is conditioned on tokens."""
         x = to_unit_range(image)
         found = {"moments": self.codec.moments(frozen.get("codec", {}), x)}
         return found | (self.low.latents(frozen, x) if self.low else {})
 
-    def cached(
-        self, frozen: Mapping[str, Params], image: UInt8[Array, "b H W 3"]
-    ) -> dict[str, Array]:
-        """What a cache holds of pictures: their latents; in pixel space the pictures, decoded."""
-        return self.latents(frozen, image) if "codec" in self.frozen else {"image": image}
+    def _cacheable(self) -> Latents:
+        """Latents; in pixel space the decoded images themselves."""
+        codec, networks = self.frozen.get("codec"), self.low.networks if self.low else ()
+        made_from = {"encoder": codec.fingerprint if codec else "none", "dtype": "float32"}
+        if codec is None:
+            return Latents(lambda frozen, image: {"image": image}, (), made_from)
+        for name in networks:
+            made_from |= {"low encoder": self.frozen[name].fingerprint}
+            made_from |= {"low factor": str(self.low.factor if self.low else 1)}
+        return Latents(self.latents, ("codec", *networks), made_from)
 
-    def _encoded(self, frozen: Mapping[str, Params], rows: Batch) -> Batch:
-        """The rows with their latents, computed where no cache has given them."""
+    def _encoded(self, frozen: Mapping[str, Params], rows: Rows) -> Rows:
+        """The rows with their latents, computed unless a cache has provided them."""
         return rows if "moments" in rows else rows | self.latents(frozen, rows["image"])
 
-    def clean(self, frozen: Mapping[str, Params], rows: Batch, key: jax.Array) -> Array:
-        """The generator's clean data, from moments."""
+    def clean(self, frozen: Mapping[str, Params], rows: Rows, key: jax.Array) -> Data:
+        """The generator's clean data x0, a sample from the moments."""
         codec = frozen.get("codec", {})
         return jax.lax.stop_gradient(self.codec.sample(codec, rows["moments"], key))
 
-    def _window(self, key: jax.Array, x0: Array) -> Array:
+    def _window(self, key: jax.Array, x0: Data) -> Data:
         return self.low.window(jax.random.fold_in(key, _LOW + 1), x0) if self.low else x0
 
     def encode(
-        self, frozen: Mapping[str, Params], rows: Batch, drop: Bool[Array, "b"]
+        self, frozen: Mapping[str, Params], rows: Rows, drop: Bool[Array, "b"] | None = None
     ) -> dict[str, Encoded]:
-        """Every encoder's states, computed or cached; rows in ``drop`` get its null condition."""
+        """Every encoder's output, computed or cached; rows in ``drop`` get its null output."""
         cached, encoded = rows.get("text", {}), {}
         for name, encoder in self.encoders.items():
             if name in cached:
@@ -305,32 +354,44 @@ class Generation:
             else:
                 tokens = rows["tokens"][name]
                 text = encoder.apply(frozen[name], tokens["ids"], tokens["mask"])
-            encoded[name] = jax.tree.map(
-                lambda x, null: jnp.where(drop.reshape(-1, *(1,) * (x.ndim - 1)), null, x),
-                jax.lax.stop_gradient(text),
-                self.null[name],
-            )
-        return encoded
+            encoded[name] = jax.lax.stop_gradient(text)
+        if drop is None:
+            return encoded
+        return jax.tree.map(
+            lambda x, null: jnp.where(drop.reshape(-1, *(1,) * (x.ndim - 1)), null, x),
+            encoded,
+            dict(self.null_outputs),
+        )
+
+    @property
+    def null_outputs(self) -> Mapping[str, Encoded]:
+        """Each encoder's output for no text, one row."""
+        if self.null is None:
+            raise ValueError("the task has no null conditioning yet: call prepare(frozen) first")
+        return self.null
+
+    def null_rows(self, n: int) -> dict[str, Encoded]:
+        """The null outputs of n rows."""
+        return jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (n, *x.shape[1:])), dict(self.null_outputs)
+        )
 
     def condition(
         self, params: Params, encoded: Mapping[str, Encoded], sizes: Int[Array, "b 6"]
     ) -> Conditions:
-        """The trainable conditioner, in the compute dtype."""
+        """The output of the trainable conditioner, in the compute dtype."""
         network = cast(subtree(params, "conditioner"), self.compute_dtype)
-        return Conditions(*self.conditioner(network, cast(encoded, self.compute_dtype), sizes))
+        outputs = self.conditioner(network, cast(encoded, self.compute_dtype), sizes)
+        named = zip(("context", "mask", "vector"), outputs, strict=True)
+        return {name: value for name, value in named if value is not None}
 
     def denoise(
-        self, params: Params, x: Data, told: Float[Array, "b"], by: Conditions
-    ) -> Float[Array, "b h w o"]:
-        """One call of the denoiser in the compute dtype; fp32 out."""
+        self, params: Params, x: Data, timestep: Float[Array, "b"], conditions: Conditions
+    ) -> Float[Array, "b *o"]:
+        """One evaluation of the denoiser in the compute dtype; the output is fp32."""
         network, x = cast((subtree(params, "denoiser"), x), self.compute_dtype)
-        if by.spatial is not None:
-            x = jnp.concatenate([x, by.spatial.astype(x.dtype)], axis=-1)
-        seen: dict[str, Any] = {"level": by.level, "low": by.low}
-        seen = {name: value for name, value in seen.items() if value is not None}
-        output = self.denoiser(network, x, told, by.context, by.mask, by.vector, **seen)
-        return output.astype(jnp.float32)
-
-
-def _rows(null: Encoded, n: int) -> Encoded:
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape[1:])), null)
+        inputs: dict[str, Any] = dict(conditions)
+        spatial = inputs.pop("spatial", None)
+        if spatial is not None:
+            x = jnp.concatenate([x, spatial.astype(x.dtype)], axis=-1)
+        return self.denoiser(network, x, timestep, **inputs).astype(jnp.float32)

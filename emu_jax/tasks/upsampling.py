@@ -1,23 +1,24 @@
-"""Super-resolution's further condition: a low-resolution picture, as pixels or as tokens.
+"""The conditioning of a super-resolution stage on a low-resolution image, as pixels or as tokens.
 
-In a cascade each stage is trained on shrunk pictures of its data and used on what the stage before
-has drawn.
+In a cascade each stage is trained on shrunk images of its own data. In sampling it receives the
+output of the previous stage.
 
-Pixels (Imagen, Saharia et al. 2022) are not as clean when they were drawn. Conditioning
-augmentation closes the gap: in training the low-resolution picture z is noised to a level
-s ~ U(0, 1), and the network is told which,
+Pixels (Imagen, Saharia et al. 2022): generated images are not as clean as shrunk ones. Conditioning
+augmentation closes this gap. In training, the low-resolution image z is noised to a level
+s ~ U(0, 1),
 
     z_s = cos(pi s / 2) z + sin(pi s / 2) eps                                              (1)
 
-so that in sampling a small s says how far to trust it. DeepFloyd IF noises it by a table of steps
-instead, as ``schedule`` has it at t = s, and tells the network the step.
+and s is an input of the network. In sampling, a small s tells how far the image can be trusted.
+DeepFloyd IF adds noise by a table of discrete steps instead (``schedule`` at t = s), and the step
+is the input of the network.
 
-Tokens (Muse, Chang et al. 2023) are those of the stage before, in its own codebook: of the shrunk
-picture in training, and in sampling the drawn ones themselves. They are handed on as they are: the
-tokens of their decoded picture would be others.
+Tokens (Muse, Chang et al. 2023): the conditioning is the tokens of the previous stage in its own
+codebook. In training these are the tokens of the shrunk image, in sampling the generated tokens.
+Generated tokens are passed on directly, because decoding and re-encoding them gives other tokens.
 
-Either way a stage is the Generation task with one of the two classes here, whose methods give what
-its loss and its sampler put into ``Conditions``.
+A stage is the Generation task with one of the two classes here. Their methods return the entries
+that its loss and its sampler add to ``Conditions``.
 """
 
 from collections.abc import Mapping
@@ -35,29 +36,33 @@ from emu_jax.process.schedules import Schedule
 from emu_jax.tasks.base import to_unit_range
 from emu_jax.tasks.codecs import TokenCodec
 
-LOW_CODEC = "low_codec"  # among the frozen networks: what reads the low-resolution picture
-_TOLD = 1000.0  # what the network is told of s = 1, as of a time
+LOW_CODEC = "low_codec"  # the frozen network that encodes the low-resolution image
+_LEVEL_SCALE = 1000.0  # the network's input at s = 1, on the same scale as a timestep
 
 
 def shrink(x: Float[Array, "b H W 3"], factor: int) -> Float[Array, "b h w 3"]:
     """The mean of every factor x factor pixels."""
     b, height, width, c = x.shape
     if height % factor or width % factor:
-        raise UserError(f"Pictures of {height} x {width} do not shrink {factor}-fold.")
+        raise UserError(
+            f"An image of {height} x {width} pixels cannot be shrunk {factor}-fold; use sides that "
+            f"are multiples of {factor}."
+        )
     return jnp.mean(x.reshape(b, height // factor, factor, width // factor, factor, c), (2, 4))
 
 
 @dataclass(frozen=True)
 class LowResolution:
-    """Pixels. ``factor``: how much smaller the picture is; ``level``: s in sampling.
+    """Pixels. ``factor`` is the ratio of the image sizes; ``level`` is s in sampling.
 
-    ``crop`` > 0: training looks at windows of so many pixels, anywhere in the picture, which a
-    network of convolutions carries over to whole ones. ``schedule``: discrete steps of noise in
-    place of (1). ``align_corners``: the picture is enlarged from the centres of its corner pixels
-    to those of the large one's, and not from edge to edge.
+    ``crop`` > 0: training uses windows of that many pixels per side from anywhere in the image,
+    and a convolutional network generalizes from them to whole images. ``schedule``: a schedule of
+    discrete noise steps that replaces (1). ``align_corners``: the enlargement aligns the centers of
+    the corner pixels of both images, instead of their edges.
     """
 
-    reads: ClassVar[str] = "pictures"
+    input_kind: ClassVar[str] = "images"
+    networks: ClassVar[tuple[str, ...]] = ()  # the frozen networks that :meth:`latents` uses
 
     factor: int
     level: float = 0.1
@@ -67,48 +72,54 @@ class LowResolution:
 
     def __post_init__(self):
         if self.factor < 2:
-            raise UserError(f"A super-resolution factor is 2 or more, not {self.factor}.")
+            raise UserError(
+                f"low_resolution.factor is {self.factor}; use 2 or more in pixel space."
+            )
         if not 0 <= self.level <= 1:
-            raise UserError(f"The level of noise in sampling is from 0 to 1, not {self.level}.")
+            raise UserError(f"low_resolution.level is {self.level}; use a value from 0 to 1.")
         if self.crop % self.factor:
-            raise UserError(f"A crop of {self.crop} pixels is no multiple of {self.factor}.")
+            raise UserError(
+                f"low_resolution.crop is {self.crop}; use a multiple of the factor, {self.factor}."
+            )
         if self.schedule is not None and self.schedule.steps is None:
             raise UserError(
-                "The noise in a low-resolution picture is a schedule's of discrete steps, or none: "
-                "set low_resolution.schedule to one of them, or leave it empty."
+                f"low_resolution.schedule is {type(self.schedule).__name__}, which has no discrete "
+                "steps; use a schedule of discrete steps, or leave it empty."
             )
 
     @property
     def scale(self) -> int:
-        """Pixels along a side of the large picture for each position of the low data."""
+        """Pixels of the large image per position of the low-resolution data, along each side."""
         return self.factor
 
     def blank(self, n: int, side: int) -> Float[Array, "n h h 3"]:
-        """Low data of n large pictures of ``side`` pixels that show nothing."""
+        """Low-resolution data of n blank images, whose large images have ``side`` pixels."""
         return jnp.zeros((n, side // self.scale, side // self.scale, 3))
 
     def latents(self, frozen: Mapping[str, Params], x: Float[Array, "b H W 3"]) -> dict[str, Array]:
-        """Nothing but the clean data is to be kept."""
+        """Nothing to cache beside the clean data."""
         return {}
 
-    def of(self, rows: Mapping[str, Any], x0: Float[Array, "b H W 3"]) -> Float[Array, "b h w 3"]:
-        """The low-resolution pictures of clean data."""
+    def from_clean(
+        self, rows: Mapping[str, Any], x0: Float[Array, "b H W 3"]
+    ) -> Float[Array, "b h w 3"]:
+        """The low-resolution images of clean data."""
         return shrink(x0, self.factor)
 
-    def read(
-        self, frozen: Mapping[str, Params], shown: UInt8[Array, "b h w 3"]
+    def encode(
+        self, frozen: Mapping[str, Params], given: UInt8[Array, "b h w 3"]
     ) -> Float[Array, "b h w 3"]:
-        """Given pictures as low data."""
-        return to_unit_range(shown)
+        """Given images as low-resolution data."""
+        return to_unit_range(given)
 
-    def picture(
+    def to_image(
         self, frozen: Mapping[str, Params], low: Float[Array, "b h w 3"]
     ) -> Float[Array, "b H W 3"]:
-        """Low data to look at."""
+        """Low-resolution data as images to display."""
         return self.enlarge(low)
 
     def enlarge(self, low: Float[Array, "b h w 3"]) -> Float[Array, "b H W 3"]:
-        """``factor`` times as large, bilinear."""
+        """Bilinear upsampling by ``factor``."""
         b, h, w, c = low.shape
         shape = (b, h * self.factor, w * self.factor, c)
         if not self.align_corners:
@@ -119,16 +130,17 @@ class LowResolution:
         )
 
     def window(self, key: jax.Array, x: Float[Array, "b H W 3"]) -> Float[Array, "b crop crop 3"]:
-        """A random window of every picture, or, without ``crop``, the pictures."""
+        """A random window of every image; without ``crop`` the whole images."""
         if not self.crop:
             return x
         b, height, width, c = x.shape
         if min(height, width) < self.crop:
             raise UserError(
-                f"Windows of {self.crop} pixels do not fit pictures of {height}x{width}."
+                f"low_resolution.crop is {self.crop}, but an image has only {height}x{width} "
+                "pixels; use a smaller crop or larger images."
             )
-        room = jnp.array([height - self.crop, width - self.crop])
-        corners = jax.random.randint(key, (b, 2), 0, room + 1)
+        last = jnp.array([height - self.crop, width - self.crop])
+        corners = jax.random.randint(key, (b, 2), 0, last + 1)
         return jax.vmap(
             lambda image, corner: jax.lax.dynamic_slice(
                 image, (corner[0], corner[1], 0), (self.crop, self.crop, c)
@@ -138,92 +150,95 @@ class LowResolution:
     def augment(
         self, key: jax.Array, low: Float[Array, "b h w 3"], level: Float[Array, " b"] | float
     ) -> tuple[Float[Array, "b H W 3"], Float[Array, " b"]]:
-        """(what the network sees of ``low``, enlarged and with noise, what it is told).
+        """(``low`` enlarged and noised, the network's input for the noise level).
 
-        One key, or one for each row.
+        ``key`` is one key, or one key per row.
         """
         z = self.enlarge(low)
         level = jnp.broadcast_to(jnp.asarray(level, jnp.float32), z.shape[:1])
         if self.schedule is None:
             angle = jnp.pi / 2 * level
-            alpha, sigma, told = jnp.cos(angle), jnp.sin(angle), _TOLD * level
+            alpha, sigma, level_input = jnp.cos(angle), jnp.sin(angle), _LEVEL_SCALE * level
         else:
             alpha, sigma = self.schedule.alpha(level), self.schedule.sigma(level)
-            told = self.schedule.index(level)
+            level_input = self.schedule.index(level)
         alpha, sigma = (factor[:, None, None, None] for factor in (alpha, sigma))
-        return alpha * z + sigma * normal(key, z.shape), told
+        return alpha * z + sigma * normal(key, z.shape), level_input
 
-    def example(self, key: jax.Array, low: Float[Array, "b h w 3"]) -> dict[str, Array]:
-        """The conditions to train with: ``augment`` at random levels."""
+    def training_conditions(self, key: jax.Array, low: Float[Array, "b h w 3"]) -> dict[str, Array]:
+        """The conditions in training: ``augment`` at random levels."""
         k_level, k_noise = jax.random.split(key)
         level = jax.random.uniform(k_level, low.shape[:1])
         if self.schedule is not None:
-            level = self.schedule.between(level, 0, 1)
+            level = self.schedule.training_time(level, 0, 1)
         spatial, level = self.augment(k_noise, low, level)
         return {"spatial": spatial, "level": level}
 
-    def see(self, keys: jax.Array, low: Float[Array, "b h w 3"]) -> dict[str, Array]:
-        """The conditions to draw with: ``augment`` at the one level."""
+    def sampling_conditions(
+        self, keys: jax.Array, low: Float[Array, "b h w 3"]
+    ) -> dict[str, Array]:
+        """The conditions in sampling: ``augment`` at the fixed level."""
         spatial, level = self.augment(keys, low, self.level)
         return {"spatial": spatial, "level": level}
 
 
 @dataclass(frozen=True)
 class LowTokens:
-    """Tokens of the codec ``low_codec``. ``factor``: how much smaller its picture is, 1 where only
-    its codebook is coarser.
+    """Tokens of the codec ``low_codec``. ``factor`` is the ratio of the image sizes: 1 where the
+    images are equal and only the low-resolution tokens are coarser.
     """
 
-    reads: ClassVar[str] = "tokens"
+    input_kind: ClassVar[str] = "tokens"
+    networks: ClassVar[tuple[str, ...]] = (LOW_CODEC,)
 
     codec: TokenCodec
     factor: int = 1
 
     def __post_init__(self):
         if self.factor < 1:
-            raise UserError(f"A super-resolution factor of tokens is 1 or more, not {self.factor}.")
+            raise UserError(f"low_resolution.factor is {self.factor}; use 1 or more for tokens.")
 
     @property
     def scale(self) -> int:
-        """Pixels along a side of the large picture for each position of the low data."""
+        """Pixels of the large image per position of the low-resolution data, along each side."""
         return self.factor * self.codec.factor
 
     def blank(self, n: int, side: int) -> Int[Array, "n h h"]:
-        """Low data of n large pictures of ``side`` pixels, all of one code."""
+        """Low-resolution data of n images, all code 0, whose large images have ``side`` pixels."""
         return jnp.zeros((n, side // self.scale, side // self.scale), jnp.int32)
 
     def latents(self, frozen: Mapping[str, Params], x: Float[Array, "b H W 3"]) -> dict[str, Array]:
-        """The tokens of the shrunk pictures, to be kept beside the clean data."""
+        """The tokens of the shrunk images, to cache beside the clean data."""
         return {"low": self._encode(frozen, shrink(x, self.factor))}
 
-    def of(self, rows: Mapping[str, Any], x0: Int[Array, "b H W"]) -> Int[Array, "b h w"]:
+    def from_clean(self, rows: Mapping[str, Any], x0: Int[Array, "b H W"]) -> Int[Array, "b h w"]:
         """The low-resolution tokens of a batch."""
         return rows["low"]
 
-    def read(
+    def encode(
         self,
         frozen: Mapping[str, Params],
-        shown: UInt8[Array, "b h w 3"] | Int[Array, "b h w"],
+        given: UInt8[Array, "b h w 3"] | Int[Array, "b h w"],
     ) -> Int[Array, "b h w"]:
-        """Given tokens, or those of given pictures, as low data."""
-        return shown if shown.ndim == 3 else self._encode(frozen, to_unit_range(shown))
+        """Given tokens, or the tokens of given images, as low-resolution data."""
+        return given if given.ndim == 3 else self._encode(frozen, to_unit_range(given))
 
-    def picture(
+    def to_image(
         self, frozen: Mapping[str, Params], low: Int[Array, "b h w"]
     ) -> Float[Array, "b h2 w2 3"]:
-        """Low data to look at."""
+        """Low-resolution data as images to display."""
         return self.codec.decode(frozen[LOW_CODEC], low)
 
     def window(self, key: jax.Array, x: Int[Array, "b H W"]) -> Int[Array, "b H W"]:
-        """The maps: a transformer's places are those of whole ones."""
+        """The whole maps: a transformer's position embeddings are those of whole maps."""
         return x
 
-    def example(self, key: jax.Array, low: Int[Array, "b h w"]) -> dict[str, Array]:
-        """The conditions to train with."""
+    def training_conditions(self, key: jax.Array, low: Int[Array, "b h w"]) -> dict[str, Array]:
+        """The conditions in training."""
         return {"low": low}
 
-    def see(self, keys: jax.Array, low: Int[Array, "b h w"]) -> dict[str, Array]:
-        """The conditions to draw with."""
+    def sampling_conditions(self, keys: jax.Array, low: Int[Array, "b h w"]) -> dict[str, Array]:
+        """The conditions in sampling."""
         return {"low": low}
 
     def _encode(
@@ -232,8 +247,8 @@ class LowTokens:
         height, width = x.shape[1:3]
         if height % self.codec.factor or width % self.codec.factor:
             raise UserError(
-                f"Pictures of {height} x {width} are no whole number of tokens, each of "
-                f"{self.codec.factor} x {self.codec.factor} pixels."
+                f"A low-resolution image has {height} x {width} pixels; low_codec needs sides that "
+                f"are multiples of {self.codec.factor}."
             )
         return self.codec.moments(frozen[LOW_CODEC], x)
 

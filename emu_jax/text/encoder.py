@@ -15,12 +15,14 @@ from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Int
 
 from emu_jax.checkpoint.safetensors_io import fingerprint
 from emu_jax.errors import UserError
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Params
+from emu_jax.parallel.sharding import replicated
 
 Tokens = dict[str, np.ndarray]
 Null = Literal["empty", "zeros"]
@@ -132,3 +134,24 @@ def make_encoder(
             f"A text encoder of kind {kind} takes no {unknown[0]!r}; it takes {', '.join(known)}."
         )
     return maker(name or kind, **options)
+
+
+def blank_output(encoder: TextEncoder) -> Encoded:
+    """One row of zeros whose mask is true everywhere, in the shape of the encoder's output."""
+    ids = jax.ShapeDtypeStruct((1, encoder.length), np.int32)
+    mask = jax.ShapeDtypeStruct((1, encoder.length), bool)
+    shapes = jax.eval_shape(encoder.apply, encoder.shapes(), ids, mask)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    return zeros._replace(mask=np.ones_like(zeros.mask))
+
+
+def null_output(encoder: TextEncoder, params: Params) -> Encoded:
+    """One row: the encoder's output for no text, by its policy; on the host."""
+    if encoder.null == "zeros":
+        return blank_output(encoder)
+    tokens = encoder.tokenize([""])
+    sharding = next(iter(params.values())).sharding
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    whole = replicated(mesh) if isinstance(mesh, Mesh) else None
+    apply = jax.jit(encoder.apply, out_shardings=whole)
+    return jax.device_get(apply(params, tokens["ids"], tokens["mask"]))

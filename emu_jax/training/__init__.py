@@ -1,1 +1,1 @@
-"""One trainer for every task: state, step, loop, optimisers, trackers."""
+"""One trainer for every task: state, step, loop, optimizers, early stopping, trackers."""

@@ -1,7 +1,7 @@
-"""Optimisers and learning-rate schedules by name, from optax.
+"""Optimizers and learning-rate schedules by name, from optax.
 
-Every optimiser is a chain: clip by global norm, then AdamW or Adafactor with decoupled weight decay
-on matrices and convolutions only (biases and norm scales are left alone), then the schedule.
+Every optimizer is a chain: clipping by global norm, then AdamW or Adafactor with decoupled weight
+decay on matrices and convolutions only (not on biases and norm scales), then the schedule.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,11 @@ from emu_jax.nn.stack import is_scanned
 def make_schedule(
     name: str, learning_rate: float, *, steps: int, warmup: int = 0, final: float = 0.0
 ) -> optax.Schedule:
-    """``constant``, ``rsqrt``, or ``cosine``, ``linear`` down to ``final`` x the rate at ``steps``.
+    """A learning-rate schedule: ``constant``, ``rsqrt``, or ``cosine`` or ``linear`` decay to
+    ``final`` x ``learning_rate`` at ``steps``.
 
-    All rise linearly over the first ``warmup`` updates: update n (from 0) moves at (n + 1) / warmup
-    of the rate.
+    All warm up linearly over the first ``warmup`` updates: update n (from 0) uses (n + 1) / warmup
+    of the rate. ``rsqrt`` then decays as sqrt(warmup / n).
     """
     rest = max(steps - warmup, 1)
     bodies = {
@@ -34,7 +35,7 @@ def make_schedule(
     body = bodies[name]()
     if not warmup:
         return body
-    # The first update already moves: rate/warmup, not 0.
+    # The first update already changes the parameters: its rate is learning_rate / warmup, not 0.
     ramp = optax.linear_schedule(learning_rate / warmup, learning_rate, warmup - 1 or 1)
     return optax.join_schedules([ramp, body], [warmup])
 
@@ -42,7 +43,7 @@ def make_schedule(
 def make_optimizer(
     config: Mapping[str, Any], *, steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """(optimiser, schedule) from a config's ``optimizer`` section."""
+    """(optimizer, schedule) from a config's ``optimizer`` section."""
     schedule = make_schedule(
         config["schedule"],
         config["learning_rate"],
@@ -61,7 +62,7 @@ def make_optimizer(
             mask=_matrices,
         )
     elif name == "adafactor":
-        # Not optax.adafactor: that one decays by weight_decay itself, whatever the rate.
+        # Not optax.adafactor: it does not multiply its weight decay by the learning rate.
         body = optax.chain(
             optax.scale_by_factored_rms(decay_rate=0.8),
             optax.clip_by_block_rms(1.0),
@@ -77,10 +78,12 @@ def make_optimizer(
 
 
 def _rsqrt(learning_rate: float, n: Any, warmup: int) -> Any:
-    # Joined schedules are asked about times before they begin as well.
+    # optax.join_schedules also evaluates a schedule at steps before its start.
     return learning_rate * (warmup / (jnp.maximum(n, 0) + warmup)) ** 0.5
 
 
 def _matrices(params: Mapping[str, Any]) -> dict[str, bool]:
-    """Which paths hold matrices or convolutions; the axis of a scanned stack's layers is none."""
+    """Whether each path is a matrix or a convolution; the layer axis of a scanned stack does not
+    count as a dimension.
+    """
     return {path: p.ndim - is_scanned(path) > 1 for path, p in params.items()}

@@ -1,8 +1,8 @@
 """The training state: one pytree that holds everything a resumed run needs.
 
-``params``, ``ema`` and ``state`` are flat dicts of fp32 masters, ``opt`` holds one optax state a
-group. Frozen networks are not in it. ``ema`` has only the paths of groups that keep an average and
-starts as a copy of the parameters at step 0 of every stage.
+``params``, ``ema`` and ``state`` are flat dicts of fp32 master arrays; ``opt`` holds one optax
+state per group. Frozen networks are not part of it. ``ema`` has only the paths of groups that keep
+an average, and starts as a copy of the parameters at step 0 of every stage.
 """
 
 import contextlib
@@ -22,21 +22,21 @@ TrainState = dict[str, Any]
 
 
 def group_paths(task: Task, params: Params) -> dict[str, list[str]]:
-    """Group name -> its paths. Groups may overlap (two losses on one network); most do not."""
+    """Group name -> its paths. Groups may overlap (two losses for one network)."""
     return {name: group.paths(params) for name, group in task.groups.items()}
 
 
 def init_state(task: Task, key: jax.Array) -> TrainState:
-    """A fresh state, wherever jax puts it; under ``jax.eval_shape`` its shapes."""
+    """A fresh state on jax's default device; under ``jax.eval_shape`` its shapes."""
     return with_params(task, *task.init(key))
 
 
 def fresh_params(task: Task, seed: int, mesh: Mesh) -> tuple[Params, Params]:
-    """Fresh parameters and state in their shards on the mesh; every process makes the same.
+    """Fresh parameters and state, sharded over the mesh; every process computes the same values.
 
-    Array after array on the host (where JAX_PLATFORMS leaves it to jax), so that no device needs
-    room for all of them. As one program SDXL's 500 took XLA 160 s to compile for two CPU cores and
-    more than five minutes for an H200.
+    The arrays are created one by one on the host (unless JAX_PLATFORMS hides the CPU from jax), so
+    that no device needs memory for all of them. Compiled as one program, the initialization of
+    SDXL's 500 arrays took XLA 160 s for two CPU cores and more than five minutes for an H200.
     """
     try:
         host = jax.default_device(jax.local_devices(backend="cpu")[0])
@@ -45,14 +45,14 @@ def fresh_params(task: Task, seed: int, mesh: Mesh) -> tuple[Params, Params]:
     with host:
         params, state = task.init(jax.random.key(seed))
 
-    def spread(tree: Params) -> Params:
+    def shard(tree: Params) -> Params:
         return place(((p, np.asarray(x)) for p, x in tree.items()), shard_params(tree, mesh))
 
-    return spread(params), spread(state)
+    return shard(params), shard(state)
 
 
 def start_state(task: Task, mesh: Mesh, params: Params, state: Params) -> TrainState:
-    """:func:`with_params` in its shards; takes the arrays over."""
+    """:func:`with_params`, sharded over the mesh. The given arrays are donated."""
     start = jax.jit(
         lambda params, state: with_params(task, params, state),
         out_shardings=jax.tree.map(lambda x: x.sharding, abstract_state(task, mesh)),
@@ -62,14 +62,14 @@ def start_state(task: Task, mesh: Mesh, params: Params, state: Params) -> TrainS
 
 
 def abstract_state(task: Task, mesh: Mesh) -> TrainState:
-    """The state's shapes and where they lie; nothing is made."""
+    """The shapes and shardings of the state; no array is created."""
     return abstract_params(
         jax.eval_shape(lambda key: init_state(task, key), jax.random.key(0)), mesh
     )
 
 
 def with_params(task: Task, params: Params, state: Params) -> TrainState:
-    """Step 0 from the given parameters: fresh optimiser, EMA equal to the parameters."""
+    """The state of step 0 for these parameters: fresh optimizer, EMA equal to the parameters."""
     paths = group_paths(task, params)
     ema = {
         path: jnp.array(params[path], jnp.float32)
@@ -94,5 +94,5 @@ def with_params(task: Task, params: Params, state: Params) -> TrainState:
 
 
 def averaged(state: TrainState) -> Params:
-    """The parameters to look at, sample with and ship: the EMA where there is one."""
+    """The parameters for evaluation, sampling and export: the EMA where there is one."""
     return {**state["params"], **state["ema"]}

@@ -1,14 +1,15 @@
 """The whole training step as one function of (state, frozen networks, batch).
 
-For each group in order: loss and gradient (accumulated over micro-batches), optimiser update, EMA.
-All randomness is ``fold_in(seed, step)``, so a resumed run draws what the unbroken one would have
-drawn.
+For each group in order: loss and gradient (accumulated over micro-batches), optimizer update, EMA.
+All randomness comes from ``fold_in(seed, step)``, so a resumed run draws the same random numbers as
+an uninterrupted run.
 
-A group whose loss or gradient is not finite is left as it was, with its optimiser, EMA and the
-state, and so are the groups after it; the step is counted as skipped.
+A group whose loss or gradient is not finite keeps its parameters, optimizer state, EMA and the
+task's state, and so do the groups after it; the step is counted as skipped.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,10 +19,10 @@ from jax.sharding import Mesh
 
 from emu_jax.nn.functional import Params
 from emu_jax.parallel.sharding import replicated
-from emu_jax.tasks.base import Batch, Group, Metrics, Task
+from emu_jax.tasks.base import Batch, Context, Group, Loss, Metrics, Task
 from emu_jax.training.state import TrainState
 
-# Scopes that a profile finds these parts of the step by.
+# Named scopes that identify these parts of the step in a profile.
 OPTIMIZER, EMA = "optimizer", "ema"
 Step = Callable[[TrainState, Mapping[str, Params], Batch], tuple[TrainState, Metrics]]
 
@@ -29,7 +30,7 @@ Step = Callable[[TrainState, Mapping[str, Params], Batch], tuple[TrainState, Met
 def jit_step(
     task: Task, state: TrainState, mesh: Mesh, *, seed: int, accumulate: int = 1
 ) -> Callable[..., Any]:
-    """:func:`make_step` under ``jax.jit``: the state donated, and lying afterwards as it did.
+    """:func:`make_step` under ``jax.jit``. The state is donated and keeps its shardings.
 
     ``state`` may be abstract (:func:`emu_jax.training.state.abstract_state`).
     """
@@ -53,57 +54,33 @@ def make_step(task: Task, *, seed: int, accumulate: int = 1) -> Step:
         key = jax.random.fold_in(jax.random.key(seed), number)
         params, ema, opt = dict(state["params"]), dict(state["ema"]), dict(state["opt"])
         extra, metrics, finite = state["state"], {}, jnp.bool_(True)
+        handed: dict[str, Any] = {}
 
         for index, (name, group) in enumerate(task.groups.items()):
-            paths = group.paths(params)
-            group_key = jax.random.fold_in(key, index)
-
-            def gradients(trained: Params, extra: Params, batch: Batch, key: jax.Array, name=name):
-                def loss(trained: Params):
-                    return task.loss(name, {**params, **trained}, frozen, extra, batch, key, number)
-
-                (value, (new_extra, scalars)), grads = jax.value_and_grad(loss, has_aux=True)(
-                    trained
-                )
-                return grads, new_extra, {"loss": value, **scalars}
-
-            def update(operand: tuple, finite: jax.Array, group: Group = group, key=group_key):
-                trained, extra, opt_state, average = operand
-                grads, new_extra, scalars = _accumulated(
-                    gradients, accumulate, trained, extra, batch, key
-                )
-                # Both before the update: XLA then sums the weights as it casts them, in one pass.
-                param_norm, grad_norm = jax.lax.optimization_barrier(
-                    (optax.tree.norm(trained), optax.tree.norm(grads))
-                )
-                ok = finite & jnp.isfinite(scalars["loss"]) & jnp.isfinite(grad_norm)
-                with jax.named_scope(OPTIMIZER):
-                    updates, new_opt = group.optimizer.update(grads, opt_state, trained)
-                    new = optax.apply_updates(trained, updates)
-                with jax.named_scope(EMA):
-                    average = ema_update(average, new, number, group.ema_decay)
-                scalars |= {
-                    "grad_norm": grad_norm,
-                    "param_norm": param_norm,
-                    # The schedule counts the group's own updates, not steps.
-                    "learning_rate": group.learning_rate(
-                        (number - group.first_step) // group.every
-                    ),
-                }
-                kept = _select(ok, (new, new_extra, new_opt, average), (*operand[:3], operand[3]))
-                return kept, scalars, ok
-
-            trained = {path: params[path] for path in paths}
-            average = {path: ema[path] for path in paths if path in ema}
+            averages = {**params, **ema}
+            context = Context(
+                params=dict(params),
+                frozen=frozen,
+                state=extra,
+                batch=batch,
+                key=jax.random.fold_in(key, index),
+                step=number,
+                averaged=lambda averages=averages: averages,
+                handed=dict(handed),
+            )
+            update = partial(_update, task, name, group, context, accumulate)
+            trained = {path: params[path] for path in group.paths(params)}
+            average = {path: ema[path] for path in trained if path in ema}
             operand = (trained, extra, opt[name], average)
-            if group.first_step or group.every > 1:
-                active = (number >= group.first_step) & (number % group.every == 0)
-                kept, scalars, finite = _maybe(active, update, operand, finite)
+            if group.always:
+                kept, (scalars, values), finite = update(operand, finite)
             else:
-                kept, scalars, finite = update(operand, finite)
+                active = group.active(number)
+                kept, (scalars, values), finite = _maybe(active, update, operand, finite)
             trained, extra, opt[name], average = kept
             params.update(trained)
             ema.update(average)
+            handed[name] = values
             metrics |= {f"{name}/{key}": value for key, value in scalars.items()}
 
         skipped = jnp.where(finite, 0, 1)
@@ -123,24 +100,74 @@ def make_step(task: Task, *, seed: int, accumulate: int = 1) -> Step:
     return step
 
 
-def ema_update(ema: Params, params: Params, step: jax.Array, decay: float | None) -> Params:
-    """Exponential moving average with warm-up: decay min(d, (1 + n) / (10 + n)) at the n-th update.
+def ema_update(ema: Params, params: Params, updates: jax.Array, decay: float | None) -> Params:
+    """Exponential moving average with warm-up: decay min(d, (1 + n) / (10 + n)) at the n-th update
+    of the group, after ``updates`` = n - 1 earlier ones.
 
     A plain 0.9999 over a few hundred tuning steps would ship the untuned model.
     """
     if decay is None:
         return ema
-    n = step.astype(jnp.float32) + 1.0
+    n = updates.astype(jnp.float32) + 1.0
     rate = 1.0 - jnp.minimum(decay, (1.0 + n) / (10.0 + n))
     return {path: value + rate * (params[path] - value) for path, value in ema.items()}
 
 
+def _update(
+    task: Task,
+    name: str,
+    group: Group,
+    context: Context,
+    accumulate: int,
+    operand: tuple[Params, Params, Any, Params],
+    finite: jax.Array,
+) -> tuple[tuple, tuple[Metrics, Any], jax.Array]:
+    """The group's (parameters, task state, optimizer state, averages) after one update, its
+    (scalars to log, values for later groups), and whether everything so far was finite.
+    """
+    trained, extra, opt_state, average = operand
+    grads, found = _accumulated(task, name, context, accumulate, trained, extra)
+    # Both before the update: XLA then computes the parameter norm in the same pass as the cast of
+    # the parameters.
+    param_norm, grad_norm = jax.lax.optimization_barrier(
+        (optax.tree.norm(trained), optax.tree.norm(grads))
+    )
+    finite &= jnp.isfinite(found.value) & jnp.isfinite(grad_norm)
+    count = group.updates(context.step)
+    with jax.named_scope(OPTIMIZER):
+        updates, new_opt = group.optimizer.update(grads, opt_state, trained)
+        new = optax.apply_updates(trained, updates)
+    with jax.named_scope(EMA):
+        average = ema_update(average, new, count, group.ema_decay)
+    scalars = {
+        "loss": found.value,
+        **found.metrics,
+        "grad_norm": grad_norm,
+        "param_norm": param_norm,
+        # The schedule counts the group's own updates, not steps.
+        "learning_rate": group.learning_rate(count),
+    }
+    kept = _select(finite, (new, found.state, new_opt, average), operand)
+    return kept, (scalars, found.handed), finite
+
+
 def _accumulated(
-    gradients: Callable, accumulate: int, trained: Params, extra: Params, batch: Batch, key: Any
-):
-    """(mean gradient, last state, mean metrics) over ``accumulate`` micro-batches."""
+    task: Task, name: str, context: Context, accumulate: int, trained: Params, extra: Params
+) -> tuple[Params, Loss]:
+    """Gradient, loss and metrics as means over ``accumulate`` micro-batches, and the last state.
+
+    Values that groups hand on have an axis of micro-batches in front.
+    """
+
+    def gradients(context: Context) -> tuple[Params, Loss]:
+        def loss(trained: Params) -> tuple[jax.Array, Loss]:
+            found = task.loss(name, context._replace(params={**context.params, **trained}))
+            return found.value, found
+
+        return jax.grad(loss, has_aux=True)(trained)
+
     if accumulate == 1:
-        return gradients(trained, extra, batch, key)
+        return gradients(context._replace(state=extra))
 
     def split(x: jax.Array) -> jax.Array:
         # Row r goes to micro-batch r mod n: every device keeps the rows it already holds.
@@ -149,23 +176,30 @@ def _accumulated(
 
     def body(carry, micro):
         total, extra = carry
-        index, part = micro
-        grads, extra, scalars = gradients(trained, extra, part, jax.random.fold_in(key, index))
-        return (jax.tree.map(jnp.add, total, grads), extra), scalars
+        index, batch, handed = micro
+        key = jax.random.fold_in(context.key, index)
+        own = context._replace(state=extra, batch=batch, handed=handed, key=key)
+        grads, found = gradients(own)
+        scalars = found.value, dict(found.metrics)
+        return (jax.tree.map(jnp.add, total, grads), found.state), (scalars, found.handed)
 
     zeros = jax.tree.map(jnp.zeros_like, trained)
-    parts = (jnp.arange(accumulate), jax.tree.map(split, batch))
-    (total, extra), scalars = jax.lax.scan(body, (zeros, extra), parts)
-    mean = jax.tree.map(lambda x: x / accumulate, total)
-    return mean, extra, jax.tree.map(lambda x: jnp.mean(x, axis=0), scalars)
+    micros = (jnp.arange(accumulate), jax.tree.map(split, context.batch), context.handed)
+    (total, extra), (scalars, values) = jax.lax.scan(body, (zeros, extra), micros)
+    value, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), scalars)
+    return jax.tree.map(lambda x: x / accumulate, total), Loss(value, extra, metrics, values)
 
 
 def _maybe(active: jax.Array, update: Callable, operand: tuple, finite: jax.Array):
-    """The update where the group is active; an idle group's metrics are NaN and are not logged."""
-    shapes = jax.eval_shape(update, operand, finite)[1]
+    """The update where the group is active. An idle group hands on zeros; its metrics are NaN and
+    are not logged.
+    """
+    scalars, values = jax.eval_shape(update, operand, finite)[1]
 
     def idle(operand: tuple, finite: jax.Array):
-        return operand, jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes), finite
+        nothing = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), scalars)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), values)
+        return operand, (nothing, zeros), finite
 
     return jax.lax.cond(active, update, idle, operand, finite)
 

@@ -1,15 +1,15 @@
-"""What a run leaves to read: metrics as JSON lines and in TensorBoard, pictures, a progress line.
+"""Logs of a run: metrics as JSON lines and in TensorBoard, images, a progress line.
 
-``metrics.jsonl`` in the run's folder is the record that reports read: one line
-``{"step": n, "time": seconds since the epoch, name: value, ...}`` a call, numbers at full
-precision, ``nan`` and infinities as strings (JSON has none; ``float()`` reads them back). A run
-resumed at step ``n`` first drops every line after ``n`` and a half-written last one, so the file
-always reads as if the run had never been broken off. Whoever trains therefore logs all of a step
-*before* saving the checkpoint of that step, and calls :meth:`Trackers.flush` in between.
+``metrics.jsonl`` in the run's folder is the file that reports read. Every call appends one line
+``{"step": n, "time": seconds since the epoch, name: value, ...}``. Numbers have full precision;
+``nan`` and infinities are strings, because JSON has no such numbers (``float()`` parses them). A
+run resumed at step ``n`` first drops every line after ``n`` and an incomplete last line, so the
+file is always that of an uninterrupted run. The trainer therefore logs all metrics of a step
+*before* it saves the checkpoint of that step, and calls :meth:`Trackers.flush` in between.
 
-Object stores cannot append. There (``gs://...``) the lines are kept in memory and the file is
-written whole, at most once in :data:`REWRITE_SECONDS` and on every flush: a run of a million
-steps, logged every hundred, is some megabytes. TensorBoard's files go the same way.
+Object stores (``gs://...``) cannot append. There the lines are kept in memory and the whole file is
+rewritten on every flush, and otherwise at most once in :data:`REWRITE_SECONDS`. A run of a million
+steps, logged every hundred, has a few megabytes. TensorBoard's files are written in the same way.
 """
 
 import hashlib
@@ -34,12 +34,12 @@ from emu_jax.errors import UserError
 METRICS_FILE = "metrics.jsonl"
 REWRITE_SECONDS = 60.0
 
-Pictures = UInt8[np.ndarray, "n h w 3"]
+Images = UInt8[np.ndarray, "n h w 3"]
 Draw = Callable[[np.ndarray, Sequence[str] | None], Image.Image]
 
 
-def tile(images: Pictures, captions: Sequence[str] | None = None) -> Image.Image:
-    """The pictures in a near-square grid; captions are left to richer ways of drawing."""
+def tile(images: Images, captions: Sequence[str] | None = None) -> Image.Image:
+    """The images in a near-square grid, without captions."""
     del captions
     n, h, w, _ = images.shape
     columns = math.ceil(math.sqrt(n))
@@ -51,11 +51,11 @@ def tile(images: Pictures, captions: Sequence[str] | None = None) -> Image.Image
 
 
 class Trackers:
-    """Writes a run's metrics and pictures; silent on every process but the first.
+    """Writes a run's metrics and images; only the first process writes.
 
-    ``restored_step`` is the step that the run goes on from, None where it starts anew (what an
-    earlier run left in ``metrics.jsonl`` then goes). ``draw(images, captions)`` makes one picture
-    of several: the command line hands in ``evaluation.grids.grid``.
+    ``restored_step`` is the step from which the run is resumed. None starts a new run and deletes
+    what an earlier run left in ``metrics.jsonl``. ``draw(images, captions)`` combines several
+    images into one; the command line passes ``evaluation.grids.grid``.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Trackers:
         self._wandb = _start_wandb(self._workdir) if wandb else None
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Log named numbers of a step; arrays of one element are fetched from the device."""
+        """Logs named numbers of a step; arrays of one element are fetched from the device."""
         if not self._writes:
             return
         numbers = {name: float(value) for name, value in values.items()}
@@ -91,23 +91,23 @@ class Trackers:
             self._wandb.log(numbers, step=step)
 
     def images(
-        self, step: int, images: Mapping[str, Pictures], captions: Sequence[str] | None = None
+        self, step: int, images: Mapping[str, Images], captions: Sequence[str] | None = None
     ) -> None:
-        """Write each named batch of pictures as one grid, ``images/<name>_<step>.png``."""
+        """Writes each named batch of images as one grid, ``images/<name>_<step>.png``."""
         if not self._writes:
             return
         folder = self._workdir / "images"
         folder.mkdir(parents=True, exist_ok=True)
-        for name, pictures in images.items():
-            sheet = self._draw(np.asarray(pictures), captions)
+        for name, batch in images.items():
+            grid = self._draw(np.asarray(batch), captions)
             with (folder / f"{name.replace('/', '_')}_{step:08d}.png").open("wb") as file:
-                sheet.save(file, "PNG")
-            self._board.add_image(name, np.asarray(sheet), step, dataformats="HWC")
+                grid.save(file, "PNG")
+            self._board.add_image(name, np.asarray(grid), step, dataformats="HWC")
             if self._wandb is not None:
-                self._wandb.log({name: self._wandb.Image(sheet)}, step=step)
+                self._wandb.log({name: self._wandb.Image(grid)}, step=step)
 
     def flush(self) -> None:
-        """Make everything logged so far durable: call it before a checkpoint is saved."""
+        """Makes everything logged so far durable; call it before a checkpoint is saved."""
         if self._writes:
             self._lines.flush()
             self._board.flush()
@@ -121,7 +121,7 @@ class Trackers:
 
 
 class _Lines:
-    """``metrics.jsonl``: appended to where the file system can, else rewritten (see the module)."""
+    """``metrics.jsonl``: appended to if the file system can append, else rewritten as a whole."""
 
     def __init__(self, path: epath.Path, restored_step: int | None):
         self._path = path
@@ -137,7 +137,7 @@ class _Lines:
         line = json.dumps(record | {name: _number(x) for name, x in numbers.items()}) + "\n"
         if self._file is not None:
             self._file.write(line)
-            self._file.flush()  # to the system: from here on a kill cannot lose it
+            self._file.flush()  # to the operating system: a killed process does not lose it
             return
         self._kept.append(line)
         if time.monotonic() - self._written >= REWRITE_SECONDS:
@@ -161,7 +161,7 @@ def _number(x: float) -> float | str:
 
 
 def _lines_until(path: epath.Path, last_step: int) -> Iterator[str]:
-    """The file's lines up to a step. A line that a kill cut short ends the file."""
+    """The file's lines up to a step. Reading ends at a line that a killed run left incomplete."""
     if not path.exists():
         return
     for line in path.read_text().splitlines(keepends=True):
@@ -176,16 +176,16 @@ def _lines_until(path: epath.Path, last_step: int) -> Iterator[str]:
 
 
 def _write_whole(path: epath.Path, lines: Sequence[str]) -> None:
-    """All or nothing: an object store's writes are so by nature, a file's by renaming."""
+    """Writes the file atomically: an object store always does, a file system by renaming."""
     if "://" in os.fspath(path):
         path.write_text("".join(lines))
         return
-    beside = path.with_name(path.name + ".new")
-    with open(beside, "w", encoding="utf-8") as file:
+    temporary = path.with_name(path.name + ".new")
+    with open(temporary, "w", encoding="utf-8") as file:
         file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
+    os.replace(temporary, path)
 
 
 def _start_wandb(workdir: epath.Path) -> Any:
@@ -193,19 +193,20 @@ def _start_wandb(workdir: epath.Path) -> Any:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            "wandb is asked for but not installed: pip install wandb, or set wandb=False"
+            "train.wandb is True, but wandb is not installed; run pip install wandb, or set "
+            "train.wandb=False."
         ) from error
-    run_id = hashlib.sha256(os.fspath(workdir).encode()).hexdigest()[:16]  # one run a folder
+    run_id = hashlib.sha256(os.fspath(workdir).encode()).hexdigest()[:16]  # one run per folder
     wandb.init(project="emu_jax", name=workdir.name, id=run_id, resume="allow")
     return wandb
 
 
 class Progress:
-    """The progress line: step of total, pictures a second, loss, time left.
+    """The progress line: step of total, images per second, loss, time left.
 
-    A bar on a terminal; a plain line every ``seconds`` elsewhere. Speed is that of the time since
-    the last line, so compiling the first step does not haunt the estimate. ``batch_size`` counts
-    the pictures of all hosts.
+    A progress bar on a terminal; elsewhere a plain line every ``seconds``. The speed is measured
+    since the previous line, so that the compilation of the first step does not distort the
+    estimate. ``batch_size`` counts the images of all hosts.
     """
 
     def __init__(
@@ -231,7 +232,9 @@ class Progress:
         self._first = True
 
     def update(self, step: int, loss: SupportsFloat) -> None:
-        """Say that ``step`` is done. ``loss`` may be on the device: it is read only to be shown."""
+        """Reports that ``step`` is done. ``loss`` may be on the device; it is fetched only when a
+        line is printed.
+        """
         now = self._clock()
         due = self._first or step >= self._total or now - self._time >= self._every
         if not self._writes or not due or step <= self._step:
@@ -240,12 +243,12 @@ class Progress:
         text = f"loss {float(loss):.4g}"
         if not self._first:
             left = (self._total - step) / speed
-            text = f"{speed * self._batch_size:.4g} img/s, {text}, {_clock_face(left)} left"
-        self._say(step, text)
+            text = f"{speed * self._batch_size:.4g} img/s, {text}, {_duration(left)} left"
+        self._print(step, text)
         self._step, self._time, self._first = step, now, False
 
     def message(self, text: str) -> None:
-        """Print a line of its own, above the bar where there is one."""
+        """Prints a separate line, above the bar if there is one."""
         if self._writes:
             tqdm.write(text, file=self._stream)
             self._stream.flush()
@@ -260,7 +263,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _say(self, step: int, text: str) -> None:
+    def _print(self, step: int, text: str) -> None:
         if self._bar is None:
             print(f"step {step}/{self._total}: {text}", file=self._stream, flush=True)
         else:
@@ -269,7 +272,7 @@ class Progress:
             self._bar.refresh()
 
 
-def _clock_face(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -2,17 +2,18 @@
 
     restore or start -> [batch n -> step -> log -> validate -> preview -> save] -> finish -> save
 
-The step is one compiled function (``emu_jax.training.step``). The loop only feeds it, reads its
-scalars a few steps late so that the device never waits for the host, and writes down what happens.
-Batch n is a function of (seed, n), so the position in the data is the step number and nothing else
-need be saved.
+The step is one compiled function (``emu_jax.training.step``). The loop feeds it with batches,
+fetches its scalars a few steps later so that the device never waits for the host, and writes logs
+and checkpoints. Batch n is a function of (seed, n), so the position in the data is the step number
+and nothing else must be saved.
 """
 
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from emu_jax.checkpoint.manager import Checkpoints
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.parallel.sharding import fetch, put_batch
-from emu_jax.tasks.base import Batch, Task
+from emu_jax.tasks.base import Batch, Context, Task
 from emu_jax.training.state import (
     TrainState,
     abstract_state,
@@ -39,7 +40,7 @@ from emu_jax.training.step import jit_step
 from emu_jax.training.stopping import EarlyStopping, measured
 from emu_jax.training.trackers import Progress, Trackers, tile
 
-# Steps the host may run ahead of the scalars it has read.
+# How many steps the host may be ahead of the scalars that it has fetched.
 LAG = 2
 VALIDATION_SEED = 7_919
 
@@ -48,7 +49,7 @@ VALIDATION_SEED = 7_919
 class TrainSettings:
     """The ``train`` section of a config. A period of 0 means never.
 
-    With ``stop`` there is a checkpoint of every validation, and the best by its metric is kept.
+    With ``stop`` a checkpoint is saved at every validation, and the best by its metric is kept.
     """
 
     steps: int
@@ -67,19 +68,24 @@ class TrainSettings:
     profile_start: int = 0
     profile_steps: int = 0
     wandb: bool = False
+    preview_prompts: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.stop and self.best_metric not in ("", self.stop.metric):
             raise UserError(
-                f"train.stop.metric is {self.stop.metric!r} and train.best_metric "
-                f"{self.best_metric!r}: the best by the first are kept, so leave the second empty."
+                f"train.stop.metric is {self.stop.metric!r}, but train.best_metric is "
+                f"{self.best_metric!r}; leave train.best_metric empty, because train.stop.metric "
+                "decides which checkpoints are kept."
             )
         if self.keep_best and not (self.stop or self.best_metric):
-            raise UserError("train.keep_best needs train.best_metric: the best by what?")
+            raise UserError(
+                f"train.keep_best is {self.keep_best}, but train.best_metric is empty; set "
+                "train.best_metric to the metric that decides which checkpoints are best."
+            )
         if self.best and not self.validate_every:
             raise UserError(
-                f"train.validate_every is 0, so {self.best[0]} would never be measured: say how "
-                f"often, or leave train.stop.metric and train.keep_best unset."
+                f"train.validate_every is 0, so {self.best[0]} would never be measured; set "
+                "train.validate_every, or leave train.stop.metric and train.keep_best unset."
             )
 
     @property
@@ -92,14 +98,15 @@ class TrainSettings:
 
 @dataclass
 class Trainer:
-    """Everything one run needs; :meth:`run` trains to the end, or until told to stop.
+    """Everything that one run needs; :meth:`run` trains to the end, or until it is interrupted.
 
-    ``stream(first_step)`` yields this host's rows of batches first_step, first_step + 1, ...;
-    ``validation`` maps a name to a function that iterates over that set's batches; ``initial``
-    gives the (parameters, state) to start from instead of ``task.init``; ``measures`` join every
-    validation with what they say of (step, state), the same on every host, and keep nothing of the
-    state; ``stop`` are criteria asked after it, beside the one of the settings: each sees (step,
-    metrics) and answers None or the reason to stop.
+    ``stream(first_step)`` yields this host's rows of batches first_step, first_step + 1, ...
+    ``validation`` maps the name of a validation set to a function that iterates over its batches.
+    ``initial`` returns the (parameters, state) to start from instead of ``task.init``.
+    ``measures`` are functions of (step, state) that add metrics to every validation; the metrics
+    must be equal on every host, and a measure must not keep a reference to the state. ``stop`` are
+    stopping criteria in addition to the one of the settings: functions of (step, metrics) that
+    return None or the reason to stop.
     """
 
     task: Task
@@ -107,9 +114,9 @@ class Trainer:
     workdir: str
     mesh: Mesh
     frozen: Mapping[str, Params]
-    stream: Callable[[int], Iterator[Batch]]
+    stream: Callable[[int], Generator[Batch]]
     meta: Mapping[str, Any]
-    validation: Mapping[str, Callable[[], Iterable[Batch]]]
+    validation: Mapping[str, Callable[[], Generator[Batch]]]
     initial: Callable[[], tuple[Params, Params]] | None = None
     measures: tuple[Callable[[int, TrainState], Mapping[str, float]], ...] = ()
     stop: tuple[Callable[[int, Mapping[str, float]], str | None], ...] = ()
@@ -119,7 +126,7 @@ class Trainer:
     _profiling: bool = field(default=False, init=False)
 
     def run(self) -> str:
-        """Trains; returns why it ended: "done", "stopped: <reason>" or "interrupted"."""
+        """Trains and returns why it ended: "done", "stopped: <reason>" or "interrupted"."""
         settings = self.settings
         with (
             Checkpoints(
@@ -131,7 +138,7 @@ class Trainer:
             first, ended = int(state["step"]), record["ended"]
             if first >= settings.steps or ended.startswith("stopped"):
                 return ended
-            self._history = self._past(checkpoints, record)
+            self._history = self._restore_history(checkpoints, record)
             self._trackers = Trackers(
                 self.workdir,
                 restored_step=first or None,
@@ -140,17 +147,18 @@ class Trainer:
             )
             self._progress = Progress(settings.steps, settings.batch_size, start=first)
             try:
-                return self._loop(state, first, checkpoints, interrupt)
+                with closing(self.stream(first)) as batches:
+                    return self._loop(state, first, batches, checkpoints, interrupt)
             finally:
                 self._stop_profile()
                 self._progress.close()
                 self._trackers.close()
 
     def _restore(self, checkpoints: Checkpoints) -> tuple[TrainState, Mapping[str, Any]]:
-        """(state, record) of the workdir's newest checkpoint, else the initial ones."""
+        """(state, record) of the workdir's newest checkpoint; without one, the initial ones."""
         if newest(checkpoints) is not None:
             state, meta = checkpoints.restore(None, abstract_state(self.task, self.mesh))
-            self._same_frozen(meta)
+            self._check_frozen(meta)
             return state, meta
         if self.initial is None:
             params, state = fresh_params(self.task, self.settings.seed, self.mesh)
@@ -158,55 +166,59 @@ class Trainer:
             params, state = self.initial()
         return start_state(self.task, self.mesh, params, state), {"ended": "running"}
 
-    def _past(
+    def _restore_history(
         self, checkpoints: Checkpoints, record: Mapping[str, Any]
     ) -> list[tuple[int, dict[str, float]]]:
-        """The validations before the restored step, as the criterion is to see them.
+        """The validations before the restored step, for the stopping criterion.
 
-        From the checkpoint, not from metrics.jsonl: the record appears in one piece with the very
-        state it speaks of, wherever a kill falls between a validation and the next checkpoint, and
-        every host reads it, while one alone writes the log.
+        They come from the checkpoint, not from metrics.jsonl. The record of a checkpoint is saved
+        atomically with its state, so it is right even if the run was killed between a validation
+        and the next checkpoint. Every host can read it, but only one host writes the log.
         """
         stop = self.settings.stop
         if not stop:
             return []
-        past = stop.from_record(record.get("validations", {}))
-        if past is None:  # A criterion that is new to the run: it can choose what still exists.
+        history = stop.from_record(record.get("validations", {}))
+        if history is None:  # The run did not have this criterion: only saved steps can be chosen.
             saved = [(step, checkpoints.read_meta(step)["metrics"]) for step in checkpoints.steps()]
-            past = [(step, metrics) for step, metrics in saved if stop.metric in metrics]
-        return past
+            history = [(step, metrics) for step, metrics in saved if stop.metric in metrics]
+        return history
 
-    def _same_frozen(self, meta: Mapping[str, Any]) -> None:
-        """A run is only resumed with the frozen networks it was begun with."""
+    def _check_frozen(self, meta: Mapping[str, Any]) -> None:
+        """Raises UserError unless the frozen networks are those with which the run was started."""
         for name, then in meta.get("frozen", {}).items():
             now = self.meta["frozen"].get(name, {})
             if now.get("fingerprint") != then["fingerprint"]:
                 raise UserError(
-                    f"The run in {self.workdir} was begun with another {name} ({then['source']}); "
-                    f"give that one again, or start in a new workdir with init_from."
+                    f"The run in {self.workdir} was started with another {name} "
+                    f"({then['source']}); use that one, or start a new workdir with init_from."
                 )
 
     def _loop(
-        self, state: TrainState, first: int, checkpoints: Checkpoints, interrupt: "_Interrupt"
+        self,
+        state: TrainState,
+        first: int,
+        batches: Iterator[Batch],
+        checkpoints: Checkpoints,
+        interrupt: "_Interrupt",
     ) -> str:
         settings = self.settings
         step = jit_step(
             self.task, state, self.mesh, seed=settings.seed, accumulate=settings.accumulate
         )
         pending: deque[_Pending] = deque()
-        batches = self.stream(first)
         results: dict[str, float] = {}
         number, ended = first, "done"
         while number < settings.steps:
-            results = {}  # A checkpoint records only what was measured at its own step.
+            results = {}  # A checkpoint records only the metrics of its own step.
             self._profile(number)
             batch = next(batches)
             state, metrics = step(state, self.frozen, put_batch(batch, self.mesh))
             number += 1
             pending.append(_Pending(number, metrics, batch))
-            self._read(pending, leave=LAG)
+            self._log(pending, leave=LAG)
             if _due(number, settings.validate_every, settings.steps):
-                self._read(pending, leave=0)
+                self._log(pending, leave=0)
                 results = self._validate(state, number)
                 reason = self._reason_to_stop(number, results)
                 if reason:
@@ -217,23 +229,23 @@ class Trainer:
             interrupted = interrupt.agreed(number) and number < settings.steps
             due = _due(number, settings.checkpoint_every) or (settings.stop and results)
             if interrupted or (number < settings.steps and due):
-                # The log is written up to this step before a checkpoint says that it was reached.
-                self._read(pending, leave=0)
+                # The log must be complete up to this step before its checkpoint exists.
+                self._log(pending, leave=0)
                 self._trackers.flush()
                 meta = self._meta(results, "running")
                 checkpoints.save(number, state, meta, results, self._chosen_state(state, number))
             if interrupted:
                 checkpoints.wait()
                 return "interrupted"
-        self._read(pending, leave=0)
+        self._log(pending, leave=0)
         self._trackers.flush()
         state = {**state, "state": self._finish(state)}
         checkpoints.save(number, state, self._meta(results, ended), results)
         checkpoints.wait()
         return ended
 
-    def _read(self, pending: deque["_Pending"], leave: int) -> None:
-        """Looks at the scalars of finished steps, all but the newest ``leave``."""
+    def _log(self, pending: deque["_Pending"], leave: int) -> None:
+        """Fetches, checks and logs the scalars of all pending steps but the newest ``leave``."""
         settings = self.settings
         while len(pending) > leave:
             number, metrics, batch = pending.popleft()
@@ -241,9 +253,9 @@ class Trainer:
             if in_row >= settings.max_skipped_in_row:
                 records = {name: rows["record"][:8].tolist() for name, rows in batch.items()}
                 raise UserError(
-                    f"Loss or gradient was not finite in {in_row} steps in a row, up to step "
-                    f"{number} (records {records} ...): lower the learning rate or look at those "
-                    f"records; {self.workdir}/checkpoints holds the run from before."
+                    f"The loss or gradient was not finite in {in_row} steps in a row, up to step "
+                    f"{number} (records {records} ...); lower the learning rate or inspect those "
+                    f"records, and resume from the last checkpoint in {self.workdir}/checkpoints."
                 )
             if _due(number, settings.log_every, settings.steps) or number == 1:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -253,7 +265,9 @@ class Trainer:
                 self._trackers.scalars(number, values)
 
     def _validate(self, state: TrainState, number: int) -> dict[str, float]:
-        """Every validation set's means, with the averaged weights and the same noise each time."""
+        """The mean metrics of every validation set, with the averaged parameters and the same noise
+        at every validation.
+        """
         results: dict[str, float] = {}
         for name, batches in self.validation.items():
             sums: dict[str, np.ndarray] = {}
@@ -272,16 +286,17 @@ class Trainer:
         return results
 
     def _reason_to_stop(self, number: int, results: dict[str, float]) -> str | None:
-        """What the first criterion that wants to stop says."""
+        """The reason of the first stopping criterion that is met, else None."""
         reason = None
         if self.settings.stop:
             self._history.append((number, results))
             _, reason = self.settings.stop(self._history)
-        return reason or next((r for ask in self.stop if (r := ask(number, results))), None)
+        return reason or next((r for stop in self.stop if (r := stop(number, results))), None)
 
     def _preview(self, state: TrainState, number: int) -> None:
         for name, batches in self.validation.items():
-            images = self._apply("preview", state, next(iter(batches())), 0)
+            with closing(batches()) as held_out:
+                images = self._apply("preview", state, next(held_out), 0)
             self._trackers.images(number, {f"{name}/{k}": v for k, v in images.items()})
 
     def _apply(self, method: str, state: TrainState, batch: Batch, index: int) -> dict[str, Any]:
@@ -289,23 +304,28 @@ class Trainer:
         if method not in self._compiled:
             self._compiled[method] = jax.jit(getattr(self.task, method))
         key = jax.random.fold_in(jax.random.key(VALIDATION_SEED), index)
-        return fetch(
-            self._compiled[method](
-                averaged(state), self.frozen, state["state"], put_batch(batch, self.mesh), key
-            )
-        )
+        return fetch(self._compiled[method](self._context(state, put_batch(batch, self.mesh), key)))
+
+    def _context(self, state: TrainState, batch: Batch, key: jax.Array) -> Context:
+        """A task's input outside the loss: it holds the averaged parameters."""
+        return Context(averaged(state), self.frozen, state["state"], batch, key)
 
     def _finish(self, state: TrainState) -> Params:
-        """Measured on the first batches of the training stream, whatever step the run ended at."""
-        batches = (put_batch(batch, self.mesh) for batch in self.stream(0))
-        extra = self.task.finish(averaged(state), self.frozen, state["state"], batches)
-        like = jax.tree.map(lambda x: x.sharding, state["state"])
-        return jax.tree.map(jax.device_put, extra, like)
+        """The task's final state, measured on the first batches of the training stream at whatever
+        step the run ends.
+        """
+        with closing(self.stream(0)) as stream:
+            batches = (put_batch(batch, self.mesh) for batch in stream)
+            context = self._context(state, {}, jax.random.key(VALIDATION_SEED))
+            extra = self.task.finish(context, batches)
+        shardings = jax.tree.map(lambda x: x.sharding, state["state"])
+        return jax.tree.map(jax.device_put, extra, shardings)
 
     def _chosen_state(self, state: TrainState, number: int) -> Params | None:
-        """The finished state of a step that is the best so far: it may be the one that is used.
+        """The finished task state of ``number`` if that is the best step so far, else None: the
+        best step may become the final model.
 
-        Training goes on from the unfinished one, so it is saved beside that.
+        Training continues from the unfinished state, so the finished one is saved in addition.
         """
         stop = self.settings.stop
         return self._finish(state) if stop and stop(self._history)[0] == number else None
@@ -335,7 +355,7 @@ class Trainer:
 
 
 class _Pending(NamedTuple):
-    """A step handed to the device, its scalars not yet read."""
+    """A step that was started on the device and whose scalars are not yet fetched."""
 
     number: int
     metrics: Any
@@ -347,10 +367,11 @@ def _due(number: int, every: int, last: int | None = None) -> bool:
 
 
 class _Interrupt:
-    """SIGTERM and SIGINT ask for a save at the next step; a second one ends the process.
+    """The first SIGTERM or SIGINT requests a checkpoint at the next step; the second one ends the
+    process.
 
-    On several hosts jax itself listens for SIGTERM, which tells every other process, and its
-    handler must stay in place; SIGINT is passed on to it.
+    On several hosts jax handles SIGTERM itself and informs all other processes, so its handler
+    must stay in place. SIGINT is forwarded as SIGTERM.
     """
 
     def __enter__(self) -> "_Interrupt":
@@ -373,7 +394,7 @@ class _Interrupt:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def agreed(self, step: int) -> bool:
-        """Whether to stop after ``step``; on several hosts all give the same answer."""
+        """Whether to stop after ``step``; on several hosts the result is the same on all."""
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._flag.is_set()

@@ -52,6 +52,8 @@ def test_a_hub_name_is_found_in_the_cache(hub):
         ("weights", "There is no folder weights"),
         ("/weights/t5", "There is no folder /weights/t5"),
         ("../weights/t5", "There is no folder ../weights/t5"),
+        ("somebody/model/../../../..", "There is no folder somebody/model/../../../.."),
+        ("somebody/..", "There is no folder somebody/.."),
     ],
 )
 def test_what_is_nowhere_is_one_sentence(path, words, hub):

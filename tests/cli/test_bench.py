@@ -6,8 +6,8 @@ import jax
 import pytest
 import runs
 
-from emu_jax.cli import parts
-from emu_jax.cli.config import read
+from emu_jax.assembly.config import read
+from emu_jax.assembly.tasks import make_task
 from emu_jax.cli.main import main
 from emu_jax.planning.flops import count_flops
 
@@ -47,13 +47,14 @@ def test_a_step_and_a_sampler(tmp_path, capsys):
         assert speed["mfu"] is None  # of a CPU no peak is known, and it is said so
         assert speed["compile_seconds"] > 0
         (line,) = (line for line in lines if line.startswith(name))
-        assert f"{1e3 * seconds:.4g} ms" in line and "no MFU, as no peak is known of cpu" in line
+        assert f"{1e3 * seconds:.4g} ms" in line
+        assert "MFU unknown (no peak FLOP/s known for cpu)" in line
 
     # A picture is drawn by two steps of guided denoising: four calls of the network.
     config = read(CONFIG.removeprefix("--config="))
     with config.ignore_type():
         config.update_from_flattened_dict(SMALL)
-    task = parts.make_task(config)
+    task = make_task(config).prepare(None)
 
     def call(params, x, t):
         by = task.condition(params, task.null, jax.numpy.zeros((1, 6), int))
@@ -75,7 +76,7 @@ def test_a_step_and_a_sampler(tmp_path, capsys):
         ([CONFIG], "needs --out=DIR"),
         ([CONFIG, "--out=x", "--measure=speed"], "measure"),
         ([CONFIG, "--out=x", "--repeats=0"], "repeats"),
-        ([f"--config={runs.ROOT}/configs/judge.py:size=test", "--out=x"], "give --measure=train"),
+        ([f"--config={runs.ROOT}/configs/judge.py:size=test", "--out=x"], "use --measure=train"),
     ],
 )
 def test_what_cannot_be_timed_is_refused_in_one_sentence(arguments, words, capsys):

@@ -24,7 +24,7 @@ def test_a_plan_of_a_generators_step(tmp_path, capsys):
     arguments = [CONFIG, "--topology=v5e:2x2", f"--out={tmp_path}", "--profile", *SMALL]
     assert main(["plan", *arguments]) == 0
     out = capsys.readouterr().out
-    assert "data 1 x fsdp 4" in out and "v5e:2x2 sends a step" in out and "backward" in out
+    assert "data 1 x fsdp 4" in out and "v5e:2x2 sends per step" in out and "backward" in out
 
     (plan,) = json.loads((tmp_path / "plan.json").read_text())
     assert plan["fits"] and plan["chips"] == 4 and plan["batch_size"] == 8
@@ -41,7 +41,7 @@ def test_a_plan_of_a_generators_step(tmp_path, capsys):
     assert any("ResnetBlock" in module for module in plan["profile"]["module"])
 
     page = (tmp_path / "index.html").read_text()
-    for words in ("v5e:2x2", "Traffic", "Where the step goes", "<svg", "ResnetBlock"):
+    for words in ("v5e:2x2", "Traffic", "Where the time of the step goes", "<svg", "ResnetBlock"):
         assert words in page
 
 

@@ -55,4 +55,4 @@ def test_the_report_shows_the_pictures_side_by_side_and_the_table(report):
 def test_only_autoencoders_are_taken(generator_run, pictures, tmp_path, capsys):
     arguments = ["--pictures=folder/tiny", f"--data_dir={pictures}", f"--out={tmp_path}"]
     assert main(["reconstruct", str(generator_run), "--judge=", *arguments]) == 2
-    assert "is no autoencoder" in capsys.readouterr().err
+    assert "is not an autoencoder" in capsys.readouterr().err

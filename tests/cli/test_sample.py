@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emu_jax.assembly.drawing import read_prompts
 from emu_jax.cli.main import main
-from emu_jax.cli.sample import read_prompts
 
 PROMPTS = ("a red disc", "blue ball", "a green disc")
 # So drawn, a picture depends on both: after two steps a hardly trained denoiser leaves no trace of
@@ -106,7 +106,10 @@ def test_other_settings_make_other_pictures_beside(drawn, generator_run, tmp_pat
     assert not any(np.array_equal(a, b) for a in new for b in before.values())
 
 
-@pytest.mark.parametrize("option", ["--steps=0", "--batch_size=-1", "--per_prompt=none"])
+@pytest.mark.parametrize(
+    "option",
+    ["--steps=0", "--batch_size=-1", "--per_prompt=none", "--seed=-1", "--seed=4294967296"],
+)
 def test_a_number_that_makes_no_sense_is_refused(option, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["sample", "a fox", option])

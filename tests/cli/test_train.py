@@ -8,12 +8,12 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from emu_jax.cli import train
+from emu_jax.assembly import training
 
 COUNTED = """
 import collections, sys
 import jax, jax.numpy as jnp
-from emu_jax.cli.train import keep_programs
+from emu_jax.assembly.training import keep_programs
 
 seen = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: seen.update([name.split("/")[-1]]))
@@ -42,10 +42,10 @@ def test_kept_programs_are_not_compiled_again(tmp_path):
 def test_a_deterministic_run_on_a_gpu_keeps_its_programs(deterministic, platform, monkeypatch):
     kept = []
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
-    monkeypatch.setattr(train, "initialize", lambda: None)
-    monkeypatch.setattr(train, "keep_programs", kept.append)
+    monkeypatch.setattr(training, "initialize", lambda: None)
+    monkeypatch.setattr(training, "keep_programs", kept.append)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    train.prepare(ConfigDict(dict(deterministic=deterministic)), "runs/a")
+    training.prepare(ConfigDict(dict(deterministic=deterministic)), "runs/a")
     assert kept == (["runs/a/programs"] if deterministic and platform == "gpu" else [])
     flags = os.environ["XLA_FLAGS"].split()
     assert "--xla_cpu_enable_fast_math=false" in flags

@@ -41,5 +41,5 @@ def test_assignment_is_the_nearest():
 
 @pytest.mark.parametrize("arguments", [(100, 64, 2.0), (32, 64, 2.0), (64, 0, 2.0), (64, 64, 0.5)])
 def test_impossible_buckets_are_refused(arguments):
-    with pytest.raises(UserError, match=r"bucket|multiple"):
+    with pytest.raises(UserError, match=r"max_ratio is|multiple"):
         make_buckets(*arguments)

@@ -13,12 +13,11 @@ from PIL import Image
 
 from emu_jax.data.cache import Cache, Rows, Spec, build, digest
 from emu_jax.data.manifest import Manifest
-from emu_jax.data.mixture import Captions, Part
-from emu_jax.data.pipeline import Caches, StreamSpec, make_stream
+from emu_jax.data.mixture import Captions, Selection
+from emu_jax.data.pipeline import Caches, StreamSpec, images_fingerprint, make_stream
 from emu_jax.data.precompute import (
     cache_moments,
     cache_text,
-    moments_fingerprint,
     text_fingerprint,
 )
 from emu_jax.errors import UserError
@@ -86,7 +85,7 @@ def test_a_stopped_build_is_refused_and_goes_on(tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "cache", FINGERPRINT, LAYOUT, stopped, 3)
-    with pytest.raises(UserError, match="not built to its end"):
+    with pytest.raises(UserError, match="is incomplete"):
         Cache.open(tmp_path / "cache", FINGERPRINT)
 
     def rest(start):
@@ -130,12 +129,19 @@ def test_damage_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"x\.npy is damaged"):
         Cache.open(tmp_path / "cache", FINGERPRINT)
     np.save(array, np.zeros((9, 3), np.float32))
-    with pytest.raises(UserError, match=r"x\.npy is not the array"):
+    with pytest.raises(UserError, match=r"x\.npy has another shape"):
         Cache.open(tmp_path / "cache", FINGERPRINT)
     array.write_bytes(whole)
-    (tmp_path / "cache" / "cache.json").write_text('{"fingerprint": ')
-    with pytest.raises(UserError, match="no complete cache"):
+    file = tmp_path / "cache" / "cache.json"
+    description = json.loads(file.read_text())
+    file.write_text('{"fingerprint": ')
+    with pytest.raises(UserError, match="not a complete cache"):
         Cache.open(tmp_path / "cache", FINGERPRINT)
+    np.save(tmp_path / "secret.npy", np.zeros((2, 3), np.float32))
+    for layout in ({"..": {"secret": [[2, 3], "float32"]}}, {"4x4": {"../../secret": [[2], "f4"]}}):
+        file.write_text(json.dumps({**description, "layout": layout}))
+        with pytest.raises(UserError, match="which is no array of it"):
+            Cache.open(tmp_path / "cache", FINGERPRINT)
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
@@ -167,7 +173,11 @@ class Pictures:
         return self.data[index]
 
 
-PARTS = [Part(Pictures("a", 20, 0), 0.7, "width != 60"), Part(Pictures("b", 9, 1), 0.3)]
+def moments_fingerprint(spec, parts, encoder, dtype):
+    return {"encoder": encoder, "dtype": dtype, **images_fingerprint(spec, parts)}
+
+
+PARTS = [Selection(Pictures("a", 20, 0), 0.7, "width != 60"), Selection(Pictures("b", 9, 1), 0.3)]
 SPEC = StreamSpec(batch_size=8, side=32, bucket_step=8, buckets=True, flip=True, seed=5)
 
 
@@ -246,7 +256,7 @@ def test_what_moments_depend_on_is_in_the_fingerprint():
         moments_fingerprint(replace(SPEC, background=(0, 0, 0)), PARTS, "weights", "float32"),
         moments_fingerprint(SPEC, [replace(PARTS[0], select=""), PARTS[1]], "weights", "float32"),
         moments_fingerprint(SPEC, PARTS[::-1], "weights", "float32"),
-        moments_fingerprint(SPEC, [PARTS[0], Part(Pictures("b", 8, 1))], "weights", "float32"),
+        moments_fingerprint(SPEC, [PARTS[0], Selection(Pictures("b", 8, 1))], "weights", "float32"),
     ]
     assert len({json.dumps(f, sort_keys=True) for f in [base, *others]}) == 9
     # Nor on what they do not depend on.
@@ -269,5 +279,5 @@ def test_a_cache_of_other_rows_is_refused(tmp_path):
 
 def test_moments_need_the_centred_crop(tmp_path):
     caches = Caches(moments(tmp_path / "moments"))
-    with pytest.raises(UserError, match="centred crop"):
+    with pytest.raises(UserError, match="centered crop"):
         take(1, replace(SPEC, crop="random"), caches)

@@ -1,10 +1,16 @@
 import io
+import struct
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from emu_jax.data.images import compose, cover, crop_corner, flipped, prepare
+from emu_jax.data import images
+from emu_jax.data.decode import open_image
+from emu_jax.data.images import check, compose, cover, crop_corner, flipped, prepare
 from emu_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -59,6 +65,64 @@ def test_palette_grey_alpha_and_transparent_colour():
     assert np.all(image == [1, 2, 3])
 
 
+def png(values, bits, color_type, transparent):
+    """One row of a PNG, written by hand: Pillow writes neither 2 bits nor a 16-bit tRNS."""
+
+    def chunk(name, content):
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    width = len(values) // (3 if color_type == 2 else 1)
+    header = struct.pack(">IIBBBBB", width, 1, bits, color_type, 0, 0, 0)
+    packed = "".join(f"{value:0{bits}b}" for value in values)
+    row = bytes(int(packed[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(packed), 8))
+    color = struct.pack(f">{len(transparent)}H", *transparent)
+    chunks = chunk(b"IHDR", header) + chunk(b"tRNS", color)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunks
+        + chunk(b"IDAT", zlib.compress(b"\0" + row))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (png([0, 1000, 30000, 65535], 16, 0, [1000]), [[0] * 3, (9, 8, 7), [117] * 3, [255] * 3]),
+        (png([0, 1, 2, 3], 2, 0, [2]), [[0] * 3, [85] * 3, (9, 8, 7), [255] * 3]),
+        (png([0, 9], 4, 0, [9]), [[0] * 3, (9, 8, 7)]),
+        (png([4000, 5000, 6000, 0, 0, 0], 16, 2, [4000, 5000, 6000]), [(9, 8, 7), [0] * 3]),
+    ],
+)  # fmt: skip
+def test_a_transparent_color_of_any_depth_is_transparent(data, expected):
+    image = compose(open_image(data), (9, 8, 7))
+    assert np.array_equal(np.asarray(image)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.float32([0, 0.25, 1]), [0, 64, 255]),
+        (np.float32([0, 100.4, 254]), [0, 100, 254]),
+        (np.int32([0, 100, 255]), [0, 100, 255]),
+        (np.int32([0, 257 * 100, 65535]), [0, 100, 255]),
+    ],
+)
+def test_32_bit_values_have_the_smallest_white_level_that_covers_them(values, expected):
+    image, _ = prepare(encode(Image.fromarray(values[None]), "TIFF"), (1, 3))
+    assert image[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "values", [np.float32([0, 300]), np.float32([0, np.nan]), np.float32([-1, 1]),
+               np.int32([-1, 5]), np.int32([0, 2**20])]
+)  # fmt: skip
+def test_an_unknown_white_level_is_refused(values):
+    with pytest.raises(UserError, match=r"white level of .* convert it to 8 or 16 bits"):
+        check(encode(Image.fromarray(values[None]), "TIFF"))
+
+
 def test_sixteen_bits_cmyk_and_bilevel():
     deep = np.array([[0, 257 * 100], [257 * 200, 65535]], np.uint16)
     image, _ = prepare(encode(Image.fromarray(deep)), (2, 2))
@@ -91,14 +155,73 @@ def test_exif_orientation(orientation):
     assert np.array_equal(image, upright) and sizes[:2].tolist() == [48, 80]
 
 
+def test_check_gives_the_upright_size():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert check(encode(Image.new("RGB", (30, 20)), "JPEG", exif=exif)) == (20, 30)
+    assert check(encode(Image.new("RGB", (30, 20)), "JPEG")) == (30, 20)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF header", b"II"])
+def test_damaged_exif_is_a_user_error(kind, exif):
+    data = encode(Image.new("RGB", (30, 20)), kind, exif=exif)
+    for function in (check, lambda data: prepare(data, (8, 8))):
+        with pytest.raises(UserError, match="damaged image"):
+            function(data)
+
+
+@pytest.mark.parametrize(
+    "size", [(2**13, 2**13 + 1), (2**14, 2**14), (2**17 + 1, 1), (2**20, 2**20)]
+)
+def test_too_large_is_said_before_decoding(size, recwarn):
+    data = bytearray(encode(Image.new("L", (1, 1))))
+    data[16:24] = struct.pack(">II", *size)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    with pytest.raises(UserError, match="too large"):
+        open_image(bytes(data))
+    assert not recwarn
+
+
 def test_cover_keeps_the_aspect_ratio():
-    assert cover(Image.new("RGB", (400, 200)), (64, 64)).size == (128, 64)
-    assert cover(Image.new("RGB", (200, 400)), (64, 64)).size == (64, 128)
-    assert cover(Image.new("RGB", (30, 20)), (64, 64)).size == (96, 64)
-    assert cover(Image.new("RGB", (1000, 3)), (48, 80)).size == (16000, 48)
+    assert cover((200, 400), (64, 64)) == (64, 128)
+    assert cover((400, 200), (64, 64)) == (128, 64)
+    assert cover((20, 30), (64, 64)) == (64, 96)
+    assert cover((3, 1000), (48, 80)) == (48, 16000)
     for width in range(60, 130):  # rounding never leaves it short
-        size = cover(Image.new("RGB", (width, 97)), (48, 80)).size
-        assert size[0] >= 80 and size[1] >= 48 and (size[0] == 80 or size[1] == 48)
+        h, w = cover((97, width), (48, 80))
+        assert h >= 48 and w >= 80 and (h == 48 or w == 80)
+
+
+THIN = """
+import io, resource
+import numpy as np
+from PIL import Image
+from emu_jax.data.images import prepare
+file = io.BytesIO()
+row = np.repeat(np.arange(20_000) // 79, 3).astype(np.uint8).reshape(1, -1, 3)
+Image.fromarray(row).save(file, "PNG")
+resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+image, sizes = prepare(file.getvalue(), (256, 256))
+assert sizes.tolist() == [1, 20_000, 0, (20_000 - 1) * 128, 256, 256], sizes
+assert image.shape == (256, 256, 3) and np.all(image == row[0, 10_000]), image
+"""
+
+
+def test_a_thin_image_takes_little_memory():
+    run = subprocess.run([sys.executable, "-c", THIN], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-500:]
+
+
+@pytest.mark.parametrize("size", [(30, 400), (400, 30), (31, 57)])
+def test_cropping_before_resizing_gives_the_same_image(size, monkeypatch):
+    # The order of Pillow's two passes differs. Each rounds to 8 bits, and would clip overshoots.
+    data = encode(Image.fromarray(96 + picture(*size) // 4))
+    one, sizes = prepare(data, (48, 80), random_crop=True, seed=7)
+    monkeypatch.setattr(images, "_MAX_RESIZED", 0)
+    other, same_sizes = prepare(data, (48, 80), random_crop=True, seed=7)
+    assert np.array_equal(sizes, same_sizes)
+    assert np.abs(one.astype(int) - other).max() <= 2
 
 
 def test_sizes_tell_the_crop():

@@ -53,9 +53,9 @@ def test_select(manifest, condition, holds):
     "condition, named",
     [
         ("prat == tuned", "columns are key, width"),
-        ("part tuned", "cannot read"),
-        ("part ==", "cannot read"),
-        ("needle < few", "whole numbers"),
+        ("part tuned", "is invalid"),
+        ("part ==", "is invalid"),
+        ("needle < few", "integers"),
         ("part < tuned", "text"),
         ("needle < 3|4", "alternatives"),
         ("captions == fox", "lists"),
@@ -80,6 +80,23 @@ def test_fingerprint_tells_one_caption(manifest):
     changed = rows()
     changed[5]["captions"] = ["another"]
     assert Manifest.from_rows(changed, OWN).fingerprint != manifest.fingerprint
+
+
+def test_damage_is_one_sentence(manifest, tmp_path):
+    manifest.write(tmp_path)
+    path = tmp_path / "manifest.parquet"
+    whole, random, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(100):
+        data = bytearray(whole)
+        for place in random.integers(len(data) // 2, len(data), size=4):
+            data[place] = random.integers(256)
+        path.write_bytes(data)
+        try:
+            Manifest.read(tmp_path)
+        except UserError as error:
+            refused += 1
+            assert "build the data set again" in str(error)
+    assert refused > 50
 
 
 def test_missing_or_half_written(manifest, tmp_path):

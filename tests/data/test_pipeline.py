@@ -15,7 +15,7 @@ from PIL import Image
 
 from emu_jax.data.images import prepare
 from emu_jax.data.manifest import Manifest
-from emu_jax.data.mixture import Captions, Part
+from emu_jax.data.mixture import Captions, Selection
 from emu_jax.data.pipeline import Loader, StreamSpec, make_stream, measure
 from emu_jax.errors import UserError
 
@@ -59,7 +59,7 @@ def read_back(row):
     return "".join(chr(i) for i in row if i)
 
 
-PARTS = [Part(Pictures("a", 40), 0.75), Part(Pictures("b", 17, seed=1), 0.25)]
+PARTS = [Selection(Pictures("a", 40), 0.75), Selection(Pictures("b", 17, seed=1), 0.25)]
 SPEC = StreamSpec(
     batch_size=12, side=32, bucket_step=8, buckets=True, crop="random", flip=True, seed=5
 )
@@ -157,7 +157,7 @@ def test_selection():
         i for i in range(40) if i % 3 == 1
     }
     assert all(int(text.split()[1]) % 3 == 1 for text in Captions([part]).texts[1:])
-    with pytest.raises(UserError, match="No record of a is selected by 'width == 61'"):
+    with pytest.raises(UserError, match="No record of a matches 'width == 61'"):
         take(1, parts=[replace(part, select="width == 61")])
 
 
@@ -173,15 +173,15 @@ def test_sequential_stream_ends():
 def test_a_damaged_picture_is_named():
     source = Pictures("c", 9)
     source.data[4] = source.data[4][:50]
-    with pytest.raises(UserError, match=r"Picture 'c-4' of c cannot be read \(.*damaged"):
-        take(5, parts=[Part(source)])
+    with pytest.raises(UserError, match=r"Image 'c-4' of c cannot be read \(.*damaged"):
+        take(5, parts=[Selection(source)])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"crop": "center"}, "'centre' or 'random'"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; use 1 or more"),
         ({"side": 30}, "multiple of the bucket step"),
     ],
 )
@@ -240,7 +240,7 @@ MAIN = """
     import numpy as np
     from PIL import Image
     from emu_jax.data.manifest import Manifest
-    from emu_jax.data.mixture import Part
+    from emu_jax.data.mixture import Selection
     from emu_jax.data.pipeline import StreamSpec, make_stream
     from emu_jax.errors import UserError
 
@@ -264,7 +264,8 @@ MAIN = """
 
     def take(workers, source):
         spec = StreamSpec(batch_size=4, side=8, workers=workers, prefetch=2)
-        with closing(make_stream(spec, [Part(source)], {"n": tokenize}, start_step=3)) as batches:
+        selections = [Selection(source)]
+        with closing(make_stream(spec, selections, {"n": tokenize}, start_step=3)) as batches:
             return list(islice(batches, 8))
 
     if __name__ == "__main__":
@@ -293,5 +294,5 @@ def test_worker_processes_of_a_module_main(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Picture 'k13' of flat cannot be read"), done.stdout
+    assert done.stdout.startswith("Image 'k13' of flat cannot be read"), done.stdout
     assert "Exception ignored" not in done.stderr, done.stderr

@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def test_a_missing_data_set_names_the_command_that_builds_it(tmp_path):
     with pytest.raises(UserError, match=f"emu-jax data build emoji/noto --data_dir={tmp_path}"):
         open_source("emoji/noto", tmp_path)
     for name in ("emoji", "emoji/../x", "a/b/c", "/x"):
-        with pytest.raises(UserError, match="is no data set"):
+        with pytest.raises(UserError, match="not the name of a data set"):
             open_source(name, tmp_path)
 
 
@@ -82,3 +83,22 @@ def test_a_killed_build_leaves_nothing_that_looks_complete(pictures, tmp_path):
     assert any("incomplete" in p for _, folders, _ in os.walk(tmp_path) for p in folders)
     assert find("folder/mine", tmp_path) is None
     assert len(build("folder/mine", tmp_path, path=pictures)) == 12
+
+
+def test_a_data_set_imports_no_module_that_its_files_name(data_dir, tmp_path, monkeypatch):
+    """tfds imports the module of each class in features.json."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "hostile_feature.py").write_text(f"open('{tmp_path}/executed', 'w')\n")
+    copy = shutil.copytree(data_dir, tmp_path / "data")
+    (file,) = copy.rglob("features.json")
+    text = file.read_text()
+    foreign = text.replace("tensorflow_datasets.core.features.image_feature.", "hostile_feature.")
+    legacy = '{"type": "hostile_feature.Image", "content": {}}'
+    for content in (foreign, legacy):
+        file.write_text(content)
+        with pytest.raises(UserError, match=r"names the class 'hostile_feature\.Image'"):
+            open_source("folder/mine", copy).read(0)
+        assert not (tmp_path / "executed").exists()
+    file.write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_source("folder/mine", copy).read(0)

@@ -36,12 +36,21 @@ def test_rows_keep_order_and_colour_and_everything_stays_in_the_picture():
     root = ElementTree.fromstring(svg)
     width, height = map(float, root.attrib["viewBox"].split()[2:])
     dots = [node.attrib for node in root if node.tag == "circle"]
-    assert [dot["fill"] for dot in dots] == [f"var(--line-{i % 6})" for i in range(8)]
+    assert [dot["fill"] for dot in dots] == [f"var(--line-{i})" for i in range(8)]
     heights = [float(dot["cy"]) for dot in dots]
     assert heights == sorted(set(heights)) and heights[-1] < height
     assert all(width / 2 < float(dot["cx"]) < width for dot in dots)
     labels = [node.text for node in root if node.get("text-anchor") == "end"]
-    assert len(labels) == 9 and labels[-1] == "gone" and labels[0].endswith("...")
+    assert len(labels) == 9 and labels[-1] == "gone" and labels[0].startswith("...")
+
+
+@pytest.mark.parametrize("rows", [{"a": (1, 1, 1)}, {"a": (0, 0, 0)}, {"a": (0.99, 0.93, 1.0)}])
+def test_the_axis_of_a_share_stays_between_0_and_1(rows):
+    svg = interval_plot(rows, limits=(0.0, 1.0))
+    ticks = [float(text) for text in re.findall(r'"middle">([-\d.]+)%<', svg)]
+    assert 0 <= min(ticks) < max(ticks) <= 100
+    assert min(ticks) <= 100 * rows["a"][1] and max(ticks) >= 100 * rows["a"][2]
+    assert drawn(svg)[0]  # the row itself is there
 
 
 def test_text_is_escaped_and_nothing_is_no_plot():

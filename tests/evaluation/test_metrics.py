@@ -219,6 +219,25 @@ def test_a_probe_does_not_see_a_constant_feature():
     np.testing.assert_allclose(probe.probability(widened(x, 5.0)), plain.probability(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [1, 7, 100])
+def test_equal_rows_have_the_exact_binomial_bound(n):
+    none, every = np.zeros(n, bool), np.ones(n, bool)
+    value, low, high = metrics.share_interval(none)
+    assert value == low == 0 and (1 - high) ** n == pytest.approx(0.025)
+    assert metrics.share_interval(every) == pytest.approx((1, 1 - high, 1))
+    assert metrics.share_difference_interval(every, every) == pytest.approx((0, -high, high))
+    assert metrics.share_difference_interval(none, every) == pytest.approx((1, 1 - high, 1))
+    assert metrics.share_difference_interval(every, none) == pytest.approx((-1, -1, high - 1))
+
+
+def test_rows_that_differ_keep_the_bootstrap():
+    hits = np.arange(50) % 3 == 0
+    assert metrics.share_interval(hits) == metrics.mean_interval(hits)
+    assert metrics.share_difference_interval(~hits, hits) == metrics.difference_interval(
+        ~hits, hits
+    )
+
+
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(UserError, match=r"\[4, 3\] and \[4, 2\]"):
         metrics.frechet(np.ones((4, 3)), np.ones((4, 2)))
@@ -228,5 +247,5 @@ def test_what_cannot_be_compared_is_refused():
         metrics.frechet(np.full((4, 3), np.nan), np.ones((4, 3)))
     with pytest.raises(UserError, match="3 and 4 values"):
         metrics.difference_interval(np.ones(3), np.ones(4))
-    with pytest.raises(UserError, match="at least one"):
+    with pytest.raises(UserError, match="non-empty"):
         metrics.mean_interval(np.ones(0))

@@ -59,7 +59,7 @@ def test_a_report_is_one_file_that_needs_nothing_else(tmp_path, image):
         [
             report.Text(evil, f"{evil}\n\nsecond"),
             report.Table(evil, [evil], [[evil], [1.23456789], [12345], [None]], note=evil),
-            report.Pictures(evil, [evil, "b"], [(evil, [report.Picture(image, evil), None])]),
+            report.ImageTable(evil, [evil, "b"], [(evil, [report.Tile(image, evil), None])]),
             report.Charts(evil, [evil], curves.charts({evil: {evil: Curve(steps, steps)}})),
         ],
         subtitle=evil,
@@ -96,7 +96,7 @@ def test_metrics_come_back_as_the_tracker_wrote_them(tmp_path):
 
 
 def test_a_folder_that_is_no_run_and_a_broken_line_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"holds no metrics\.jsonl"):
+    with pytest.raises(UserError, match=r"has no metrics\.jsonl"):
         curves.read_metrics(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('oops\n{"step": 1, "loss": 1}\n')
     with pytest.raises(UserError, match="line 1"):
@@ -166,15 +166,48 @@ def test_a_marked_step_is_an_upright_line_through_its_point():
     assert 'class="mark"' in svg and svg.count("--line-1") == 2
 
 
-def test_many_columns_of_pictures_fit_the_page(tmp_path, image):
+def test_many_columns_of_images_fit_the_page():
     def widths(columns):
         names = [f"runs/{i}" for i in range(columns)]
-        row = ("a fox", [report.Picture(image)] * columns)
-        path = tmp_path / f"{columns}.html"
-        report.write_report(path, "pictures", [report.Pictures("", names, [row])])
-        return {int(width) for width in re.findall(r'<img[^>]* width="(\d+)"', path.read_text())}
+        row = ("a fox", [report.Tile(np.zeros((8, 6, 3), np.uint8))] * columns)
+        body = report.ImageTable("", names, [row]).body()
+        assert " width=" not in body  # which could not shrink on a phone
+        return {int(width) for width in re.findall(r"--width:(\d+)px", body)}
 
     assert widths(2) == {160}
     (six,) = widths(6)
     assert six > 96 and 6 * (six + 16) <= 900
     assert widths(40) == {96}
+
+
+def test_each_of_many_runs_has_a_look_of_its_own():
+    steps = np.arange(3.0)
+    runs = {f"run {i}": {"loss": Curve(steps, steps + i)} for i in range(20)}
+    svg = curves.charts(runs)["loss"]
+    looks = re.findall(r'<polyline points="[^"]*" ([^/]*)/>', svg)
+    assert len(looks) == len(set(looks)) == 20
+    keys = re.findall(r'<path d="M0 3H28" ([^/]*)/>', report.Charts("", list(runs), {}).body())
+    assert keys == looks
+
+
+def test_losses_of_different_objectives_have_different_axes():
+    steps = np.arange(3.0)
+    one = {"loss": Curve(steps, steps), "samples/faithful": Curve(steps, steps / 4)}
+    other = {"loss": Curve(steps, 10 + steps), "samples/faithful": Curve(steps, steps / 3)}
+    runs = {"a": one, "b": other, "c": one}
+    objectives = {"a": "noise", "b": "tokens", "c": "noise"}
+    plots = curves.charts(runs, objectives=objectives, shares=["samples/faithful"])
+    assert {name: set(lines(svg)) for name, svg in plots.items()} == {
+        "loss: noise": {0, 2},
+        "loss: tokens": {1},
+        "samples/faithful": {0, 1, 2},
+    }
+    assert "%</text>" in plots["samples/faithful"] and "%</text>" not in plots["loss: noise"]
+    assert list(curves.charts(runs, ["loss"], objectives=dict.fromkeys(runs, "x"))) == ["loss"]
+
+
+def test_an_interval_stands_below_its_value():
+    text = "35% (26% to 45%)"
+    body = report.Table("", ["a"], [[text], ["a/b+3"], ["+1%"], ["(a to b)"]]).body()
+    assert "<td>35% <small>(26% to 45%)</small></td>" in body
+    assert "<td>a/<wbr>b+3</td>" in body and "<td>+1%</td>" in body and "<td>(a to b)</td>" in body

@@ -17,18 +17,18 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
 from roundtrips import QUICK, far
 from safetensors.torch import load_file, save_file
+from state_dicts import from_torch
 
+from emu_jax.assembly.models import with_adapter
+from emu_jax.assembly.sections import generation
 from emu_jax.checkpoint.adapters import FILE
 from emu_jax.checkpoint.export import Model, save_model
-from emu_jax.cli import haystack
 from emu_jax.cli.main import main
-from emu_jax.cli.models import with_adapter
 from emu_jax.interop import components
 from emu_jax.nn.functional import Network
 from emu_jax.nn.lora import Lora
-from emu_jax.nn.torch_layout import from_torch
 
-ATTENTION = haystack.pretraining().lora.pattern
+ATTENTION = generation.Lora().pattern
 # Some modules that others adapt, of attention and beyond.
 SOME = (".to_q", ".to_v", ".to_out.0", ".add_k_proj", ".net.0.proj", ".proj_in")
 

@@ -15,9 +15,9 @@ from diffusers import UVit2DModel
 from diffusers.schedulers import scheduling_amused
 from roundtrips import QUICK, far, opened
 
+from emu_jax.assembly.config import read
+from emu_jax.assembly.generator import Generator
 from emu_jax.checkpoint.export import load_model
-from emu_jax.cli.config import read
-from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import schedulers, uvit, vq
@@ -84,7 +84,7 @@ def test_every_step_has_diffusers_logits_and_tokens(trip, generator, monkeypatch
 
     monkeypatch.setattr(generation, "sample", watched)
     generator._generate = jax.jit(generator._draw_batch, static_argnames="decode", **QUICK)
-    drawn = np.stack(list(generator.draw(PROMPTS, list(SEEDS))))
+    drawn = np.stack(list(generator.draw_each(PROMPTS, list(SEEDS))))
     jax.effects_barrier()
     ((logits, tokens),) = seen
 

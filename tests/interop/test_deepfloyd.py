@@ -16,10 +16,10 @@ from diffusers.schedulers import scheduling_ddpm
 from ml_collections import ConfigDict
 from roundtrips import QUICK, far, opened
 
+from emu_jax.assembly.cascade import Cascade
+from emu_jax.assembly.config import read
+from emu_jax.assembly.generator import Generator
 from emu_jax.checkpoint.export import load_model
-from emu_jax.cli.cascade import Cascade
-from emu_jax.cli.config import read
-from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import deepfloyd, schedulers
@@ -57,10 +57,10 @@ def drawn_and_wanted(ours, theirs, monkeypatch, **changes):
     monkeypatch.setattr(generation, "to_pixels", lambda x: x)
     side, scale = generator.side, generator.config.sampling.guidance_scale
     keys, low = jax.vmap(jax.random.key)(SEEDS), None
-    if generator.reads:
+    if generator.input_kind:
         low = list(np.random.default_rng(0).integers(0, 256, (2, side // 4, side // 4, 3), "uint8"))
         keys = fold_in(keys, side)
-    drawn = np.stack(list(generator.draw(PROMPTS, list(SEEDS), low=low)))
+    drawn = np.stack(list(generator.draw_each(PROMPTS, list(SEEDS), low=low)))
 
     shape = (2, side, side, 3)
     starts = iter([generator._task.process.prior(keys, shape)])
@@ -118,7 +118,7 @@ def test_both_are_a_cascade(home):
         names.append(str(home / f"{kind}_stage"))
         assert main(["import", str(pipelines.write_if(home, kind)), f"--out={names[-1]}"]) == 0
     cascade = Cascade(names, 1)
-    assert cascade.side == 32 and [stage.reads for stage in cascade.stages] == ["", "pictures"]
+    assert cascade.side == 32 and [stage.input_kind for stage in cascade.stages] == ["", "images"]
     with pytest.raises(UserError, match="emu-jax upsample"):
         Cascade(names[::-1], 1)
 

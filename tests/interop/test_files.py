@@ -17,7 +17,8 @@ from emu_jax.checkpoint.lazy import Lazy
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import autoencoder, schedulers, unet
-from emu_jax.interop.files import open_weights, to_params, to_tensors
+from emu_jax.interop.components import Source, import_autoencoder
+from emu_jax.interop.files import copy_small, open_weights, to_params, to_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -109,6 +110,28 @@ def test_a_pickle_is_read_only_if_asked_for_and_only_its_tensors(vae, tmp_path, 
     assert not Trap.sprung
 
 
+def test_no_link_out_of_a_folder_is_copied(tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    tokenizer, target = tmp_path / "pipeline" / "tokenizer", tmp_path / "target"
+    tokenizer.mkdir(parents=True)
+    (tokenizer / "vocab.json").write_text("{}")
+    (tokenizer / "merges.txt").symlink_to("vocab.json")
+    copy_small(tokenizer, target)
+    assert (target / "merges.txt").read_text() == "{}"
+    (tokenizer / "notes.txt").symlink_to(tmp_path / "secret.txt")
+    shutil.rmtree(target)
+    with pytest.raises(UserError, match=r"names 'notes\.txt', a symbolic link out of"):
+        copy_small(tokenizer, target)
+    assert not target.exists()
+    (tmp_path / "secret.json").write_text('{"model_type": "t5"}')
+    for folder in (tokenizer, tmp_path / "pipeline"):
+        (folder / "config.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(UserError, match="a symbolic link out of"):
+        Source(tmp_path / "pipeline").settings()
+    with pytest.raises(UserError, match="a symbolic link out of"):
+        Source(tmp_path / "pipeline").settings("tokenizer")
+
+
 class Trap:
     sprung = False
 
@@ -137,8 +160,6 @@ def test_tensors_that_do_not_fit_are_refused_by_name(vae, tmp_path, change, word
     change(tensors)
     safetensors.torch.save_file(tensors, tmp_path / WEIGHTS)
     config = json.loads((folder / "config.json").read_text())
-    from emu_jax.interop.components import Source, import_autoencoder
-
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=words):
         import_autoencoder(Source(tmp_path))

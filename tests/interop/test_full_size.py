@@ -2,7 +2,6 @@
 ours, and every parameter of ours is there. The settings are those of the published config.json.
 """
 
-import importlib
 import math
 from functools import cache
 from pathlib import Path
@@ -25,9 +24,10 @@ from diffusers.loaders import single_file_utils as theirs
 from ml_collections import ConfigDict
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from emu_jax.assembly import importing
+from emu_jax.assembly.config import read
+from emu_jax.assembly.tasks import make_task
 from emu_jax.checkpoint.lazy import Lazy
-from emu_jax.cli.config import read
-from emu_jax.cli.parts import make_task
 from emu_jax.interop import autoencoder, deepfloyd, pixart, sd3, unet, uvit, vq
 from emu_jax.interop import single_file_families as families
 from emu_jax.interop.components import Imported, import_autoencoder, import_vq
@@ -41,7 +41,6 @@ from emu_jax.nn.unet import UNet
 from emu_jax.nn.uvit import UVit
 from emu_jax.tasks.generation import Generation
 
-importing = importlib.import_module("emu_jax.cli.import")
 SD15 = dict(
     sample_size=64,
     in_channels=4,

@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
+from emu_jax.assembly.generator import Generator
 from emu_jax.checkpoint.export import load_model
-from emu_jax.cli.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.tasks import generation
 from emu_jax.tasks.codecs import AutoencoderCodec
@@ -74,7 +74,7 @@ def test_a_run_from_the_same_noise_is_diffusers(trip, monkeypatch):
     changes = dict(steps=steps, guidance_scale=scale, sampler=sampler)
     generator = Generator(str(ours), batch_size=2, **changes)
     generator._generate = quick(generator._draw_batch, static_argnames="decode")
-    drawn = np.stack(list(generator.draw(PROMPTS, [3, 4])))
+    drawn = np.stack(list(generator.draw_each(PROMPTS, [3, 4])))
 
     pipeline = DiffusionPipeline.from_pretrained(back, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)

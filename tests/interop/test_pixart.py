@@ -14,8 +14,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from roundtrips import QUICK, far, opened
 
-from emu_jax.cli.config import read
-from emu_jax.cli.generator import Generator
+from emu_jax.assembly.config import read
+from emu_jax.assembly.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import pixart, schedulers
@@ -58,7 +58,7 @@ def test_a_run_from_the_same_noise_is_diffusers(trip, generator, monkeypatch):
     monkeypatch.setattr(AutoencoderCodec, "decode", lambda self, params, z: z)
     monkeypatch.setattr(generation, "to_pixels", lambda x: x)
     assert generator.config.sampling.guidance_scale == 4.5
-    drawn = np.stack(list(generator.draw(PROMPTS, list(SEEDS))))
+    drawn = np.stack(list(generator.draw_each(PROMPTS, list(SEEDS))))
     keys = jax.vmap(jax.random.key)(SEEDS)
     start = np.asarray(generator._task.process.prior(keys, (2, 8, 8, 4)))
     draw, errors = drawing(trip[2]), {}
@@ -177,6 +177,7 @@ def test_a_lone_transformer_goes_there_and_back(trip, tmp_path, published):
         (dict(attention_bias=False), "attention_bias = False"),
         (dict(norm_type="layer_norm"), "norm_type = 'layer_norm'"),
         (dict(double_self_attention=True), "double_self_attention = True"),
+        (dict(sample_size=[8, 12]), r"sample_size is \[8, 12\]; only square images are known"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(change, words):

@@ -14,8 +14,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 from roundtrips import QUICK, far, opened
 
-from emu_jax.cli.config import read
-from emu_jax.cli.generator import Generator
+from emu_jax.assembly.config import read
+from emu_jax.assembly.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import schedulers, sd3
@@ -51,7 +51,7 @@ def test_a_run_from_the_same_noise_is_diffusers(trip, generator, monkeypatch):
     """As imported: guidance 7, Euler on the shifted straight path; three text encoders and all."""
     monkeypatch.setattr(AutoencoderCodec, "decode", lambda self, params, z: z)
     monkeypatch.setattr(generation, "to_pixels", lambda x: x)
-    drawn = np.stack(list(generator.draw(PROMPTS, list(SEEDS))))
+    drawn = np.stack(list(generator.draw_each(PROMPTS, list(SEEDS))))
     keys = jax.vmap(jax.random.key)(SEEDS)
     start = np.asarray(generator._task.process.prior(keys, (2, 8, 8, 6)))
     wanted = opened(trip[2])(

@@ -39,7 +39,7 @@ def test_one_call_of_an_imported_denoiser_is_diffusers(config, tmp_path):
             class_labels=labels,
         ).sample.permute(0, 2, 3, 1)
     quick = jax.jit(net, compiler_options={"xla_backend_optimization_level": 0})
-    actual = np.asarray(quick(params, x, t, context, None, None, level))
+    actual = np.asarray(quick(params, x, t, context, level=level))
     error = np.linalg.norm(actual - wanted.numpy()) / np.linalg.norm(wanted.numpy())
     print(f"a call differs by {error:.1e}")
     assert np.std(wanted.numpy()) > 0.1 and error < 1e-4

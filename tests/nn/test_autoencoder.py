@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from state_dicts import from_torch
 
 from emu_jax.nn import autoencoder
 from emu_jax.nn.autoencoder import Autoencoder, fourier_features
 from emu_jax.nn.functional import Network
-from emu_jax.nn.torch_layout import from_torch
 
 KEY = jax.random.key(0)
 
@@ -71,6 +71,16 @@ def test_equals_diffusers(channels, quant_conv, attention):
     )
 
 
+def both(network):
+    """(params, images) -> (their reconstruction from sampled latents, moments)."""
+
+    def run(params, x):
+        moments = network(params, x, method="encode")
+        return network(params, autoencoder.sample(moments, KEY), method="decode"), moments
+
+    return run
+
+
 def test_sizes_of_an_asymmetric_fourier_autoencoder():
     network = Network(
         lambda rngs: Autoencoder(
@@ -89,7 +99,7 @@ def test_sizes_of_an_asymmetric_fourier_autoencoder():
     assert params["encoder/conv_in/kernel"].shape == (3, 3, 3 * 7, 4)
     assert params["decoder/conv_in/kernel"].shape == (3, 3, 16, 12)
     assert not [path for path in params if "attentions" in path or "quant" in path]
-    reconstruction, moments = jax.eval_shape(network, params, jnp.zeros((2, 16, 24, 3)), KEY)
+    reconstruction, moments = jax.eval_shape(both(network), params, jnp.zeros((2, 16, 24, 3)))
     assert moments.shape == (2, 2, 3, 32)
     assert reconstruction.shape == (2, 16, 24, 3)
 
@@ -100,7 +110,7 @@ def test_compute_dtype_follows_inputs_and_parameters():
     )
     params = {k: jax.ShapeDtypeStruct(v.shape, jnp.bfloat16) for k, v in network.shapes().items()}
     x = jnp.zeros((1, 4, 4, 3), jnp.bfloat16)
-    reconstruction, moments = jax.eval_shape(network, params, x, KEY)
+    reconstruction, moments = jax.eval_shape(both(network), params, x)
     assert reconstruction.dtype == moments.dtype == jnp.bfloat16
 
 
@@ -128,7 +138,7 @@ def test_constrain_and_attend_are_called():
             widths=(4, 4), blocks=1, groups=2, attend=attend, constrain=constrain, rngs=rngs
         )
     )
-    jax.eval_shape(network, network.shapes(), jnp.zeros((1, 4, 4, 3)), KEY)
+    jax.eval_shape(both(network), network.shapes(), jnp.zeros((1, 4, 4, 3)))
     # Once in each half; after the first layer or the middle, each stage, and the encoder's middle.
     assert seen == {"attend": 2, "constrain": 4 + 3}
 

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from state_dicts import from_torch
 from transformers import BertConfig, BertModel
 
 from emu_jax.nn.bert import Bert
 from emu_jax.nn.functional import Network
-from emu_jax.nn.torch_layout import from_torch
 
 LENGTHS = (7, 3, 1)
 

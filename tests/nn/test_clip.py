@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from state_dicts import from_torch
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -17,7 +18,7 @@ from transformers import (
 
 from emu_jax.nn.clip import ClipText, ClipVision
 from emu_jax.nn.functional import Network
-from emu_jax.nn.torch_layout import from_torch, torch_paths
+from emu_jax.nn.torch_layout import torch_paths
 
 
 def shake(model):

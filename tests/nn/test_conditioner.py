@@ -113,10 +113,10 @@ def test_sizes_are_told_apart_in_bf16():
 @pytest.mark.parametrize(
     ("encoders", "options", "message"),
     [
-        ({"a": (4, 0), "b": (5, 0)}, {}, "common width"),
+        ({"a": (4, 0), "b": (5, 0)}, {}, "conditioner.width, a common width"),
         ({"a": (4, 0)}, {"combine": "sum"}, "combine"),
-        ({"a": (4, 0), "b": (3, 0)}, {"combine": "padded"}, "at most as wide as the last"),
-        ({"a": (4, 0)}, {"combine": "padded"}, "not joined by padding"),
+        ({"a": (4, 0), "b": (3, 0)}, {"combine": "padded"}, "sum to at most the last"),
+        ({"a": (4, 0)}, {"combine": "padded"}, "cannot be joined with combine='padded'"),
         ({"a": (4, 0)}, {"size_features": 3}, "even"),
     ],
 )

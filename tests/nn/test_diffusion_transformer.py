@@ -44,7 +44,7 @@ def test_a_fresh_one_says_zero():
     assert not jnp.any(made(made.init(jax.random.key(0)), X, T, TEXT, MASK))
 
 
-def test_it_sees_time_text_and_places_and_no_masked_token():
+def test_timestep_text_and_positions_count_and_masked_tokens_do_not():
     made = network()
     params = stirred(made)
     said = made(params, X, T, TEXT, MASK)
@@ -60,7 +60,7 @@ def test_it_sees_time_text_and_places_and_no_masked_token():
     assert not np.allclose(moved, np.roll(said, 2, axis=1), atol=1e-3)
 
 
-def test_told_a_vector_and_a_level():
+def test_a_vector_and_a_level_condition_it():
     made = network(vector_width=4, level=True)
     params, vector = stirred(made), RNG.normal(size=(2, 4)).astype(np.float32)
     said = made(params, X, T, TEXT, MASK, vector, level=T)

@@ -8,11 +8,11 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnAddedKVProcessor
 from diffusers.models.embeddings import TextTimeEmbedding, TimestepEmbedding, Timesteps
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from state_dicts import from_torch
 
 from emu_jax.errors import UserError
 from emu_jax.nn.efficient_unet import EfficientUNet
 from emu_jax.nn.functional import Network
-from emu_jax.nn.torch_layout import from_torch
 from emu_jax.planning.flops import count_flops
 
 WIDTHS, BLOCKS, TIME, TEXT, GROUPS = (16, 32), (1, 2), 24, 64, 8
@@ -137,7 +137,7 @@ def test_equals_diffusers_blocks_put_together(attention, size):
         expected = model(
             torch.tensor(x).permute(0, 3, 1, 2), *map(torch.tensor, (t, context, level))
         ).permute(0, 2, 3, 1)
-    actual = jax.jit(lambda p: net(p, x, t, context, None, None, level))(params)
+    actual = jax.jit(lambda p: net(p, x, t, context, level=level))(params)
     assert np.std(expected.numpy()) > 0.1
     np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=1e-4)
 
@@ -148,7 +148,7 @@ def test_masked_tokens_have_no_say():
     params = {k: 0.1 * rng.standard_normal(s.shape, np.float32) for k, s in net.shapes().items()}
     x, t, context, level = inputs((4, 4))
     mask = np.array([[1, 1, 1, 0, 0]] * 2, bool)
-    run = jax.jit(lambda context: net(params, x, t, context, mask, None, level))
+    run = jax.jit(lambda context: net(params, x, t, context, mask, level=level))
     other = context.copy()
     other[:, 3:] = 7.0
     np.testing.assert_allclose(run(context), run(other), atol=1e-6)
@@ -165,7 +165,7 @@ def test_its_convolutions_run_below_the_pictures_size():
 
     net = network(constrain=note)
     x, t, context, level = inputs((8, 8))
-    y = jax.eval_shape(net, net.shapes(), x, t, context, None, None, level)
+    y = jax.eval_shape(net, net.shapes(), x, t, context, level=level)
     assert y.shape == (2, 8, 8, 3)
     # The first convolution, then each stage: the halved map and what its blocks make of it.
     assert seen == [8, 4, 4, 2, 2, 2, 2, 4, 4, 8]
@@ -174,9 +174,12 @@ def test_its_convolutions_run_below_the_pictures_size():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(blocks=(1, 2, 3)), "of 2 widths takes as many blocks and attention, not 3 and 2"),
-        (dict(attention=("none", "all")), "attention is none, cross or full, not 'all'"),
-        (dict(attention=("full", "full"), head_width=24), "16 channels does not divide into heads"),
+        (dict(blocks=(1, 2, 3)), "widths has 2 values, blocks 3 and attention 2"),
+        (dict(attention=("none", "all")), "attention is 'all'; use 'none', 'cross' or 'full'"),
+        (
+            dict(attention=("full", "full"), head_width=24),
+            "do not divide into heads of 24",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, words):
@@ -184,14 +187,17 @@ def test_what_does_not_fit_is_refused(changes, words):
         network(**changes).shapes()
 
 
-def test_a_level_is_told_exactly_where_there_is_a_low_resolution_picture():
+def test_a_level_is_given_exactly_where_there_is_a_low_resolution_image():
     x, t, context, level = inputs((4, 4))
-    for net, told in ((network(), None), (network(level=False), level)):
-        with pytest.raises(UserError, match="is told the level"):
-            jax.eval_shape(net, net.shapes(), x, t, context, None, None, told)
+    for net, given, words in (
+        (network(), None, "needs a level"),
+        (network(level=False), level, "does not take a level"),
+    ):
+        with pytest.raises(UserError, match=words):
+            jax.eval_shape(net, net.shapes(), x, t, context, level=given)
 
 
-def test_rematerialised_it_is_the_same_function():
+def test_rematerialized_it_is_the_same_function():
     plain, other = network(), network(remat="block")
     rng = np.random.default_rng(0)
     params = {
@@ -199,11 +205,10 @@ def test_rematerialised_it_is_the_same_function():
         for path, x in plain.shapes().items()
     }
     data = inputs((8, 8))
-    weight = rng.normal(size=(len(data[0]), 8, 8, 3)).astype(np.float32)
 
     def gradients(net):
-        def of(params):
-            return jnp.sum(net(params, *data[:3], level=data[3]) * weight)
+        def of(params):  # squares: a sum with terms of both signs would lose digits
+            return jnp.sum(net(params, *data[:3], level=data[3]) ** 2)
 
         return of, *jax.jit(jax.value_and_grad(of))(params)
 

@@ -126,5 +126,5 @@ def test_a_pattern_that_finds_no_kernel_is_refused(pattern):
 
 
 def test_a_rank_below_one_is_refused():
-    with pytest.raises(UserError, match="from 1 on"):
+    with pytest.raises(UserError, match=r"lora\.rank is -1; use 1 or more"):
         Lora(-1, 2.0, "net/")

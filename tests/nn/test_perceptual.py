@@ -138,7 +138,7 @@ def test_equal_pictures_have_distance_zero_and_a_finite_gradient(params):
 
 
 def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(UserError, match="file with LPIPS weights"):
+    with pytest.raises(UserError, match="no LPIPS weights"):
         load_lpips(tmp_path)
     save_file(
         {"features.0.weight": np.zeros((64, 3, 3, 3), np.float32)}, tmp_path / "a.safetensors"

@@ -9,7 +9,7 @@ import pytest
 
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Network
-from emu_jax.nn.stack import POLICIES, SCANNED, relaid, rematerialised, unstacked
+from emu_jax.nn.stack import POLICIES, SCANNED, relaid, remat_policy, unstacked
 from emu_jax.nn.transformer import SpatialTransformer
 from emu_jax.nn.unet import UNet
 from emu_jax.planning.flops import count_flops, gradient_flops
@@ -136,8 +136,12 @@ def test_residual_blocks_are_rematerialised_too():
 
 
 def test_an_unknown_policy_is_refused():
-    with pytest.raises(UserError, match=r"none, block, dots, not 'full'"):
-        rematerialised(lambda x: x, "full")
+    with pytest.raises(UserError, match=r"'full'; choose one of none, block, dots"):
+        remat_policy("full")
+
+
+def test_stored_configs_may_say_the_policy_as_a_bool():
+    assert (remat_policy(True), remat_policy(False)) == ("block", "none")
 
 
 @pytest.mark.parametrize("scan", [False, True])

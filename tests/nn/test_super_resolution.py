@@ -41,7 +41,7 @@ def test_half_the_heads_see_their_block_and_half_their_grid():
 @pytest.mark.parametrize(("positions", "heads"), [(30, 4), (25, 4), (36, 3)])
 def test_maps_that_do_not_divide_are_refused(positions, heads):
     q = jax.ShapeDtypeStruct((1, positions, heads, 3), jnp.float32)
-    with pytest.raises(UserError, match=f"not {positions} positions and {heads} heads"):
+    with pytest.raises(UserError, match=f"cannot use {positions} positions and {heads} heads"):
         jax.eval_shape(multi_axis(BLOCK), q, q, q)
 
 
@@ -60,7 +60,7 @@ def test_every_condition_counts_but_padding():
     np.testing.assert_array_equal(run(low, text.at[0, 3].add(1)), logits)
 
 
-def test_a_vector_is_told_by_modulation():
+def test_a_vector_conditions_by_modulation():
     network = make(vector_width=3)
     params = jax.jit(network.init)(jax.random.key(0))
     path = "trunk/blocks_scan/modulation/kernel"
@@ -72,7 +72,7 @@ def test_a_vector_is_told_by_modulation():
 
 
 def test_texts_of_another_width_are_refused():
-    with pytest.raises(UserError, match=r"states are 6 wide, .* of 8: set conditioner.width"):
+    with pytest.raises(UserError, match=r"6 wide .* are 8, .* set conditioner.width to 8"):
         make(context_width=6)
 
 

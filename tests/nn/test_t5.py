@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from state_dicts import from_torch
 from transformers import T5Config, T5EncoderModel
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from emu_jax.nn.functional import Network
 from emu_jax.nn.t5 import T5Encoder, relative_buckets
-from emu_jax.nn.torch_layout import from_torch, torch_paths
+from emu_jax.nn.torch_layout import torch_paths
 
 LENGTHS = (9, 4, 1)
 

@@ -48,11 +48,11 @@ def test_stem_trunk_and_head_are_what_they_are_called():
     assert logits.shape == (2, 3, 4, CODES)
 
 
-def test_the_time_is_not_looked_at():
+def test_the_timestep_is_ignored():
     np.testing.assert_array_equal(run(TOKENS), run(TOKENS, 1.0))
 
 
-def test_a_vector_is_told_by_modulation():
+def test_a_vector_conditions_by_modulation():
     network = make(vector_width=3)
     params = jax.jit(network.init)(jax.random.key(0))
     path = "trunk/blocks_scan/modulation/kernel"
@@ -62,8 +62,8 @@ def test_a_vector_is_told_by_modulation():
     assert np.max(np.abs(one - other)) > 1e-3
 
 
-def test_a_map_beyond_the_places_is_refused():
-    with pytest.raises(UserError, match="none beyond 4"):
+def test_a_map_beyond_the_positions_is_refused():
+    with pytest.raises(UserError, match="2 x 5 tokens exceeds the 4 x 4 positions"):
         jax.eval_shape(run, jax.ShapeDtypeStruct((2, 2, 5), jnp.int32))
 
 

@@ -17,7 +17,7 @@ DRAW = np.random.default_rng(0)
 X = DRAW.normal(size=(2, 5, WIDTH)).astype(np.float32)
 TEXT = DRAW.normal(size=(2, 4, CONTEXT)).astype(np.float32)
 SEEN = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
-TOLD = DRAW.normal(size=(2, 7)).astype(np.float32)
+CONDITIONING = DRAW.normal(size=(2, 7)).astype(np.float32)
 
 
 def make(context_width=CONTEXT, **more):
@@ -34,7 +34,7 @@ def drawn(network):
     }
 
 
-def by_torch(params, x, text=None, seen=None, told=None):
+def by_torch(params, x, text=None, seen=None, conditioning=None):
     """The same stack of torch's modules."""
 
     def take(name, layer):
@@ -63,8 +63,9 @@ def by_torch(params, x, text=None, seen=None, told=None):
     y = torch.tensor(x)
     for i in range(DEPTH):
         mods = [(0.0, 0.0, 1.0)] * 2
-        if told is not None:
-            dense = torch.tensor(told) @ take("modulation/kernel", i) + take("modulation/bias", i)
+        if conditioning is not None:
+            dense = torch.tensor(conditioning) @ take("modulation/kernel", i)
+            dense = dense + take("modulation/bias", i)
             parts = dense[:, None].chunk(6, -1)
             mods = [parts[:3], parts[3:]]
         (shift, scale, gate), last = mods
@@ -81,12 +82,12 @@ def by_torch(params, x, text=None, seen=None, told=None):
     return y.detach().numpy()
 
 
-@pytest.mark.parametrize("told_width", [None, 7], ids=["plain", "told"])
-def test_the_trunk_is_torchs_stack(told_width):
-    network = make(told_width=told_width)
-    params, told = drawn(network), TOLD if told_width else None
-    ours = jax.jit(network)(params, X, TEXT, SEEN, told)
-    np.testing.assert_allclose(ours, by_torch(params, X, TEXT, SEEN, told), atol=1e-4)
+@pytest.mark.parametrize("conditioning_width", [None, 7], ids=["plain", "conditioned"])
+def test_the_trunk_is_torchs_stack(conditioning_width):
+    network = make(conditioning_width=conditioning_width)
+    params, conditioning = drawn(network), CONDITIONING if conditioning_width else None
+    ours = jax.jit(network)(params, X, TEXT, SEEN, conditioning)
+    np.testing.assert_allclose(ours, by_torch(params, X, TEXT, SEEN, conditioning), atol=1e-4)
 
 
 def test_without_a_text_there_is_self_attention_alone():
@@ -96,8 +97,8 @@ def test_without_a_text_there_is_self_attention_alone():
     np.testing.assert_allclose(jax.jit(network)(params, X), by_torch(params, X), atol=1e-4)
 
 
-def test_rematerialisation_changes_no_gradient():
-    plain, remat = make(), make(remat=True)
+def test_rematerialization_changes_no_gradient():
+    plain, remat = make(), make(remat="block")
     params = drawn(plain)
     slopes = [
         jax.jit(jax.grad(lambda p, n=n: jnp.sum(n(p, X, TEXT, SEEN) ** 2)))(params)
@@ -107,15 +108,15 @@ def test_rematerialisation_changes_no_gradient():
         np.testing.assert_allclose(slopes[1][path], slope, rtol=1e-4, atol=1e-5)
 
 
-def test_a_fresh_told_trunk_does_not_touch_what_it_gates():
+def test_a_fresh_conditioned_trunk_does_not_touch_what_it_gates():
     """Zero gates: without a text the trunk is the identity. Each layer starts with its own draw."""
-    network = make(context_width=None, told_width=7)
+    network = make(context_width=None, conditioning_width=7)
     params = jax.jit(network.init)(jax.random.key(0))
-    np.testing.assert_array_equal(jax.jit(network)(params, X, None, None, TOLD), X)
+    np.testing.assert_array_equal(jax.jit(network)(params, X, None, None, CONDITIONING), X)
     kernel = params["blocks_scan/mlp/fc1/kernel"]
     assert kernel.shape == (DEPTH, WIDTH, MLP) and not np.array_equal(kernel[0], kernel[1])
 
 
 def test_a_width_that_heads_do_not_divide_is_refused():
-    with pytest.raises(UserError, match="8 does not divide into 3 heads"):
+    with pytest.raises(UserError, match="width 8 is not a multiple of its 3 heads"):
         Network(lambda rngs: trunk(**{**SIZES, "heads": 3}, context_width=None, rngs=rngs))

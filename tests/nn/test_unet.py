@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from state_dicts import from_torch
 
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Network
-from emu_jax.nn.torch_layout import from_torch, to_torch
+from emu_jax.nn.torch_layout import to_torch
 from emu_jax.nn.unet import UNet
 
 SD15 = dict(
@@ -268,11 +269,56 @@ def test_equals_diffusers(name: str, masked: bool, size: tuple[int, int]):
             encoder_attention_mask=None if mask is None else torch.tensor(mask),
             **told,
         ).sample.permute(0, 2, 3, 1)
-    actual = compiled(net)(params, x, t, context, mask, vector, level)
+    actual = compiled(net)(params, x, t, context, mask, vector, level=level)
     assert np.std(expected.numpy()) > 0.1
     np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=1e-4)
     back = to_torch(params)
     assert all(np.array_equal(back[k], v.numpy()) for k, v in model.state_dict().items())
+
+
+def control(ours: dict, size: int = 8) -> tuple:
+    """Inputs, and residuals as a ControlNet gives them: one per skip connection and the last."""
+    rng = np.random.default_rng(2)
+    widths, blocks = ours["widths"], ours.get("blocks", 2)
+    shapes, side = [(size, widths[0])], size
+    for i, width in enumerate(widths):
+        shapes += [(side, width)] * blocks
+        if i < len(widths) - 1:
+            side //= 2
+            shapes.append((side, width))
+    shapes.append((side, widths[-1]))
+    residuals = [rng.standard_normal((2, s, s, width), np.float32) for s, width in shapes]
+    return inputs(ours, size), residuals
+
+
+def test_residuals_are_added_as_diffusers_adds_a_controlnets():
+    ours, theirs = SMALL["sd15"]
+    model, net = reference(theirs), network(ours)
+    params = from_torch({k: v.numpy() for k, v in model.state_dict().items()}, net.shapes())
+    (x, t, context), residuals = control(ours)
+    *down, mid = (torch.tensor(r).permute(0, 3, 1, 2) for r in residuals)
+    with torch.no_grad():
+        expected = model(
+            torch.tensor(x).permute(0, 3, 1, 2),
+            torch.tensor(t),
+            torch.tensor(context),
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        ).sample.permute(0, 2, 3, 1)
+    call = compiled(net)
+    actual = call(params, x, t, context, residuals=residuals)
+    np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=1e-4)
+    plain = call(params, x, t, context)
+    assert np.std(plain - actual) > 0.1
+    zeros = jax.tree.map(np.zeros_like, residuals)
+    np.testing.assert_array_equal(call(params, x, t, context, residuals=zeros), plain)
+
+
+def test_residuals_of_another_architecture_are_refused():
+    (x, t, context), residuals = control(TINY)
+    net = network(TINY)
+    with pytest.raises(UserError, match="takes 5 residuals, not 4"):
+        jax.eval_shape(net, net.shapes(), x, t, context, residuals=residuals[1:])
 
 
 @pytest.mark.parametrize(
@@ -364,13 +410,13 @@ def test_every_attention_is_the_one_handed_in():
     "change, words",
     [
         (dict(heads=None), "exactly one"),
-        (dict(heads=5), "does not divide into 5 heads"),
-        (dict(blocks=(1, 2, 3)), "2 stages takes 2 blocks, not 3"),
+        (dict(heads=5), "do not divide into 5 heads"),
+        (dict(blocks=(1, 2, 3)), "blocks has 3 values, but the U-Net has 2 stages"),
         (dict(context_width=None, attention="added_kv"), "give context_width"),
         (dict(vector_width=8, text_pool_heads=2), "not both"),
         (dict(attention="added_kv", mid_depth=2), "0 or 1"),
-        (dict(attention="added_kv", scan=True), "leave scan=False"),
-        (dict(remat="full"), "none, block, dots, not 'full'"),
+        (dict(attention="added_kv", scan=True), "use scan=False"),
+        (dict(remat="full"), "'full'; choose one of none, block, dots"),
         (dict(act="swish"), "'swish'"),
         (dict(groups=5), "5 norm groups"),
     ],

@@ -7,11 +7,11 @@ import pipelines
 import pytest
 import torch
 from diffusers import UVit2DModel
+from state_dicts import from_torch
 
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Network
 from emu_jax.nn.stack import relaid
-from emu_jax.nn.torch_layout import from_torch
 from emu_jax.nn.uvit import GlobalResponseNorm, UVit
 
 QUICK = dict(compiler_options={"xla_backend_optimization_level": 0})
@@ -93,9 +93,9 @@ def test_a_map_of_zeros_has_finite_gradients():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (dict(vocabulary=CODES), "more than 11 rows"),
-        (dict(heads=3), "20 does not divide into 3"),
-        (dict(block_heads=2), "9 does not divide into 2"),
+        (dict(vocabulary=CODES), "vocabulary is 11; use more than 11"),
+        (dict(heads=3), "20 is not a multiple of its 3"),
+        (dict(block_heads=2), "9 is not a multiple of its 2"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, words):

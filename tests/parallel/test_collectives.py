@@ -1,26 +1,35 @@
-"""Counting in program text whose traffic is known."""
+"""Collectives whose bytes are known, in the text of the compiler."""
 
-from emu_jax.parallel.collectives import count_collectives
+import pytest
 
-TEXT = """
-ENTRY %main (p: f32[16,64]) -> f32[16,64] {
-  %p = f32[16,64]{1,0} parameter(0), sharding={devices=[8,1]<=[8]}
-  %all-gather.1 = f32[128,64]{1,0} all-gather(%p), channel_id=1, dimensions={0}
-  %ags = (bf16[16,64]{1,0}, bf16[128,64]{1,0}) all-gather-start(%q), channel_id=2
-  %agd = bf16[128,64]{1,0} all-gather-done(%ags)
-  %ar = (f32[64]{0}, f32[], pred[3]{0}) all-reduce(%a, %b, %c), to_apply=%add
-  ROOT %rs = f32[2,64]{1,0} reduce-scatter(%all-gather.1), metadata={op_name="all-to-all(x)"}
-}
-"""
+from emu_jax.parallel.collectives import collective, result_bytes
 
 
-def test_kinds_counts_and_bytes():
-    assert count_collectives(TEXT) == {
-        "all-gather": (2, 128 * 64 * 4 + 128 * 64 * 2),
-        "all-reduce": (1, 64 * 4 + 4 + 3),
-        "reduce-scatter": (1, 2 * 64 * 4),
-    }
+@pytest.mark.parametrize(
+    ("opcode", "result", "expected"),
+    [
+        ("all-gather", "f32[128,64]{1,0}", ("all-gather", 128 * 64 * 4)),
+        # A start holds its operand too, and its done is the same operation.
+        (
+            "all-gather-start",
+            "(bf16[16,64]{1,0}, bf16[128,64]{1,0})",
+            ("all-gather", 128 * 64 * 2),
+        ),
+        ("all-gather-done", "bf16[128,64]{1,0}", None),
+        ("all-reduce", "(f32[64]{0}, f32[], pred[3]{0})", ("all-reduce", 64 * 4 + 4 + 3)),
+        ("all-reduce-start", "(f32[4]{0}, f32[])", ("all-reduce", 4 * 4 + 4)),
+        (
+            "collective-permute-start",
+            "(f32[8]{0}, f32[8]{0}, u32[], u32[])",
+            ("collective-permute", 8 * 4),
+        ),
+        ("reduce-scatter", "f32[2,64]{1,0}", ("reduce-scatter", 2 * 64 * 4)),
+        ("add", "f32[2]{0}", None),
+    ],
+)
+def test_kind_and_bytes(opcode, result, expected):
+    assert collective(opcode, result) == expected
 
 
-def test_a_program_that_stays_at_home():
-    assert count_collectives("ROOT %r = f32[2]{0} add(%a, %b)") == {}
+def test_bytes_of_a_type():
+    assert result_bytes("(s4[3]{0}, f8e4m3fn[5]{0}, pred[2]{0}, f64[])") == 3 + 5 + 2 + 8

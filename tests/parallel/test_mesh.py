@@ -30,8 +30,8 @@ def test_all_devices_by_default():
     [
         ({"fsdp": 3 * 64}, "does not fit"),
         ({"data": 7 * 64}, "does not fit"),
-        ({"data": -1, "fsdp": -1}, "at most one is -1"),
-        ({"fsdp": 0}, "sizes are positive"),
+        ({"data": -1, "fsdp": -1}, "only one may be -1"),
+        ({"fsdp": 0}, "sizes must be positive"),
         ({"slices": 64 * 7}, "must divide"),
     ],
 )

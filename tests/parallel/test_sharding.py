@@ -116,12 +116,13 @@ def test_no_chip_of_a_pod_ever_holds_the_whole_batch(remat):
 STEP = """
     import jax, jax.numpy as jnp, numpy as np
     from emu_jax.errors import UserError
-    from emu_jax.parallel.collectives import count_collectives
     from emu_jax.parallel.mesh import make_mesh
     from emu_jax.parallel.sharding import (
         abstract_batch, abstract_params, batch_sharding, constrain, put_batch, replicated,
         shard_params,
     )
+    from emu_jax.planning.hlo import read_program
+    from emu_jax.planning.traffic import traffic
 
     WIDTH, LAYERS = 256, 3
     params = {
@@ -160,8 +161,9 @@ STEP = """
         for name in params:
             assert new[name].sharding == shardings[name]
             np.testing.assert_allclose(new[name], updated[name], rtol=1e-4, atol=1e-6)
-        print(sizes, count_collectives(compiled.as_text()), flush=True)
-        counts = count_collectives(compiled.as_text())
+        program = read_program(compiled.as_text())
+        counts = {one.kind: (one.count, one.bytes) for one in traffic(program)}
+        print(sizes, counts, flush=True)
         weights = LAYERS * WIDTH * WIDTH * 4
         # The batch never moves between batch and features.
         assert "all-to-all" not in counts and "collective-permute" not in counts

@@ -40,9 +40,9 @@ def test_slices_are_what_data_runs_across():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("v9:2x2", "a chip out of v4, v5e, v5p, v6e"),
-        ("v5e", "named like v5e:16x16"),
-        ("v5e:0x2", "named like v5e:16x16"),
+        ("v9:2x2", "one of the chips v4, v5e, v5p, v6e"),
+        ("v5e", "a name such as v5e:16x16"),
+        ("v5e:0x2", "a name such as v5e:16x16"),
         ("v5e:3x3", "not divisible by"),
     ],
 )

@@ -135,5 +135,5 @@ def test_queries_in_parts_are_together_no_more_than_at_once():
 
 
 def test_an_unknown_kernel_is_refused():
-    with pytest.raises(UserError, match="what the kernel 'fused_norm' computes"):
+    with pytest.raises(UserError, match="FLOPs of the kernel 'fused_norm' are unknown"):
         work_of("fused_norm", [("bf16", (2, 4, 64))])

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import runs
 
-from emu_jax.cli import parts
-from emu_jax.cli.config import read
-from emu_jax.cli.generator import place_frozen
-from emu_jax.cli.train import _open
+from emu_jax.assembly.config import read
+from emu_jax.assembly.cost import step_batch
+from emu_jax.assembly.streams import stream_specs, training_stream
+from emu_jax.assembly.tasks import make_task, place_frozen
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.sharding import abstract_batch, batch_sharding
-from emu_jax.planning.inputs import abstract_frozen, synthetic, train_batch
+from emu_jax.planning.inputs import abstract_frozen, synthetic, training_batch
 
 
 def described(tree):
@@ -39,12 +39,13 @@ def small(name, pictures, tmp_path):
 def test_the_batch_is_the_streams(name, latents, text, pictures, tmp_path):
     config = small(name, pictures, tmp_path)
     config.data.update(dict(cache_latents=latents, cache_text=text))
-    mesh, spec = make_mesh(), parts.stream_spec(config)
-    task = parts.make_task(config)
+    mesh, task = make_mesh(), make_task(config)
     frozen = place_frozen(task, mesh)
-    stream = _open(config, task, frozen, mesh, parts.make_parts(config, config.data.train), spec)(0)
-    planned = train_batch(task, spec, frozen, mesh, cached_latents=latents, cached_text=text)
-    assert described(planned) == {"train": described(next(stream))}
+    stream = training_stream(config, task, frozen, mesh)(0)
+    specs = stream_specs(config, task)
+    planned = training_batch(task, specs, frozen, mesh, cached_latents=latents, cached_text=text)
+    assert described(planned) == described(next(stream))
+    stream.close()
     shapes = abstract_frozen(task, mesh)
     assert described(shapes) == described(frozen)
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
@@ -65,11 +66,6 @@ def test_made_up_arrays_are_what_was_asked_for():
 
 def test_a_task_without_latents_is_refused(pictures, tmp_path):
     config = small("autoencoder", pictures, tmp_path)
-    with pytest.raises(UserError, match="cache_latents is for generators"):
-        train_batch(
-            parts.make_task(config),
-            parts.stream_spec(config),
-            {},
-            make_mesh(),
-            cached_latents=True,
-        )
+    config.data.cache_latents = True
+    with pytest.raises(UserError, match="the task autoencoding has no latents to cache"):
+        step_batch(config, make_task(config), {}, make_mesh())

@@ -13,7 +13,7 @@ from emu_jax.planning.chips import GIB, open_topology
 from emu_jax.planning.cost import totals
 from emu_jax.planning.flops import step_flops
 from emu_jax.planning.plan import advise, make_plan
-from emu_jax.tasks.base import Group
+from emu_jax.tasks.base import Group, Loss, RowSpec, Task
 from emu_jax.training.state import abstract_state
 
 pytest.importorskip("libtpu")  # the compiler: Linux on x86 only
@@ -21,27 +21,32 @@ pytest.importorskip("libtpu")  # the compiler: Linux on x86 only
 LAYERS, WIDTH, ROWS = 6, 512, 4096
 
 
-class Stack:
+class Stack(Task):
     """Layers of one product each, scanned or one after the other."""
 
+    streams = {"train": RowSpec()}  # noqa: RUF012
+
     def __init__(self, scanned=True, width=WIDTH, hold=lambda x: x):
-        self.frozen, self.scanned, self.width, self.hold = {}, scanned, width, hold
-        self.groups = {"all": Group("", optax.sgd(0.1), lambda n: 0.1)}
+        group = Group("", optax.sgd(0.1), lambda n: 0.1)
+        super().__init__(groups={"all": group}, frozen={})
+        vars(self).update(scanned=scanned, width=width, hold=hold)
 
     def init(self, key):
         return {"blocks_scan": jnp.zeros((LAYERS, self.width, self.width))}, {}
 
-    def loss(self, group, params, frozen, state, batch, key, step):
+    def loss(self, group, context):
+        params = context.params
+
         def layer(x, w):
             return self.hold(jnp.tanh(x @ w.astype(x.dtype))), None
 
-        x = batch["train"]["x"].astype(jnp.bfloat16)
+        x = context.batch["train"]["x"].astype(jnp.bfloat16)
         if self.scanned:
             x, _ = jax.lax.scan(layer, x, params["blocks_scan"])
         else:
             for i in range(LAYERS):
                 x, _ = layer(x, params["blocks_scan"][i])
-        return jnp.mean(x.astype(jnp.float32) ** 2), (state, {})
+        return Loss(jnp.mean(x.astype(jnp.float32) ** 2), context.state)
 
 
 def plan(**stack):
@@ -108,17 +113,18 @@ def test_a_step_that_does_not_fit_is_told_what_to_change():
     wide = plan(width=2**15)  # 24 GiB of weights, 6 a chip, and their gradients
     assert wide.memory is None
     assert re.fullmatch(
-        r"The step needs \d+\.\d of 15\.75 GiB a chip on v5e:2x2; .*: .*\.", wide.advice
+        r"The step needs \d+\.\d GiB per chip, but v5e:2x2 has 15\.75 GiB per chip; .*: .*\.",
+        wide.advice,
     )
 
 
 @pytest.mark.parametrize(
     ("held", "fsdp", "rows", "slices", "words"),
     [
-        (14, 4, 64, 1, "alone take 14.0: raise mesh.fsdp (4 now)"),
-        (14, 16, 64, 1, "alone take 14.0: take a larger topology"),
-        (5, 16, 64, 1, "each chip works on 4 pictures at once: lower train.batch_size, raise"),
-        (5, 16, 16, 1, "works on a single picture already: rematerialise"),
+        (14, 4, 64, 1, "alone take 14.0 GiB: raise mesh.fsdp (now 4)"),
+        (14, 16, 64, 1, "alone take 14.0 GiB: use a larger topology"),
+        (5, 16, 64, 1, "each chip processes 4 images at once: lower train.batch_size, raise"),
+        (5, 16, 16, 1, "already processes a single image: rematerialize"),
     ],
 )
 def test_advice_names_what_is_too_large(held, fsdp, rows, slices, words):
@@ -129,5 +135,6 @@ def test_advice_names_what_is_too_large(held, fsdp, rows, slices, words):
         "temporaries (40.51G) exceeds available HBM (15.75G).",
     ):
         advice = advise(error, topology, held * GIB, fsdp, rows)
-        assert advice.startswith("The step needs 40.5 of 15.75 GiB a chip on v5e:4x4; ")
+        start = "The step needs 40.5 GiB per chip, but v5e:4x4 has 15.75 GiB per chip; "
+        assert advice.startswith(start)
         assert words in advice and "\n" not in advice

@@ -90,7 +90,10 @@ def test_noise_offset_adds_a_shared_deviation_to_every_channel():
     assert abs(np.corrcoef(means.T)[0, 1]) < 0.06
     np.testing.assert_allclose((eps - means[:, None, None]).var(), 63 / 64, rtol=0.01)
     # Where sampling starts has none of it.
-    for x in (process.prior(KEY, (4000, 8, 8, 2)), process.diffuse(KEY, jnp.zeros_like(eps), 1.0)):
+    for x in (
+        process.prior(KEY, (4000, 8, 8, 2)),
+        process.sample_forward(KEY, jnp.zeros_like(eps), 1.0),
+    ):
         np.testing.assert_allclose(np.asarray(x).mean((1, 2)).var(0), 1 / 64, rtol=0.1)
 
 
@@ -137,12 +140,14 @@ def test_min_snr_closed_forms_for_a_variance_preserving_schedule():
 def test_what_the_network_is_told():
     t = jnp.array([0.001, 0.5, 1.0])
     np.testing.assert_array_equal(
-        GaussianProcess(Discrete(), "eps", "index").told(t), [0.0, 499.0, 999.0]
+        GaussianProcess(Discrete(), "eps", "index").timestep_input(t), [0.0, 499.0, 999.0]
     )
-    np.testing.assert_allclose(GaussianProcess(Cosine()).told(t), [1, 500, 1000], rtol=1e-6)
+    np.testing.assert_allclose(
+        GaussianProcess(Cosine()).timestep_input(t), [1, 500, 1000], rtol=1e-6
+    )
     shifted = GaussianProcess(Shifted(Flow(), 3.0), "flow")
-    np.testing.assert_allclose(shifted.told(t)[1], 750, rtol=1e-6)
-    log_snr = GaussianProcess(Flow(), "flow", "log_snr").told(t)
+    np.testing.assert_allclose(shifted.timestep_input(t)[1], 750, rtol=1e-6)
+    log_snr = GaussianProcess(Flow(), "flow", "log_snr").timestep_input(t)
     np.testing.assert_allclose(log_snr, [2 * np.log(999), 0, -20], atol=1e-5)
 
 
@@ -168,7 +173,7 @@ def test_a_transform_acts_on_x0_and_eps_follows():
     t = jnp.full((3,), 0.6)
     got = process.predict(output, x, t, lambda x0: jnp.clip(x0, -0.1, 0.1))
     assert float(jnp.abs(got.x0).max()) == pytest.approx(0.1)
-    alpha, sigma = process.schedule.alpha(0.6), process.schedule.sigma(0.6)
+    alpha, sigma = process.schedule.alpha(t[0]), process.schedule.sigma(t[0])
     np.testing.assert_allclose(alpha * got.x0 + sigma * got.eps, x, atol=1e-5)
 
 
@@ -186,7 +191,7 @@ def test_eps_prediction_is_refused_at_zero_terminal_snr(schedule):
      {"time_input": "index"}],
 )  # fmt: skip
 def test_refusals(fields):
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=f"process.{next(iter(fields))}"):
         GaussianProcess(Cosine(), **fields)
 
 

@@ -9,7 +9,11 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 
 from emu_jax.process.guidance import dynamic_threshold, guide, guided, rescale, static_clip
 
-C, U = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 2)).astype(np.float32)
+C, U = jnp.float32(np.random.default_rng(0).normal(size=(2, 3, 4, 4, 2)))
+
+
+def as_tensor(x):
+    return torch.tensor(np.asarray(x))
 
 
 def test_guide_runs_from_uncond_through_cond_and_beyond():
@@ -20,7 +24,7 @@ def test_guide_runs_from_uncond_through_cond_and_beyond():
 
 def test_rescale_is_diffusers():
     ours = rescale(5 * C - 4 * U, C, 0.7)
-    theirs = rescale_noise_cfg(torch.tensor(5 * C - 4 * U), torch.tensor(C), guidance_rescale=0.7)
+    theirs = rescale_noise_cfg(as_tensor(5 * C - 4 * U), as_tensor(C), guidance_rescale=0.7)
     # torch divides by n - 1 in both deviations, whose ratio is the same.
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
     np.testing.assert_allclose(np.std(rescale(9 * C, C, 1.0)), np.std(C), rtol=1e-5)
@@ -73,12 +77,12 @@ def test_static_clip():
 def test_dynamic_threshold_is_diffusers():
     scheduler = DDPMScheduler(thresholding=True, sample_max_value=1e6)
     for x0 in (3 * C, 0.1 * C):
-        theirs = scheduler._threshold_sample(torch.tensor(x0)).numpy()
+        theirs = scheduler._threshold_sample(as_tensor(x0)).numpy()
         np.testing.assert_allclose(dynamic_threshold(x0), theirs, atol=1e-6)
     assert float(jnp.abs(dynamic_threshold(3 * C)).max()) <= 1
     np.testing.assert_array_equal(dynamic_threshold(0.1 * C), 0.1 * C)
     for limit in (1.0, 1.5, 9.0):  # DeepFloyd IF's stages have the first two
         told = dict(dynamic_thresholding_ratio=0.95, sample_max_value=limit)
         scheduler = DDPMScheduler(thresholding=True, **told)
-        theirs = scheduler._threshold_sample(torch.tensor(3 * C)).numpy()
+        theirs = scheduler._threshold_sample(as_tensor(3 * C)).numpy()
         np.testing.assert_allclose(dynamic_threshold(3 * C, 0.95, limit), theirs, atol=1e-6)

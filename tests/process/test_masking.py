@@ -10,7 +10,7 @@ from emu_jax.process.masking import MaskingProcess
 
 CODES, KEY = 5, jax.random.key(2)
 PROCESS = MaskingProcess(CODES)
-corrupt, diffuse = jax.jit(PROCESS.corrupt), jax.jit(PROCESS.diffuse)
+corrupt, diffuse = jax.jit(PROCESS.corrupt), jax.jit(PROCESS.sample_forward)
 
 
 def tokens(rows, *shape):
@@ -65,9 +65,9 @@ def test_as_many_are_left_as_the_cosine_says(steps):
         after = np.arange(1, steps + 1)
         # The cosine of a right angle is not quite 0 in floating point, nor that of pi/3 a half.
         expected = np.floor(n * np.cos(np.pi / 2 * after / steps) + 1e-9)
-        found = PROCESS.left(n, np.float32(1 - after / steps))
+        found = PROCESS.masked_count(n, jnp.float32(1 - after / steps))
         np.testing.assert_array_equal(found, expected)
-    assert PROCESS.left(16, 1.0) == 16
+    assert PROCESS.masked_count(16, 1.0) == 16
 
 
 def test_a_picture_masked_up_to_t_keeps_the_rest_row_by_row():
@@ -77,4 +77,4 @@ def test_a_picture_masked_up_to_t_keeps_the_rest_row_by_row():
     np.testing.assert_array_equal(np.where(x == CODES, x0, x), x0)
     np.testing.assert_array_equal(diffuse(keys[2:3], x0[2:3], 0.5)[0], x[2])
     assert np.all(PROCESS.prior(KEY, (2, 3)) == CODES)
-    np.testing.assert_array_equal(PROCESS.shown(KEY, x0, jnp.float32(1)), x0)
+    np.testing.assert_array_equal(PROCESS.known_at(KEY, jnp.asarray(x0), jnp.float32(1)), x0)

@@ -40,7 +40,7 @@ def network(x, told, xp):
 
 def denoiser(process):
     def denoise(x, t):
-        return network(x, process.told(t)[:, None, None, None], jnp)
+        return network(x, process.timestep_input(t)[:, None, None, None], jnp)
 
     return denoise
 
@@ -51,7 +51,7 @@ def our_steps(process, sampler, times, x):
     move = jax.jit(
         lambda state, i: advance(denoiser(process), process, sampler, times, KEY, state, i)
     )
-    state, seen = start(sampler, x), []
+    state, seen = start(sampler, jnp.asarray(x)), []
     for i in range(len(times) - 1):
         state = move(state, jnp.array([i]))
         seen.append(np.asarray(state.x))
@@ -91,14 +91,13 @@ def run_vp(scheduler, x, **step_arguments):
 
 def run_ratio(scheduler, x, process, evaluations=1):
     """Schedulers whose sample is x / alpha, and whose network sees x."""
-    times = times_of(scheduler)
-    x, seen = torch.tensor(x / np.asarray(process.schedule.alpha(times[0]))), []
+    alphas = np.asarray(process.schedule.alpha(jnp.float32(times_of(scheduler))))
+    x, seen = torch.tensor(x / alphas[0]), []
     for i, t in enumerate(scheduler.timesteps):
         seen_by_network = scheduler.scale_model_input(x, t)
         x = scheduler.step(network(seen_by_network, float(t), torch), t, x).prev_sample
         if evaluations == 1 or i % 2 == 1 or i == len(scheduler.timesteps) - 1:
-            alpha = process.schedule.alpha(times[len(seen) + 1])
-            seen.append(x.numpy() * np.asarray(alpha))
+            seen.append(x.numpy() * alphas[len(seen) + 1])
     return seen
 
 
@@ -140,11 +139,11 @@ def test_ddpm_with_a_learned_variance_and_a_threshold(spacing):
     np.testing.assert_allclose(times_of(scheduler), times, atol=1e-6)
 
     def denoise(x, t):
-        output = network(x, process.told(t)[:, None, None, None], jnp)
+        output = network(x, process.timestep_input(t)[:, None, None, None], jnp)
         return jnp.concatenate([output, jnp.sin(2 * x)], -1)
 
     x = state = start_noise()
-    seen, state = [], start(Ancestral(), x)
+    seen, state = [], start(Ancestral(), jnp.asarray(x))
     cut = functools.partial(dynamic_threshold, quantile=0.9, limit=1.5)
     for i in range(10):
         told = (denoise, process, Ancestral(), times, KEY, state, jnp.array([i]))
@@ -266,7 +265,7 @@ def test_flow_match_euler(shift):
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / n, n))
     process = GaussianProcess(Shifted(Flow(), shift), "flow")
     np.testing.assert_allclose(
-        process.told(time_grid(process, n))[:-1], scheduler.timesteps, rtol=1e-5
+        process.timestep_input(time_grid(process, n))[:-1], scheduler.timesteps, rtol=1e-5
     )
     ours = our_steps(process, Euler(), time_grid(process, n), start_noise())
     compare(ours, run_vp(scheduler, start_noise()))

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.cli import parts
-from emu_jax.cli.config import read
+from emu_jax.assembly.config import read
+from emu_jax.assembly.streams import stream_specs
+from emu_jax.assembly.tasks import make_task
 from emu_jax.errors import UserError
 from emu_jax.nn.stack import SCANNED
 from emu_jax.parallel.mesh import make_mesh
-from emu_jax.planning.inputs import abstract_frozen, synthetic, train_batch
+from emu_jax.planning.inputs import abstract_frozen, synthetic, training_batch
 from emu_jax.tasks.adapting import BASE
+from emu_jax.tasks.base import Context
 from emu_jax.training.state import init_state
 from emu_jax.training.step import make_step
 
@@ -42,22 +44,22 @@ def family(request):
     """(adapted task, plain task, frozen, batch)"""
     config = config_of(request.param)
     mesh = make_mesh(devices=jax.devices()[:1])
-    adapted = parts.make_task(config)
+    adapted = make_task(config).prepare(None)
     config.lora.rank = 0
-    plain = parts.make_task(config)
+    plain = make_task(config).prepare(None)
     # Latents and texts as from a cache: what is adapted comes after them.
-    encoders = tuple(adapted.encoders)
+    encoders = tuple(plain.encoders)
     codec = abstract_frozen(adapted, mesh, (BASE, *encoders))
     cached = dict(cached_latents=True, cached_text=True)
-    batch = train_batch(adapted, parts.stream_spec(config), codec, mesh, **cached)
+    batch = training_batch(adapted, stream_specs(config, adapted), codec, mesh, **cached)
     rng = np.random.default_rng(5)
     base = {
         path: jnp.asarray(0.1 * rng.normal(size=x.shape), jnp.float32)
         for path, x in adapted.frozen[BASE].shapes.items()
     }
     frozen = {BASE: base, "codec": {}}
-    if adapted.codec.factor > 1:
-        shift = adapted.codec.shapes()
+    if plain.codec.factor > 1:
+        shift = plain.codec.shapes()
         frozen["codec"] = {
             path: jnp.ones(shift[path].shape) for path in shift if path.startswith("latent/")
         }
@@ -65,7 +67,7 @@ def family(request):
 
 
 def loss(task, params, frozen, batch):
-    return task.loss("generator", params, frozen, {}, batch, jax.random.key(3), jnp.int32(0))[0]
+    return task.loss("generator", Context(params, frozen, {}, batch, jax.random.key(3))).value
 
 
 def test_it_starts_as_its_base_and_only_factors_have_a_gradient(family):
@@ -83,7 +85,9 @@ def test_it_starts_as_its_base_and_only_factors_have_a_gradient(family):
 
     drawn = {path: jnp.sin(jnp.arange(x.size)).reshape(x.shape) for path, x in adapter.items()}
     value = jax.jit(lambda p: loss(adapted, p, frozen, batch))(drawn)
-    merged = jax.jit(lambda p: loss(plain, adapted.lora.merged(base, p), frozen, batch))(drawn)
+    merged = jax.jit(
+        lambda p: loss(plain, adapted.adapters["lora"].merged(base, p), frozen, batch)
+    )(drawn)
     assert abs(value - expected) > 1e-4 * abs(expected)
     np.testing.assert_allclose(value, merged, rtol=1e-5)
 
@@ -102,7 +106,7 @@ def test_state_and_optimiser_hold_the_adapter_alone(family):
 
 
 def test_a_scanned_stacks_adapter_is_stacked_too():
-    shapes = jax.eval_shape(parts.make_task(config_of("scanned")).init, jax.random.key(0))[0]
+    shapes = jax.eval_shape(make_task(config_of("scanned")).init, jax.random.key(0))[0]
     assert any(SCANNED in path for path in shapes)
 
 
@@ -111,13 +115,13 @@ def test_what_cannot_be_adapted_is_said():
         ("init_from", "", "needs init_from"),
         ("init_skip", "denoiser/", "set one of the two"),
         ("lora.pattern", "nothing/", "matches no kernel"),
-        ("lora.rank", -2, "from 1 on"),
+        ("lora.rank", -2, "lora.rank is -2; use 1 or more"),
     ):
         config = config_of("latent")
         section, _, name = key.rpartition(".")
         setattr(config[section] if section else config, name, value)
         with pytest.raises(UserError, match=words):
-            jax.eval_shape(parts.make_task(config).init, jax.random.key(0))
-    task = parts.make_task(config_of("latent"))
+            jax.eval_shape(make_task(config).init, jax.random.key(0))
+    task = make_task(config_of("latent"))
     with pytest.raises(UserError, match=r"init_from .* is a config file"):
         task.frozen[BASE].tensors()

@@ -15,7 +15,7 @@ from emu_jax.nn.functional import Network, subtree
 from emu_jax.nn.layers import conv
 from emu_jax.tasks import autoencoding
 from emu_jax.tasks.autoencoding import Autoencoding, psnr
-from emu_jax.tasks.base import Group, Task, to_unit_range
+from emu_jax.tasks.base import Context, Group, Task, to_unit_range
 from emu_jax.tasks.codecs import AutoencoderCodec, codec_params
 from emu_jax.training.state import group_paths, init_state
 from emu_jax.training.step import make_step
@@ -51,7 +51,15 @@ def make(discriminator=DISCRIMINATOR, **changes):
         "autoencoder": Group("autoencoder/", sgd, lambda n: 1e-2, ema_decay=0.9),
         "discriminator": Group("discriminator/", sgd, lambda n: 1e-2),
     }
-    return Autoencoding(AUTOENCODER, discriminator, None, 2, groups, {}, **changes)
+    return Autoencoding(
+        autoencoder=AUTOENCODER,
+        discriminator=discriminator,
+        lpips=None,
+        latent_channels=2,
+        groups=groups,
+        frozen={},
+        **changes,
+    )
 
 
 def rows(seed=0, n=4):
@@ -73,10 +81,9 @@ def loss(task, params, group="autoencoder", step=0):
     @jax.jit
     def run(params):
         def scalar(params):
-            value, (_, metrics) = task.loss(
-                group, params, {}, {}, {"train": rows()}, KEY, jnp.int32(step)
-            )
-            return value, metrics
+            context = Context(params, {}, {}, {"train": rows()}, KEY, jnp.int32(step))
+            found = task.loss(group, context)
+            return found.value, found.metrics
 
         return jax.value_and_grad(scalar, has_aux=True)(params)
 
@@ -207,7 +214,7 @@ def test_validation_counts_valid_rows_of_mean_reconstructions(params):
     kept = np.array([0, 2, 3])
     l1 = np.abs(fake - x).mean((1, 2, 3))[kept]
     mse = np.square(np.clip(fake, -1, 1) - x).mean((1, 2, 3))[kept]
-    found = jax.jit(make().validate)(params, {}, {}, {"held_out": batch}, KEY)
+    found = jax.jit(make().validate)(Context(params, {}, {}, {"train": batch}, KEY))
     assert found.keys() == {"l1", "psnr"} and all(count == 3 for _, count in found.values())
     np.testing.assert_allclose(found["l1"][0], l1.sum(), rtol=1e-5)
     np.testing.assert_allclose(found["psnr"][0], (10 * np.log10(4 / mse)).sum(), rtol=1e-5)
@@ -217,7 +224,7 @@ def test_measured_statistics_make_the_codecs_latents_standard(params, monkeypatc
     monkeypatch.setattr(autoencoding, "STATISTICS_BATCHES", 3)
     batches = ({"train": rows(seed, n=8)} for seed in itertools.count())  # Never ends by itself.
     task = make()
-    state = task.finish(params, {}, {"other": jnp.ones(1)}, batches)
+    state = task.finish(Context(params, {}, {"other": jnp.ones(1)}, {}, KEY), batches)
     assert state.keys() == {"other", "latent/shift", "latent/scale"}
 
     @jax.jit
@@ -240,7 +247,7 @@ def test_measured_statistics_make_the_codecs_latents_standard(params, monkeypatc
 
 def test_the_preview_pairs_originals_with_reconstructions(params):
     batch = rows(n=20)
-    images = jax.jit(make().preview)(params, {}, {}, {"held_out": batch}, KEY)
+    images = jax.jit(make().preview)(Context(params, {}, {}, {"train": batch}, KEY))
     pairs = images["original_and_reconstruction"]
     assert pairs.shape == (32, 8, 8, 3) and pairs.dtype == jnp.uint8
     assert np.array_equal(pairs[::2], batch["image"][:16])

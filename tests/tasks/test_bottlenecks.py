@@ -11,7 +11,7 @@ from emu_jax.errors import UserError
 from emu_jax.nn.functional import Network, subtree
 from emu_jax.nn.layers import linear
 from emu_jax.tasks.autoencoding import Autoencoding
-from emu_jax.tasks.base import Group, Task, to_unit_range
+from emu_jax.tasks.base import Context, Group, Task, to_unit_range
 from emu_jax.tasks.bottlenecks import Quantizer
 from emu_jax.tasks.codecs import TokenCodec, codec_params
 
@@ -38,7 +38,15 @@ NETWORK = Network(lambda rngs: Pixels(rngs=rngs))
 def make(**changes):
     groups = {"autoencoder": Group("autoencoder/", optax.sgd(1e-2), lambda n: 1e-2)}
     quantizer = Quantizer(2, CODES, commitment=0.5, **changes)
-    return Autoencoding(NETWORK, None, None, 2, groups, {}, quantizer=quantizer)
+    return Autoencoding(
+        autoencoder=NETWORK,
+        discriminator=None,
+        lpips=None,
+        latent_channels=2,
+        groups=groups,
+        frozen={},
+        quantizer=quantizer,
+    )
 
 
 def rows():
@@ -69,13 +77,13 @@ def quantised(params, state):
 
 @jax.jit
 def _loss(params, state):
-    return make().loss("autoencoder", params, {}, state, {"train": rows()}, KEY, jnp.int32(0))
+    return make().loss("autoencoder", Context(params, {}, state, {"train": rows()}, KEY))
 
 
 def test_the_loss_is_l1_and_the_weighed_commitment(start):
     params, state = start
     x, z, code = quantised(params, state)
-    value, (after, metrics) = _loss(params, state)
+    value, after, metrics, _ = _loss(params, state)
     kernel, bias = (np.asarray(params[f"autoencoder/to_pixel/{k}"]) for k in ("kernel", "bias"))
     fake = code @ kernel + bias
     np.testing.assert_allclose(metrics["l1"], np.abs(fake - x).mean(), rtol=1e-4)
@@ -92,17 +100,23 @@ def test_a_frozen_codebook_stays_and_says_so(start):
 
     @jax.jit
     def loss(params, state):
-        return task.loss("autoencoder", params, {}, state, batch, KEY, jnp.int32(0))
+        return task.loss("autoencoder", Context(params, {}, state, batch, KEY))
 
-    _, (after, metrics) = loss(params, state)
+    _, after, metrics, _ = loss(params, state)
     assert "revived" not in metrics and after.keys() == state.keys()
     assert all(np.array_equal(after[path], state[path]) for path in state)
-    assert make().finish(params, {}, state, iter(())) is state
+    assert make().finish(Context(params, {}, state, {}, KEY), iter(())) is state
 
 
-@pytest.mark.parametrize("bad", [{"dead": 0.0}, {"decay": 1.0}])
-def test_settings_that_would_lose_codes_are_refused(bad):
-    with pytest.raises(UserError, match=r"quantizer\.dead is above 0"):
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"dead": 0.0}, r"quantizer\.dead is 0\.0; use a value above 0"),
+        ({"decay": 1.0}, r"quantizer\.decay is 1\.0; use a value of at least 0 and below 1"),
+    ],
+)
+def test_settings_that_would_lose_codes_are_refused(bad, words):
+    with pytest.raises(UserError, match=words):
         Quantizer(2, CODES, **bad)
 
 

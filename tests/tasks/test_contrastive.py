@@ -8,6 +8,7 @@ import pytest
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.contrastive import ContrastiveModel
 from emu_jax.nn.functional import Network
+from emu_jax.tasks.base import Context
 from emu_jax.tasks.contrastive import Contrastive
 
 KEY = jax.random.key(0)
@@ -37,9 +38,9 @@ def rows(n, texts):
 
 def expected(task, params, batch, used):
     """(1) of the module, pair by pair in float64, duplicates of a text left out."""
-    seen = np.asarray(task.see(params, batch["image"]).embedding, np.float64)
+    seen = np.asarray(task.embed_images(params, batch["image"]).embedding, np.float64)
     ids = np.asarray(batch["tokens"]["v"]["ids"], np.float64)
-    read = np.asarray(task.read(params, {"v": {}}, batch), np.float64)
+    read = np.asarray(task.embed_texts(params, {"v": {}}, batch), np.float64)
     scale = np.exp(float(params["logit_scale"]))
     direction = ids / np.linalg.norm(ids, axis=1, keepdims=True)
     losses = []
@@ -58,10 +59,10 @@ def test_the_loss_is_the_symmetric_cross_entropy_without_equal_texts():
     texts = np.random.default_rng(1).normal(size=(6, 5))
     texts[4] = 2 * texts[1]  # the same direction: no counter-example to one another
     batch = rows(6, texts)
-    loss, _ = task.loss("judge", params, {"v": {}}, state, {"train": batch}, KEY, 0)
+    loss, *_ = task.loss("judge", Context(params, {"v": {}}, state, {"train": batch}, KEY))
     np.testing.assert_allclose(loss, expected(task, params, batch, range(6)), rtol=1e-5)
     batch["tokens"]["v"]["ids"] = batch["tokens"]["v"]["ids"].at[4, 0].add(9.0)
-    other, _ = task.loss("judge", params, {"v": {}}, state, {"train": batch}, KEY, 0)
+    other, *_ = task.loss("judge", Context(params, {"v": {}}, state, {"train": batch}, KEY))
     np.testing.assert_allclose(other, expected(task, params, batch, range(6)), rtol=1e-5)
     assert abs(other - loss) > 1e-3
 
@@ -71,7 +72,7 @@ def test_padding_takes_no_part_in_validation():
     params, state = task.init(KEY)
     batch = rows(5, np.random.default_rng(1).normal(size=(5, 5)))
     batch["valid"] = jnp.array([True, True, True, True, False])
-    sums = task.validate(params, {"v": {}}, state, {"held_out": batch}, KEY)
+    sums = task.validate(Context(params, {"v": {}}, state, {"train": batch}, KEY))
     total, count = sums["loss"]
     assert count == 4
     np.testing.assert_allclose(total / count, expected(task, params, batch, range(4)), rtol=1e-5)
@@ -81,7 +82,7 @@ def test_embeddings_have_length_one_and_the_scale_is_bounded():
     task = judge()
     params, _ = task.init(KEY)
     batch = rows(4, np.random.default_rng(1).normal(size=(4, 5)))
-    seen = task.see(params, batch["image"])
+    seen = task.embed_images(params, batch["image"])
     np.testing.assert_allclose(jnp.linalg.norm(seen.embedding, axis=1), 1, rtol=1e-5)
     assert seen.features.shape == (4, 16)
     same = jnp.eye(2)
@@ -117,7 +118,7 @@ def test_training_teaches_which_text_is_whose():
     @jax.jit
     def loss_and_step(params):
         def loss(params):
-            return task.loss("judge", params, {"v": {}}, state, batch, KEY, 0)[0]
+            return task.loss("judge", Context(params, {"v": {}}, state, batch, KEY)).value
 
         value, grads = jax.value_and_grad(loss)(params)
         return value, jax.tree.map(lambda p, g: p - 0.05 * g, params, grads)

@@ -15,10 +15,10 @@ from emu_jax.nn.conditioner import Conditioner, Encoded
 from emu_jax.nn.functional import Network
 from emu_jax.nn.layers import conv, linear
 from emu_jax.process.gaussian import GaussianProcess
-from emu_jax.process.samplers import sampler_named
+from emu_jax.process.samplers import Ancestral, DPMSolverPP2M
 from emu_jax.process.schedules import Cosine
 from emu_jax.tasks import generation
-from emu_jax.tasks.base import Group, Task, to_unit_range
+from emu_jax.tasks.base import Context, Group, Task, to_unit_range
 from emu_jax.tasks.codecs import AutoencoderCodec, IdentityCodec
 from emu_jax.tasks.generation import TIME_BINS, Generation, Sampling
 from emu_jax.text.encoder import TextEncoder
@@ -116,7 +116,7 @@ def make(codec=LATENT, optimizer=None, **changes):
         process=GaussianProcess(Cosine()),
         encoders={"table": ENCODER},
         null=encoded([""]),
-        sampling=Sampling(sampler_named("dpmpp_2m"), steps=3, guidance_scale=3.0),
+        sampling=Sampling(DPMSolverPP2M(), steps=3, guidance_scale=3.0),
         groups={"generator": group},
         frozen={},
     )
@@ -156,7 +156,7 @@ def loss_of(task):
     def run(params, rows):
         def scalar(params):
             batch = {"train": rows}
-            return task.loss("generator", params, FROZEN, {}, batch, KEY, jnp.int32(0))[0]
+            return task.loss("generator", Context(params, FROZEN, {}, batch, KEY)).value
 
         return jax.value_and_grad(scalar)(params)
 
@@ -199,7 +199,7 @@ def test_text_is_dropped_at_the_given_rate(params, monkeypatch):
             return encoded(["a"] * n)
 
         monkeypatch.setattr(Generation, "encode", encode)
-        task.loss("generator", params, FROZEN, {}, {"train": batch}, KEY, jnp.int32(0))
+        task.loss("generator", Context(params, FROZEN, {}, {"train": batch}, KEY))
         return seen[0]
 
     assert abs(np.mean(dropped(params)) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / n)
@@ -265,7 +265,9 @@ def test_bf16_compute_keeps_fp32_masters_that_small_updates_move(params):
 
 @pytest.fixture(scope="module")
 def validate():
-    return jax.jit(lambda params, rows: make().validate(params, FROZEN, {}, {"kept": rows}, KEY))
+    return jax.jit(
+        lambda params, rows: make().validate(Context(params, FROZEN, {}, {"train": rows}, KEY))
+    )
 
 
 def test_validations_bins_share_out_the_rows(params, validate):
@@ -283,7 +285,7 @@ def test_the_first_bin_is_the_clean_end():
     for name in ("kernel", "bias"):
         params[f"denoiser/conv_out/{name}"] *= 0
     grey = {**rows(["a"] * 10), "image": jnp.full((10, SIDE, SIDE, 3), 127, jnp.uint8)}
-    found = jax.jit(lambda p: task.validate(p, FROZEN, {}, {"kept": grey}, KEY))(params)
+    found = jax.jit(lambda p: task.validate(Context(p, FROZEN, {}, {"train": grey}, KEY)))(params)
     for i in range(TIME_BINS):
         total, count = found[f"loss_bin{i}"]
         alpha = np.cos(np.pi / 2 * (np.array([2 * i, 2 * i + 1]) + 0.5) / 10)
@@ -312,7 +314,7 @@ def test_padded_rows_do_not_count(params, validate):
 
 def test_previews_are_the_first_captions_pictures(params):
     task = make(previews=2)
-    preview = jax.jit(lambda rows: task.preview(params, FROZEN, {}, {"kept": rows}, KEY))
+    preview = jax.jit(lambda rows: task.preview(Context(params, FROZEN, {}, {"train": rows}, KEY)))
     (images,) = preview(rows()).values()
     assert images.shape == (2, SIDE, SIDE, 3) and images.dtype == jnp.uint8
     assert np.array_equal(preview(rows(seed=0))["samples"], images)
@@ -326,7 +328,7 @@ def draw(params):
     @cache
     def sampler(guidance_scale):
         task = make()
-        how = Sampling(sampler_named("ancestral"), steps=3, guidance_scale=guidance_scale)
+        how = Sampling(Ancestral(), steps=3, guidance_scale=guidance_scale)
 
         @jax.jit
         def run(text, negative, keys):

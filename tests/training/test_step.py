@@ -7,35 +7,38 @@ import optax
 import pytest
 
 from emu_jax.errors import UserError
-from emu_jax.tasks.base import Group
+from emu_jax.tasks.base import Group, Loss, RowSpec, Task
 from emu_jax.training.state import averaged, init_state
 from emu_jax.training.step import ema_update, make_step
 
 RATE = 0.1
 
 
-class Quadratic:
+class Quadratic(Task):
     """Two groups: ``a`` goes to the mean of the rows, ``b`` to the value ``a`` has just taken."""
 
+    streams = {"train": RowSpec()}  # noqa: RUF012
+
     def __init__(self, **second):
-        self.frozen = {}
         sgd = optax.sgd(RATE)
-        self.groups = {
+        groups = {
             "first": Group("a", sgd, lambda n: RATE, ema_decay=0.5),
             "second": Group("b", sgd, lambda n: RATE, **second),
         }
+        super().__init__(groups=groups, frozen={})
 
     def init(self, key):
         return {"a": jnp.zeros(3), "b": jnp.zeros(3)}, {"seen": jnp.zeros(())}
 
-    def loss(self, group, params, frozen, state, batch, key, step):
+    def loss(self, group, context):
+        params, state = context.params, context.state
         if group == "first":
-            x = batch["train"]["x"]
+            x = context.batch["train"]["x"]
             loss = 0.5 * jnp.mean(jnp.sum((params["a"] - x) ** 2, axis=-1))
-            noise = jax.random.normal(key, ())
-            return loss, ({"seen": state["seen"] + x.shape[0]}, {"noise": noise})
+            noise = jax.random.normal(context.key, ())
+            return Loss(loss, {"seen": state["seen"] + x.shape[0]}, {"noise": noise})
         target = jax.lax.stop_gradient(params["a"])
-        return 0.5 * jnp.sum((params["b"] - target) ** 2), (state, {})
+        return Loss(0.5 * jnp.sum((params["b"] - target) ** 2), state)
 
 
 def rows(n=8, value=None):

@@ -120,7 +120,7 @@ def test_the_history_of_another_criterion_is_not_taken_for_ones_own():
 
 @pytest.mark.parametrize(
     ("past", "words"),
-    [(history(0.5), "there are kept/loss, other"), ([(100, {})], "there are none")],
+    [(history(0.5), "metrics are kept/loss, other"), ([(100, {})], "metrics are none")],
 )
 def test_a_metric_that_is_not_measured_is_named_with_those_that_are(past, words):
     with pytest.raises(UserError, match=f"No validation measures 'kept/lost'.*{words}") as error:
@@ -131,10 +131,10 @@ def test_a_metric_that_is_not_measured_is_named_with_those_that_are(past, words)
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (dict(mode="least"), 'mode is "min" or "max", not \'least\''),
-        (dict(patience=0), "patience is a number of validations from 1 on, not 0"),
-        (dict(min_delta=-0.1), "min_delta is 0 or above, not -0.1"),
-        (dict(min_delta=NAN), "min_delta is 0 or above, not nan"),
+        (dict(mode="least"), 'mode is \'least\'; use "min" or "max"'),
+        (dict(patience=0), "patience is 0; use 1 or more"),
+        (dict(min_delta=-0.1), "min_delta is -0.1; use a finite number from 0 up"),
+        (dict(min_delta=NAN), "min_delta is nan; use a finite number from 0 up"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(settings, words):

@@ -18,10 +18,11 @@ from emu_jax.training.stopping import EarlyStopping
 class Overfitting(Mean):
     """``a`` follows the rows, which drift past what is held out: the loss there is least inside."""
 
-    def validate(self, params, frozen, state, batch, key):
-        (rows,) = batch.values()
+    def validate(self, context):
+        rows = context.batch["train"]
         valid = rows["valid"].astype(jnp.float32)
-        return {"loss": (jnp.sum((rows["x"] - params["a"]) ** 2 * valid), jnp.sum(valid))}
+        square = (rows["x"] - context.params["a"]) ** 2
+        return {"loss": (jnp.sum(square * valid), jnp.sum(valid))}
 
 
 METRIC = "held_out/loss"
@@ -215,9 +216,9 @@ def test_measures_join_the_validation_and_can_be_stopped_on(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (dict(best_metric="held_out/gap"), "'held_out/loss' and train.best_metric 'held_out/gap'"),
+        (dict(best_metric="held_out/gap"), "'held_out/loss', but train.best_metric is 'held_out/g"),
         (dict(validate_every=0), "validate_every is 0, so held_out/loss would never be measured"),
-        (dict(stop=None, keep_best=2), "keep_best needs train.best_metric"),
+        (dict(stop=None, keep_best=2), "keep_best is 2, but train.best_metric is empty"),
         (dict(stop=None, keep_best=2, best_metric="x", validate_every=0), "x would never be"),
     ],
 )
@@ -235,5 +236,5 @@ def test_the_best_metric_may_be_named_twice_and_more_of_them_kept(tmp_path):
 
 
 def test_a_criterion_that_is_not_measured_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"'held_out/lost'.*there are held_out/loss\."):
+    with pytest.raises(UserError, match=r"'held_out/lost'.*metrics are held_out/loss\."):
         stopping(tmp_path, stop=EarlyStopping("held_out/lost")).run()

@@ -1,0 +1,26 @@
+"""The adapters that a config asks for, by the section that configures each."""
+
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+from emu_jax.nn.lora import Lora
+from emu_jax.tasks.adapting import Adapter
+
+
+def make_lora(config: ConfigDict) -> Lora | None:
+    """``config.lora``; None where rank is 0 (older configs have no such section)."""
+    section = config.get("lora")
+    if not section or not section.rank:
+        return None
+    return Lora(section.rank, section.alpha, section.pattern)
+
+
+# Name -> what makes the adapter of a config, or None where the config does not ask for it.
+ADAPTERS: dict[str, Callable[[ConfigDict], Adapter | None]] = {"lora": make_lora}
+
+
+def make_adapters(config: ConfigDict) -> Mapping[str, Adapter]:
+    """Every adapter that the config asks for, in the order in which they are laid over the base."""
+    made = {name: make(config) for name, make in ADAPTERS.items()}
+    return {name: adapter for name, adapter in made.items() if adapter is not None}

@@ -1,0 +1,103 @@
+"""Cascades: what one checkpoint draws, others enlarge, each trained by itself.
+
+``A+B+C`` names one wherever a model is named: A draws, B enlarges what A drew, C what B made of it.
+What is handed on are pictures or, to a stage that reads tokens, the very tokens that were drawn.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from emu_jax.assembly.generator import Generator
+from emu_jax.data.mixture import Selection
+from emu_jax.errors import UserError
+
+Image = UInt8[np.ndarray, "h w 3"]
+
+
+class Cascade:
+    """Draws as a :class:`Generator` does; ``changes`` are of the stage that draws, the first."""
+
+    def __init__(self, checkpoints: Sequence[str], batch_size: int = 16, **changes: Any):
+        base = Generator(checkpoints[0], batch_size, **changes)
+        refuse_upsampler(base, checkpoints[0])
+        self.stages = [base, *(Generator(name, batch_size) for name in checkpoints[1:])]
+        side = base.side
+        for i, (name, stage) in enumerate(zip(checkpoints[1:], self.stages[1:], strict=True)):
+            if not stage.input_kind:
+                raise UserError(f"{name} enlarges nothing: it draws, and goes first in a cascade.")
+            if side * stage.factor != stage.side:
+                raise UserError(
+                    f"{name} enlarges pictures of {stage.side // stage.factor} pixels, and gets "
+                    f"them with {side}: it does not follow {checkpoints[0]}."
+                )
+            if not stage.follows(self.stages[i]):
+                raise UserError(
+                    f"{name} reads tokens of {stage.config.low_codec.path}, and {checkpoints[i]} "
+                    "draws none of them: it follows what was trained with that codec."
+                )
+            side = stage.side
+        self.side, self.batch_size = side, base.batch_size
+        self.config, self.step, self.chosen = base.config, base.step, base.chosen
+        self.fingerprints = dict(base.fingerprints)
+        for i, stage in enumerate(self.stages[1:], 1):
+            self.fingerprints |= {f"stage_{i}/{k}": v for k, v in stage.fingerprints.items()}
+
+    def draw(
+        self,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] | None = None,
+        negative: str = "",
+    ) -> list[Image]:
+        """As :meth:`Generator.draw`."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return list(self.draw_each(prompts, seeds or range(len(prompts)), negative))
+
+    def draw_each(
+        self, prompts: Sequence[str], seeds: Sequence[int], negative: str = ""
+    ) -> Iterator[Image]:
+        """One image for each (prompt, seed), in order, as soon as its batch is done."""
+        for start in range(0, len(prompts), self.batch_size):
+            part, drawn = slice(start, start + self.batch_size), None
+            for stage, reader in zip_longest(self.stages, self.stages[1:]):
+                decode = reader is None or reader.input_kind == "images"
+                drawn = list(stage.draw_each(prompts[part], seeds[part], negative, drawn, decode))
+            yield from drawn or ()
+
+    def costs(self) -> dict[str, float]:
+        """Of all stages together."""
+        every = [stage.costs() for stage in self.stages]
+        return {name: sum(costs[name] for costs in every) for name in every[0]}
+
+    def loss(self, part: Selection) -> float:
+        """The validation loss of the stage that draws."""
+        return self.stages[0].loss(part)
+
+
+def stages_of(name: str) -> list[str]:
+    """The checkpoints that a model's name stands for: with ``+`` those of a cascade, in order."""
+    one = epath.Path(name.split("@")[0]).expanduser().exists()  # a folder with a plus in its name
+    return [name] if one else name.split("+")
+
+
+def open_generator(name: str, batch_size: int = 16, **changes: Any) -> Generator | Cascade:
+    """What a model's name stands for, ready to draw: a generator, or with ``+`` a cascade."""
+    checkpoints = stages_of(name)
+    if len(checkpoints) > 1:
+        return Cascade(checkpoints, batch_size, **changes)
+    generator = Generator(name, batch_size, **changes)
+    refuse_upsampler(generator, name)
+    return generator
+
+
+def refuse_upsampler(generator: Generator, name: str) -> None:
+    """Raises UserError for a super-resolution stage, which draws nothing by itself."""
+    if generator.input_kind:
+        raise UserError(
+            f"{name} enlarges pictures: name it behind what draws them, BASE+{name}, or use "
+            "emu-jax upsample."
+        )

@@ -1,0 +1,46 @@
+"""From a config to a codec and its frozen weights."""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from emu_jax.assembly.autoencoding import autoencoder_factor, autoencoder_network, quantized
+from emu_jax.assembly.config import read
+from emu_jax.assembly.models import locate
+from emu_jax.assembly.networks import frozen_arrays, untrained
+from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.paths import is_config_file
+from emu_jax.errors import UserError
+from emu_jax.tasks.base import Frozen
+from emu_jax.tasks.codecs import AutoencoderCodec, Codec, IdentityCodec, TokenCodec, codec_params
+
+
+def make_codec(section: ConfigDict, name: str = "codec") -> tuple[Codec, dict[str, Frozen]]:
+    """The codec, and its frozen weights, from an autoencoder's run or exported model.
+
+    ``name`` is the name of the section and of the frozen network. If the path is a config file, the
+    codec has the shapes of an autoencoder that is not trained yet: enough to plan a step.
+    """
+    if section.kind == "identity":
+        return IdentityCodec(), {}
+    if section.kind != "autoencoder":
+        raise UserError(f"{name}.kind is {section.kind!r}; use autoencoder or identity.")
+    planned = is_config_file(section.path)  # The user named it: no stored config names one.
+    model = None if planned else load_model(locate(section.path), dtype=np.float32)
+    made_by = ConfigDict(model.config) if model else read(section.path)
+    if made_by.get("task") != "autoencoding":
+        task = made_by.get("task")
+        raise UserError(
+            f"{name}.path {section.path} is not an autoencoder: its task is {task!r}. Name the run "
+            "or the exported model of one."
+        )
+    network, factor = autoencoder_network(made_by, lambda x: x), autoencoder_factor(made_by)
+    codes = quantized(made_by)
+    codec = (
+        TokenCodec(network, codes, made_by.latent_channels, factor)
+        if codes
+        else AutoencoderCodec(network, made_by.latent_channels, factor)
+    )
+    if model:
+        return codec, {name: frozen_arrays(section.path, codec_params(model.params))}
+    refuse = untrained(f"{name}.path", section.path)
+    return codec, {name: Frozen(section.path, "none", codec.shapes(), refuse)}

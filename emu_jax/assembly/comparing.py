@@ -1,0 +1,153 @@
+"""Models drawn side by side and measured: one HTML report with its data beside it."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from emu_jax.assembly.cascade import open_generator, stages_of
+from emu_jax.assembly.judge import Judge, open_selection, yardstick
+from emu_jax.assembly.models import locate
+from emu_jax.evaluation import comparison
+from emu_jax.evaluation.assessment import assess
+from emu_jax.evaluation.comparison import REAL, Drawn
+from emu_jax.evaluation.curves import METRICS_FILE
+from emu_jax.evaluation.grids import grid
+from emu_jax.evaluation.prompts import KEPT_CONCEPTS
+from emu_jax.evaluation.references import Sets
+from emu_jax.evaluation.report import Section, write_report
+
+_SHOWN = len(KEPT_CONCEPTS)  # rows of images in the report
+_NAMED = 3  # models in the title; more are counted
+
+
+def compare(
+    models: Sequence[str],
+    out: str,
+    sets: Sets,
+    *,
+    name: str = "compare",
+    prompts: Sequence[str] | None = None,
+    count: int = 100,
+    judge: str = "",
+    seed: int = 0,
+    changes: Mapping[str, Any],
+) -> epath.Path:
+    """Draws the same prompts with the same noise by every model and writes the report into ``out``:
+    ``index.html``, ``NAME.json`` with the same figures, ``figures.md``, ``grid.png``.
+
+    ``prompts`` None: ``count`` captions of ``sets``. ``judge`` "": no measurements, and no data set
+    is read. ``changes`` are sampling settings. Returns the report's file.
+    """
+    scorer = by = None
+    if judge:
+        scorer = Judge(judge)
+        by = yardstick(scorer, sets, prompts, count)
+    texts = list(by.prompts) if by else list(prompts or KEPT_CONCEPTS)
+    kept = sets.kept if judge else ""
+    drawn = [_draw(model, texts, kept, sets.data_dir, seed, changes) for model in models]
+    folder = epath.Path(out)
+    record: dict[str, Any] = {"prompts": texts}
+    labels = _labels(models)
+    sections = [comparison.image_table(drawn, labels, texts[:_SHOWN], seed)]
+    if scorer and by:
+        shown = [*drawn, *([Drawn(REAL, list(by.real), {})] if by.real else [])]
+        found = {
+            model.name: assess(model.images, scorer.embed_images(model.images), by)
+            for model in shown
+        }
+        judged, verdicts, table = comparison.judged(found, by, labels)
+        sections += judged
+        for model in shown:
+            label = labels.get(model.name, model.name)
+            sections.append(comparison.copies(model, label, found[model.name], by))
+        record |= {"judge": {"path": scorer.name, "weights": scorer.fingerprint}, **verdicts}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "figures.md").write_text(table)
+        print(table, end="")
+    record["models"] = {model.name: model.facts for model in drawn}
+    sections += [comparison.costs(drawn, labels), *_training(drawn)]
+    index = write_report(
+        folder / "index.html",
+        _title([labels[model] for model in models]),
+        sections,
+        subtitle=f"{len(texts)} prompts, one image each",
+    )
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1))
+    with (folder / "grid.png").open("wb") as file:
+        rows = range(min(_SHOWN, len(texts)))
+        paired = np.stack([model.images[i] for i in rows for model in drawn])
+        captions = [texts[i] for i in rows for _ in drawn]
+        wide = len(drawn) * max(1, round(8 / len(drawn)))
+        grid(paired, captions, columns=wide, scale=2).save(file, "PNG")
+    return index
+
+
+def _draw(
+    name: str,
+    prompts: Sequence[str],
+    kept: str,
+    data_dir: str,
+    seed: int,
+    changes: Mapping[str, Any],
+) -> Drawn:
+    generator = open_generator(name, **changes)
+    drawing = generator.draw_each(prompts, [seed + i for i in range(len(prompts))])
+    images = [next(drawing)]  # The first batch is compiled: it is not part of the time.
+    start, first = time.monotonic(), generator.batch_size
+    images += list(tqdm(drawing, total=len(prompts) - 1, desc=name))
+    late = len(prompts) - first
+    seconds = (time.monotonic() - start) / late if late > 0 else None
+    facts = {
+        "step": generator.step,
+        "chosen": generator.chosen,
+        "weights": generator.fingerprints["weights"],
+        "sampling": generator.config.sampling.to_dict(),
+        **generator.costs(),
+        "seconds": seconds,
+        "objectives": [_objective(one.config) for one in getattr(generator, "stages", [generator])],
+        "kept_loss": generator.loss(open_selection(kept, data_dir)) if kept else None,
+    }
+    return Drawn(name, images, facts)
+
+
+def _training(drawn: Sequence[Drawn]) -> list[Section]:
+    """The training curves of those models, and stages of cascades, that are runs; each run once."""
+    runs, chosen, objectives = {}, {}, {}
+    for model in drawn:
+        stages = stages_of(model.name)
+        measured = model.facts.get("objectives") or [""] * len(stages)
+        for i, (stage, objective) in enumerate(zip(stages, measured, strict=True)):
+            name = stage.split("@")[0]
+            folder = epath.Path(locate(name))
+            if (folder / METRICS_FILE).exists():
+                runs[name], objectives[name] = folder, objective
+                if model.facts["chosen"] and i == 0:  # of a cascade: the step of its first stage
+                    chosen[name] = model.facts["chosen"]
+    labels = comparison.short_names(runs)
+    return [comparison.training(runs, labels, chosen, objectives)] if runs else []
+
+
+def _labels(names: Sequence[str]) -> dict[str, str]:
+    """Short names of models; a cascade is named by its stages."""
+    short = comparison.short_names(stage for name in names for stage in stages_of(name))
+    return {name: "+".join(short[stage] for stage in stages_of(name)) for name in names}
+
+
+def _title(labels: Sequence[str]) -> str:
+    if len(labels) == 1:
+        return f"Evaluation of {labels[0]}"
+    few = len(labels) <= _NAMED
+    return f"Comparison of {' and '.join(labels) if few else f'{len(labels)} models'}"
+
+
+def _objective(config: Any) -> str:
+    """What the losses of a generator measure; only losses of one objective share an axis."""
+    process, codec = config.process, config.codec.get("path", "") or "pixels"
+    if process.get("kind") == "masking":
+        return f"masked tokens of {codec}, {config.data.image_size} px"
+    return f"{process.get('prediction')} prediction in {codec}, {config.data.image_size} px"

@@ -1,0 +1,194 @@
+"""Config files and the command line: ``--config=FILE[:OPTIONS] [--config.KEY=VALUE ...]``.
+
+A config file's ``get_config("size=tiny,stage=pretrain")`` makes the sections of a run
+(:mod:`emu_jax.assembly.sections`) by the helpers here. :func:`load` and :func:`parse` check the
+config with its overrides before anything else is imported: what is wrong is one sentence.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from traceback import extract_tb
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from emu_jax.assembly.checking import at, path_objection, shown, words
+from emu_jax.assembly.schema import Key, Ordered, near, one_of, section, sections
+from emu_jax.assembly.sections.data import Source
+from emu_jax.assembly.sections.runs import check, complete, run_of
+from emu_jax.assembly.sections.training import Group, Optimizer
+from emu_jax.errors import UserError
+
+
+def options(argument: str | None, **choices: Sequence[str]) -> SimpleNamespace:
+    """``"size=tiny,stage=pretrain"`` as attributes; an option's first choice is its default."""
+    chosen = {name: values[0] for name, values in choices.items()}
+    for part in filter(None, (argument or "").split(",")):
+        name, _, value = part.partition("=")
+        if name not in choices:
+            raise UserError(f"The config has no option {name!r}; {near(name, choices)}")
+        if value not in choices[name]:
+            raise UserError(f"The option {name} is {value!r}; use {one_of(choices[name], value)}.")
+        chosen[name] = value
+    return SimpleNamespace(**chosen)
+
+
+def group(
+    pattern: str,
+    *,
+    first_step: int = 0,
+    every: int = 1,
+    phase: int = 0,
+    ema_decay: float | None = None,
+    **optimizer: object,
+) -> ConfigDict:
+    """An entry of ``groups``: which parameters are updated, and when; the other arguments are keys
+    of its ``optimizer`` section.
+    """
+    return section(
+        Group,
+        pattern=pattern,
+        first_step=first_step,
+        every=every,
+        phase=phase,
+        ema_decay=ema_decay,
+        optimizer=section(Optimizer, **optimizer),
+    )
+
+
+def groups(**entries: ConfigDict) -> ConfigDict:
+    """``config.groups``: sets of parameters in the order of their updates."""
+    return Ordered(entries)
+
+
+def source(dataset: str, *, select: str = "", weight: float = 1.0) -> ConfigDict:
+    """A data set of a mixture; ``select`` as :meth:`emu_jax.data.manifest.Manifest.select`."""
+    return section(Source, dataset=dataset, select=select, weight=weight)
+
+
+def load(argv: Sequence[str], program: str) -> tuple[ConfigDict, str]:
+    """(config, workdir) from ``--config=FILE[:OPTIONS] --workdir=DIR [--config.KEY=VALUE ...]``."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+
+    values = parse(argv, program, define)
+    if not values.workdir:
+        raise UserError(f"{program} needs --workdir=DIR, the folder that a run is kept in.")
+    if use := path_objection(values.workdir):
+        raise UserError(f"--workdir is {values.workdir!r}; use {use}.")
+    return values.config, values.workdir
+
+
+def parse(
+    argv: Sequence[str], program: str, define: Callable[[flags.FlagValues], None]
+) -> flags.FlagValues:
+    """``--config=FILE[:OPTIONS] [--config.KEY=VALUE ...]`` as ``.config``, checked and complete,
+    beside the flags that ``define`` adds.
+    """
+    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
+    if not path:
+        raise UserError(
+            f"{program} needs --config=FILE[:OPTIONS], e.g. configs/autoencoder.py:size=tiny."
+        )
+    arguments = [program, *(a for a in argv if not a.startswith("--config="))]
+    config, values = _made_by(path), flags.FlagValues()
+    define(values)
+    _require_keys(arguments, config)
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        rest = values(arguments)
+    except _OF_VALUES as error:
+        raise UserError(_explain(error, arguments, config)) from error
+    if len(rest) > 1:
+        raise UserError(f"{program} has no argument {rest[1]!r}.")
+    check(config)
+    values["config"].value = complete(config).lock()
+    return values
+
+
+def read(path: str) -> ConfigDict:
+    """The config of ``FILE[:OPTIONS]``, checked and complete."""
+    config = _made_by(path)
+    check(config)
+    return complete(config).lock()
+
+
+def _made_by(path: str) -> ConfigDict:
+    """What ``get_config`` of ``FILE[:OPTIONS]`` returns."""
+    file, *argument = path.split(":", 1)
+    if not Path(file).is_file():
+        raise UserError(f"There is no config file {file}.")
+    loader = SourceFileLoader(f"config_{Path(file).stem}", file)
+    module = ModuleType(loader.name)
+    module.__file__ = file
+    try:
+        loader.exec_module(module)
+        config = module.get_config(*argument)
+    except UserError:
+        raise
+    except Exception as error:
+        frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename == file]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        raise UserError(f"{file}{line}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config of {file} returns {config!r}; return a ConfigDict.")
+    return config
+
+
+# What the parsers of values and the ConfigDict raise.
+_OF_VALUES = (
+    *(flags.Error, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError),
+    *(SyntaxError, TypeError, ValueError),
+)
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+
+
+def _require_keys(arguments: Sequence[str], config: ConfigDict) -> None:
+    """Refuses overrides of keys that the config does not have, and of whole sections."""
+    known = leaves(config)
+    for name in (found[1] for found in map(_OVERRIDE.match, arguments) if found):
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = (
+                f"did you mean --config.{close[0]}?" if close else "the config file has its keys."
+            )
+            raise UserError(f"The config has no key config.{name}; {hint}")
+        found = _at(config, name)
+        if found and sections(found[0]):
+            first = next(key for key in known if key.startswith(f"{name}."))
+            raise UserError(
+                f"config.{name} is a section; set its keys, e.g. --config.{first}=VALUE."
+            )
+
+
+def _at(config: ConfigDict, name: str) -> tuple[Any, Key] | None:
+    kind = run_of(config)
+    return at(kind, config, name) if kind else None
+
+
+def _explain(error: Exception, arguments: Sequence[str], config: ConfigDict) -> str:
+    """One sentence: of a value of a wrong type what its key takes, else what the parser said."""
+    flag = re.match(r"flag --config\.([^=]*)=", str(error))
+    found = _at(config, flag[1]) if flag else None
+    if flag and found:
+        start = f"--config.{flag[1]}="
+        value = next((a.removeprefix(start) for a in arguments if a.startswith(start)), "")
+        return f"config.{flag[1]} is {shown(value)}; use {words(*found, value)}."
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".") + "."
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Dotted names of everything that can be set, sections included."""
+    names = []
+    for key, value in config.items():
+        names.append(prefix + key)
+        if isinstance(value, ConfigDict):
+            names += leaves(value, f"{prefix}{key}.")
+    return names

@@ -1,0 +1,52 @@
+"""The emoji that small models are trained on: a haystack of flat drawings, needles that are shaded.
+
+All families are compared on the same data and stages (docs/quality_tuning.md).
+"""
+
+from ml_collections import ConfigDict
+
+from emu_jax.assembly import stages
+from emu_jax.assembly.config import source
+from emu_jax.evaluation.references import KEPT
+
+# Trained on: concepts of the parts tuned and kept, without flags, logos and signs.
+TRAINED = "part == tuned|kept and group != flags|brands|extras|signs"
+NEEDLES = "needle >= 0"  # a thousand; "... and needle < 100" for a hundred of them
+
+
+def mixture(**weights: float) -> ConfigDict:
+    """The trained concepts in several styles (openmoji, fluent) with these weights."""
+    return ConfigDict(
+        {
+            style: source(f"emoji/{style}", select=TRAINED, weight=weight)
+            for style, weight in weights.items()
+        }
+    )
+
+
+def held_out() -> ConfigDict:
+    """Concepts that no training includes, in both styles."""
+    return ConfigDict(
+        {
+            style: source(f"emoji/{style}", select="part == held_out")
+            for style in ("openmoji", "fluent")
+        }
+    )
+
+
+def pretraining(needles_share: float = 0.1) -> ConfigDict:
+    """A generator's pre-training on flat OpenMoji with a share of shaded Fluent images."""
+    config = stages.generation()
+    config.data.train = mixture(openmoji=1 - needles_share, fluent=needles_share)
+    config.data.validation = dict(
+        kept=dict(openmoji=source("emoji/openmoji", select=KEPT)), held_out=held_out()
+    )
+    config.train.update(dict(steps=16000, batch_size=32, validate_every=1000, preview_every=1000))
+    return config
+
+
+def quality_tune(config: ConfigDict, init_from: str, judge: str = "builtin:judge_64") -> None:
+    """Emu's second stage on the needles; ``judge`` measures samples at validations, empty: none."""
+    stages.quality_tune(config, init_from)
+    config.measure.judge = judge
+    config.data.train = dict(needles=source("emoji/fluent", select=NEEDLES))

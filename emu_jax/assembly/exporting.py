@@ -1,0 +1,124 @@
+"""A run's weights as a model folder of ours, in a public layout, or as an adapter file."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from emu_jax.assembly.adapters import make_lora
+from emu_jax.assembly.models import locate, open_model
+from emu_jax.checkpoint.adapters import FILE, write_adapter
+from emu_jax.checkpoint.export import Model, load_model, save_model
+from emu_jax.checkpoint.paths import absolute_paths
+from emu_jax.checkpoint.safetensors_io import cast_floats
+from emu_jax.errors import UserError
+from emu_jax.interop import components, deepfloyd, pipelines, single_file
+from emu_jax.nn.stack import unstacked
+
+
+def export_model(checkpoint: str, out: str, *, format: str = "emu_jax", dtype: str = "") -> str:
+    """Writes the model at ``checkpoint`` into ``out``; returns one sentence about it.
+
+    ``format`` is ``emu_jax`` or one of :data:`PUBLIC`. ``dtype`` of the weights: ``keep``, or a
+    name; by default bfloat16, in public layouts unchanged. Raises UserError for a model that the
+    format cannot represent.
+    """
+    write = PUBLIC.get(format)
+    name = dtype or ("keep" if write else "bfloat16")
+    target = None if name == "keep" else name
+    model = open_model(checkpoint, dtype=None)
+    # A discriminator is of no use outside training. Layers are numbered, scanned or not.
+    kept = unstacked(
+        {path: x for path, x in model.params.items() if not path.startswith("discriminator/")}
+    )
+    if write:
+        model = Model(kept, model.config, model.meta, model.fingerprint)
+        kind = write(model, Path(out).expanduser(), target)
+        return f"{out}: {kind}, step {model.meta['step']}"
+    # The data's place on the machine of the training is of no use to others.
+    for place in ("data_dir", "cache_dir"):
+        model.config.get("data", {}).pop(place, None)
+    absolute_paths(model.config)
+    recorded = ("step", "seed", "frozen", "chosen", "source")
+    meta = {name: model.meta[name] for name in recorded if name in model.meta}
+    save_model(out, kept, model.config, meta, target)
+    size = sum(value.size for value in kept.values())
+    return f"{out}: step {meta['step']}, {size:,} parameters as {name}"
+
+
+def export_adapter(checkpoint: str, out: str, *, dtype: str = "") -> str:
+    """Writes the LoRA adapter of the run at ``checkpoint``; returns one sentence about it."""
+    model = load_model(locate(checkpoint))
+    config = ConfigDict(model.config)
+    lora = make_lora(config)
+    if lora is None:
+        raise UserError(f"{checkpoint} has no adapter: its config has lora.rank 0.")
+    folders = {known.kind: known.folder for known in components.DENOISERS}
+    # A kind without a public class gets the prefix of the most similar class.
+    similar = "unet" if config.denoiser.kind == "efficient_unet" else "transformer"
+    # The factors in a checkpoint are float32.
+    name = "float32" if dtype == "keep" else dtype or "bfloat16"
+    write_adapter(
+        out,
+        model.params,
+        lora.alpha / lora.rank,
+        prefix=folders.get(config.denoiser.kind, similar),
+        dtype=jnp.dtype(name),
+    )
+    size = sum(value.size for value in model.params.values())
+    return (
+        f"{out}/{FILE}: step {model.meta['step']}, {size:,} parameters as {name}, of rank "
+        f"{lora.rank} for {config.init_from}"
+    )
+
+
+def _export_diffusers(model: Model, out: Path, dtype: str | None) -> str:
+    """Writes a folder in diffusers' layout; returns the class that was written."""
+    match model.config.get("task"):
+        case "generation":
+            if model.config["codec"]["kind"] == "identity":
+                return deepfloyd.export_pixels(_typed(model, dtype), out)
+            pipeline = _pipeline(model, dtype)
+            pipeline.write(out)
+            return pipeline.kind
+        case "autoencoding":
+            side = model.config.get("data", {}).get("image_size", 512)
+            components.prepare_autoencoder(_typed(model, dtype), side).write(out)
+            return components.codec_class(model)
+        case "denoiser":
+            kind = components.denoiser_of(model.config)
+            side = model.meta.get("source", {}).get(kind.folder, {}).get("sample_size") or 64
+            components.prepare_denoiser(_typed(model, dtype), side, {}).write(out)
+            return kind.public.CLASS
+        case task:
+            raise UserError(f"diffusers has no layout for a {task} model.")
+
+
+def _export_single_file(model: Model, out: Path, dtype: str | None) -> str:
+    """Writes one file in the original layout; returns the class of its pipeline."""
+    if model.config.get("task") != "generation" or model.config["codec"]["kind"] == "identity":
+        raise UserError(
+            "--format=single_file needs a whole latent diffusion model: leave --format out."
+        )
+    single_file.family_for(pipelines.pipeline_of(model.config))  # refuses before a codec is read
+    pipeline = _pipeline(model, dtype)
+    single_file.write_single_file(pipeline, out)
+    return pipeline.kind
+
+
+PUBLIC = dict(diffusers=_export_diffusers, single_file=_export_single_file)
+
+
+def _pipeline(model: Model, dtype: str | None) -> pipelines.Pipeline:
+    pipelines.pipeline_of(model.config)  # refuses before a codec is read
+    codec = load_model(locate(model.config["codec"]["path"]))
+    return pipelines.prepare_pipeline(_typed(model, dtype), _typed(codec, dtype))
+
+
+def _typed(model: Model, dtype: str | None) -> Model:
+    """In ``dtype``, except a latent space's statistics, which become a setting and not a tensor."""
+    cast = {
+        path: x if path.startswith("latent/") else cast_floats(x, dtype)
+        for path, x in model.params.items()
+    }
+    return Model(cast, model.config, model.meta, model.fingerprint)

@@ -1,0 +1,173 @@
+"""From a config to the generation task: denoiser, process, sampling, low-resolution input."""
+
+from functools import partial
+
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from emu_jax.assembly.codecs import make_codec
+from emu_jax.assembly.encoders import frozen_encoders, make_encoders
+from emu_jax.assembly.groups import make_groups
+from emu_jax.assembly.networks import module
+from emu_jax.assembly.streams import stream_spec
+from emu_jax.errors import UserError
+from emu_jax.nn.conditioner import Conditioner
+from emu_jax.nn.denoisers import DENOISERS
+from emu_jax.nn.functional import Network
+from emu_jax.parallel.convolution import convolve_by
+from emu_jax.parallel.placement import Placement
+from emu_jax.process.gaussian import GaussianProcess
+from emu_jax.process.masking import MaskingProcess
+from emu_jax.process.registry import PROCESSES, SCHEDULES, look_up, make_sampler
+from emu_jax.process.schedules import Shifted
+from emu_jax.tasks.base import Frozen
+from emu_jax.tasks.codecs import Codec, TokenCodec
+from emu_jax.tasks.generation import Generation, Sampling
+from emu_jax.tasks.upsampling import LOW_CODEC, Low, LowResolution, LowTokens
+
+
+def make_generation(config: ConfigDict, on: Placement) -> Generation:
+    """The null conditioning is missing until ``prepare`` has the encoders' weights."""
+    codec, frozen = make_codec(config.codec)
+    encoders = make_encoders(config.text)
+    frozen |= frozen_encoders(config.text, encoders)
+    widths = {name: (encoder.width, encoder.pooled_width) for name, encoder in encoders.items()}
+    arguments = dict(config.conditioner, encoders=widths, width=config.conditioner.width or None)
+    conditioner = partial(module, Conditioner, arguments)
+    outputs = nnx.eval_shape(lambda: conditioner(nnx.Rngs(0)))
+    low, low_codec = make_low_resolution(config, codec)
+    frozen |= low_codec
+    side = max(map(max, stream_spec(config).shapes())) // codec.factor
+    process = make_process(config.process, codec)
+    denoiser = make_denoiser(
+        *(config.denoiser, codec, process, side, outputs.context_width, outputs.vector_width),
+        *(low, on),
+    )
+    return Generation(
+        denoiser=denoiser,
+        conditioner=Network(conditioner),
+        codec=codec,
+        process=process,
+        encoders=encoders,
+        sampling=make_sampling(config.sampling, process),
+        groups=make_groups(config),
+        frozen=frozen,
+        drop_text=config.drop_text,
+        compute_dtype=jnp.dtype(config.compute_dtype),
+        previews=config.sampling.previews,
+        low=low,
+    )
+
+
+def make_low_resolution(config: ConfigDict, codec: Codec) -> tuple[Low | None, dict[str, Frozen]]:
+    """The low-resolution input of a super-resolution stage, and its frozen codec where it consists
+    of tokens. Configs of other families have no such section.
+    """
+    section = config.get("low_resolution")
+    if not section or not section.factor:
+        return None, {}
+    if isinstance(codec, TokenCodec):
+        low_codec, frozen = make_codec(config[LOW_CODEC], LOW_CODEC)
+        if not isinstance(low_codec, TokenCodec):
+            raise UserError(
+                f"{LOW_CODEC}.path {config[LOW_CODEC].path} has no codebook: a super-resolution "
+                "stage for tokens needs the run of a vector-quantized autoencoder."
+            )
+        return LowTokens(low_codec, section.factor), frozen
+    if codec.factor != 1:
+        raise UserError(
+            f"low_resolution.factor is {section.factor}, but super-resolution works on pixels "
+            "(codec.kind=identity) or tokens: set it to 0."
+        )
+    arguments = section.to_dict()
+    schedule = arguments.pop("schedule", "")
+    noise = look_up(SCHEDULES, schedule, "low_resolution.schedule")() if schedule else None
+    return LowResolution(**arguments, schedule=noise), {}
+
+
+def make_denoiser(
+    section: ConfigDict,
+    codec: Codec,
+    process: GaussianProcess | MaskingProcess,
+    side: int,
+    context_width: int,
+    vector_width: int,
+    low: Low | None,
+    on: Placement,
+) -> Network:
+    """The denoiser of a config's ``denoiser`` section.
+
+    ``side`` is the number of positions along the longest side of an image. ``context_width`` is the
+    width of the conditioner's text states; a section with a ``context_width`` of its own projects
+    them to that.
+    """
+    arguments = {key: value for key, value in section.to_dict().items() if value is not None}
+    name = arguments.pop("kind")
+    arguments |= {
+        "text_width" if "context_width" in arguments else "context_width": context_width,
+        "vector_width": vector_width or None,
+        "constrain": on.constrain,
+        "attend": on.attend,
+        "gather": on.gather,
+    }
+    if isinstance(codec, TokenCodec):
+        data = "coarse tokens" if isinstance(low, LowTokens) else "tokens"
+        arguments["codes"] = codec.codes
+        if isinstance(low, LowTokens):
+            low_side = side * codec.factor // low.scale
+            arguments |= {"low_codes": low.codec.codes, "low_side": low_side}
+    else:
+        data, channels = "continuous", codec.row(side, side)[-1]
+        assert isinstance(process, GaussianProcess)
+        arguments["in_channels"] = 2 * channels if low else channels
+        arguments["out_channels"] = process.channels(channels)
+    kinds = {name: kind for name, kind in DENOISERS.items() if kind.data == data}
+    if name not in kinds:
+        raise UserError(
+            f"denoiser.kind is {name!r}; use one of {', '.join(kinds)} for this codec and stage "
+            f"({data})."
+        )
+    kind = kinds[name]
+    if kind.side:
+        arguments["side"] = side
+    if low and kind.level:
+        arguments["level"] = True
+    build = partial(module, kind.module, arguments)
+    return Network(lambda rngs: convolve_by(on.convolve, build(rngs)))
+
+
+def make_process(section: ConfigDict, codec: Codec) -> GaussianProcess | MaskingProcess:
+    """The corruption process: Gaussian noise, or masks for ``process.kind`` = "masking"."""
+    arguments = section.to_dict()
+    kind = arguments.pop("kind", "gaussian")
+    masks = look_up(PROCESSES, kind, "process.kind") is MaskingProcess
+    if masks != isinstance(codec, TokenCodec):
+        given = "tokens" if isinstance(codec, TokenCodec) else "no tokens"
+        raise UserError(
+            f"process.kind is {kind!r}, but the codec gives {given}: use masking with a "
+            "vector-quantized autoencoder and gaussian with any other codec."
+        )
+    if isinstance(codec, TokenCodec):
+        return MaskingProcess(codec.codes)
+    schedule = look_up(SCHEDULES, arguments.pop("schedule"), "process.schedule")()
+    shift = arguments.pop("shift", 1.0)
+    if "bounds" in arguments:
+        arguments["bounds"] = tuple(arguments["bounds"])
+    return GaussianProcess(schedule if shift == 1 else Shifted(schedule, shift), **arguments)
+
+
+def make_sampling(section: ConfigDict, process: GaussianProcess | MaskingProcess) -> Sampling:
+    """The sampling settings of a config, for a process."""
+    arguments = section.to_dict()
+    arguments.pop("previews")
+    name, temperature = arguments.pop("sampler"), arguments.pop("temperature", 0.0)
+    if isinstance(process, GaussianProcess):
+        return Sampling(make_sampler(name, process), **arguments)
+    sampler = make_sampler(name, process, temperature=temperature)
+    if arguments.get("threshold", "none") != "none" or arguments.get("guidance_rescale"):
+        raise UserError(
+            "sampling.threshold and sampling.guidance_rescale do not apply to tokens: leave them "
+            "at none and 0."
+        )
+    return Sampling(sampler, **arguments)

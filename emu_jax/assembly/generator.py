@@ -1,0 +1,260 @@
+"""A trained generator, ready to draw: for the commands and the Python API.
+
+An image depends on its checkpoint, prompt, seed and sampling settings only: not on the batch that
+it is drawn in, nor on the number of devices.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int, UInt8
+from ml_collections import ConfigDict
+
+from emu_jax.assembly.cost import training_flops
+from emu_jax.assembly.models import open_model, with_adapter
+from emu_jax.assembly.streams import stream_spec
+from emu_jax.assembly.tasks import open_task
+from emu_jax.checkpoint.safetensors_io import place
+from emu_jax.data.mixture import Selection
+from emu_jax.data.pipeline import make_stream
+from emu_jax.errors import UserError
+from emu_jax.nn.functional import Params
+from emu_jax.nn.stack import relaid
+from emu_jax.parallel.mesh import make_mesh
+from emu_jax.parallel.sharding import put_batch, shard_params
+from emu_jax.planning.flops import count_flops
+from emu_jax.process.noise import fold_in
+from emu_jax.tasks.base import Context, Task
+from emu_jax.tasks.codecs import CODEBOOK
+from emu_jax.tasks.generation import Generation
+from emu_jax.tasks.upsampling import LOW_CODEC
+from emu_jax.training.trainer import VALIDATION_SEED
+
+Image = UInt8[np.ndarray, "h w 3"]
+Tokens = Int[np.ndarray, "h w"]
+
+
+class Drawer:
+    """Draws from parameters that are handed in, compiled once: a generator in training, say.
+
+    ``batch_size`` is rounded up to a multiple of the devices.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: ConfigDict,
+        mesh: Mesh,
+        frozen: Mapping[str, Params],
+        batch_size: int = 16,
+    ):
+        generator = task.generator
+        if generator is None:
+            raise UserError(f"The task {config.task} draws no images: name a text-to-image model.")
+        self._generator: Generation = generator
+        self.config, self._task, self._mesh, self._frozen = config, task, mesh, frozen
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._generate = jax.jit(self._draw_batch, static_argnames="decode")
+
+    @property
+    def side(self) -> int:
+        """Height and width in pixels of the images that it was trained on."""
+        return self.config.data.image_size
+
+    @property
+    def input_kind(self) -> str:
+        """What a super-resolution stage enlarges, "images" or "tokens"; empty for a generator that
+        draws from prompts only.
+        """
+        return self._generator.low.input_kind if self._generator.low else ""
+
+    @property
+    def factor(self) -> int:
+        """How many times larger a super-resolution stage makes its input."""
+        return self._generator.low.factor if self._generator.low else 1
+
+    def draw_with(
+        self,
+        params: Params,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negative: str = "",
+        low: Sequence[Image | Tokens] | None = None,
+        decode: bool = True,
+    ) -> Iterator[Image | Tokens]:
+        """One image for each (prompt, seed), in order, as soon as its batch is done.
+
+        ``params`` are the task's. ``low`` are the inputs of a super-resolution stage, all of one
+        size: images, or the tokens that another stage has drawn. ``decode`` False yields tokens in
+        place of images.
+        """
+        for start in range(0, len(prompts), self.batch_size):
+            rows = list(zip(prompts, seeds, strict=True))[start : start + self.batch_size]
+            full = rows + [rows[-1]] * (self.batch_size - len(rows))
+            batch = {
+                "tokens": self._tokens([prompt for prompt, _ in full]),
+                "negative": self._tokens([negative] * len(full)) if negative else {},
+                "seed": np.array([seed for _, seed in full], np.uint32),
+            }
+            if low is not None:
+                given = list(low[start : start + self.batch_size])
+                batch["low"] = np.stack(given + [given[-1]] * (self.batch_size - len(rows)))
+            batch = put_batch(batch, self._mesh)
+            images = self._generate(params, self._frozen, batch, decode=decode)
+            yield from np.asarray(images)[: len(rows)]
+
+    def _tokens(self, texts: list[str]) -> dict[str, Any]:
+        return {name: encoder.tokenize(texts) for name, encoder in self._generator.encoders.items()}
+
+    def _draw_batch(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        batch: Mapping[str, Any],
+        decode: bool,
+    ) -> jax.Array:
+        task, side = self._generator, self.side
+
+        def encode(tokens: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                name: task.encoders[name].apply(frozen[name], rows["ids"], rows["mask"])
+                for name, rows in tokens.items()
+            }
+
+        keys = jax.vmap(jax.random.key)(batch["seed"])
+        height = width = side // task.codec.factor
+        low = None
+        if "low" in batch:
+            assert task.low is not None, "only a super-resolution stage has an input"
+            low = task.low.encode(frozen, batch["low"])
+            height, width = (n * task.low.scale // task.codec.factor for n in low.shape[1:3])
+            keys = fold_in(keys, side)  # other noise than the image was drawn from
+        sizes = jax.numpy.tile(np.array([side, side, 0, 0, side, side]), (self.batch_size, 1))
+        return task.generate(
+            self._task.generator_params(params, frozen),
+            frozen,
+            encode(batch["tokens"]),
+            sizes,
+            keys,
+            (height, width),
+            negative=encode(batch["negative"]) or None,
+            low=low,
+            decode=decode,
+        )
+
+
+class Generator(Drawer):
+    """What a run's folder, ``DIR@step``, an exported model or builtin:NAME draws.
+
+    ``adapter`` is a file in the public layout that is laid over it, ``adapter_scale`` times.
+    ``changes`` override the sampling settings of its config (steps, guidance_scale, sampler, ...).
+    ``fingerprints`` are those of its own weights and of every frozen network. ``chosen`` is the
+    step that the run chose when it ended, and why; None where it chose none.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        batch_size: int = 16,
+        adapter: str = "",
+        adapter_scale: float = 1.0,
+        **changes: Any,
+    ):
+        model = open_model(checkpoint)
+        if adapter:
+            model = with_adapter(model, adapter, adapter_scale)
+        config = ConfigDict(model.config)
+        if "sampling" not in config:
+            task = config.get("task")
+            raise UserError(f"{checkpoint} is not a text-to-image generator: its task is {task!r}.")
+        config.sampling.update({k: v for k, v in changes.items() if v is not None})
+        mesh = make_mesh()
+        task, frozen = open_task(config, mesh)
+        super().__init__(task, config, mesh, frozen, batch_size)
+        self.step, self.chosen = model.meta["step"], model.meta.get("chosen")
+        self.fingerprints = {"weights": model.fingerprint} | {
+            name: network.fingerprint for name, network in task.frozen.items()
+        }
+        wanted = jax.eval_shape(task.init, jax.random.key(0))[0]
+        found = relaid(model.params, wanted)
+        params = ((path, found[path]) for path in wanted if path in found)
+        self._params = place(params, shard_params(wanted, mesh))
+
+    def draw(
+        self,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] | None = None,
+        negative: str = "",
+    ) -> list[Image]:
+        """One image for each prompt; ``seeds`` are 0, 1, ... by default."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return list(self.draw_each(prompts, seeds or range(len(prompts)), negative))
+
+    def draw_each(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negative: str = "",
+        low: Sequence[Image | Tokens] | None = None,
+        decode: bool = True,
+    ) -> Iterator[Any]:
+        """:meth:`draw_with` with its own parameters: one image at a time."""
+        return self.draw_with(self._params, prompts, seeds, negative, low, decode)
+
+    def follows(self, other: "Generator") -> bool:
+        """Whether it can read what ``other`` draws: images, or tokens of the same codebook."""
+        if self.input_kind == "images":
+            return True
+        codes = other._frozen.get("codec", {}).get(CODEBOOK)
+        return codes is not None and np.array_equal(codes, self._frozen[LOW_CODEC][CODEBOOK])
+
+    def costs(self) -> dict[str, float]:
+        """Number of parameters, FLOPs of a training step per image, denoiser evaluations per drawn
+        image, and FLOPs of these evaluations.
+        """
+        task = self._generator
+        side, key = self.side // task.codec.factor, jax.random.key(0)
+        low = task.low.blank(1, self.side) if task.low else None
+        more = task.low.sampling_conditions(key, low) if task.low and low is not None else {}
+
+        def call(params: Params, key: jax.Array, t: jax.Array) -> jax.Array:
+            sizes = jax.numpy.zeros((1, 6), np.int32)
+            conditions = task.condition(params, task.null_rows(1), sizes) | more
+            x = task.process.prior(key, (1, *task.codec.row(side, side)))
+            return task.denoise(params, x, t, conditions)
+
+        t = jax.ShapeDtypeStruct((1,), np.float32)
+        params = self._task.generator_params(self._params, self._frozen)
+        return {
+            "parameters": sum(value.size for value in self._params.values()),
+            "training_flops": training_flops(self.config, self._task, self._frozen, self._mesh),
+            "evaluations": task.sampling.calls,
+            "flops": task.sampling.calls * count_flops(call, params, key, t),
+        }
+
+    def loss(self, selection: Selection) -> float:
+        """The validation loss on some images: the same noise and timesteps for every model."""
+        ((stream, rows),) = self._generator.streams.items()
+        spec = stream_spec(
+            self.config,
+            stream,
+            batch_size=self.batch_size,
+            seed=0,
+            sequential=True,
+            flip=False,
+            crop="centre",
+            workers=0,
+        )
+        tokenize = {name: encoder.tokenize for name, encoder in rows.encoders.items()}
+        validate = jax.jit(self._generator.validate)
+        params = self._task.generator_params(self._params, self._frozen)
+        total = count = 0.0
+        for index, batch in enumerate(make_stream(spec, [selection], tokenize)):
+            key = jax.random.fold_in(jax.random.key(VALIDATION_SEED), index)
+            batch = put_batch({stream: batch}, self._mesh)
+            sums = validate(Context(params, self._frozen, {}, batch, key))
+            total, count = total + float(sums["loss"][0]), count + float(sums["loss"][1])
+        return total / count

@@ -1,0 +1,206 @@
+"""The parts of a generator: codec, text, conditioner, process, sampling, adapter, judge."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from emu_jax.assembly.schema import Section, key, required
+from emu_jax.evaluation.references import Sets
+
+Dtype = Literal["float32", "bfloat16"]
+_NULL = "What stands for no text: the encoded empty string, or zeros."
+_DTYPE = "Dtype of the weights and of the computation."
+_PATH = "A local folder, or a name on the hub; empty: its shape alone, to plan with."
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderCodec(Section):
+    """Latents or tokens of a trained autoencoder."""
+
+    kind: Literal["autoencoder"] = key("autoencoder", "The codec.")
+    path: str = required(
+        "A run, an exported model, builtin:NAME, or a config file to plan with.",
+        filled=True,
+        path=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityCodec(Section):
+    """Pixels as they are."""
+
+    kind: Literal["identity"] = key("identity", "The codec.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniLM(Section):
+    """The small text encoder that is installed as a package."""
+
+    kind: Literal["minilm"] = key("minilm", "The text encoder.")
+    path: str = key("", "Folder of a BERT; empty: the installed package.", path=True)
+    length: int = key(16, "Tokens of a text.", at_least=1)
+    dtype: Dtype = key("float32", _DTYPE)
+    null: Literal["empty", "zeros"] = key("empty", _NULL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(Section):
+    """CLIP's text tower."""
+
+    kind: Literal["clip"] = key("clip", "The text encoder.")
+    path: str = key("", _PATH, path=True)
+    size: Literal["", "vit_l", "openclip_h", "openclip_bigg"] = key(
+        "", "The published size; needed without a path."
+    )
+    length: int = key(77, "Tokens of a text.", at_least=1)
+    layer: Literal["last", "penultimate"] = key("last", "Layer whose states are used.")
+    pooled: bool = key(True, "Use the pooled vector as well.")
+    dtype: Dtype = key("float32", _DTYPE)
+    null: Literal["empty", "zeros"] = key("empty", _NULL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5(Section):
+    """T5 v1.1's encoder."""
+
+    kind: Literal["t5"] = key("t5", "The text encoder.")
+    path: str = key("", _PATH, path=True)
+    size: Literal["", "small", "base", "large", "xl", "xxl"] = key(
+        "", "The published size; needed without a path."
+    )
+    length: int = key(77, "Tokens of a text.", at_least=1)
+    padding: Literal["masked", "attended", "read"] = key(
+        "masked", "What attends to padding: nothing, the generator, or T5 as well (read)."
+    )
+    lowercase: bool = key(False, "Convert texts to lower case and strip spaces.")
+    dtype: Dtype = key("float32", _DTYPE)
+    null: Literal["empty", "zeros"] = key("empty", _NULL)
+
+
+TextEncoder = MiniLM | Clip | T5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioner(Section):
+    """How the states of the text encoders are joined (:mod:`emu_jax.nn.conditioner`)."""
+
+    width: int = key(0, "Width to which tokens are projected; 0: no projection.", at_least=0)
+    combine: Literal["tokens", "channels", "padded"] = key("tokens", "How encoders are joined.")
+    size_features: int = key(
+        256, "Sinusoids for each of the image's sizes; 0: sizes do not condition.", at_least=0
+    )
+    aesthetic_score: float | None = key(
+        None, "Use aMUSEd's micro-conditions, with this score for all images."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowResolution(Section):
+    """The low-resolution image of a super-resolution stage (:mod:`emu_jax.tasks.upsampling`)."""
+
+    factor: int = key(
+        0, "Ratio of the sides of the two images; 0: not a super-resolution stage.", at_least=0
+    )
+    level: float = key(0.1, "Noise level in sampling, of pixels.", at_least=0, at_most=1)
+    crop: int = key(0, "Side of the training windows in pixels; 0: whole images.", at_least=0)
+    schedule: Literal["", "linear", "scaled_linear", "scaled_linear_zero_snr", "squared_cosine"] = (
+        key("", "Discrete noise schedule of the image; empty: continuous levels.")
+    )
+    align_corners: bool = key(False, "Enlarge from corner to corner; False: from edge to edge.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian(Section):
+    """Gaussian noise (:mod:`emu_jax.process.gaussian`)."""
+
+    kind: Literal["gaussian"] = key("gaussian", "The process.")
+    schedule: Literal[
+        "cosine", "linear", "scaled_linear", "scaled_linear_zero_snr", "squared_cosine", "flow"
+    ] = key("cosine", "Noise schedule.")
+    shift: float = key(1.0, "Timestep shift; 1: none.", above=0)
+    prediction: Literal["eps", "x0", "v", "flow"] = key("v", "What the network predicts.")
+    time_input: Literal["index", "continuous", "log_snr"] = key(
+        "continuous", "The timestep input of the network."
+    )
+    weighting: Literal["none", "min_snr"] = key("none", "Weights of the loss.")
+    gamma: float = key(5.0, "Largest weight of min_snr.", above=0)
+    time_density: Literal["uniform", "logit_normal"] = key(
+        "uniform", "Distribution of training times."
+    )
+    time_location: float = key(0.0, "Location of logit_normal; above 0: more noise.")
+    time_scale: float = key(1.0, "Scale of logit_normal.", above=0)
+    noise_offset: float = key(0.0, "Noise of a channel's mean, in training.", at_least=0)
+    bounds: tuple[float, float] = key((1e-3, 1.0), "Least and greatest time.", above=0, at_most=1)
+    variance: Literal["fixed", "learned_range", "ignored"] = key(
+        "fixed", "A variance that the network predicts: there is none, used, or ignored."
+    )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.bounds[0] >= self.bounds[1]:
+            yield "bounds", "a lower time and a higher one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking(Section):
+    """Masked tokens (:mod:`emu_jax.process.masking`)."""
+
+    kind: Literal["masking"] = key("masking", "The process.")
+
+
+Process = Gaussian | Masking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Section):
+    """How images are sampled; defaults of ``emu-jax sample`` and of previews."""
+
+    sampler: Literal["ddim", "ancestral", "euler", "heun", "dpmpp_2m", "parallel"] = required(
+        "The sampler; parallel is for tokens."
+    )
+    steps: int = key(25, "Number of sampling steps.", at_least=1)
+    spacing: Literal["trailing", "uniform", "leading", "karras"] = key(
+        "trailing", "Spacing of the times."
+    )
+    guidance_scale: float = key(5.0, "Scale of classifier-free guidance; 1: none.")
+    guidance_rescale: float = key(
+        0.0, "Share of the restored standard deviation.", at_least=0, at_most=1
+    )
+    guidance_ramp: bool = key(False, "Guidance rises from 1 to its scale.")
+    threshold: Literal["none", "static", "dynamic"] = key(
+        "none", "How predicted pixels are kept in range."
+    )
+    threshold_quantile: float = key(0.995, "Quantile of dynamic.", above=0, at_most=1)
+    threshold_limit: float = key(0.0, "Largest threshold of dynamic; 0: any.", at_least=0)
+    temperature: float = key(0.0, "Noise in the confidence of parallel.", at_least=0)
+    previews: int = key(16, "Images of a preview.", at_least=1)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if 0 < self.threshold_limit < 1:
+            yield "threshold_limit", "0 (no limit), or 1 or more"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Section):
+    """Low-rank adapters of the model that ``init_from`` names (:mod:`emu_jax.nn.lora`)."""
+
+    rank: int = key(0, "Rank of the factors; 0: no adapter, the model itself trains.", at_least=0)
+    alpha: float = key(16.0, "The product of the factors is scaled by alpha / rank.")
+    pattern: str = key(
+        "denoiser/.*/(to_[qkv]|to_out/0|to_add_out|add_[qkv]_proj)/kernel",
+        "Regular expression, matched at the start of the paths of adapted kernels.",
+        regex=True,
+    )
+    dtype: Dtype = key("float32", "Dtype of the frozen base.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure(Section):
+    """Images sampled and judged at every validation; the defaults are emoji."""
+
+    judge: str = key(
+        "", "A trained judge: a run, a model, or builtin:NAME; empty: none.", path=True
+    )
+    count: int = key(64, "Number of prompts.", at_least=1)
+    captions: str = key(Sets.captions, "DATASET:CONDITION of the prompts.", filled=True)
+    needles: str = key(Sets.needles, "DATASET:CONDITION of the tuning images.", filled=True)
+    haystack: str = key(Sets.haystack, "DATASET:CONDITION of the images before.", filled=True)

@@ -1,0 +1,178 @@
+"""Whole configs: the keys of a run of each task, and how a config is checked and completed."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from emu_jax.assembly.checking import shown, typed
+from emu_jax.assembly.schema import Section, completed, key, one_of, required
+from emu_jax.assembly.sections.autoencoding import (
+    Autoencoder,
+    Discriminator,
+    Judge,
+    Loss,
+    Quantizer,
+)
+from emu_jax.assembly.sections.data import Data, Source, Stream
+from emu_jax.assembly.sections.denoisers import Denoiser
+from emu_jax.assembly.sections.generation import (
+    AutoencoderCodec,
+    Conditioner,
+    Dtype,
+    Gaussian,
+    IdentityCodec,
+    Lora,
+    LowResolution,
+    Measure,
+    Process,
+    Sampling,
+    TextEncoder,
+)
+from emu_jax.assembly.sections.training import Group, Mesh, Train
+from emu_jax.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Section):
+    """What every run has."""
+
+    compute_dtype: Dtype = key("float32", "Dtype of activations; parameters are float32.")
+    init_from: str = key(
+        "", "A run or model to start from, or builtin:NAME; empty: none.", path=True
+    )
+    init_skip: str = key(
+        "", "Regular expression of parameters that init_from has but are fresh.", regex=True
+    )
+    deterministic: bool = key(True, "Bit-exact on GPUs too, at some cost in speed.")
+    attention: Literal["auto", "xla", "flash", "cudnn"] = key(
+        "auto", "Implementation of attention; flash is for TPUs, cudnn for GPUs."
+    )
+    mesh: Mesh = key(Mesh, "The device mesh.")
+    train: Train = key(Train, "The training loop.")
+    data: Data = key(Data, "Data sets and streams.")
+    groups: dict[str, Group] = required(
+        "Sets of parameters, in the order of their updates.", filled=True, ordered=True
+    )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for name, stream in self.data.streams.items():
+            if stream.batch_size % self.train.accumulate:
+                yield f"data.streams.{name}.batch_size", "a multiple of train.accumulate"
+        for name, streams in self.validation().items():
+            for stream in streams:
+                if stream not in self.streams():
+                    use = f"the name of a stream: {', '.join(self.streams())}"
+                    yield f"data.validation.{name}.{stream}", use
+
+    def streams(self) -> dict[str, Stream]:
+        """The training streams by name, ``train`` first, with their own values for all keys."""
+        data = self.data
+        return {
+            name: replace(
+                stream,
+                batch_size=stream.batch_size or self.train.batch_size,
+                image_size=stream.image_size or data.image_size,
+                flip=data.flip if stream.flip is None else stream.flip,
+                random_crop=data.random_crop if stream.random_crop is None else stream.random_crop,
+            )
+            for name, stream in {"train": Stream(sources=data.train), **data.streams}.items()
+        }
+
+    def validation(self) -> dict[str, dict[str, dict[str, Source]]]:
+        """The sources of every validation set by name of their stream."""
+        found: dict[str, dict[str, dict[str, Source]]] = {}
+        for name, entries in self.data.validation.items():
+            flat = {key: entry for key, entry in entries.items() if isinstance(entry, Source)}
+            nested = {key: entry for key, entry in entries.items() if not isinstance(entry, Source)}
+            found[name] = nested or {"train": flat}
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation(Run):
+    """A generator: codec x process x denoiser x conditioning."""
+
+    task: Literal["generation"] = key("generation", "The task.")
+    codec: AutoencoderCodec | IdentityCodec = required("What the generator models.")
+    low_codec: AutoencoderCodec | None = key(None, "Codec of the coarse tokens that are enlarged.")
+    low_resolution: LowResolution = key(LowResolution, "The image that is enlarged.")
+    text: dict[str, TextEncoder] = required("Frozen text encoders by name.", filled=True)
+    conditioner: Conditioner = key(Conditioner, "How they are joined.")
+    denoiser: Denoiser = required("The network.")
+    process: Process = key(Gaussian, "Noise or masks.")
+    sampling: Sampling = required("How images are sampled.")
+    drop_text: float = key(
+        0.1, "Share of training images without their text.", at_least=0, at_most=1
+    )
+    lora: Lora = key(Lora, "Low-rank adapters.")
+    measure: Measure = key(Measure, "Samples that are judged at validations.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoencoding(Run):
+    """An autoencoder, with Gaussian latents or a codebook."""
+
+    task: Literal["autoencoding"] = key("autoencoding", "The task.")
+    stream: str = key("train", "The stream that it is trained on.", filled=True)
+    latent_channels: int = key(16, "Channels of the latents.", at_least=1)
+    autoencoder: Autoencoder = key(Autoencoder, "The network.")
+    quantizer: Quantizer = key(Quantizer, "The codebook.")
+    discriminator: Discriminator = key(Discriminator, "The network of the adversarial loss.")
+    loss: Loss = key(Loss, "Weights of the loss.")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if self.stream not in self.streams():
+            yield "stream", f"the name of a stream: {', '.join(self.streams())}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive(Run):
+    """A judge: images and texts in one space."""
+
+    task: Literal["contrastive"] = key("contrastive", "The task.")
+    text: dict[str, TextEncoder] = required("The frozen text encoder.", filled=True)
+    judge: Judge = key(Judge, "The network.")
+
+
+TASKS: dict[str, type[Run]] = {
+    "generation": Generation,
+    "autoencoding": Autoencoding,
+    "contrastive": Contrastive,
+}
+
+
+def run_of(config: ConfigDict | Mapping[str, Any]) -> type[Run] | None:
+    """The section of a whole config, by its ``task``."""
+    return next((kind for task, kind in TASKS.items() if task == config.get("task")), None)
+
+
+def check(config: ConfigDict | Mapping[str, Any]) -> Run:
+    """A whole config as its dataclass.
+
+    Raises:
+      UserError: an unknown or a missing key, or a value of another type or outside its range.
+    """
+    kind = run_of(config)
+    if kind is None:
+        task = config.get("task", "")
+        raise UserError(f"config.task is {shown(task)}; use {one_of(TASKS, task)}.")
+    return typed(kind, config, "config")
+
+
+def complete(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
+    """A stored config with the keys that it lacks, at their defaults; unchecked.
+
+    A config of no task, e.g. of an imported network alone, stays as it is.
+    """
+    kind = run_of(config)
+    if kind is None:
+        return ConfigDict(config)
+    found = completed(kind, config)
+    denoiser = found.get("denoiser")
+    if isinstance(denoiser, ConfigDict) and isinstance(denoiser.get("remat"), bool):
+        with denoiser.ignore_type():  # of older transformers
+            denoiser.remat = "block" if denoiser.remat else "none"
+    return found

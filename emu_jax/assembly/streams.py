@@ -1,0 +1,171 @@
+"""From a config to data streams: sources, batch layout, caches.
+
+The stream "train" is ``config.data.train``; further ones are ``config.data.streams``, each with
+its own sources and, where it says so, its own batch size and image size. A validation set names
+sources for the task's first stream, or sources for each of several streams by name.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from emu_jax.assembly.caches import open_caches
+from emu_jax.data.pipeline import Selection, StreamSpec, make_stream
+from emu_jax.data.source import open_source
+from emu_jax.errors import UserError
+from emu_jax.nn.functional import Params
+from emu_jax.parallel.sharding import process_rows
+from emu_jax.tasks.base import Batch, Rows, Task
+
+# First step -> this host's rows of one stream from there on, to be closed.
+OpenStream = Callable[[int], Any]
+
+
+def open_selections(config: ConfigDict, sources: ConfigDict) -> list[Selection]:
+    """The sources of one stream; one that does not exist or selects no record is an error."""
+    chosen = [
+        Selection(open_source(entry.dataset, config.data.data_dir), entry.weight, entry.select)
+        for entry in sources.values()
+    ]
+    for selection in chosen:
+        selection.records()
+    return chosen
+
+
+def stream_spec(config: ConfigDict, stream: str = "train", **changes: Any) -> StreamSpec:
+    """How one stream's records become batches: the data section and the stream's own settings."""
+    data, own = config.data, _section(config, stream)
+    crop = _or(own.get("random_crop"), data.random_crop)
+    arguments: dict[str, Any] = dict(
+        batch_size=own.get("batch_size") or config.train.batch_size,
+        side=own.get("image_size") or data.image_size,
+        seed=config.train.seed,
+        buckets=data.buckets,
+        bucket_step=data.bucket_step,
+        background=tuple(data.background),
+        crop="random" if crop else "centre",
+        flip=_or(own.get("flip"), data.flip),
+        workers=data.workers,
+        threads=data.threads,
+    )
+    return StreamSpec(**{**arguments, **changes})
+
+
+def stream_specs(config: ConfigDict, task: Task) -> dict[str, StreamSpec]:
+    """The layout of every stream that the task reads."""
+    return {name: stream_spec(config, name) for name in task.streams}
+
+
+def training_stream(
+    config: ConfigDict, task: Task, frozen: Mapping[str, Params], mesh: Mesh
+) -> Callable[[int], Generator[Batch]]:
+    """first step -> this host's rows of every stream of the task, side by side: step n reads batch
+    n of each.
+    """
+    opened = {
+        name: open_stream(config, task, frozen, mesh, name, _sources(config, name), spec)
+        for name, spec in stream_specs(config, task).items()
+    }
+    return lambda first: _side_by_side(opened, first)
+
+
+def validation_streams(
+    config: ConfigDict, task: Task, frozen: Mapping[str, Params], mesh: Mesh
+) -> dict[str, Callable[[], Generator[Batch]]]:
+    """Every validation set: a function that reads it from its first batch."""
+    found = {}
+    for name, section in config.data.validation.items():
+        opened = {}
+        for stream, sources in _by_stream(section, task, name).items():
+            spec = stream_spec(config, stream, sequential=True, flip=False, crop="centre")
+            opened[stream] = open_stream(config, task, frozen, mesh, stream, sources, spec)
+        found[name] = lambda opened=opened: _until_all_end(opened)
+    return found
+
+
+def open_stream(
+    config: ConfigDict,
+    task: Task,
+    frozen: Mapping[str, Params],
+    mesh: Mesh,
+    stream: str,
+    sources: ConfigDict,
+    spec: StreamSpec,
+) -> OpenStream:
+    """One stream, through the caches that the config asks for."""
+    selections = open_selections(config, sources)
+    caches = open_caches(config, task, stream, frozen, selections, spec)
+    encoders = task.streams[stream].encoders
+    tokenize = {name: encoder.tokenize for name, encoder in encoders.items()}
+    rows = process_rows(spec.batch_size, mesh)
+    return lambda first: make_stream(spec, selections, tokenize, first, caches, rows)
+
+
+def _side_by_side(streams: Mapping[str, OpenStream], first: int) -> Generator[Batch]:
+    """Batches of endless streams."""
+    with ExitStack() as stack:
+        opened = _opened(stack, streams, first)
+        while True:
+            yield {name: next(rows) for name, rows in opened.items()}
+
+
+def _until_all_end(streams: Mapping[str, OpenStream]) -> Generator[Batch]:
+    """Batches of finite streams until the longest ends. A stream that has ended repeats its last
+    rows, which are no longer valid.
+    """
+    with ExitStack() as stack:
+        opened, last = _opened(stack, streams, 0), {}
+        while True:
+            rows = {name: next(stream, None) for name, stream in opened.items()}
+            if all(found is None for found in rows.values()):
+                return
+            for name, found in rows.items():
+                if found is None:
+                    found = {**last[name], "valid": np.zeros_like(last[name]["valid"])}
+                last[name] = found
+            yield dict(last)
+
+
+def _opened(
+    stack: ExitStack, streams: Mapping[str, OpenStream], first: int
+) -> dict[str, Iterator[Rows]]:
+    """The streams from batch ``first`` on; leaving ``stack`` closes them."""
+    return {name: stack.enter_context(closing(stream(first))) for name, stream in streams.items()}
+
+
+def _section(config: ConfigDict, stream: str) -> Mapping[str, Any]:
+    """The stream's own settings; "train" needs none."""
+    streams = config.data.get("streams") or {}
+    if stream in streams:
+        return streams[stream]
+    if stream == "train":
+        return {}
+    raise UserError(
+        f"The task {config.task} reads the stream {stream!r}, which the config does not give: add "
+        f"config.data.streams.{stream}."
+    )
+
+
+def _sources(config: ConfigDict, stream: str) -> ConfigDict:
+    return _section(config, stream).get("sources") or config.data.train
+
+
+def _by_stream(section: ConfigDict, task: Task, name: str) -> Mapping[str, ConfigDict]:
+    """The sources of a validation set by stream."""
+    if all("dataset" in entry for entry in section.values()):
+        return {next(iter(task.streams)): section}
+    unknown = [stream for stream in section if stream not in task.streams]
+    if unknown:
+        raise UserError(
+            f"config.data.validation.{name} gives sources for the stream {unknown[0]!r}; the task "
+            f"reads {', '.join(task.streams)}."
+        )
+    return dict(section.items())
+
+
+def _or(own: Any, default: Any) -> Any:
+    return default if own is None else own

@@ -1,0 +1,39 @@
+"""Arguments that several commands share."""
+
+import argparse
+from typing import Any
+
+
+def positive(text: str) -> int:
+    """A whole number, 1 or more, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive; use 1 or more")
+    return number
+
+
+def seed(text: str) -> int:
+    """A seed of 32 bits, for argparse."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{number} is not a seed; use 0 to {2**32 - 1}")
+    return number
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of sampling; the defaults are the settings in the checkpoint's config."""
+    parser.add_argument("--seed", type=seed, default=0, help="seed of each prompt's first image")
+    parser.add_argument("--steps", type=positive, help="number of sampling steps")
+    parser.add_argument(
+        "--sampler", help="ddim, ancestral, euler, heun or dpmpp_2m; for tokens parallel"
+    )
+    parser.add_argument("--guidance_scale", type=float, help="scale of classifier-free guidance")
+    parser.add_argument("--batch_size", type=positive, default=16, help="images drawn at once")
+
+
+def sampling_changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of :func:`add_sampling_arguments` that open_generator takes."""
+    return {
+        name: getattr(arguments, name)
+        for name in ("steps", "sampler", "guidance_scale", "batch_size")
+    }

@@ -1,8 +1,0 @@
-"""``python -m emu_jax.train ...`` is ``emu-jax train ...``: launchers like to name a module."""
-
-import sys
-
-from emu_jax.cli.main import main
-
-if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))

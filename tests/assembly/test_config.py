@@ -1,0 +1,425 @@
+"""Configs: options of the argument, overrides, the checks before a run, and stored configs."""
+
+import copy
+import functools
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import runs
+
+from emu_jax.assembly import checking
+from emu_jax.assembly.config import group, groups, leaves, load, options, read, source
+from emu_jax.assembly.schema import section
+from emu_jax.assembly.sections.data import Stream
+from emu_jax.assembly.sections.runs import Autoencoding, Generation, check, complete
+from emu_jax.assembly.sections.training import Optimizer, Train
+from emu_jax.errors import UserError
+
+FILE = f"{runs.ROOT}/configs/latent_diffusion.py"
+TEST = f"{FILE}:size=test"
+# Every kind of section is in one of them.
+EXAMPLES = (
+    "autoencoder.py:size=test,kind=vq",
+    "judge.py:size=test",
+    "latent_diffusion.py:size=test",
+    "latent_diffusion.py:size=sd3",
+    "masked.py:size=test,part=super",
+    "masked.py:size=amused256",
+    "pixel_diffusion.py:size=test,part=super",
+)
+
+
+def loaded(*overrides, file=TEST):
+    return load([f"--config={file}", "--workdir=runs/x", *overrides], "emu-jax train")[0]
+
+
+# Options ----------------------------------------------------------------------------------------
+
+
+def test_options_are_read_and_default_to_their_first_choice():
+    choices = {"size": ("tiny", "test"), "stage": ("pretrain", "quality_tune")}
+    assert vars(options(None, **choices)) == {"size": "tiny", "stage": "pretrain"}
+    chosen = options("stage=quality_tune,size=test", **choices)
+    assert (chosen.size, chosen.stage) == ("test", "quality_tune")
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (f"{FILE}:sise=tiny", "The config has no option 'sise'; did you mean size?"),
+        (f"{FILE}:colour=red", "no option 'colour'; it has size, stage, resolution and denoiser."),
+        (f"{FILE}:stage=pretrian", "The option stage is 'pretrian'; use pretrain or quality_tune "),
+        (f"{FILE}:resolution=256", "resolution=256 is only available for size=sdxl and size=emu."),
+        (
+            f"{FILE}:size=emu,denoiser=transformer",
+            "denoiser=transformer is only available for size=tiny and size=test.",
+        ),
+        (f"{runs.ROOT}/configs/autoencoder.py:size=f16", "only available for kind=vq; add kind=vq"),
+        (
+            f"{runs.ROOT}/configs/masked.py:size=amused256,part=super",
+            "part=super is not available for size=amused256; leave part out.",
+        ),
+        (f"{runs.ROOT}/configs/imported.py", "configs/imported.py needs a model's folder"),
+        ("configs/nothing.py:size=tiny", "There is no config file configs/nothing.py."),
+    ],
+)
+def test_a_file_or_an_option_that_does_not_exist_is_one_sentence(file, words):
+    with pytest.raises(UserError) as refused:
+        read(file)
+    assert words in str(refused.value)
+
+
+# Overrides --------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_the_config_as_the_type_they_have():
+    config, workdir = load(
+        [
+            f"--config={FILE}:size=test,stage=quality_tune",
+            "--workdir=runs/x",
+            "--config.train.steps=7",
+            "--config.data.flip=false",
+            "--noconfig.deterministic",
+            "--config.groups.generator.ema_decay=0.5",
+            "--config.denoiser.widths=(4,8,16)",
+            "--config.denoiser.blocks=(1,2,3)",  # where the file has one number for all stages
+            "--config.denoiser.time_width=32",  # where the file has None
+            "--config.train.preview_prompts=('a red fox','a snail')",
+        ],
+        "emu-jax train",
+    )
+    assert workdir == "runs/x"
+    assert (config.train.steps, config.data.flip, config.deterministic) == (7, False, False)
+    assert config.groups.generator.ema_decay == 0.5
+    assert (config.denoiser.widths, config.denoiser.blocks) == ((4, 8, 16), (1, 2, 3))
+    assert config.denoiser.time_width == 32
+    assert config.train.preview_prompts == ("a red fox", "a snail")
+    assert config.process.noise_offset == 0.1  # of the stage
+
+
+def test_read_gives_the_config_without_overrides():
+    assert read(f"{FILE}:stage=quality_tune").train.batch_size == 64
+    assert read(FILE).train.batch_size == 32
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("compute_dtype=nonsense", "config.compute_dtype is 'nonsense'; use float32 or bfloat16."),
+        ("groups.generator.every=0", "config.groups.generator.every is 0; use 1 or more."),
+        ("groups.generator.every=1" + 20 * "0", "use a whole number of at most 2147483647."),
+        ("groups.generator.pattern=(((", "use a regular expression: missing ), unterminated"),
+        ("groups.generator.phase=1", "config.groups.generator.phase is 1; use a step of the "),
+        ("train.accumulate=0", "config.train.accumulate is 0; use 1 or more."),
+        ("train.accumulate=-1", "config.train.accumulate is -1; use 1 or more."),
+        ("train.accumulate=7", "config.train.accumulate is 7; use a divisor of train.batch_size"),
+        ("train.batch_size=1000000000", "config.train.batch_size is 1000000000; use 1 to 1048576."),
+        ("train.seed=-1", "config.train.seed is -1; use 0 to 4294967295."),
+        ("train.steps=many", "config.train.steps is 'many'; use a whole number, 1 or more."),
+        ("train={}", "config.train is a section; set its keys, e.g. --config.train.accumulate="),
+        ("data.workers=-1", "config.data.workers is -1; use 0 to 1024."),
+        ("data.train={}", "config.data.train is empty; use one or more named sections."),
+        ("data.train.fluent.weight=inf", "weight is inf; use a finite number, more than 0."),
+        ("data.background=(1,2)", "is (1, 2); use a tuple of 3 whole numbers, 0 to 255."),
+        ("data.flip=perhaps", "config.data.flip is 'perhaps'; use True or False."),
+        ("denoiser.widths=(0,)", "config.denoiser.widths is (0,); use 1 or more, for each"),
+        ("denoiser.widths=many", "is ('many',); use a tuple of whole numbers, 1 or more."),
+        ("denoiser.kind=unte", "super_resolution_transformer (did you mean unet?)."),
+        ("denoiser.kind=uvit", "The config has no key config.denoiser.act of kind uvit; it has"),
+        ("process.schedule=cosin", "squared_cosine or flow (did you mean cosine?)."),
+        ("process.bounds=(1.0,0.5)", "config.process.bounds is (1.0, 0.5); use a lower time and"),
+        ("sampling.previews=0", "config.sampling.previews is 0; use 1 or more."),
+        ("sampling.steps=", "config.sampling.steps is ''; use a whole number, 1 or more."),
+        ("mesh.fsdp=0", "config.mesh.fsdp is 0; use 1 or more, or -1 for"),
+        ("task=autoencoding", "The config has no key config.codec;"),
+        ("trian.steps=3", "The config has no key config.trian.steps; did you mean --config.train."),
+        ("data.imgae_size=8", "no key config.data.imgae_size; did you mean --config.data.image_"),
+        ("task[0]=x", "The config has no key config.task[0]"),
+    ],
+)
+def test_an_override_that_is_wrong_is_one_sentence(override, sentence):
+    with pytest.raises(UserError) as refused:
+        loaded(f"--config.{override}")
+    message = str(refused.value)
+    assert sentence in message and "\n" not in message
+    assert message.endswith((".", "?"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "emu-jax train needs --config=FILE"),
+        ((f"--config={TEST}",), "emu-jax train needs --workdir=DIR"),
+        ((f"--config={TEST}", "--workdir=x", "more"), "emu-jax train has no argument 'more'."),
+        ((f"--config={TEST}", "--workdri=x"), "Unknown command line flag 'workdri'"),
+    ],
+)
+def test_arguments_that_are_missing_or_unknown_are_one_sentence(arguments, sentence):
+    with pytest.raises(UserError) as refused:
+        load(arguments, "emu-jax train")
+    assert sentence in str(refused.value)
+
+
+def test_a_bucket_without_its_package_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(checking, "find_spec", lambda name: None)
+    for override in ("data.data_dir=gs://b/data", "init_from=gs://b/run", "codec.path=gs://b/x"):
+        with pytest.raises(UserError, match=r"'gs://b/.*'; use a local path, or install gcsfs"):
+            loaded(f"--config.{override}")
+    with pytest.raises(UserError, match=r"--workdir is 's3://b/x'; use a local path, or install"):
+        load([f"--config={TEST}", "--workdir=s3://b/x"], "emu-jax train")
+    monkeypatch.setattr(checking, "find_spec", lambda name: name == "gcsfs" or None)
+    assert loaded("--config.data.data_dir=gs://b/data").data.data_dir == "gs://b/data"
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("config.train.update(dict(stepz=3))", "no key config.train.stepz; did you mean config."),
+        ("config.smapling = dict(steps=3)", "no key config.smapling; did you mean config.sampling"),
+        ("del config.sampling", "config.sampling is not set; use a section with the keys sampler,"),
+        ("del config.codec", "config.codec is not set; use a section with the keys kind and path."),
+        ("config.train.stop.mode = 3", "line 6: TypeError: Could not override field 'mode'"),
+        ("config.lr = config.learning", "line 6: AttributeError: "),
+        (
+            "del config.groups; config.groups = dict(b=group('b/'), a=group('a/'))",
+            "config.groups is a plain dict, which a ConfigDict sorts by name; use groups(...)",
+        ),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_one_sentence(line, sentence, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from emu_jax.assembly.config import group, read\n"
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        f"    config = read({TEST!r})\n"
+        "    config.unlock()\n"
+        f"    {line}\n"
+        "    return config\n"
+    )
+    with pytest.raises(UserError) as refused:
+        read(str(file))
+    assert sentence in str(refused.value)
+
+
+MUTATIONS = (
+    *(0, -1, 10**30, -(10**5000), 1.5, math.nan, math.inf, True, None),
+    *("", "nonsense", "(((", (), (0,), (1, 2, 3), [8, 12], {}, {"a": 1}, {1: 2}, b"x"),
+)
+
+
+def test_a_value_of_any_kind_is_accepted_or_refused_in_one_sentence():
+    """Every key of every kind of section with every mutation; no error but UserError."""
+    tried, refused = set(), set()
+    for example in EXAMPLES:
+        config = read(f"{runs.ROOT}/configs/{example}")
+        stored, kind = config.to_dict(), config.get("denoiser", {}).get("kind")
+        named = {(kind, name) if name.startswith("denoiser") else name for name in leaves(config)}
+        for entry, value in itertools.product(named - tried, MUTATIONS):
+            name = entry[1] if isinstance(entry, tuple) else entry
+            mutated = copy.deepcopy(stored)
+            *parents, last = name.split(".")
+            functools.reduce(dict.__getitem__, parents, mutated)[last] = value
+            complete(mutated)
+            try:
+                check(mutated)
+            except UserError as error:
+                refused.add(entry)
+                assert "\n" not in str(error) and "config" in str(error), (name, value)
+        tried |= named
+    # All refuse something, strings of any content numbers.
+    assert refused == tried and len(tried) > 200
+
+
+TEXTS = ("0", "-1", "1" + 30 * "0", "nan", "", "nonsense", "(((", "(0,)", "None", "{'a': 1}")
+
+
+def test_a_text_of_any_kind_on_the_command_line_is_accepted_or_refused_in_one_sentence():
+    names = leaves(read(TEST))
+    for name, text in zip(names, itertools.cycle(TEXTS), strict=False):
+        try:
+            loaded(f"--config.{name}={text}")
+        except UserError as error:
+            assert "config." in str(error) and "\n" not in str(error)
+
+
+# Sections ---------------------------------------------------------------------------------------
+
+
+def test_a_section_has_its_defaults_and_no_other_keys():
+    assert section(Optimizer, learning_rate=3).learning_rate == 3.0
+    assert section(Optimizer).schedule == "constant"
+    with pytest.raises(UserError, match="Optimizer has no key learning_rat; did you mean learning"):
+        section(Optimizer, learning_rat=1e-3)
+    with pytest.raises(UserError, match="Train has no key patience"):
+        section(Train, patience=3)
+    run = section(Autoencoding)
+    run.data.train.mine = source("folder/mine")  # entries are named freely
+    assert run.data.train.mine.weight == 1.0
+
+
+def test_leaves_name_sections_and_values():
+    names = leaves(section(Generation))
+    assert {"train", "train.steps", "data.cache_dir", "mesh.fsdp"} <= set(names)
+
+
+def two_groups(config):
+    config.groups = groups(
+        second=group("denoiser/(?!conv)", learning_rate=1e-3),
+        first=group("denoiser/conv", every=2, phase=1),
+    )
+    return config
+
+
+def test_groups_keep_their_order(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from emu_jax.assembly.config import group, groups, read\n"
+        "def get_config():\n"
+        f"    config = read({TEST!r})\n"
+        "    config.groups = groups(second=group('a/'), first=group('b/', every=2, phase=1))\n"
+        "    return config\n"
+    )
+    config = loaded("--config.groups.first.every=3", file=str(file))
+    assert (config.groups.first.every, config.groups.first.phase) == (3, 1)
+    stored = json.loads(json.dumps(config.to_dict()))  # as in a checkpoint
+    for again in (config, copy.deepcopy(config), complete(stored), check(stored), check(config)):
+        assert list(again.groups) == ["second", "first"]
+    assert list(stored["groups"]) == ["second", "first"]
+
+
+def test_streams_take_what_they_leave_open_from_the_data():
+    config = read(TEST)
+    with config.unlocked():
+        config.data.streams.photos = section(
+            Stream, sources=dict(mine=source("folder/mine")), batch_size=4, flip=True
+        )
+        config.data.validation.both = dict(
+            train=dict(openmoji=source("emoji/openmoji")),
+            photos=dict(mine=source("folder/mine", weight=2.0)),
+        )
+    run = check(config)
+    streams = run.streams()
+    assert list(streams) == ["train", "photos"]
+    assert (streams["train"].batch_size, streams["train"].image_size) == (8, 64)
+    assert (streams["train"].flip, streams["train"].random_crop) == (False, False)
+    assert (streams["photos"].batch_size, streams["photos"].image_size) == (4, 64)
+    assert (streams["photos"].flip, streams["photos"].random_crop) == (True, False)
+    assert streams["photos"].sources["mine"].dataset == "folder/mine"
+    sets = run.validation()
+    assert {name: set(streams) for name, streams in sets.items()} == {
+        "kept": {"train"},
+        "held_out": {"train"},
+        "both": {"train", "photos"},
+    }
+    assert sets["both"]["photos"]["mine"].weight == 2.0
+    assert check(json.loads(json.dumps(config.to_dict()))) == run
+    assert complete(config).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda data: data.validation.update(dict(kept=dict(fotos=dict(a=source("folder/a"))))),
+            "config.data.validation.kept.fotos: use the name of a stream: train, photos.",
+        ),
+        (
+            lambda data: data.streams.photos.update(dict(batch_size=5)),
+            "config.data.streams.photos.batch_size is 5; use a multiple of train.accumulate.",
+        ),
+        (
+            lambda data: data.streams.update(dict(train=data.streams.photos)),
+            "config.data.streams: use a name other than train, which is data.train.",
+        ),
+    ],
+)
+def test_streams_that_do_not_fit_are_one_sentence(change, sentence):
+    config = read(TEST)
+    with config.unlocked():
+        config.train.accumulate = 2
+        config.data.validation = dict()
+        config.data.streams.photos = section(Stream, sources=dict(mine=source("folder/mine")))
+        change(config.data)
+    with pytest.raises(UserError) as refused:
+        check(config)
+    assert str(refused.value) == sentence
+
+
+# Stored configs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", sorted((runs.ROOT / "emu_jax/weights").glob("*/config.json")))
+def test_stored_configs_of_shipped_weights_are_completed(model):
+    stored = json.loads(model.read_text())["config"]
+    whole = complete(stored)
+    if stored.get("denoiser", {}).get("remat") is False:  # as older transformers had it
+        assert whole.denoiser.remat == "none"
+        del stored["denoiser"]["remat"]
+    assert_within(stored, whole.to_dict())
+    assert whole.train.preview_prompts == () and whole.data.streams.to_dict() == {}
+    assert check(whole) == check(stored)
+    assert complete(whole).to_dict() == whole.to_dict()
+
+
+def assert_within(stored, whole):
+    for key, value in stored.items():
+        if isinstance(value, dict):
+            assert_within(value, whole[key])
+        else:
+            assert (list(whole[key]) if isinstance(whole[key], tuple) else whole[key]) == value
+
+
+def test_a_stored_config_of_another_version_is_completed_unchecked():
+    stored = dict(task="generation", train=dict(steps=-3, moon=1), denoiser=dict(kind="new", a=1))
+    whole = complete(stored)
+    assert whole.train.moon == 1 and whole.train.steps == -3 and whole.train.batch_size == 64
+    assert whole.denoiser.to_dict() == dict(kind="new", a=1)
+    part = dict(task="denoiser", denoiser=dict(kind="unet", widths=[8, 16]))  # of an import
+    assert complete(part).to_dict() == part
+    with pytest.raises(UserError, match=r"config\.task is 'denoiser'; use generation, autoenc"):
+        check(part)
+
+
+# Speed -------------------------------------------------------------------------------------------
+
+
+def test_reading_a_config_imports_nothing_heavy():
+    """Typing mistakes are answered without waiting for JAX."""
+    code = (
+        "import sys, pathlib\n"
+        "from emu_jax.assembly.config import load, read\n"
+        f"folder = pathlib.Path({str(runs.ROOT / 'configs')!r})\n"
+        "for file in folder.glob('*.py'):\n"
+        "    if file.stem != 'imported':  # which reads a model\n"
+        "        read(str(file))\n"
+        f"        load([f'--config={{file}}', '--workdir=x', '--config.train.steps=3'], 'train')\n"
+        "heavy = ('jax', 'flax', 'numpy', 'tensorflow_datasets', 'tensorflow', 'grain', 'orbax')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_data_lies_where_the_environment_says(tmp_path):
+    code = (
+        "from emu_jax.assembly.schema import section\n"
+        "from emu_jax.assembly.sections.data import Data\n"
+        "data = section(Data)\n"
+        "print(data.data_dir, data.cache_dir)"
+    )
+
+    def printed(**variables):
+        env = {k: v for k, v in os.environ.items() if k != "EMU_JAX_DATA"} | variables
+        result = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        )
+        return result.stdout.split()
+
+    assert printed() == ["~/emu_jax_data", "~/emu_jax_data/cache"]
+    assert printed(EMU_JAX_DATA=str(tmp_path)) == [str(tmp_path), f"{tmp_path}/cache"]

@@ -1,0 +1,84 @@
+"""The task of docs/add_a_task.md: a file outside the package that every command accepts."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import runs
+
+from emu_jax.assembly import tasks
+from emu_jax.assembly.sections import runs as sections
+from emu_jax.cli.main import main
+
+PAGE = runs.ROOT / "docs" / "add_a_task.md"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The page's file, and what it registers while it is tested."""
+    (code,) = re.findall(r'```python title="reward_weighted.py"\n(.*?)```', PAGE.read_text(), re.S)
+    assert len(code.splitlines()) < 90
+    file = tmp_path_factory.mktemp("outside") / "reward_weighted.py"
+    file.write_text(code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(runs.ROOT)
+        patch.setattr(tasks, "TASKS", dict(tasks.TASKS))
+        patch.setattr(sections, "TASKS", dict(sections.TASKS))
+        yield f"--config={file}:size=test"
+
+
+def test_a_task_outside_the_package_trains_and_resumes(
+    config, pictures, autoencoder_run, generator_run, tmp_path
+):
+    def train(name, steps):
+        source = "dataset=folder/tiny", "select="
+        streams = "train.needles", "streams.reference.sources.needles"
+        return main(
+            [
+                "train",
+                config,
+                f"--workdir={tmp_path / name}",
+                f"--config.data.data_dir={pictures}",
+                f"--config.codec.path={autoencoder_run}",
+                f"--config.init_from={generator_run}",
+                f"--config.train.steps={steps}",
+                "--config.train.validate_every=2",
+                "--config.train.preview_every=4",
+                "--config.data.image_size=16",
+                *(f"--config.data.{stream}.{key}" for stream in streams for key in source),
+                *(
+                    f"--config.data.validation.{name}.{key}"
+                    for name in ("kept.openmoji", "held_out.openmoji", "held_out.fluent")
+                    for key in source
+                ),
+            ]
+        )
+
+    assert train("unbroken", 4) == 0
+    assert train("resumed", 2) == 0 and train("resumed", 4) == 0
+    unbroken, resumed = (runs.arrays(tmp_path / name) for name in ("unbroken", "resumed"))
+    assert unbroken.keys() == resumed.keys()
+    assert all(np.array_equal(unbroken[path], resumed[path]) for path in unbroken)
+    factors = [path for path in unbroken if path.startswith("params/")]
+    assert factors and all("/lora_A/" in path or "/lora_B/" in path for path in factors)
+    lines = runs.lines(tmp_path / "unbroken" / "metrics.jsonl")
+    logged = {key for line in lines for key in line}
+    assert {"generator/reward_train", "generator/reward_reference", "kept/loss"} <= logged
+    assert list((tmp_path / "unbroken").rglob("*kept_samples*.png"))
+
+
+def test_it_is_planned_and_timed(config, tmp_path):
+    shapes = [
+        f"--config.init_from={runs.ROOT}/configs/latent_diffusion.py:size=test",
+        f"--config.codec.path={runs.ROOT}/configs/autoencoder.py:size=test",
+        "--config.data.image_size=16",
+        "--config.data.streams.reference.image_size=32",
+    ]
+    out = tmp_path / "bench"
+    timing = ["--measure=train", "--repeats=1", "--warmup=0", f"--out={out}"]
+    assert main(["bench", config, *shapes, *timing]) == 0
+    assert json.loads((out / "bench.json").read_text())["train"]["images"] == 8
+    pytest.importorskip("libtpu")
+    plan = ["--topology=v5e:2x2", f"--out={tmp_path / 'plan'}"]
+    assert main(["plan", config, *shapes, *plan]) == 0
