@@ -1,13 +1,18 @@
 """Every test runs on the CPU; a child process that a test starts inherits the same.
 
-Tests compile the same small programs again and again: each is compiled once, and then read from a
-folder that the run's processes share and the first of them takes away.
+Most of the suite's time is compilation. XLA skips most optimizations, except in modules that are
+marked ``optimized``, and generates code without its fusion emitters, which take longer: the results
+are the same up to rounding. Each program is compiled once, and then read from a folder that all
+processes of the suite share and the first of them removes.
 """
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
+from unittest import mock
 
 import pytest
 
@@ -19,10 +24,30 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends the process
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+
 import jax
 import jaxtyping
 
-jax.config.update("jax_platforms", "cpu")  # also where something imported jax first
+# Also where something imported jax first.
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _optimized(request):
+    """Programs of a module marked ``optimized`` are compiled as in production."""
+    if not any(request.node.iter_markers("optimized")):
+        yield
+        return
+    with mock.patch.dict(os.environ, JAX_DISABLE_MOST_OPTIMIZATIONS="0"):
+        jax.config.update("jax_disable_most_optimizations", False)
+        yield
+        jax.config.update("jax_disable_most_optimizations", True)
+
 
 # Before emu_jax is imported: every call in these rooms checks the shapes and dtypes that its
 # annotations give.
@@ -37,24 +62,48 @@ def _numpy_seed():
     np.random.seed(0)
 
 
-@pytest.fixture(scope="module")
-def quick():
-    """Of modules that run whole programs (``runs.quick``)."""
-    import runs
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """``shared(name, make)``: a folder that ``make(folder)`` fills, once for all workers of pytest.
 
-    with runs.quick():
-        yield
+    It is read by many tests: whoever changes it makes a copy.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def folder(name, make):
+        path, complete = root / name, root / f"{name}.complete"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not complete.exists():
+                shutil.rmtree(path, ignore_errors=True)  # of an attempt that failed
+                path.mkdir()
+                make(path)
+                complete.touch()
+        return path
+
+    return folder
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    """The data_dir of a small ``folder/tiny``, captioned pictures, built by the real command."""
+def pictures(shared):
+    """The data_dir of a small ``folder/tiny``, captioned images, built by the real command; in it
+    the ``text_encoder`` of whole runs.
+    """
+    return shared("data", build_images)
+
+
+def build_images(data_dir):
     import numpy as np
+    import runs
     from PIL import Image, ImageDraw
 
     from emu_jax.cli.main import main
 
-    folder = tmp_path_factory.mktemp("pictures")
+    runs.text_encoder(data_dir / "text_encoder")
+    folder = data_dir / "source"
+    folder.mkdir()
     colours = ("red", "green", "blue", "orange", "purple", "black")
     for i, colour in enumerate(colours * 4):
         image = Image.new("RGB", (72, 64), "white")
@@ -62,45 +111,50 @@ def pictures(tmp_path_factory):
         ImageDraw.Draw(image).ellipse([*corner, corner[0] + 30, corner[1] + 30], fill=colour)
         image.save(folder / f"{i:02d}.png")
         (folder / f"{i:02d}.txt").write_text(f"a {colour} disc\n{colour} ball\n")
-    data_dir = tmp_path_factory.mktemp("data")
     arguments = ["data", "build", "folder/tiny", f"--path={folder}", f"--data_dir={data_dir}"]
     assert main(arguments) == 0
-    return data_dir
 
 
 @pytest.fixture(scope="session")
-def autoencoder_run(pictures, tmp_path_factory):
+def autoencoder_run(shared, pictures):
     """The workdir of a minuscule autoencoder, trained by the real command and saved at 2 and 4."""
     import runs
 
-    workdir = tmp_path_factory.mktemp("runs") / "autoencoder"
-    runs.train("autoencoder", workdir, pictures, "--config.train.steps=4")
-    return workdir
+    more = "--config.train.steps=4"
+    return shared("autoencoder", lambda workdir: runs.train("autoencoder", workdir, pictures, more))
 
 
 @pytest.fixture(scope="session")
-def generator_run(pictures, autoencoder_run, tmp_path_factory):
+def generator_run(shared, pictures, autoencoder_run):
     """The workdir of a minuscule generator that works in ``autoencoder_run``'s latents.
 
-    Its rate is so high that four steps are enough for its pictures to differ by prompt.
+    Its rate is so high that four steps are enough for its images to differ by prompt.
     """
     import runs
 
-    workdir = tmp_path_factory.mktemp("runs") / "generator"
     more = (
         f"--config.codec.path={autoencoder_run}",
         "--config.train.steps=4",
         "--config.groups.generator.optimizer.learning_rate=0.1",
     )
-    runs.train("latent_diffusion", workdir, pictures, *more)
-    return workdir
+    return shared(
+        "generator", lambda workdir: runs.train("latent_diffusion", workdir, pictures, *more)
+    )
 
 
 @pytest.fixture(scope="session")
-def judge_run(pictures, tmp_path_factory):
+def judge_run(shared, pictures):
     """The workdir of a minuscule judge."""
     import runs
 
-    workdir = tmp_path_factory.mktemp("runs") / "judge"
-    runs.train("judge", workdir, pictures)
-    return workdir
+    return shared("judge", lambda workdir: runs.train("judge", workdir, pictures))
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory):
+    """Starts commands as processes without the time that their imports take."""
+    from nursery import Nursery
+
+    nursery = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield nursery
+    nursery.close()

@@ -1,7 +1,8 @@
-"""Training runs of several processes on one machine's CPU. A helper, not a test.
+"""Commands of one or several processes on one machine's CPU. A helper, not a test.
 
 The processes are forked from one that has imported everything, which takes most of a small run's
-time. Run as a program, this file is that process: it obeys the :class:`Nursery` of a test.
+time. Run as a program, this file is that process: it obeys the :class:`Nursery` of a test (fixture
+``nursery``).
 """
 
 import json
@@ -13,40 +14,41 @@ import threading
 import time
 from pathlib import Path
 
+import runs
+
 ROOT = Path(__file__).parents[1]
 
 
 class Nursery:
-    """Starts runs; their logs, and lists of what each process read, go to files in ``folder``."""
+    """Starts commands under names of their own; logs, and lists of the batches that each process
+    read, go to files in ``folder``.
+    """
 
     def __init__(self, folder: Path):
-        import runs
-
         self.folder = folder
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        with runs.quick():
-            self._process = subprocess.Popen(
-                [sys.executable, __file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=runs.environment(1) | {"PYTHONPATH": path},
-            )
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=runs.environment(1) | {"PYTHONPATH": path},
+        )
 
     def start(self, name: str, command: list[str], processes: int = 1, devices: int = 1):
-        """The process ids of a training command; of several, the first is the coordinator."""
+        """The process ids of an ``emu-jax`` command; of several, the first is the coordinator."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         pids = []
         for index in range(processes):
-            env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+            env = runs.devices_flag(devices)
             if processes > 1:
                 env["JAX_COORDINATOR_ADDRESS"] = address
                 env |= {"JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(index)}
             reads, log = str(self.folder / f"{name}.{index}.reads"), str(self.log(name, index))
-            arguments = command[3:]
-            pids.append(self._ask({"arguments": arguments, "env": env, "log": log, "reads": reads}))
+            request = {"arguments": command, "env": env, "log": log, "reads": reads}
+            pids.append(self._ask(request))
         return pids
 
     def wait(self, pids: list[int], seconds: float = 600) -> list[int]:
@@ -60,12 +62,25 @@ class Nursery:
         return [codes[pid] for pid in pids]
 
     def run(self, name: str, command: list[str], processes: int = 1, devices: int = 1) -> None:
-        """Trains to the end."""
+        """Runs a command to its end, which is a good one."""
         codes = self.wait(self.start(name, command, processes, devices))
         logs = "\n".join(self.log(name, index).read_text() for index in range(processes))
         assert codes == [0] * processes, logs
 
-    def log(self, name: str, index: int) -> Path:
+    def interrupt(self, name: str, command: list[str], number: int, when, devices: int = 1) -> int:
+        """Sends signal ``number`` to a command as soon as ``when()``; the exit code."""
+        (pid,) = self.start(name, command, devices=devices)
+        deadline = time.monotonic() + 600
+        while not when():
+            code = self._ask({"wait": pid})
+            if code is not None:
+                return code
+            assert time.monotonic() < deadline, self.log(name).read_text()
+            time.sleep(0.001)
+        os.kill(pid, number)
+        return self.wait([pid])[0]
+
+    def log(self, name: str, index: int = 0) -> Path:
         return self.folder / f"{name}.{index}.log"
 
     def reads(self, name: str, index: int) -> dict[tuple[bool, int], dict]:

@@ -7,14 +7,11 @@ import json
 import resource
 import shutil
 import subprocess
-import sys
 
 import pytest
 import runs
 
 from emu_jax.cli.main import main
-
-pytestmark = pytest.mark.usefixtures("quick")
 
 
 def sentence(stderr: str) -> str:
@@ -48,7 +45,7 @@ def train(pictures, tmp_path):
     """Arguments of a training command on the small data set."""
 
     def arguments(*more: object, config="autoencoder", workdir=tmp_path / "new", data=pictures):
-        return runs.command(config, workdir, data, *map(str, more))[3:]
+        return runs.command(config, workdir, data, *map(str, more))
 
     return arguments
 
@@ -114,7 +111,7 @@ def test_a_wrong_argument_is_named(arguments, words, refused, monkeypatch):
 
 
 def test_the_process_prints_no_more_than_the_sentence(train, tmp_path):
-    command = [sys.executable, "-m", "emu_jax.cli.main", *train("--config.data.imgae_size=8")]
+    command = [*runs.PROGRAM, *train("--config.data.imgae_size=8")]
     result = runs.run(command, runs.environment(1))
     assert result.returncode == 2
     assert "did you mean --config.data.image_size?" in sentence(result.stderr)
@@ -139,7 +136,7 @@ def test_a_selection_by_a_column_that_is_not_there_is_named(refused, train):
 
 
 def test_a_batch_that_devices_cannot_share_is_named(train, tmp_path):
-    command = [sys.executable, "-m", "emu_jax.cli.main", *train()]
+    command = [*runs.PROGRAM, *train()]
     result = runs.run(command, runs.environment(3))
     assert result.returncode == 2
     assert "A batch of 8 does not divide over 3 devices" in sentence(result.stderr)
@@ -175,8 +172,7 @@ def test_a_half_written_checkpoint_is_named_with_the_one_that_loads(
 def test_a_full_disk_loses_no_earlier_checkpoint(train, run_copy, tmp_path):
     """A file that may not grow is refused by the system, as on a full disk, in mid-writing."""
     before = runs.arrays(run_copy)
-    command = [sys.executable, "-m", "emu_jax.cli.main"]
-    command += train("--config.train.steps=6", workdir=run_copy)
+    command = [*runs.PROGRAM, *train("--config.train.steps=6", workdir=run_copy)]
     limit = max(path.stat().st_size for path in run_copy.glob("metrics.jsonl")) + 8192
     result = subprocess.run(
         command,

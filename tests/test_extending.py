@@ -11,7 +11,6 @@ from emu_jax.assembly import tasks
 from emu_jax.assembly.sections import runs as sections
 from emu_jax.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("quick")
 PAGE = runs.ROOT / "docs" / "add_a_task.md"
 
 

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import runs
 
-pytestmark = pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="needs an NVIDIA GPU")
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="needs an NVIDIA GPU"),
+    pytest.mark.optimized,  # kernels and compiler are what is tested
+]
 
 CUDNN = """
     from functools import partial
@@ -61,11 +64,12 @@ def test_a_resumed_run_equals_the_unbroken_one_on_a_gpu(config, pictures, tmp_pa
     env.pop("JAX_COMPILATION_CACHE_DIR", None)
     more = "--config.train.steps=200", "--config.train.checkpoint_every=50"
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    result = runs.run(runs.command(config, whole, pictures, *more), env)
+    result = runs.run([*runs.PROGRAM, *runs.command(config, whole, pictures, *more)], env)
     assert result.returncode == 0, result.stderr
     # Another run may find other kernels to be the fastest: this one begins with the first's.
     shutil.copytree(whole / "programs", broken / "programs")
-    arguments, log = runs.command(config, broken, pictures, *more), tmp_path / "log"
+    arguments = [*runs.PROGRAM, *runs.command(config, broken, pictures, *more)]
+    log = tmp_path / "log"
     code = runs.interrupt(arguments, env, runs.TERMINATE, runs.reached(broken, 5), log)
     assert code == 143, log.read_text()
     result = runs.run(arguments, env)

@@ -11,19 +11,9 @@ import time
 import numpy as np
 import pytest
 import runs
-from nursery import Nursery
-
-pytestmark = pytest.mark.usefixtures("quick")
 
 STEPS = 12
 PICTURES = 24  # in folder/tiny
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory):
-    nursery = Nursery(tmp_path_factory.mktemp("nursery"))
-    yield nursery
-    nursery.close()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import roundtrips
 import runs
 import torch
 from etils import epath
-from nursery import Nursery
 from orbax.checkpoint import PyTreeCheckpointHandler
 from safetensors.torch import load_file
 
@@ -27,8 +26,6 @@ from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.nn.lora import factor
 from emu_jax.nn.stack import relaid, unstacked
-
-pytestmark = pytest.mark.usefixtures("quick")
 
 OPTIONS = (
     "--config.lora.rank=48",  # of a text 384 wide: large enough to be divided over devices
@@ -50,13 +47,6 @@ FAMILIES = {
     "transformer": ("latent_diffusion:denoiser=transformer", "transformer", []),
     "sd3": ("imported", "transformer", SHORT),
 }
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory):
-    nursery = Nursery(tmp_path_factory.mktemp("nursery"))
-    yield nursery
-    nursery.close()
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +83,7 @@ def make_family(name, folder, nursery, pictures):
 
 def untrained(folder, arguments):
     """A model of what a training command would train, with every parameter random."""
-    config, _ = load(arguments[4:], "emu-jax train")
+    config, _ = load(arguments[1:], "emu-jax train")
     rng, ones = np.random.default_rng(0), ("/scale", "latent/scale")
     params = {
         path: np.float32(path.endswith(ones) + 0.2 * rng.standard_normal(x.shape))

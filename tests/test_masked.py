@@ -26,8 +26,6 @@ from emu_jax.errors import UserError
 from emu_jax.tasks.base import to_unit_range
 from emu_jax.tasks.codecs import CODEBOOK
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 # A rate so high, and so many codes revived, that four steps leave their traces.
 VQ = (
     "--config.train.steps=4",
@@ -39,9 +37,9 @@ RATE = "--config.groups.generator.optimizer.learning_rate=0.05"
 
 def train(config, size, workdir, pictures, *more):
     """``runs.train`` of another variant of the test size."""
-    arguments = runs.command(config, workdir, pictures, *more)[4:]
-    arguments[0] = arguments[0].replace("size=test", size)
-    assert main(["train", *arguments]) == 0
+    arguments = runs.command(config, workdir, pictures, *more)
+    arguments[1] = arguments[1].replace("size=test", size)
+    assert main(arguments) == 0
 
 
 def again(workdir, copy, step):
@@ -281,7 +279,7 @@ def test_what_does_not_fit_is_one_sentence(masked_run, vq_run, pictures, tmp_pat
     out = f"--out={tmp_path}"
     assert main(["sample", "a", f"--checkpoint={masked_run}", "--sampler=ddim", out]) == 2
     assert "sampling.sampler is 'ddim'; use one of parallel" in capsys.readouterr().err
-    arguments = runs.command("masked", tmp_path / "run", pictures)[4:]
+    arguments = runs.command("masked", tmp_path / "run", pictures)
     for more, words in (
         (f"--config.codec.path={vq_run} --config.process.kind=gaussian", "codec gives tokens"),
         ("--config.denoiser.kind=unet", "no key config.denoiser.depth of kind unet"),
@@ -291,6 +289,6 @@ def test_what_does_not_fit_is_one_sentence(masked_run, vq_run, pictures, tmp_pat
             "do not apply to tokens",
         ),
     ):
-        assert main(["train", *arguments, *more.split()]) == 2
+        assert main([*arguments, *more.split()]) == 2
         err = capsys.readouterr().err
         assert any(word in err for word in words.split("|")), err

@@ -7,8 +7,6 @@ import runs
 
 from emu_jax.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 MIXTURES = {
     "a transformer on the autoencoder's latents": (
         "latent_diffusion:denoiser=transformer",

@@ -13,16 +13,6 @@ import runs
 STEPS = 16
 
 
-@pytest.fixture(scope="module")
-def autoencoder(pictures, tmp_path_factory):
-    """The run of a small autoencoder, the codec of the generator below."""
-    workdir = tmp_path_factory.mktemp("codec")
-    arguments = runs.command("autoencoder", workdir, pictures, "--config.train.steps=2")
-    result = runs.run(arguments, runs.environment(1))
-    assert result.returncode == 0, result.stderr
-    return workdir
-
-
 @pytest.mark.parametrize(
     ("config", "devices"),
     [
@@ -33,31 +23,32 @@ def autoencoder(pictures, tmp_path_factory):
         ("pixel_diffusion:part=super", 1),
     ],
 )
-def test_a_killed_run_equals_the_unbroken_one(config, devices, pictures, tmp_path, request):
+def test_a_killed_run_equals_the_unbroken_one(
+    config, devices, pictures, autoencoder_run, nursery, tmp_path
+):
     more = [f"--config.train.steps={STEPS}", "--config.train.validate_every=8"]
     more.append("--config.train.checkpoint_every=4")
     if devices > 1:
         more.append(f"--config.mesh.fsdp={devices // 2}")
     if config == "latent_diffusion":
-        more.append(f"--config.codec.path={request.getfixturevalue('autoencoder')}")
-    env = runs.environment(devices)
+        more.append(f"--config.codec.path={autoencoder_run}")
+    name = f"{config}_{devices}"
     whole, broken = tmp_path / "whole", tmp_path / "broken"
 
-    result = runs.run(runs.command(config, whole, pictures, *more), env)
-    assert result.returncode == 0, result.stderr
+    nursery.run(f"{name}_whole", runs.command(config, whole, pictures, *more), devices=devices)
 
-    arguments, log = runs.command(config, broken, pictures, *more), tmp_path / "log"
+    command = runs.command(config, broken, pictures, *more)
     seed = random.SystemRandom().randrange(10**6)
     draw = random.Random(seed)
     codes = []
     for number, low in ((runs.TERMINATE, 1), (runs.KILL, 5)):
-        step = low + draw.randrange(4)
-        codes.append(runs.interrupt(arguments, env, number, runs.reached(broken, step), log))
-    codes.append(runs.interrupt(arguments, env, runs.KILL, runs.saving(broken), log))
+        when = runs.reached(broken, low + draw.randrange(4))
+        codes.append(nursery.interrupt(f"{name}_broken", command, number, when, devices))
+    when = runs.saving(broken)
+    codes.append(nursery.interrupt(f"{name}_broken", command, runs.KILL, when, devices))
     # SIGTERM is answered by a save and 143; a process killed outright says -9.
-    assert codes == [143, -9, -9], (codes, seed, log.read_text())
-    result = runs.run(arguments, env)
-    assert result.returncode == 0, result.stderr
+    assert codes == [143, -9, -9], (codes, seed, nursery.log(f"{name}_broken").read_text())
+    nursery.run(f"{name}_resumed", command, devices=devices)
 
     expected, found = runs.arrays(whole), runs.arrays(broken)
     assert expected.keys() == found.keys()
@@ -67,17 +58,16 @@ def test_a_killed_run_equals_the_unbroken_one(config, devices, pictures, tmp_pat
     assert runs.lines(broken / "metrics.jsonl") == runs.lines(whole / "metrics.jsonl"), seed
 
 
-def test_eight_devices_learn_what_one_learns(pictures, autoencoder, tmp_path):
+def test_eight_devices_learn_what_one_learns(pictures, autoencoder_run, nursery, tmp_path):
     """Same data and random numbers on any topology; sums differ by rounding alone."""
     losses = {}
     for devices in (1, 8):
-        more = ["--config.train.steps=4", f"--config.codec.path={autoencoder}"]
+        more = ["--config.train.steps=4", f"--config.codec.path={autoencoder_run}"]
         if devices > 1:
             more.append("--config.mesh.fsdp=4")
         workdir = tmp_path / str(devices)
-        arguments = runs.command("latent_diffusion", workdir, pictures, *more)
-        result = runs.run(arguments, runs.environment(devices))
-        assert result.returncode == 0, result.stderr
+        command = runs.command("latent_diffusion", workdir, pictures, *more)
+        nursery.run(f"learn_{devices}", command, devices=devices)
         losses[devices] = [
             line["generator/loss"]
             for line in runs.lines(workdir / "metrics.jsonl")

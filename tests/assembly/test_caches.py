@@ -7,8 +7,6 @@ import runs
 from emu_jax.assembly.config import read
 from emu_jax.assembly.training import make_trainer
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 @pytest.fixture
 def config(pictures, tmp_path):

@@ -17,8 +17,6 @@ from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.evaluation.comparison import Drawn
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 HASTY = ("--config.train.steps=4", "--config.groups.generator.optimizer.learning_rate=0.1")
 PROMPTS = ["a red disc", "blue ball", "a green disc"]
 

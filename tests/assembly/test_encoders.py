@@ -17,8 +17,6 @@ from emu_jax.text.encoder import blank_output
 from emu_jax.training.state import with_params
 from emu_jax.training.step import make_step
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 CAPTIONS = ["a red fox", "cat"]
 
 

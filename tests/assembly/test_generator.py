@@ -13,8 +13,6 @@ from emu_jax.checkpoint.export import load_model
 from emu_jax.nn.functional import subtree
 from emu_jax.nn.stack import SCANNED, relaid
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def test_shipped_weights_load_into_a_scanned_network():
     model = load_model(locate("builtin:latent_diffusion_64"), dtype=np.float32)

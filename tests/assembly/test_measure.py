@@ -8,8 +8,6 @@ import runs
 from emu_jax.checkpoint.export import load_model
 from emu_jax.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def lines_with(workdir, name):
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

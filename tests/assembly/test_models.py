@@ -82,7 +82,7 @@ def test_training_runs_nothing_of_a_model_folder(hostile, options, pictures, tmp
     folder, marker = hostile("latent_diffusion_64", "codec.path")
     options = [option.format(model=folder) for option in options]
     command = runs.command("latent_diffusion", tmp_path / "run", pictures, *options)
-    assert main(command[3:]) == 2
+    assert main(command) == 2
     assert "codec.path in " in capsys.readouterr().err
     assert not marker.exists()
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import runs
 
 from emu_jax.checkpoint.manager import Checkpoints, flatten
 from emu_jax.errors import UserError
@@ -310,8 +311,8 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
 
 
 def start(program: str, *args: str, devices: int = 1) -> subprocess.Popen:
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "-c", textwrap.dedent(program), *args]
+    env = runs.environment(devices)
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
 
 

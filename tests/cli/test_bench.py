@@ -11,8 +11,6 @@ from emu_jax.assembly.tasks import make_task
 from emu_jax.cli.main import main
 from emu_jax.planning.flops import count_flops
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 CONFIG = f"--config={runs.ROOT}/configs/latent_diffusion.py:size=test"
 # Pixels and a stage of two residual blocks down, three up and two between: nothing else to compile.
 SMALL = {

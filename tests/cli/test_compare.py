@@ -14,8 +14,6 @@ from emu_jax.cli.main import main
 from emu_jax.evaluation.comparison import short_names
 from emu_jax.evaluation.prompts import KEPT_CONCEPTS
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 MALICIOUS = "<script>alert('a disc')</script>"
 
 

@@ -7,8 +7,6 @@ from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.safetensors_io import read_shapes
 from emu_jax.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 @pytest.fixture(scope="module")
 def exported(autoencoder_run, tmp_path_factory):

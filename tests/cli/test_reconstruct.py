@@ -8,8 +8,6 @@ import pytest
 from emu_jax.checkpoint.export import load_model
 from emu_jax.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 @pytest.fixture(scope="module")
 def report(autoencoder_run, judge_run, pictures, tmp_path_factory):

@@ -1,17 +1,13 @@
 """``emu-jax sample``: which pictures appear, which are drawn anew, and what they depend on."""
 
 import shutil
-import sys
 
 import numpy as np
 import pytest
-import runs
 from PIL import Image
 
 from emu_jax.assembly.drawing import read_prompts
 from emu_jax.cli.main import main
-
-pytestmark = pytest.mark.usefixtures("quick")
 
 PROMPTS = ("a red disc", "blue ball", "a green disc")
 # So drawn, a picture depends on both: after two steps a hardly trained denoiser leaves no trace of
@@ -93,12 +89,10 @@ def test_the_batch_size_does_not_change_a_picture(drawn, generator_run, tmp_path
     assert levels(whole, pictures(drawn)) <= 1
 
 
-def test_the_number_of_devices_does_not_change_a_picture(drawn, generator_run, tmp_path):
+def test_the_number_of_devices_does_not_change_a_picture(drawn, generator_run, nursery, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "emu_jax.cli.main", "sample", *PROMPTS, *SETTINGS]
-    command += ["--checkpoint", str(generator_run), "--out", str(out)]
-    result = runs.run(command, runs.environment(8))
-    assert result.returncode == 0, result.stderr
+    command = ["sample", *PROMPTS, *SETTINGS, f"--checkpoint={generator_run}", f"--out={out}"]
+    nursery.run("sample_on_eight", command, devices=8)
     assert levels(pictures(out), pictures(drawn)) <= 1
 
 

@@ -10,8 +10,6 @@ from ml_collections import ConfigDict
 
 from emu_jax.assembly import training
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 COUNTED = """
 import collections, sys
 import jax, jax.numpy as jnp

@@ -1,6 +1,5 @@
 """Which kernel runs when, and that every device runs it on its own rows."""
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -9,6 +8,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 
 from emu_jax.errors import UserError
 from emu_jax.nn.attention import attend
@@ -47,7 +47,7 @@ SHARDED = """
 
 
 def test_every_device_attends_to_its_own_rows():
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = runs.environment(4)
     subprocess.run([sys.executable, "-c", textwrap.dedent(SHARDED)], env=env, check=True)
 
 

@@ -1,6 +1,5 @@
 """Meshes: sizes that fit, sizes that do not, and two processes as two slices."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import textwrap
 
 import jax
 import pytest
+import runs
 
 from emu_jax.errors import UserError
 from emu_jax.parallel import distributed
@@ -15,9 +15,8 @@ from emu_jax.parallel.mesh import make_mesh
 
 
 def run(program: str, devices: int = 8, env: dict[str, str] | None = None) -> subprocess.Popen:
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    return subprocess.Popen(command, env={**os.environ, **flags, **(env or {})})
+    return subprocess.Popen(command, env=runs.environment(devices) | (env or {}))
 
 
 def test_all_devices_by_default():

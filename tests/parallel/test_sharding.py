@@ -1,6 +1,5 @@
 """Sharding rules against specs worked out by hand, and the traffic of a small sharded step."""
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+import runs
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -186,6 +186,6 @@ STEP = """
 
 
 def test_the_traffic_of_a_small_step_on_eight_devices():
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = runs.environment(8)
     env["JAX_PLATFORMS"] = "cpu"
     subprocess.run([sys.executable, "-c", textwrap.dedent(STEP)], env=env, check=True)
