@@ -46,6 +46,8 @@ def test_a_task_outside_the_package_trains_and_resumes(
                 "--config.train.validate_every=2",
                 "--config.train.preview_every=4",
                 "--config.data.image_size=16",
+                "--config.denoiser.widths=(8,)",  # as generator_run has them
+                f"--config.text.minilm.path={pictures}/text_encoder",
                 *(f"--config.data.{stream}.{key}" for stream in streams for key in source),
                 *(
                     f"--config.data.validation.{name}.{key}"
@@ -70,6 +72,7 @@ def test_a_task_outside_the_package_trains_and_resumes(
 
 def test_it_is_planned_and_timed(config, tmp_path):
     shapes = [
+        "--config.denoiser.widths=(8,)",
         f"--config.init_from={runs.ROOT}/configs/latent_diffusion.py:size=test",
         f"--config.codec.path={runs.ROOT}/configs/autoencoder.py:size=test",
         "--config.data.image_size=16",

@@ -37,7 +37,7 @@ _ROUNDS = 24  # of the shuffle: the position of a record is uniform to about 2^-
 _BUCKET, _SOURCE, _ROW, _RECORD, _AUGMENT = range(5)  # first coordinate of each kind
 
 
-def mix(*keys: int | np.ndarray) -> UInt64[np.ndarray, "..."] | np.uint64:
+def mix(*keys: int | np.ndarray) -> UInt64[np.ndarray, "..."]:
     """64 well mixed bits for these coordinates (broadcast): SplitMix64, one after another."""
     state = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):  # arithmetic is modulo 2^64 on purpose
