@@ -1,7 +1,7 @@
-"""Cascades: what one checkpoint draws, others enlarge, each trained by itself.
+"""Cascades: one checkpoint draws, others enlarge its images; each is trained separately.
 
-``A+B+C`` names one wherever a model is named: A draws, B enlarges what A drew, C what B made of it.
-What is handed on are pictures or, to a stage that reads tokens, the very tokens that were drawn.
+``A+B+C`` names a cascade wherever a model is named: A draws, B enlarges the images of A, and C
+those of B. A stage that reads tokens gets the tokens of the stage before, without decoding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ Image = UInt8[np.ndarray, "h w 3"]
 
 
 class Cascade:
-    """Draws as a :class:`Generator` does; ``changes`` are of the stage that draws, the first."""
+    """Draws like a :class:`Generator`; ``changes`` apply to the first stage, which draws."""
 
     def __init__(self, checkpoints: Sequence[str], batch_size: int = 16, **changes: Any):
         base = Generator(checkpoints[0], batch_size, **changes)
@@ -29,10 +29,10 @@ class Cascade:
         side = base.side
         for i, (name, stage) in enumerate(zip(checkpoints[1:], self.stages[1:], strict=True)):
             if not stage.input_kind:
-                raise UserError(f"{name} enlarges nothing: it draws, and goes first in a cascade.")
+                raise UserError(f"{name} draws from prompts only: put it first in the cascade.")
             if side * stage.factor != stage.side:
                 raise UserError(
-                    f"{name} enlarges pictures of {stage.side // stage.factor} pixels, and gets "
+                    f"{name} enlarges images of {stage.side // stage.factor} pixels, but gets "
                     f"them with {side}: it does not follow {checkpoints[0]}."
                 )
             if not stage.follows(self.stages[i]):
@@ -69,23 +69,23 @@ class Cascade:
             yield from drawn or ()
 
     def costs(self) -> dict[str, float]:
-        """Of all stages together."""
+        """The sums of the costs of all stages."""
         every = [stage.costs() for stage in self.stages]
         return {name: sum(costs[name] for costs in every) for name in every[0]}
 
     def loss(self, part: Selection) -> float:
-        """The validation loss of the stage that draws."""
+        """The validation loss of the first stage."""
         return self.stages[0].loss(part)
 
 
 def stages_of(name: str) -> list[str]:
-    """The checkpoints that a model's name stands for: with ``+`` those of a cascade, in order."""
+    """The checkpoints of a model's name: several, joined by ``+``, for a cascade."""
     one = epath.Path(name.split("@")[0]).expanduser().exists()  # a folder with a plus in its name
     return [name] if one else name.split("+")
 
 
 def open_generator(name: str, batch_size: int = 16, **changes: Any) -> Generator | Cascade:
-    """What a model's name stands for, ready to draw: a generator, or with ``+`` a cascade."""
+    """The model of a name, ready to draw: a generator, or with ``+`` a cascade."""
     checkpoints = stages_of(name)
     if len(checkpoints) > 1:
         return Cascade(checkpoints, batch_size, **changes)
@@ -95,9 +95,9 @@ def open_generator(name: str, batch_size: int = 16, **changes: Any) -> Generator
 
 
 def refuse_upsampler(generator: Generator, name: str) -> None:
-    """Raises UserError for a super-resolution stage, which draws nothing by itself."""
+    """Raises UserError for a super-resolution stage, which cannot draw from prompts only."""
     if generator.input_kind:
         raise UserError(
-            f"{name} enlarges pictures: name it behind what draws them, BASE+{name}, or use "
+            f"{name} enlarges images: put it behind a model that draws, BASE+{name}, or use "
             "emu-jax upsample."
         )

@@ -1,7 +1,7 @@
-"""The judge at work: pictures and texts in, vectors out; and the yardstick made with it.
+"""A trained judge, ready to embed images and texts, and the yardstick that is made with it.
 
-The one place where a trained judge, data sets and prompts meet; what is computed from the vectors
-is in :mod:`emu_jax.evaluation.assessment`.
+This module joins the judge, data sets and prompts; :mod:`emu_jax.evaluation.assessment` computes
+metrics from the embeddings.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ from emu_jax.nn.contrastive import ImageEmbedding
 from emu_jax.parallel.placement import ONE_DEVICE
 
 SHIPPED = "builtin:judge_64"
-_MOST_REFERENCES = 400  # pictures a side: distances are taken between sets of equal size
+_MOST_REFERENCES = 400  # images in a set: distances are between sets of equal size
 
 
 class Judge:
@@ -38,7 +38,7 @@ class Judge:
         model = load_model(locate(path), dtype=np.float32)
         config = ConfigDict(model.config)
         if config.get("task") != "contrastive":
-            raise UserError(f"{path} is no judge: its task is {config.get('task')}.")
+            raise UserError(f"{path} is not a judge: its task is {config.get('task')!r}.")
         self.name, self.fingerprint = path, model.fingerprint
         self.side, self.background = config.data.image_size, tuple(config.data.background)
         self._task = make_contrastive(config, ONE_DEVICE)
@@ -59,7 +59,7 @@ class Judge:
         return float(self._task.model(self._params, one, one, method="logits")[0, 0])
 
     def embed_images(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> ImageEmbedding:
-        """Embeddings [n, d] and features [n, f]; pictures of another size are resized (Lanczos)."""
+        """Embeddings [n, d] and features [n, f]; images of another size are resized (Lanczos)."""
         seen = [
             self._embed_images(self._params, batch)
             for batch in self._batches(self._resized(images))
@@ -75,7 +75,7 @@ class Judge:
         return np.concatenate(rows)[: len(texts)]
 
     def _batches(self, tree):
-        """Equal batches, the last one filled up: one compiled program."""
+        """Batches of one size, the last one padded: one compiled program."""
         n = len(jax.tree.leaves(tree)[0])
         for start in range(0, n, self._batch_size):
             rows = np.minimum(np.arange(start, start + self._batch_size), n - 1)
@@ -96,13 +96,13 @@ class Judge:
 
 
 def open_selection(text: str, data_dir: str) -> Selection:
-    """The pictures that ``DATASET`` or ``DATASET:CONDITION`` names."""
+    """The records that ``DATASET`` or ``DATASET:CONDITION`` names."""
     name, _, select = text.partition(":")
     return Selection(open_source(name, data_dir), select=select)
 
 
 def yardstick(judge: Judge, sets: Sets, prompts: Sequence[str] | None, count: int) -> Yardstick:
-    """Everything that models are measured by; ``prompts`` None: ``count`` of the set's captions."""
+    """The references of all metrics; ``prompts`` None: ``count`` captions of the set."""
     shown, captions = _read(judge, sets, sets.captions, None)
     needles, _ = _read(judge, sets, sets.needles, None)
     haystack, _ = _read(judge, sets, sets.haystack, _MOST_REFERENCES)
@@ -132,7 +132,7 @@ def _first(captions: Sequence[Sequence[str]], prompt: str) -> int:
 def _read(
     judge: Judge, sets: Sets, text: str, most: int | None
 ) -> tuple[list[UInt8[np.ndarray, "h w 3"]], list[list[str]]]:
-    """A set's pictures as the judge looks at them, and their captions; at most so many, drawn."""
+    """Images of a set in the judge's size, and their captions; at most ``most``, at random."""
     found = open_selection(text, sets.data_dir)
     source, records = found.source, found.records()
     if most is not None and len(records) > most:

@@ -1,4 +1,4 @@
-"""Models by name, whole: where they lie, and adapters merged into the base they were trained on."""
+"""Models by name: their folders, and adapters merged into their base."""
 
 import hashlib
 from dataclasses import replace
@@ -32,13 +32,12 @@ def locate(path: str) -> str:
 
 
 def open_model(path: str, dtype: Any = np.float32, chain: tuple[str, ...] = ()) -> Model:
-    """:func:`load_model` of what ``path`` names; a run that trained an adapter is laid
-    over its base, in fp32, and is then a model like any other.
+    """The model that ``path`` names. The adapters of a run are merged into its base, in fp32.
 
     ``chain``: the adapters whose base this is; one of them again is an error.
 
     Raises:
-      UserError: the base is not there any more, or is not the one the adapter was trained on.
+      UserError: the base is missing, or is not the one that the adapter was trained on.
     """
     model = load_model(locate(path), dtype=dtype)
     config = ConfigDict(model.config)
@@ -53,8 +52,8 @@ def open_model(path: str, dtype: Any = np.float32, chain: tuple[str, ...] = ()) 
         raise UserError(f"{path} is an adapter of {config.init_from}. {error}") from error
     if base.fingerprint != model.meta["frozen"][BASE]["fingerprint"]:
         raise UserError(
-            f"{path} is an adapter of {config.init_from}, which has changed since: put back the "
-            "model that was there when it was trained."
+            f"{path} is an adapter of {config.init_from}, which has changed since: restore the "
+            "model that it was trained on."
         )
     whole: Params = dict(unstacked(base.params))
     for adapter in adapters.values():
@@ -70,7 +69,7 @@ def open_model(path: str, dtype: Any = np.float32, chain: tuple[str, ...] = ()) 
 
 
 def with_adapter(model: Model, path: str, scale: float = 1.0) -> Model:
-    """``model`` with the adapter of a file in the public layout merged, ``scale`` times."""
+    """``model`` merged with ``scale`` times the adapter of a file in the public layout."""
     params = unstacked(model.params)
     adapter, fingerprint = read_adapter(path, params)
     whole = merge(params, adapter, scale)
@@ -82,5 +81,7 @@ def with_adapter(model: Model, path: str, scale: float = 1.0) -> Model:
 
 
 def _together(*fingerprints: str) -> str:
-    """Of what was made from several: not of the sums, which round differently by device."""
+    """One fingerprint for several sources. That of the merged weights would depend on the device's
+    rounding.
+    """
     return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()

@@ -85,13 +85,13 @@ def compare_autoencoders(
     return index
 
 
-def _figures(pictures: Images, drawn: Images, judge: Judge | None) -> dict[str, Interval]:
+def _figures(images: Images, drawn: Images, judge: Judge | None) -> dict[str, Interval]:
     figures = {
-        "psnr": mean_interval(psnr(pictures, drawn)),
-        "ssim": mean_interval(ssim(pictures, drawn)),
+        "psnr": mean_interval(psnr(images, drawn)),
+        "ssim": mean_interval(ssim(images, drawn)),
     }
     if judge:
-        ours, real = (np.asarray(judge.embed_images(list(x)).features) for x in (drawn, pictures))
+        ours, real = (np.asarray(judge.embed_images(list(x)).features) for x in (drawn, images))
         figures["frechet"] = statistic_interval(frechet_to(real), ours, resamples=30)
     return figures
 

@@ -1,31 +1,32 @@
-"""The command line: ``emu-jax <command> ...`` hands the rest to ``emu_jax.cli.<command>.main``.
+"""The command line: ``emu-jax <command> ...`` calls ``emu_jax.cli.<command>.main``.
 
-A command is imported only when it is called, so that help and a misspelt name answer at once.
-What a user can mend ends in one sentence and status 2, an interruption in status 130, the loss of
-another process of the run in 75 ("try again" in sysexits.h); anything else is a defect of ours and
-keeps its traceback.
+A command is imported only when it is called, and imports what takes seconds only after its
+arguments are parsed: help and typing mistakes are answered at once. A user error ends with one
+sentence and status 2, an interruption with status 130, the loss of another process of the run with
+75 ("try again" in sysexits.h). Anything else is a defect and keeps its traceback.
 """
 
 import difflib
 import errno
 import importlib
+import importlib.metadata
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from emu_jax.errors import LostProcess, UserError
 
 COMMANDS = {
     "train": "train a model: pre-training or quality-tuning, as the config says",
-    "sample": "draw pictures from prompts",
-    "upsample": "enlarge pictures with a super-resolution checkpoint",
-    "import": "public weights (Stable Diffusion 1.5, 2.1, XL) as a model folder",
-    "export": "write a run's weights as a model folder, ours or diffusers'",
+    "sample": "draw images from prompts",
+    "upsample": "enlarge images with a super-resolution checkpoint",
+    "import": "make a model folder from public weights (Stable Diffusion, PixArt, aMUSEd, IF)",
+    "export": "write a run's weights as a model folder, in our layout or diffusers'",
     "evaluate": "measure one model: faithfulness, finish, distances, copies",
-    "compare": "measure several models and put them side by side in an HTML report",
-    "reconstruct": "measure autoencoders by what comes back of held-out pictures",
-    "plan": "compile a training step for TPUs: memory, modelled time, traffic",
-    "bench": "time a training step and a sampler on the devices that are here",
-    "data": "build data sets and look at them",
+    "compare": "measure several models and show them side by side in an HTML report",
+    "reconstruct": "measure autoencoders by their reconstructions of held-out images",
+    "plan": "compile a training step for TPUs that need not be present: memory, time, traffic",
+    "bench": "time a training step and a sampler on the devices of this machine",
+    "data": "build data sets, list and show them",
 }
 
 # Where the module is not called as its command is: a keyword names no module.
@@ -41,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0
+    if arguments[0] in ("--version", "version"):
+        print(f"emu-jax {importlib.metadata.version('emu_jax')}")
+        return 0
     try:
         return command(arguments[0])(arguments[1:]) or 0
     except BaseException as error:
@@ -51,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(error: BaseException) -> int | None:
-    """Says in one sentence what ended a command; its exit status, None for a defect of ours."""
+    """Prints why a command ended, in one sentence. Returns the exit status; None: a defect."""
     match error:
         case UserError():
             status, sentence = 2, str(error)
@@ -68,7 +72,8 @@ def report(error: BaseException) -> int | None:
     return status
 
 
-def command(name: str):
+def command(name: str) -> Callable[[Sequence[str]], int | None]:
+    """The ``main`` of a command."""
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"

@@ -108,11 +108,11 @@ def test_previews_show_the_low_resolution_too(super_resolution):
 
 
 def test_what_does_not_go_together_is_refused(base, super_resolution, generator_run):
-    with pytest.raises(UserError, match="enlarges pictures: name it behind what draws them"):
+    with pytest.raises(UserError, match="enlarges images: put it behind a model that draws"):
         Cascade([str(super_resolution), str(super_resolution)])
-    with pytest.raises(UserError, match="enlarges nothing: it draws, and goes first"):
+    with pytest.raises(UserError, match="draws from prompts only: put it first"):
         Cascade([str(base), str(base)])
-    with pytest.raises(UserError, match="enlarges pictures of 8 pixels, and gets them with 16"):
+    with pytest.raises(UserError, match="enlarges images of 8 pixels, but gets them with 16"):
         Cascade([str(generator_run), str(super_resolution)])
 
 

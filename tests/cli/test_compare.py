@@ -160,7 +160,7 @@ def test_one_model_is_evaluated_with_the_same_figures(judged, generator_run, jud
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--judge=MODEL"], "is no judge"),
+        (["--judge=MODEL"], "is not a judge"),
         (["--count=1000"], "1000"),
         (["--needles=folder/none"], "folder/none"),
     ],
