@@ -29,6 +29,7 @@ from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.parallel.sharding import fetch, put_batch
 from emu_jax.tasks.base import Batch, Context, Task
+from emu_jax.training.resuming import require_same_config
 from emu_jax.training.state import (
     TrainState,
     abstract_state,
@@ -159,6 +160,7 @@ class Trainer:
         if newest(checkpoints) is not None:
             state, meta = checkpoints.restore(None, abstract_state(self.task, self.mesh))
             self._check_frozen(meta)
+            require_same_config(meta.get("config", {}), self.meta["config"], self.workdir)
             return state, meta
         if self.initial is None:
             params, state = fresh_params(self.task, self.settings.seed, self.mesh)
