@@ -28,7 +28,7 @@ from emu_jax.nn.stack import POLICIES
 from emu_jax.parallel.attention import KINDS
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.process.gaussian import GaussianProcess
-from emu_jax.process.samplers import SAMPLERS
+from emu_jax.process.registry import SAMPLERS
 from emu_jax.tasks.bottlenecks import Quantizer
 from emu_jax.tasks.generation import Sampling
 from emu_jax.tasks.upsampling import LowResolution
@@ -120,7 +120,7 @@ def test_enumerations_are_those_of_the_code():
     discrete = {name for name, make in SCHEDULES.items() if make().steps is not None}
     assert literal(generation.Gaussian, "schedule") == set(SCHEDULES)
     assert literal(generation.LowResolution, "schedule") == {"", *discrete}
-    assert literal(generation.Sampling, "sampler") == {"parallel", *SAMPLERS}
+    assert literal(generation.Sampling, "sampler") == set(SAMPLERS)
     assert set(get_args(Remat)) == set(POLICIES)
     assert literal(sections(Denoiser)[0], "act") == set(ACTIVATIONS)
     assert literal(Run, "attention") == set(KINDS)
