@@ -11,6 +11,7 @@ small constant rate, at most 15,000 steps.
 
 from ml_collections import ConfigDict
 
+from emu_jax.checkpoint.foreign import blaming
 from emu_jax.checkpoint.opened import open_model
 from emu_jax.cli import haystack
 from emu_jax.cli.config import source
@@ -20,6 +21,7 @@ from emu_jax.errors import UserError
 PARTS = ("codec", "low_codec", "text", "conditioner", "denoiser", "low_resolution")
 
 
+@blaming("argument")
 def get_config(argument: str | None = None) -> ConfigDict:
     if not argument:
         raise UserError("configs/imported.py takes a model's folder: configs/imported.py:FOLDER.")

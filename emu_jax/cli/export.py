@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.adapters import FILE, write_adapter
 from emu_jax.checkpoint.export import Model, load_model, save_model
+from emu_jax.checkpoint.foreign import described_by
 from emu_jax.checkpoint.paths import absolute_paths
 from emu_jax.checkpoint.safetensors_io import cast_floats
 from emu_jax.cli.models import locate, make_lora, open_model
@@ -53,8 +54,9 @@ def main(argv: Sequence[str]) -> int:
     )
     if write:
         model = Model(kept, model.config, model.meta, model.fingerprint)
-        kind = write(model, Path(arguments.out).expanduser(), dtype)
-        print(f"{arguments.out}: {kind}, step {model.meta['step']}")
+        with described_by(arguments.checkpoint):
+            kind = write(model, Path(arguments.out).expanduser(), dtype)
+        print(f"{arguments.out}: {kind}, step {model.meta.get('step')}")
         return 0
     # Where the data lay on the machine that trained is nobody else's business.
     for place in ("data_dir", "cache_dir"):
@@ -64,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     meta = {name: model.meta[name] for name in recorded if name in model.meta}
     save_model(arguments.out, kept, model.config, meta, dtype)
     size = sum(value.size for value in kept.values())
-    print(f"{arguments.out}: step {meta['step']}, {size:,} parameters as {name}")
+    print(f"{arguments.out}: step {meta.get('step')}, {size:,} parameters as {name}")
     return 0
 
 
@@ -138,7 +140,7 @@ def _adapter(arguments: argparse.Namespace) -> int:
     )
     size = sum(value.size for value in model.params.values())
     print(
-        f"{arguments.out}/{FILE}: step {model.meta['step']}, {size:,} parameters as "
+        f"{arguments.out}/{FILE}: step {model.meta.get('step')}, {size:,} parameters as "
         f"{name}, of rank {lora.rank} for {config.init_from}"
     )
     return 0

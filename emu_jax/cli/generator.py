@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
+from emu_jax.checkpoint.foreign import blaming, require_fit
 from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.cli import parts
 from emu_jax.cli.cost import training_flops
@@ -146,6 +147,7 @@ class Generator(Drawer):
     step its run chose when it ended, and why, where it did.
     """
 
+    @blaming("checkpoint")
     def __init__(
         self,
         checkpoint: str,
@@ -166,12 +168,13 @@ class Generator(Drawer):
         task, frozen = open_task(config, mesh)
         assert isinstance(task, Generation)
         super().__init__(task, config, mesh, frozen, batch_size)
-        self.step, self.chosen = model.meta["step"], model.meta.get("chosen")
+        self.step, self.chosen = model.meta.get("step"), model.meta.get("chosen")
         self.fingerprints = {"weights": model.fingerprint} | {
             name: network.fingerprint for name, network in task.frozen.items()
         }
         wanted = jax.eval_shape(task.init, jax.random.key(0))[0]
         found = relaid(model.params, wanted)
+        require_fit(found, wanted, checkpoint)
         params = ((path, found[path]) for path in wanted if path in found)
         self._params = place(params, shard_params(wanted, mesh))
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from emu_jax.checkpoint.export import save_model
+from emu_jax.checkpoint.foreign import described_by, read_json
 from emu_jax.checkpoint.huggingface import find_pipeline
 from emu_jax.cli import haystack
 from emu_jax.cli.config import defaults
 from emu_jax.errors import UserError
 from emu_jax.interop import autoencoder, components, pipelines, pixart, single_file, vq
-from emu_jax.interop.files import CONFIG, read_json, watched
+from emu_jax.interop.files import CONFIG, watched
 
 # How noise is trained on where a config of ours says nothing else.
 _NOISE = dict(
@@ -54,6 +55,11 @@ def main(argv: Sequence[str]) -> int:
         help="of DeepFloyd IF: leave behind the half of its output that says a variance",
     )
     arguments = parser.parse_args(argv)
+    with described_by(arguments.pipeline):
+        return _import(arguments)
+
+
+def _import(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out).expanduser()
     file = Path(arguments.pipeline).expanduser()
     if file.suffix in single_file.ENDINGS and not file.is_dir():

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from emu_jax.checkpoint.foreign import described_by
 from emu_jax.checkpoint.opened import open_model
 from emu_jax.checkpoint.transplant import Report, transplant
 from emu_jax.cli.models import locate, make_lora
@@ -29,7 +30,9 @@ def initial(config: ConfigDict, task: Task, mesh: Mesh) -> tuple[Params, Params]
     key = jax.random.key(config.train.seed)
     model = open_model(locate(config.init_from))
     # An adapter is merged into its base first, on the host.
-    whole = open_whole(config.init_from).params if make_lora(ConfigDict(model.config)) else None
+    with described_by(config.init_from):
+        adapter = make_lora(ConfigDict(model.config))
+    whole = open_whole(config.init_from).params if adapter else None
     reports: list[Report] = []
 
     def start(source: Params, key: jax.Array) -> tuple[Params, Params]:

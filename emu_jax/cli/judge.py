@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.foreign import blaming, require_fit
 from emu_jax.cli import parts
 from emu_jax.data.images import prepare
 from emu_jax.data.mixture import Part
@@ -32,6 +33,7 @@ _MOST_REFERENCES = 400  # pictures a side: distances are taken between sets of e
 class Judge:
     """A trained contrastive model, from a run's folder, an exported one or builtin:NAME."""
 
+    @blaming("path")
     def __init__(self, path: str = SHIPPED, batch_size: int = 50):
         model = load_model(parts.locate(path), dtype=np.float32)
         config = ConfigDict(model.config)
@@ -41,6 +43,7 @@ class Judge:
         self.side, self.background = config.data.image_size, tuple(config.data.background)
         self._task = parts.make_contrastive(config, parts.ONE_DEVICE)
         ((self._encoder, self._text),) = self._task.encoders.items()
+        require_fit(model.params, jax.eval_shape(self._task.init, jax.random.key(0))[0], path)
         self._params = {name: jax.numpy.asarray(value) for name, value in model.params.items()}
         self._frozen = {
             name: {path: jax.numpy.asarray(value) for path, value in network.tensors()}

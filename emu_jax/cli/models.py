@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.adapters import read_adapter
 from emu_jax.checkpoint.export import Model, load_model
+from emu_jax.checkpoint.foreign import blaming
 from emu_jax.errors import UserError
 from emu_jax.nn.lora import Lora, merge
 from emu_jax.nn.stack import unstacked
@@ -37,6 +38,7 @@ def make_lora(config: ConfigDict) -> Lora | None:
     return Lora(section.rank, section.alpha, section.pattern)
 
 
+@blaming("path")
 def open_model(path: str, dtype: Any = np.float32, adapters: tuple[str, ...] = ()) -> Model:
     """:func:`load_model` of what ``path`` names; a run that trained an adapter is laid
     over its base, in fp32, and is then a model like any other.

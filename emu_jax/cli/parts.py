@@ -14,6 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.foreign import described_by, require_fit
 from emu_jax.checkpoint.paths import is_config_file
 from emu_jax.checkpoint.safetensors_io import fingerprint_params
 from emu_jax.cli.config import read
@@ -22,6 +23,7 @@ from emu_jax.cli.models import locate, make_lora, open_model
 from emu_jax.data.pipeline import Part, StreamSpec
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
+from emu_jax.nn.arguments import check_arguments
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.conditioner import Conditioner
 from emu_jax.nn.contrastive import ContrastiveModel
@@ -353,6 +355,7 @@ def make_process(section: ConfigDict, codec: Codec) -> GaussianProcess | Masking
     shift = arguments.pop("shift", 1.0)
     if "bounds" in arguments:
         arguments["bounds"] = tuple(arguments["bounds"])
+    check_arguments(GaussianProcess, arguments, "process")
     return GaussianProcess(schedule if shift == 1 else Shifted(schedule, shift), **arguments)
 
 
@@ -366,6 +369,7 @@ def make_sampling(section: ConfigDict, process: GaussianProcess | MaskingProcess
     arguments = section.to_dict()
     arguments.pop("previews")
     name, temperature = arguments.pop("sampler"), arguments.pop("temperature", 0.0)
+    check_arguments(Sampling, arguments, "sampling")
     if isinstance(process, GaussianProcess):
         return Sampling(sampler_named(name), **arguments)
     if name != "parallel":
@@ -394,15 +398,18 @@ def make_codec(section: ConfigDict, name: str = "codec") -> tuple[Codec, dict[st
     if made_by.get("task") != "autoencoding":
         task = made_by.get("task")
         raise UserError(f"{name}.path {section.path} is no autoencoder: its task is {task}.")
-    network, factor = autoencoder_network(made_by, lambda x: x), autoencoder_factor(made_by)
-    codes = quantized(made_by)
-    codec = (
-        TokenCodec(network, codes, made_by.latent_channels, factor)
-        if codes
-        else AutoencoderCodec(network, made_by.latent_channels, factor)
-    )
+    with described_by(section.path):
+        network, factor = autoencoder_network(made_by, lambda x: x), autoencoder_factor(made_by)
+        codes = quantized(made_by)
+        codec = (
+            TokenCodec(network, codes, made_by.latent_channels, factor)
+            if codes
+            else AutoencoderCodec(network, made_by.latent_channels, factor)
+        )
+        weights = codec_params(model.params) if model else {}
     if model:
-        return codec, {name: _frozen_arrays(section.path, codec_params(model.params))}
+        require_fit(weights, codec.shapes(), section.path)
+        return codec, {name: _frozen_arrays(section.path, weights)}
     untrained = _untrained(f"{name}.path", section.path)
     return codec, {name: Frozen(section.path, "none", codec.shapes(), untrained)}
 
@@ -452,6 +459,7 @@ def stream_spec(config: ConfigDict, **changes: Any) -> StreamSpec:
 
 
 def _module(kind: Callable, arguments: Mapping[str, Any], rngs: nnx.Rngs) -> Any:
+    check_arguments(kind, arguments, kind.__name__)
     try:
         return kind(**arguments, rngs=rngs)
     except TypeError as error:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.foreign import blaming, require_fit
 from emu_jax.cli import parts
 from emu_jax.cli.judge import SHIPPED, Judge, part
 from emu_jax.cli.sample import positive
@@ -132,6 +133,7 @@ def _pictures(originals: Images, found: Mapping[str, _Found]) -> Pictures:
     return Pictures("Pictures", ["original", *found], rows, width=128)
 
 
+@blaming("name")
 def _autoencoder(
     name: str, batch_size: int
 ) -> tuple[Callable[[Images], Images], int, tuple[int, int, int], dict[str, Any]]:
@@ -143,6 +145,8 @@ def _autoencoder(
     config.loss.perceptual_weight = 0.0  # no loss is taken, so its weights are not opened
     task = parts.make_autoencoding(config, parts.ONE_DEVICE)
     own = {k: v for k, v in model.params.items() if k.startswith("autoencoder/")}
+    wanted = {f"autoencoder/{path}": x for path, x in task.autoencoder.shapes().items()}
+    require_fit(own, wanted, name)
     # What is not a network's is the task's state: a codebook, say.
     rest = {k: v for k, v in model.params.items() if k.startswith(("codebook/", "latent/"))}
     params, state = jax.tree.map(jax.numpy.asarray, (own, rest))
@@ -161,7 +165,7 @@ def _autoencoder(
     side = config.data.image_size
     small = side // parts.autoencoder_factor(config)
     facts = {
-        "step": model.meta["step"],
+        "step": model.meta.get("step"),
         "weights": model.fingerprint,
         "latents": [small, small, config.latent_channels],
         "codes": parts.quantized(config),
