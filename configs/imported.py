@@ -17,6 +17,7 @@ from emu_jax.assembly import stages
 from emu_jax.assembly.config import source
 from emu_jax.assembly.models import locate
 from emu_jax.assembly.sections.runs import complete
+from emu_jax.checkpoint.foreign import blaming
 from emu_jax.checkpoint.opened import open_model
 from emu_jax.errors import UserError
 
@@ -32,6 +33,7 @@ PARTS = (
 )
 
 
+@blaming("argument")
 def get_config(argument: str | None = None) -> ConfigDict:
     if not argument:
         raise UserError("configs/imported.py needs a model's folder: configs/imported.py:FOLDER.")

@@ -8,6 +8,7 @@ from emu_jax.assembly.config import read
 from emu_jax.assembly.models import locate
 from emu_jax.assembly.networks import frozen_arrays, untrained
 from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.foreign import described_by, require_fit
 from emu_jax.checkpoint.paths import is_config_file
 from emu_jax.errors import UserError
 from emu_jax.tasks.base import Frozen
@@ -33,14 +34,17 @@ def make_codec(section: ConfigDict, name: str = "codec") -> tuple[Codec, dict[st
             f"{name}.path {section.path} is not an autoencoder: its task is {task!r}. Name the run "
             "or the exported model of one."
         )
-    network, factor = autoencoder_network(made_by, lambda x: x), autoencoder_factor(made_by)
-    codes = quantized(made_by)
-    codec = (
-        TokenCodec(network, codes, made_by.latent_channels, factor)
-        if codes
-        else AutoencoderCodec(network, made_by.latent_channels, factor)
-    )
+    with described_by(section.path):
+        network, factor = autoencoder_network(made_by, lambda x: x), autoencoder_factor(made_by)
+        codes = quantized(made_by)
+        codec = (
+            TokenCodec(network, codes, made_by.latent_channels, factor)
+            if codes
+            else AutoencoderCodec(network, made_by.latent_channels, factor)
+        )
+        weights = codec_params(model.params) if model else {}
     if model:
-        return codec, {name: frozen_arrays(section.path, codec_params(model.params))}
+        require_fit(weights, codec.shapes(), section.path)
+        return codec, {name: frozen_arrays(section.path, weights)}
     refuse = untrained(f"{name}.path", section.path)
     return codec, {name: Frozen(section.path, "none", codec.shapes(), refuse)}

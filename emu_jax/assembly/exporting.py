@@ -9,6 +9,7 @@ from emu_jax.assembly.adapters import make_lora
 from emu_jax.assembly.models import locate, open_model
 from emu_jax.checkpoint.adapters import FILE, write_adapter
 from emu_jax.checkpoint.export import Model, load_model, save_model
+from emu_jax.checkpoint.foreign import described_by
 from emu_jax.checkpoint.paths import absolute_paths
 from emu_jax.checkpoint.safetensors_io import cast_floats
 from emu_jax.errors import UserError
@@ -33,8 +34,9 @@ def export_model(checkpoint: str, out: str, *, format: str = "emu_jax", dtype: s
     )
     if write:
         model = Model(kept, model.config, model.meta, model.fingerprint)
-        kind = write(model, Path(out).expanduser(), target)
-        return f"{out}: {kind}, step {model.meta['step']}"
+        with described_by(checkpoint):
+            kind = write(model, Path(out).expanduser(), target)
+        return f"{out}: {kind}, step {model.meta.get('step')}"
     # The data's place on the machine of the training is of no use to others.
     for place in ("data_dir", "cache_dir"):
         model.config.get("data", {}).pop(place, None)
@@ -43,7 +45,7 @@ def export_model(checkpoint: str, out: str, *, format: str = "emu_jax", dtype: s
     meta = {name: model.meta[name] for name in recorded if name in model.meta}
     save_model(out, kept, model.config, meta, target)
     size = sum(value.size for value in kept.values())
-    return f"{out}: step {meta['step']}, {size:,} parameters as {name}"
+    return f"{out}: step {meta.get('step')}, {size:,} parameters as {name}"
 
 
 def export_adapter(checkpoint: str, out: str, *, dtype: str = "") -> str:
@@ -67,7 +69,7 @@ def export_adapter(checkpoint: str, out: str, *, dtype: str = "") -> str:
     )
     size = sum(value.size for value in model.params.values())
     return (
-        f"{out}/{FILE}: step {model.meta['step']}, {size:,} parameters as {name}, of rank "
+        f"{out}/{FILE}: step {model.meta.get('step')}, {size:,} parameters as {name}, of rank "
         f"{lora.rank} for {config.init_from}"
     )
 

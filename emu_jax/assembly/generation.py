@@ -12,6 +12,7 @@ from emu_jax.assembly.groups import make_groups
 from emu_jax.assembly.networks import module
 from emu_jax.assembly.streams import stream_spec
 from emu_jax.errors import UserError
+from emu_jax.nn.arguments import check_arguments
 from emu_jax.nn.conditioner import Conditioner
 from emu_jax.nn.denoisers import DENOISERS
 from emu_jax.nn.functional import Network
@@ -154,6 +155,7 @@ def make_process(section: ConfigDict, codec: Codec) -> GaussianProcess | Masking
     shift = arguments.pop("shift", 1.0)
     if "bounds" in arguments:
         arguments["bounds"] = tuple(arguments["bounds"])
+    check_arguments(GaussianProcess, arguments, "process")
     return GaussianProcess(schedule if shift == 1 else Shifted(schedule, shift), **arguments)
 
 
@@ -162,6 +164,7 @@ def make_sampling(section: ConfigDict, process: GaussianProcess | MaskingProcess
     arguments = section.to_dict()
     arguments.pop("previews")
     name, temperature = arguments.pop("sampler"), arguments.pop("temperature", 0.0)
+    check_arguments(Sampling, arguments, "sampling")
     if isinstance(process, GaussianProcess):
         return Sampling(make_sampler(name, process), **arguments)
     sampler = make_sampler(name, process, temperature=temperature)

@@ -17,6 +17,7 @@ from emu_jax.assembly.cost import training_flops
 from emu_jax.assembly.models import open_model, with_adapter
 from emu_jax.assembly.streams import stream_spec
 from emu_jax.assembly.tasks import open_task
+from emu_jax.checkpoint.foreign import blaming, require_fit
 from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.data.mixture import Selection
 from emu_jax.data.pipeline import make_stream
@@ -155,6 +156,7 @@ class Generator(Drawer):
     step that the run chose when it ended, and why; None where it chose none.
     """
 
+    @blaming("checkpoint")
     def __init__(
         self,
         checkpoint: str,
@@ -174,12 +176,13 @@ class Generator(Drawer):
         mesh = make_mesh()
         task, frozen = open_task(config, mesh)
         super().__init__(task, config, mesh, frozen, batch_size)
-        self.step, self.chosen = model.meta["step"], model.meta.get("chosen")
+        self.step, self.chosen = model.meta.get("step"), model.meta.get("chosen")
         self.fingerprints = {"weights": model.fingerprint} | {
             name: network.fingerprint for name, network in task.frozen.items()
         }
         wanted = jax.eval_shape(task.init, jax.random.key(0))[0]
         found = relaid(model.params, wanted)
+        require_fit(found, wanted, checkpoint)
         params = ((path, found[path]) for path in wanted if path in found)
         self._params = place(params, shard_params(wanted, mesh))
 

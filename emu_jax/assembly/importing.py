@@ -8,10 +8,11 @@ from emu_jax.assembly import stages
 from emu_jax.assembly.schema import section
 from emu_jax.assembly.sections.runs import Run
 from emu_jax.checkpoint.export import save_model
+from emu_jax.checkpoint.foreign import blaming, read_json
 from emu_jax.checkpoint.huggingface import find_pipeline
 from emu_jax.errors import UserError
 from emu_jax.interop import autoencoder, components, pipelines, pixart, single_file, vq
-from emu_jax.interop.files import CONFIG, read_json, watched
+from emu_jax.interop.files import CONFIG, watched
 
 # The noise settings for training, which no public config has.
 _NOISE = dict(
@@ -24,6 +25,7 @@ _NOISE = dict(
 )
 
 
+@blaming("pipeline")
 def import_weights(
     pipeline: str,
     out: str,

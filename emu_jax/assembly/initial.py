@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from emu_jax.assembly.adapters import make_adapters
 from emu_jax.assembly.models import locate
 from emu_jax.assembly.models import open_model as open_whole
+from emu_jax.checkpoint.foreign import described_by
 from emu_jax.checkpoint.opened import open_model
 from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.checkpoint.transplant import Report, transplant
@@ -38,7 +39,8 @@ def initial(config: ConfigDict, task: Task, mesh: Mesh) -> tuple[Params, Params]
         return params, _state_of_base(config, state, mesh) if state else state
     model = open_model(locate(config.init_from))
     # An adapter is merged into its base first, on the host.
-    adapted = make_adapters(ConfigDict(model.config))
+    with described_by(config.init_from):
+        adapted = make_adapters(ConfigDict(model.config))
     whole = open_whole(config.init_from).params if adapted else None
     reports: list[Report] = []
 

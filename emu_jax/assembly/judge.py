@@ -15,6 +15,7 @@ from PIL import Image
 from emu_jax.assembly.contrastive import make_contrastive
 from emu_jax.assembly.models import locate
 from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.foreign import blaming, require_fit
 from emu_jax.data.images import prepare
 from emu_jax.data.mixture import Selection
 from emu_jax.data.source import open_source
@@ -34,6 +35,7 @@ _MOST_REFERENCES = 400  # images in a set: distances are between sets of equal s
 class Judge:
     """A trained contrastive model, from a run's folder, an exported one or builtin:NAME."""
 
+    @blaming("path")
     def __init__(self, path: str = SHIPPED, batch_size: int = 50):
         model = load_model(locate(path), dtype=np.float32)
         config = ConfigDict(model.config)
@@ -43,6 +45,7 @@ class Judge:
         self.side, self.background = config.data.image_size, tuple(config.data.background)
         self._task = make_contrastive(config, ONE_DEVICE)
         ((self._encoder, self._text),) = self._task.encoders.items()
+        require_fit(model.params, jax.eval_shape(self._task.init, jax.random.key(0))[0], path)
         self._params = {name: jax.numpy.asarray(value) for name, value in model.params.items()}
         self._frozen = {
             name: {path: jax.numpy.asarray(value) for path, value in network.tensors()}

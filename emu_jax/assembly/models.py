@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from emu_jax.assembly.adapters import make_adapters
 from emu_jax.checkpoint.adapters import read_adapter
 from emu_jax.checkpoint.export import Model, load_model
+from emu_jax.checkpoint.foreign import blaming
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.nn.lora import merge
@@ -31,6 +32,7 @@ def locate(path: str) -> str:
     return str(shipped[path])
 
 
+@blaming("path")
 def open_model(path: str, dtype: Any = np.float32, chain: tuple[str, ...] = ()) -> Model:
     """The model that ``path`` names. The adapters of a run are merged into its base, in fp32.
 

@@ -9,10 +9,12 @@ from flax import nnx
 
 from emu_jax.checkpoint.safetensors_io import fingerprint_params
 from emu_jax.errors import UserError
+from emu_jax.nn.arguments import check_arguments
 from emu_jax.tasks.base import Frozen
 
 
 def module(kind: Callable, arguments: Mapping[str, Any], rngs: nnx.Rngs) -> Any:
+    check_arguments(kind, arguments, kind.__name__)
     try:
         return kind(**arguments, rngs=rngs)
     except TypeError as error:

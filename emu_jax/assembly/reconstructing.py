@@ -15,6 +15,7 @@ from emu_jax.assembly.autoencoding import autoencoder_factor, make_autoencoding,
 from emu_jax.assembly.judge import Judge, open_selection
 from emu_jax.assembly.models import locate
 from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.foreign import blaming, require_fit
 from emu_jax.data.images import prepare
 from emu_jax.errors import UserError
 from emu_jax.evaluation.comparison import markdown, short_names
@@ -122,6 +123,7 @@ def _image_table(originals: Images, found: Mapping[str, _Found]) -> ImageTable:
     return ImageTable("Images", ["original", *short_names(found).values()], rows, width=128)
 
 
+@blaming("name")
 def _autoencoder(
     name: str, batch_size: int
 ) -> tuple[Callable[[Images], Images], int, tuple[int, int, int], dict[str, Any]]:
@@ -133,6 +135,8 @@ def _autoencoder(
     config.loss.perceptual_weight = 0.0  # no loss is computed: its weights are not needed
     task = make_autoencoding(config, ONE_DEVICE)
     own = {k: v for k, v in model.params.items() if k.startswith("autoencoder/")}
+    wanted = {f"autoencoder/{path}": x for path, x in task.autoencoder.shapes().items()}
+    require_fit(own, wanted, name)
     # The rest is the task's state, for instance a codebook.
     rest = {k: v for k, v in model.params.items() if k.startswith(("codebook/", "latent/"))}
     params, state = jax.tree.map(jax.numpy.asarray, (own, rest))
@@ -151,7 +155,7 @@ def _autoencoder(
     side = config.data.image_size
     small = side // autoencoder_factor(config)
     facts = {
-        "step": model.meta["step"],
+        "step": model.meta.get("step"),
         "weights": model.fingerprint,
         "latents": [small, small, config.latent_channels],
         "codes": quantized(config),

@@ -13,7 +13,6 @@ What is read says its alpha otherwise and its modules without the network's name
     adapter_config.json     lora_alpha            peft's ``save_pretrained``, as ``_PEFT``
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from emu_jax.checkpoint.foreign import entry, parse_json, read_json
 from emu_jax.checkpoint.safetensors_io import (
     fingerprint_params,
     iter_safetensors,
@@ -120,8 +120,15 @@ def _modules(file: str, tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str
     for module, found in modules.items():
         if len(found.keys() & set(ends[:2])) < 2:
             raise UserError(f"{file} lacks one of the two factors of {module}.")
-        alpha = float(found[".alpha"]) if ".alpha" in found else None
-        yield module, (found[ends[0]], found[ends[1]], alpha)
+        alpha, (down, up) = found.get(".alpha"), (found[end] for end in ends[:2])
+        if alpha is not None and alpha.size != 1:
+            raise UserError(f"{file}: {module}.alpha is {list(alpha.shape)}, not one number.")
+        if down.ndim not in (2, 4) or down.ndim != up.ndim or not down.size:
+            raise UserError(
+                f"{file}: the factors of {module} are {list(down.shape)} and {list(up.shape)}, "
+                "which are not two matrices."
+            )
+        yield module, (down, up, None if alpha is None else float(alpha.reshape(())))
 
 
 def _said(file: epath.Path) -> dict[str, float]:
@@ -130,14 +137,15 @@ def _said(file: epath.Path) -> dict[str, float]:
         beside = file.parent / _PEFT_CONFIG
         if not beside.exists():
             raise UserError(f"{file} counts what {_PEFT_CONFIG} says, which is not beside it.")
-        settings = json.loads(beside.read_text())
+        settings, source = read_json(beside), str(beside)
     else:
-        settings = json.loads(read_metadata(str(file)).get(_METADATA, "{}"))
+        text = read_metadata(str(file)).get(_METADATA, "{}")
+        settings, source = parse_json(text.encode(), f"{_METADATA} in {file}"), str(file)
     said = {}
     for name, value in settings.items():
         network, _, key = name.rpartition(".")
         if key == "lora_alpha":
-            said[network] = float(value)
+            said[network] = float(entry(settings, name, (int, float), source))
         elif key in ("alpha_pattern", "use_rslora", "use_dora") and value:
             raise UserError(f"{file} says {name}, which is not supported: merge it where it is.")
     return said

@@ -5,7 +5,6 @@ model is fetched once, into the hub client's own cache. Weights are streamed: he
 everything is there, then one tensor at a time is read, cast and turned into our layout.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from emu_jax.checkpoint.foreign import entry, read_json
 from emu_jax.checkpoint.safetensors_io import cast_floats, iter_safetensors, read_shapes
 from emu_jax.errors import UserError
 from emu_jax.nn.torch_layout import from_layout, torch_paths
@@ -95,13 +95,8 @@ def tokenizer_folder_of(name: str) -> str:
 def read_config(folder: Path, kinds: Sequence[str]) -> dict[str, Any]:
     """A folder's config.json, whose ``model_type`` must be one of ``kinds``."""
     file = folder / "config.json"
-    if not file.is_file():
-        raise UserError(f"{folder} has no config.json: give a model's folder.")
-    try:
-        config = json.loads(file.read_text())
-        kind = config["model_type"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file} does not say which model it describes.") from None
+    config = read_json(file)
+    kind = entry(config, "model_type", str, file)
     if kind not in kinds:
         raise UserError(f"{folder} holds a model of type {kind}; wanted is {' or '.join(kinds)}.")
     return config

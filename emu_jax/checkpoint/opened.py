@@ -4,7 +4,6 @@ What reads it takes it to the host (``read``), or lays each array straight into 
 (``place``), so that a model larger than any host starts the next stage of a run.
 """
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -15,12 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from emu_jax.checkpoint.foreign import entry, read_json
 from emu_jax.checkpoint.manager import FINISHED, Checkpoints
 from emu_jax.checkpoint.paths import checked_config
 from emu_jax.checkpoint.safetensors_io import Digest, iter_safetensors, place, read_shapes
 from emu_jax.errors import UserError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# What an exported folder's config.json may say beside the config, and of which type it is.
+_RECORDED: dict[str, Any] = dict(
+    weights=(str, type(None)),
+    step=int,
+    seed=int,
+    frozen=dict,
+    chosen=(dict, type(None)),
+    source=dict,
+)
 
 
 class Opened(ABC):
@@ -85,14 +94,13 @@ class _Exported(Opened):
     """A folder to pass on."""
 
     def __init__(self, folder: epath.Path):
-        try:
-            self.meta = json.loads((folder / CONFIG).read_text())
-            config = self.meta.pop("config")
-        except (ValueError, KeyError, AttributeError):
-            raise UserError(
-                f"{folder / CONFIG} is not the config of a model of this system."
-            ) from None
-        self.config = checked_config(config, str(folder / CONFIG), folder)
+        file = folder / CONFIG
+        self.meta = read_json(file)
+        if "config" not in self.meta:
+            raise UserError(f"{file} is not the config of a model of emu_jax: it has no 'config'.")
+        for name in self.meta.keys() & _RECORDED.keys():
+            entry(self.meta, name, _RECORDED[name], file)
+        self.config = checked_config(self.meta.pop("config"), str(file), folder)
         self._folder, self._weights = folder, self.meta.pop("weights", None)
         self.shapes = read_shapes(str(folder / WEIGHTS))
 

@@ -26,6 +26,13 @@ from etils import epath
 
 from emu_jax.errors import UserError
 
+# Of a config, what is an object where it is there.
+_SECTIONS = (
+    *("autoencoder", "codec", "conditioner", "data", "denoiser", "discriminator", "groups"),
+    *("judge", "lora", "loss", "low_codec", "low_resolution", "measure", "mesh", "process"),
+    *("quantizer", "sampling", "text", "train"),
+)
+
 
 def is_config_file(path: str) -> bool:
     """Whether ``path`` names a config file, FILE.py or FILE.py:OPTIONS, which is executed."""
@@ -49,6 +56,9 @@ def checked_config(config: Any, where: str, folder: epath.Path | None = None) ->
                 f"{key} in {where} is {value!r}, a Python file. The config of a model may not run "
                 "code: write the folder of a trained model there instead."
             )
+    for key, section in _sections(config):
+        if section is not None and not isinstance(section, dict):
+            raise UserError(f"{key} in {where} is {section!r}; it must be a section, an object.")
     for key, section, name in _opened(config):
         path = section[name]
         if path is not None and not isinstance(path, str):
@@ -70,18 +80,18 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def _opened(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     """(dotted key, section, key in the section) of each path that is opened to use the model."""
-    sections = {f"text.{name}": options for name, options in _section(config, "text").items()}
-    sections |= {name: config.get(name) for name in ("codec", "low_codec")}
-    for name, section in sections.items():
-        if isinstance(section, dict) and "path" in section:
-            yield f"{name}.path", section, "path"
-    if _section(config, "lora").get("rank") and "init_from" in config:
+    for key, section in _sections(config):
+        if section and (key.startswith("text.") or key.endswith("codec")) and "path" in section:
+            yield f"{key}.path", section, "path"
+    if (config.get("lora") or {}).get("rank") and "init_from" in config:
         yield "init_from", config, "init_from"  # the adapter's base; else only a record
 
 
-def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    section = config.get(name)
-    return section if isinstance(section, dict) else {}
+def _sections(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(key, value) of what must be a section, if it is there."""
+    yield from ((name, config[name]) for name in _SECTIONS if name in config)
+    if isinstance(config.get("text"), dict):
+        yield from ((f"text.{name}", options) for name, options in config["text"].items())
 
 
 def _inside(folder: epath.Path, path: str, what: str) -> str:

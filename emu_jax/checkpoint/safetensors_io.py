@@ -11,13 +11,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import ml_dtypes
 import numpy as np
 from etils import epath
 
+from emu_jax.checkpoint.foreign import entry, parse_json, read_json
 from emu_jax.checkpoint.lazy import Lazy, shapes_of
 from emu_jax.checkpoint.paths import file_in
 from emu_jax.errors import UserError
@@ -82,8 +83,8 @@ def open_safetensors(path: str) -> Lazy:
     for file in safetensors_files(path):
         with _open(file) as stream:
             header, start = _read_header(file, stream)
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            places[name] = file, start, entry
+        for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            places[name] = file, start, tensor
 
     def read(name: str) -> np.ndarray:
         file, start, entry = places[name]
@@ -106,7 +107,8 @@ def read_metadata(path: str) -> dict[str, str]:
         _read_header(file, stream)  # refuses what is no such file
         stream.seek(0)
         length = int.from_bytes(stream.read(8), "little")
-        return json.loads(stream.read(length)).get("__metadata__", {})
+        header = parse_json(stream.read(length), f"The header of {file}")
+        return header.get("__metadata__", {})
 
 
 def write_safetensors(
@@ -246,11 +248,8 @@ def safetensors_files(path: str) -> list[epath.Path]:
 
 
 def _indexed(index: epath.Path) -> list[epath.Path]:
-    try:
-        names = dict.fromkeys(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(f"{index} is not a safetensors index; fetch it again.") from None
-    files = {name: file_in(index.parent, name, index) for name in names}
+    names = entry(read_json(index), "weight_map", dict, index).values()
+    files = {str(name): file_in(index.parent, name, index) for name in names}
     return [files[name] for name in sorted(files)]
 
 
@@ -269,15 +268,14 @@ def _read_header(file: epath.Path, stream: Any) -> tuple[dict[str, dict[str, Any
         raise UserError(f"{file} is not a safetensors file, or is cut short at {size} bytes.")
     if size < 8 + length:
         raise UserError(f"{file} is cut short at {size} bytes; copy or fetch it again.")
-    try:
-        header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        whole = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        broken = [n for n, e in header.items() if not _consistent(e)]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{file} is not a safetensors file: its header is unreadable.") from None
+    header = parse_json(stream.read(length), f"The header of {file}")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
+        raise UserError(f"{file} is damaged: its __metadata__ is not texts by name.")
+    broken = [name for name, tensor in header.items() if not _consistent(tensor)]
     if broken:
         raise UserError(f"{file} is damaged: the entry of {broken[0]} contradicts itself.")
+    whole = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     if size < whole:
         raise UserError(
             f"{file} is cut short: {size} of {whole} bytes are there; copy or fetch it again."
@@ -285,12 +283,23 @@ def _read_header(file: epath.Path, stream: Any) -> tuple[dict[str, dict[str, Any
     return header, 8 + length
 
 
-def _consistent(entry: Mapping[str, Any]) -> bool:
-    begin, end = entry["data_offsets"]
-    dtype = _DTYPES.get(entry["dtype"])
-    if dtype is None:
+def _consistent(tensor: Any) -> bool:
+    """Whether a header's entry has a dtype, a shape and as many bytes as they take."""
+    if not isinstance(tensor, dict) or not isinstance(tensor.get("dtype"), str):
         return False
-    return begin >= 0 and end - begin == dtype.itemsize * math.prod(entry["shape"])
+    dtype, shape, offsets = tensor["dtype"], tensor.get("shape"), tensor.get("data_offsets")
+    if dtype not in _DTYPES or not _are_sizes(shape):
+        return False
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        return False
+    # numpy's arrays have at most 64 axes, and count their bytes in 63 bits even where one is 0.
+    if len(shape) > 32 or math.prod(n or 1 for n in shape) >= 2**56:
+        return False
+    return offsets[1] - offsets[0] == _DTYPES[dtype].itemsize * math.prod(shape)
+
+
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
 def _tensor(data: bytes, entry: Mapping[str, Any]) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from emu_jax.checkpoint.export import Model, save_model
+from emu_jax.checkpoint.foreign import read_json
 from emu_jax.checkpoint.huggingface import tokenizer_folder_of
 from emu_jax.checkpoint.lazy import Lazy
 from emu_jax.checkpoint.paths import file_in
@@ -31,7 +32,6 @@ from emu_jax.interop.files import (
     copy_small,
     nested,
     open_weights,
-    read_json,
     renamed,
     to_params,
     to_tensors,
@@ -39,6 +39,7 @@ from emu_jax.interop.files import (
     watched,
     write_component,
 )
+from emu_jax.nn.arguments import check_arguments
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.functional import Network
 from emu_jax.nn.mmdit import MMDiT
@@ -293,4 +294,5 @@ def as_it_came(
 
 
 def _build(kind: Any, arguments: Mapping[str, Any], rngs: Any) -> Any:
+    check_arguments(kind, arguments, kind.__name__)
     return kind(**arguments, rngs=rngs)

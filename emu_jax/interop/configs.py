@@ -23,11 +23,28 @@ def complete(
     for key, value in given.items():
         if key not in defaults:
             raise UserError(f"The config of this {kind} says {key}, which is not known here.")
+        if not _alike(value, defaults[key]):
+            raise UserError(f"This {kind} has {key} = {value!r}; {defaults[key]!r} would be usual.")
         if key not in read and plain(value) != plain(defaults[key]):
             raise UserError(
                 f"This {kind} has {key} = {value!r}; only {defaults[key]!r} is known here."
             )
     return {key: plain(value) for key, value in {**defaults, **given}.items()}
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a setting is of its default's type: where one value is for all stages, a list of
+    them is for each; classes let null stand for a default."""
+    if isinstance(value, list | tuple):
+        inner = default[0] if isinstance(default, list) and default else default
+        return all(_alike(item, None if inner == [] else inner) for item in value)
+    if value is None or default is None:
+        return value is None or isinstance(value, bool | int | float | str)
+    if isinstance(default, list):
+        return False
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    return isinstance(value, str if isinstance(default, str) else int | float)
 
 
 def plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from emu_jax.checkpoint.foreign import read_json
 from emu_jax.checkpoint.lazy import Lazy, shapes_of
 from emu_jax.checkpoint.paths import file_in
 from emu_jax.checkpoint.safetensors_io import open_safetensors, write_safetensors
@@ -32,19 +33,6 @@ INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 # What readers of these files look for to know whose tensors they hold.
 METADATA = {"format": "pt"}
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file's object."""
-    if not file.is_file():
-        raise UserError(f"{file.parent} has no {file.name}: give a pipeline or component.")
-    try:
-        found = json.loads(file.read_text())
-    except ValueError:
-        raise UserError(f"{file} is not readable as JSON; fetch it again.") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file} is not a JSON object; fetch it again.")
-    return found
 
 
 def open_weights(folder: Path, stem: str, variant: str = "", pickle: bool = False) -> Lazy:

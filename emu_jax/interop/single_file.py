@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from emu_jax.checkpoint.foreign import read_json
 from emu_jax.checkpoint.huggingface import find_folder
 from emu_jax.checkpoint.lazy import Lazy
 from emu_jax.checkpoint.safetensors_io import open_safetensors, write_safetensors
@@ -29,7 +30,6 @@ from emu_jax.interop.files import (
     TRANSFORMERS,
     open_pickle,
     open_weights,
-    read_json,
     renamed,
     together,
     watched,

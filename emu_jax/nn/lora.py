@@ -79,6 +79,11 @@ def merge(base: Mapping[str, Any], adapter: Mapping[str, Any], scale: float) -> 
         if down is not None:
             # In full precision: the learned update can be far smaller than W.
             delta = jnp.matmul(down, adapter[factor(path, UP)], precision="highest")
+            if delta.shape != tuple(base[path].shape):
+                raise UserError(
+                    f"The factors of {path} make {list(delta.shape)}, and the kernel is "
+                    f"{list(base[path].shape)}: they are an adapter of another model."
+                )
             merged[path] = base[path].astype(jnp.float32) + scale * delta
     return merged
 

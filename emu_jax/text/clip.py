@@ -10,7 +10,7 @@ always attended to every state, padding included; the causal attention inside ke
 reaching the text's own states and the pooled vector, so no mask is needed there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from emu_jax.checkpoint.foreign import entry, like
 from emu_jax.checkpoint.huggingface import find_folder, read_config, stream_params, weights_of
 from emu_jax.checkpoint.safetensors_io import read_shapes
 from emu_jax.errors import UserError
@@ -173,19 +174,23 @@ def make_clip_images(path: str | Path, dtype: str = "float32") -> ClipImages:
 
 def text_config(folder: Path) -> dict[str, Any]:
     """The text tower's part of a folder's config, complete."""
-    return _TEXT_DEFAULTS | _section(read_config(folder, TEXT_KINDS), "text")
+    return like(_section(folder, TEXT_KINDS, "text"), _TEXT_DEFAULTS, folder / "config.json")
 
 
 def vision_config(folder: Path) -> dict[str, Any]:
     """The picture tower's part of a folder's config, complete."""
-    return _VISION_DEFAULTS | _section(read_config(folder, VISION_KINDS), "vision")
+    return like(_section(folder, VISION_KINDS, "vision"), _VISION_DEFAULTS, folder / "config.json")
 
 
-def _section(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
+def _section(folder: Path, kinds: Sequence[str], tower: str) -> dict[str, Any]:
+    config = read_config(folder, kinds)
     if config["model_type"] != "clip":
-        return dict(config)
+        return config
     # Old files of whole CLIPs say it twice, and the second is what counts.
-    return dict(config.get(f"{tower}_config_dict") or config.get(f"{tower}_config") or {})
+    for name in (f"{tower}_config_dict", f"{tower}_config"):
+        if config.get(name):
+            return entry(config, name, dict, folder / "config.json")
+    return {}
 
 
 def text_network(config: Mapping[str, Any], projection: int | None) -> Network:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Int
 
 from emu_jax.checkpoint.safetensors_io import fingerprint
 from emu_jax.errors import UserError
+from emu_jax.nn.arguments import check_arguments
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Params
 from emu_jax.parallel.sharding import replicated
@@ -133,6 +134,7 @@ def make_encoder(
         raise UserError(
             f"A text encoder of kind {kind} takes no {unknown[0]!r}; it takes {', '.join(known)}."
         )
+    check_arguments(maker, options, f"text.{name or kind}")
     return maker(name or kind, **options)
 
 

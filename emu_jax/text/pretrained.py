@@ -6,9 +6,9 @@ which needs no weights.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu_jax.checkpoint.foreign import described_by, read_json
 from emu_jax.checkpoint.huggingface import (
     find_folder,
     stream_params,
@@ -28,6 +29,10 @@ from emu_jax.nn.functional import Network
 from emu_jax.text.encoder import TextEncoder
 
 SENTENCEPIECE = "spiece.model"
+_TOKENIZER_JSON = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json"),
+)
 NO_FOLDER = Path()
 
 
@@ -82,7 +87,8 @@ class Pretrained(TextEncoder):
 
     @cached_property
     def network(self) -> Network:
-        return self._network(self.config_of(self.folder, self.size))
+        with described_by(self.folder):
+            return self._network(self.config_of(self.folder, self.size))
 
     @abstractmethod
     def _network(self, config: Mapping[str, Any]) -> Network:
@@ -128,9 +134,43 @@ class Pretrained(TextEncoder):
         """The folder's own tokenizer: which token pads is its choice."""
 
     def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = self._tokenizer(texts, padding="max_length", truncation=True, max_length=self.length)
-        ids = np.array(rows["input_ids"], np.int32).reshape(-1, self.length)
-        return ids, np.array(rows["attention_mask"], bool).reshape(-1, self.length)
+        sides = dict(padding="max_length", truncation=True, max_length=self.length)
+        with described_by(self.folder):
+            rows = self._tokenizer(texts, **sides)
+            return self._arrays(rows["input_ids"], rows["attention_mask"])
+
+    def _arrays(self, ids: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
+        """A tokenizer's rows, whose ids must be rows of the network's table."""
+        ids = np.array(ids, np.int32).reshape(-1, self.length)
+        if ids.size and not 0 <= ids.min() <= ids.max() < self._vocabulary:
+            raise UserError(
+                f"The tokenizer of the encoder {self.name} gives the id {ids.max()}, but its "
+                f"network has {self._vocabulary} ids: they are of different models."
+            )
+        return ids, np.array(mask, bool).reshape(-1, self.length)
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        return self.config_of(self.folder, self.size)["vocab_size"]
+
+
+def open_tokenizer(place: Path, make: Callable[[str], Any]) -> Any:
+    """The tokenizer that ``make`` makes of the folder ``place``.
+
+    Raises:
+      UserError: a file is damaged, or the tokenizer's library refuses it for any reason.
+    """
+    for name in _TOKENIZER_JSON:
+        if (place / name).is_file():
+            read_json(place / name)
+    try:
+        return make(str(place))
+    except (KeyboardInterrupt, MemoryError, SystemExit):
+        raise
+    except BaseException as error:
+        # The library raises Exception itself, and a panic in its Rust code is not even that.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"The tokenizer in {place} cannot be read: {reason}.") from error
 
 
 def load_tokenizer(kind: Any, folder: Path, files: tuple[tuple[str, ...], ...]) -> Any:
@@ -148,10 +188,6 @@ def load_tokenizer(kind: Any, folder: Path, files: tuple[tuple[str, ...], ...]) 
                 f"The tokenizer in {place} is a {SENTENCEPIECE} alone: "
                 "`pip install sentencepiece protobuf`, or put a tokenizer.json beside it."
             )
-        try:
-            return kind.from_pretrained(str(place), local_files_only=True)
-        except (ImportError, OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0].rstrip(".")
-            raise UserError(f"The tokenizer in {place} cannot be read: {reason}.") from error
+        return open_tokenizer(place, partial(kind.from_pretrained, local_files_only=True))
     choices = ", or ".join(" and ".join(names) for names in files)
     raise UserError(f"{folder} has no tokenizer: it needs {choices}.")

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from emu_jax.checkpoint.foreign import like
 from emu_jax.checkpoint.huggingface import read_config
 from emu_jax.errors import UserError
 from emu_jax.nn.conditioner import Encoded
@@ -140,7 +141,7 @@ def make_t5(
 
 def read_t5_config(folder: Path) -> dict[str, Any]:
     """A folder's config, complete; only the gated form of v1.1 is known."""
-    config = _DEFAULTS | read_config(folder, ("t5",))
+    config = like(read_config(folder, ("t5",)), _DEFAULTS, folder / "config.json")
     if config["feed_forward_proj"] != "gated-gelu":
         raise UserError(
             f"{folder} is a T5 with feed-forward layers {config['feed_forward_proj']}; only T5 "

@@ -1,6 +1,7 @@
 """Model folders from strangers: whatever command opens one, nothing in it is executed."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from encoders import clip_text
 from emu_jax.assembly.codecs import make_codec
 from emu_jax.assembly.config import read
 from emu_jax.assembly.models import WEIGHTS, locate, open_model
-from emu_jax.checkpoint.export import save_model
+from emu_jax.checkpoint.export import load_model, save_model
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.text.encoder import make_encoder
@@ -141,3 +142,54 @@ def test_a_tokenizer_runs_no_code_and_reads_its_own_folder(tmp_path):
     found = make_encoder("clip", 12, path=folder).tokenize(["a red fox"])["ids"]
     np.testing.assert_array_equal(found, expected)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("codec", "x", "codec in .* is 'x'; it must be a section"),
+        ("compute_dtype", None, r"does not describe a model .* \(emu_jax/"),
+        ("denoiser.widths", "x", "UNet.widths is 'x'; it must be a list"),
+        ("denoiser.groups", 0, r"does not describe a model .*ZeroDivisionError|norm groups"),
+        ("denoiser.novel", 1, "UNet: .*novel"),
+        ("text.minilm.length", [16], r"text\.minilm\.length is \[16\]; it must be a whole number"),
+        ("sampling.steps", "x", r"sampling\.steps is 'x'; it must be a whole number"),
+        ("process.gamma", {}, r"process\.gamma is \{\}; it must be a number"),
+        ("conditioner.size_features", 0.5, r"Conditioner\.size_features is 0\.5"),
+    ],
+)
+def test_a_wrong_entry_of_a_config_is_named(tmp_path, capsys, key, value, words):
+    folder = shutil.copytree(WEIGHTS / "latent_diffusion_64", tmp_path / "model")
+    record = json.loads((folder / "config.json").read_text())
+    section = record["config"]
+    *sections, last = key.split(".")
+    for name in sections:
+        section = section[name]
+    section[last] = value
+    (folder / "config.json").write_text(json.dumps(record))
+    assert main(["sample", "a fox", f"--checkpoint={folder}", f"--out={tmp_path}/out"]) == 2
+    error = capsys.readouterr().err
+    assert str(folder) in error and error.count("\n") == 1
+    assert re.search(words, error), error
+
+
+@pytest.mark.parametrize("key", ["config", "task", "denoiser", "data", "text", "process"])
+def test_a_missing_entry_of_a_config_is_named(tmp_path, capsys, key):
+    folder = shutil.copytree(WEIGHTS / "latent_diffusion_64", tmp_path / "model")
+    record = json.loads((folder / "config.json").read_text())
+    del (record if key == "config" else record["config"])[key]
+    (folder / "config.json").write_text(json.dumps(record))
+    assert main(["sample", "a fox", f"--checkpoint={folder}", f"--out={tmp_path}/out"]) == 2
+    error = capsys.readouterr().err
+    assert str(folder) in error and error.count("\n") == 1
+    assert key in error
+
+
+def test_weights_that_would_broadcast_are_refused(tmp_path, capsys):
+    folder = tmp_path / "model"
+    model = load_model(str(WEIGHTS / "latent_diffusion_64"))
+    path = "denoiser/conv_in/bias"
+    params = {**model.params, path: model.params[path][:1]}
+    save_model(str(folder), params, model.config, model.meta, dtype=None)
+    assert main(["sample", "a fox", f"--checkpoint={folder}", f"--out={tmp_path}/out"]) == 2
+    assert f"the parameter {path} is [1]" in capsys.readouterr().err

@@ -185,7 +185,7 @@ def killed_while_replaced(folder):
         (no_weights, r"half-written: model\.safetensors is not there"),
         (torn_weights, "cut short"),
         (flipped_bit, "half-written or changed"),
-        (torn_config, "not the config of a model"),
+        (torn_config, "is not JSON at line"),
         (foreign_config, "not the config of a model"),
         (killed_while_replaced, "half-written or changed"),
         (shutil.rmtree, "no such folder"),

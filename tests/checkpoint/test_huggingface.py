@@ -68,9 +68,14 @@ def test_the_config_names_the_kind(tmp_path):
     assert read_config(tmp_path, ("t5",))["d_model"] == 3
     with pytest.raises(UserError, match="model of type t5; wanted is clip or bert"):
         read_config(tmp_path, ("clip", "bert"))
-    for content in ("{", "[]", json.dumps({"d_model": 3})):
+    for content, words in (
+        ("{", "is not JSON"),
+        ("[]", "not a JSON object"),
+        (json.dumps({"d_model": 3}), "has no entry 'model_type'"),
+        (json.dumps({"model_type": ["t5"]}), "'model_type' is .* it must be a string"),
+    ):
         file.write_text(content)
-        with pytest.raises(UserError, match="does not say which model"):
+        with pytest.raises(UserError, match=words):
             read_config(tmp_path, ("t5",))
 
 

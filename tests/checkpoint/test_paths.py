@@ -168,8 +168,8 @@ def index(tmp_path):
         ("", "not a file name"),
         (3, "not a file name"),
         (None, "not a file name"),
-        (["own.safetensors"], "not a safetensors index"),
-        ({"a": "b"}, "not a safetensors index"),
+        (["own.safetensors"], "not a file name"),
+        ({"a": "b"}, "not a file name"),
     ],
 )
 def test_an_index_names_files_of_its_folder(index, tmp_path, name, words, read):
@@ -183,7 +183,7 @@ def test_an_index_names_files_of_its_folder(index, tmp_path, name, words, read):
 
 @pytest.mark.parametrize("content", [[], {}, {"weight_map": ["own.safetensors"]}, "a", 3, None])
 def test_an_index_of_another_shape_is_refused(index, content):
-    with pytest.raises(UserError, match="not a safetensors index"):
+    with pytest.raises(UserError, match=r"index\.json"):
         read_shapes(index(content))
 
 

@@ -128,7 +128,7 @@ def break_entry(path, data):
         (break_header, "cut short"),
         (break_empty, "cut short at 0 bytes"),
         (break_kind, "not a safetensors file"),
-        (break_json, "header is unreadable"),
+        (break_json, "header of .* is not JSON"),
         (break_entry, "a/kernel contradicts itself"),
         (lambda path, data: path.unlink(), "nothing at"),
     ],

@@ -173,7 +173,7 @@ def another_layer(folder):
         (longer_vocabulary, r"token_embedding\.weight becomes \(86, 24\).*is \(99, 24\)"),
         (lambda f: (f / "model.safetensors").unlink(), r"no \.safetensors file in"),
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
-        (lambda f: (f / "config.json").write_text("{}"), "does not say which model"),
+        (lambda f: (f / "config.json").write_text("{}"), "has no entry 'model_type'"),
     ],
 )
 def test_a_folder_that_does_not_fit_is_one_sentence(harm, words, tmp_path):

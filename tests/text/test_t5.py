@@ -109,7 +109,7 @@ def test_lower_case_where_asked_for(tmp_path):
     [
         (lambda f: None, r"has no tokenizer: it needs tokenizer\.json, or spiece\.model"),
         (lambda f: (f / "spiece.model").touch(), "`pip install sentencepiece protobuf`"),
-        (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be read"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "is not JSON at line 1"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_read_is_one_sentence(write, words, tmp_path, monkeypatch):
