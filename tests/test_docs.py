@@ -20,7 +20,7 @@ PAGES = [
 # An HTML comment directly above an example says why it is not executed.
 EXAMPLE = re.compile(r"(-->\n)?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"(?:^ {4}|&& )emu-jax (\w.*?)(?= && |  +#|$)", re.MULTILINE)
-PLACEHOLDER = re.compile(r"\.\.\.|\[|--config=FILE|imported\.py:")
+PLACEHOLDER = re.compile(r"\.\.\.|\[|--config=FILE|imported\.py:|reward_weighted\.py:")
 
 
 def _examples(page: Path) -> list[str]:

@@ -96,12 +96,12 @@ def test_a_value_of_the_wrong_type_names_the_key(override, refused, train):
         (["--config=configs/autoencoder.py:sise=tiny"], "no option 'sise'"),
         (
             ["--config=configs/autoencoder.py:size=huge"],
-            "size is one of tiny, tiny_f4, test, f16, f8, not 'huge'",
+            "The option size is 'huge'; use tiny, tiny_f4, test, f16 or f8",
         ),
         (["--config=configs/autoencodre.py"], "no config file configs/autoencodre.py"),
         ([], "needs --config=FILE"),
         (["--config=configs/autoencoder.py"], "needs --workdir=DIR"),
-        (["--config=configs/autoencoder.py", "--workdir=x", "more"], "what to do with 'more'"),
+        (["--config=configs/autoencoder.py", "--workdir=x", "more"], "has no argument 'more'"),
         (["--config=configs/autoencoder.py", "--wrokdir=x"], "wrokdir"),
     ],
 )

@@ -34,15 +34,13 @@ OPTIONS = (
     "--config.train.validate_every=0",
     "--config.groups.generator.optimizer.learning_rate=0.05",
 )
-# Two stages would take twice as long to compile.
-STAGE = ["--config.denoiser.widths=(16,)"]
 # A run of four steps of what is tuned for thousands.
 SHORT = [f"--config.train.{key}" for key in ("batch_size=8", "log_every=1", "checkpoint_every=2")]
 SHORT += ["--config.train.preview_every=0", "--config.groups.generator.optimizer.warmup=1"]
 # Config, how the adapter's file calls the denoiser, further options.
 FAMILIES = {
-    "latents": ("latent_diffusion", "unet", STAGE),
-    "pixels": ("pixel_diffusion", "unet", [*STAGE, "--config.denoiser.transformer_depth=(1,)"]),
+    "latents": ("latent_diffusion", "unet", []),
+    "pixels": ("pixel_diffusion", "unet", []),
     "tokens": ("masked", "transformer", []),
     "transformer": ("latent_diffusion:denoiser=transformer", "transformer", []),
     "sd3": ("imported", "transformer", SHORT),

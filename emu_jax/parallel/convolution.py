@@ -44,7 +44,7 @@ def _convolve(
     devices: int,
     constrain_rows: Callable[[Array], Array],
     x: Float[Array, "b h w c"],
-    kernel: Float[Array, "i j c d"],
+    kernel: Float[Array, "i j e d"],
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     **options: Any,
@@ -62,7 +62,7 @@ def _convolve(
 
 def by_columns(
     x: Float[Array, "b h w c"],
-    kernel: Float[Array, "i j c d"],
+    kernel: Float[Array, "i j e d"],
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     constrain_rows: Callable[[Array], Array] = lambda x: x,

@@ -85,7 +85,7 @@ def test_a_comparison_shows_the_training_of_every_part(base, super_resolution):
     cascade = Drawn(f"builtin:vq_64+{base}@2+{super_resolution}", [], {"chosen": None})
     (section,) = _training([cascade])
     text = str(section)
-    assert str(base) in text and str(super_resolution) in text
+    assert base.name in text and super_resolution.name in text
 
 
 def test_a_folder_with_a_plus_in_its_name_is_no_cascade(base, tmp_path):
@@ -122,7 +122,7 @@ def test_what_does_not_go_together_is_refused(base, super_resolution, generator_
         (["sample", "a", "--checkpoint=SUPER"], "use emu-jax upsample"),
         (["evaluate", "SUPER", "--judge="], "use emu-jax upsample"),
         (["upsample", "PICTURE", "--checkpoint=BASE"], "draws images and enlarges none"),
-        (["upsample", "nowhere.png", "--checkpoint=SUPER"], "There is no picture nowhere.png"),
+        (["upsample", "nowhere.png", "--checkpoint=SUPER"], "There is no image nowhere.png"),
         (["upsample", "BROKEN", "--checkpoint=SUPER"], "broken.png: not an image"),
     ],
 )
@@ -151,7 +151,7 @@ def test_the_published_sizes_by_shape_alone(part, parameters):
 def test_super_resolution_is_for_pixels(generator_run):
     config = read(f"{runs.ROOT}/configs/pixel_diffusion.py:size=test,part=super")
     config.codec = dict(kind="autoencoder", path="builtin:autoencoder_64")
-    with pytest.raises(UserError, match="is for pixels"):
+    with pytest.raises(UserError, match="works on pixels"):
         make_task(config)
     with pytest.raises(UserError, match="part=super_1024 is only available for size=imagen"):
         read(f"{runs.ROOT}/configs/pixel_diffusion.py:size=tiny,part=super_1024")

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.assembly.config import read
 from emu_jax.assembly.models import locate
+from emu_jax.assembly.sections.runs import complete
 from emu_jax.assembly.tasks import make_task
 from emu_jax.checkpoint.export import load_model
 from emu_jax.nn.functional import subtree
@@ -52,4 +53,4 @@ def test_shipped_weights_are_what_the_committed_config_tunes_and_draws_with(name
     wanted = jax.eval_shape(make_task(config).init, jax.random.key(0))[0]
     params = relaid(model.params, wanted)
     assert {k: x.shape for k, x in params.items()} == {k: x.shape for k, x in wanted.items()}
-    assert model.config["sampling"] == config.sampling.to_dict()
+    assert complete(model.config).sampling.to_dict() == config.sampling.to_dict()

@@ -66,7 +66,7 @@ def test_layers_become_one_loop_and_come_apart(generator_run, autoencoder_run):
     config = read(f"{runs.ROOT}/configs/latent_diffusion.py:size=test")
     config.codec.path, config.init_from = str(autoencoder_run), str(generator_run)
     source = load_model(str(generator_run), dtype=np.float32).params
-    config.denoiser.scan = True
+    config.denoiser.update(dict(scan=True, widths=(8,)))
     _, (params, _) = opened(config)
     stacks = [path for path in params if SCANNED in path]
     assert stacks and not any(path in source for path in stacks)

@@ -11,15 +11,14 @@ from emu_jax.assembly.tasks import make_task
 from emu_jax.cli.main import main
 from emu_jax.planning.flops import count_flops
 
-CONFIG = f"--config={runs.ROOT}/configs/latent_diffusion.py:size=test"
+CONFIG = f"--config={runs.ROOT}/configs/pixel_diffusion.py:size=test,part=base"
 # Pixels and a stage of two residual blocks down, three up and two between: nothing else to compile.
 SMALL = {
-    "codec.kind": "identity",
     "data.image_size": 8,
     "data.cache_latents": True,
     "data.cache_text": True,
     "denoiser.widths": (8,),
-    "denoiser.transformer_depth": 0,
+    "denoiser.transformer_depth": (0,),
     "denoiser.mid_depth": 0,
 }
 OVERRIDES = [f"--config.{key}={value}" for key, value in SMALL.items()]

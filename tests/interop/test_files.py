@@ -150,7 +150,7 @@ def spring():
         (lambda t: t.pop("decoder.conv_in.bias"), "lack keys .*decoder.conv_in.bias"),
         (
             lambda t: t.update({"decoder.conv_in.bias": torch.zeros(3)}),
-            "decoder.conv_in.bias becom",
+            "decoder.conv_in.bias has shape",
         ),
     ],
 )

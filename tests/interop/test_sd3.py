@@ -87,12 +87,12 @@ def test_one_call_of_each_network_is_diffusers(trip, generator):
             timestep=torch.tensor(t),
         ).sample
         picture = vae.decode(first(x) / vae.config.scaling_factor + vae.config.shift_factor).sample
-    assert by.mask.all() and by.context.shape == states.shape
-    output = jax.jit(task.denoiser, **QUICK)(params, x, t, by.context, by.mask, by.vector)
+    assert by["mask"].all() and by["context"].shape == states.shape
+    output = jax.jit(task.denoiser, **QUICK)(params, x, t, **by)
     decoded = jax.jit(task.codec.decode, **QUICK)(frozen["codec"], x)
     errors = dict(
-        text=far(by.context, states),
-        pooled=far(by.vector, pooled),
+        text=far(by["context"], states),
+        pooled=far(by["vector"], pooled),
         denoiser=far(output, wanted.permute(0, 2, 3, 1)),
         decoder=far(decoded, picture.permute(0, 2, 3, 1)),
     )

@@ -170,7 +170,7 @@ def another_layer(folder):
     [
         (unknown_tensor, r"keys this network does not have: text_model\.extra"),
         (another_layer, r"lack keys this network needs: text_model\.encoder\.layers\.2"),
-        (longer_vocabulary, r"token_embedding\.weight becomes \(86, 24\).*is \(99, 24\)"),
+        (longer_vocabulary, r"token_embedding\.weight has shape \(86, 24\).* has \(99, 24\)"),
         (lambda f: (f / "model.safetensors").unlink(), r"no \.safetensors file in"),
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: (f / "config.json").write_text("{}"), "has no entry 'model_type'"),
