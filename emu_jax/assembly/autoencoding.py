@@ -2,11 +2,10 @@
 
 from functools import partial
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.groups import make_groups
-from emu_jax.assembly.networks import frozen_arrays, module
+from emu_jax.assembly.networks import compute_dtype, frozen_arrays, module
 from emu_jax.errors import UserError
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.discriminator import PatchDiscriminator
@@ -69,6 +68,6 @@ def make_autoencoding(config: ConfigDict, on: Placement) -> Autoencoding:
         perceptual_weight=loss.perceptual_weight,
         adversarial_weight=loss.adversarial_weight,
         adversarial_start=loss.adversarial_start,
-        compute_dtype=jnp.dtype(config.compute_dtype),
+        compute_dtype=compute_dtype(config),
         quantizer=quantizer,
     )

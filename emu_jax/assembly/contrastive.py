@@ -2,12 +2,11 @@
 
 from functools import partial
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.encoders import frozen_encoders, make_encoders
 from emu_jax.assembly.groups import make_groups
-from emu_jax.assembly.networks import module
+from emu_jax.assembly.networks import compute_dtype, module
 from emu_jax.errors import UserError
 from emu_jax.nn.contrastive import ContrastiveModel
 from emu_jax.nn.functional import Network
@@ -29,5 +28,5 @@ def make_contrastive(config: ConfigDict, on: Placement) -> Contrastive:
         encoders=encoders,
         groups=make_groups(config),
         frozen=frozen_encoders(config.text, encoders),
-        compute_dtype=jnp.dtype(config.compute_dtype),
+        compute_dtype=compute_dtype(config),
     )

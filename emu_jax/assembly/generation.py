@@ -2,14 +2,13 @@
 
 from functools import partial
 
-import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.codecs import make_codec
 from emu_jax.assembly.encoders import frozen_encoders, make_encoders
 from emu_jax.assembly.groups import make_groups
-from emu_jax.assembly.networks import module
+from emu_jax.assembly.networks import compute_dtype, module
 from emu_jax.assembly.streams import stream_spec
 from emu_jax.errors import UserError
 from emu_jax.nn.arguments import check_arguments
@@ -55,7 +54,7 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
         groups=make_groups(config),
         frozen=frozen,
         drop_text=config.drop_text,
-        compute_dtype=jnp.dtype(config.compute_dtype),
+        compute_dtype=compute_dtype(config),
         previews=config.sampling.previews,
         low=low,
     )

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from emu_jax.checkpoint.safetensors_io import fingerprint_params
 from emu_jax.errors import UserError
@@ -19,6 +21,14 @@ def module(kind: Callable, arguments: Mapping[str, Any], rngs: nnx.Rngs) -> Any:
         return kind(**arguments, rngs=rngs)
     except TypeError as error:
         raise UserError(f"{kind.__name__}: {error}.") from error
+
+
+def compute_dtype(config: ConfigDict) -> Any:
+    """The dtype of activations. Stored configs are not checked by a schema, so this one is here."""
+    name = config.compute_dtype
+    if name not in ("float32", "bfloat16"):
+        raise UserError(f"compute_dtype is {name!r}; use float32 or bfloat16.")
+    return jnp.dtype(name)
 
 
 def frozen_arrays(source: str, params: Mapping[str, Any]) -> Frozen:

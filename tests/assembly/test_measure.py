@@ -56,5 +56,5 @@ def test_the_figures_are_those_that_evaluate_gives(measured, judge_run, pictures
         assert lines_with(measured, f"samples/{name}")[3] == pytest.approx(found[key]["value"])
     text = (tmp_path / "index.html").read_text()
     chosen = load_model(str(measured)).meta["chosen"]
-    assert f"{measured.name} chose step {chosen['step']}: {chosen['reason']}." in text
+    assert f"step {chosen['step']} was chosen; {chosen['reason']}." in text
     assert "samples/faithful" in text and text.count('class="mark"') >= 4

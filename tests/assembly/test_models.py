@@ -148,7 +148,7 @@ def test_a_tokenizer_runs_no_code_and_reads_its_own_folder(tmp_path):
     ("key", "value", "words"),
     [
         ("codec", "x", "codec in .* is 'x'; it must be a section"),
-        ("compute_dtype", None, r"does not describe a model .* \(emu_jax/"),
+        ("compute_dtype", None, "compute_dtype is None; use float32 or bfloat16"),
         ("denoiser.widths", "x", "UNet.widths is 'x'; it must be a list"),
         ("denoiser.groups", 0, r"does not describe a model .*ZeroDivisionError|norm groups"),
         ("denoiser.novel", 1, "UNet: .*novel"),

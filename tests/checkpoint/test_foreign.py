@@ -102,7 +102,7 @@ def test_a_config_is_like_its_defaults():
         (lambda: {}["width"], r"^model does not describe .*: it has no 'width' \("),
         (lambda: ConfigDict({}).width, r"^model does not describe .*: it has no 'width' \("),
         (lambda: activation(["gelu"]), r"TypeError: .* \(emu_jax/nn/layers\.py:\d+\)\.$"),
-        (lambda: activation("x"), r"^model: No activation is called 'x'"),
+        (lambda: activation("x"), r"^model: The activation is 'x'; choose one of"),
     ],
 )
 def test_what_values_break_is_said_with_the_place(fail, words):
