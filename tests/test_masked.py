@@ -242,7 +242,7 @@ def test_a_cascade_hands_on_the_very_tokens(masked_run, super_run):
 def test_stages_that_do_not_fit_are_refused(masked_run, super_run, vq_run, tmp_path, capsys):
     """Alone; and behind a base whose numbers are those of other codes."""
     assert main(["sample", "a", f"--checkpoint={super_run}", f"--out={tmp_path}"]) == 2
-    assert "name it behind what draws them" in capsys.readouterr().err
+    assert f"put it behind a model that draws, BASE+{super_run}" in capsys.readouterr().err
     vq, masked = load_model(str(vq_run)), load_model(str(masked_run))
     codes = {CODEBOOK: vq.params[CODEBOOK] + 1}
     save_model(str(tmp_path / "vq"), vq.params | codes, vq.config, vq.meta, "float32")
