@@ -29,8 +29,7 @@ def bicubic(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "
 
 def _apply(x: Float[Array, "b h w c"], size: tuple[int, int], weights) -> Float[Array, "b i j c"]:
     rows, columns = (
-        jnp.asarray(weights(old, new), x.dtype)
-        for old, new in zip(x.shape[1:3], size, strict=True)
+        jnp.asarray(weights(old, new), x.dtype) for old, new in zip(x.shape[1:3], size, strict=True)
     )
     return jnp.einsum("ih,bhwc,jw->bijc", rows, x, columns, precision="highest")
 
