@@ -38,7 +38,7 @@ class DeepLab(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w classes"]:
-        """Logits of images normalized by ImageNet's mean and standard deviation."""
+        """Logits of images in [-1, 1]."""
         head = self.classifier
         y = nnx.relu(head["2"](head["1"](head["0"](self.backbone(x)[-1]))))
         return bilinear(head["4"](y), x.shape[1:3], half_pixel=True)

@@ -7,6 +7,7 @@ files, without the classifier ``fc``.
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -14,7 +15,7 @@ from emu_jax.nn.layers import FixedBatchNorm
 
 DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 # Of ImageNet's RGB values in [0, 1].
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _EXPANSION = 4
 
 
@@ -48,7 +49,9 @@ class ResNet(nnx.Module):
             setattr(self, f"layer{i + 1}", nnx.List(blocks))
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> list[Float[Array, "b i j c"]]:
-        """``x``: images normalized by ImageNet's mean and standard deviation."""
+        """``x``: images in [-1, 1]."""
+        mean, std = (jnp.asarray(value, x.dtype) for value in (_MEAN, _STD))
+        x = ((x + 1) / 2 - mean) / std
         x = nnx.relu(self.bn1(self.conv1(x)))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         maps = []

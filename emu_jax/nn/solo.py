@@ -61,6 +61,7 @@ class Solo(nnx.Module):
         self.mask_heads = nnx.List(last(width, grid**2, (1, 1)) for grid in grids)
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> list[Level]:
+        """``x``: images in [-1, 1]."""
         maps = self.neck(self.backbone(x))
         if len(self.grids) > 1:
             half = [length // 2 for length in maps[0].shape[1:3]]

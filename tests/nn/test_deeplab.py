@@ -13,7 +13,10 @@ from emu_jax.nn.resnet50 import ResNet
 
 
 def images(size):
-    return np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    """Images in [-1, 1], and normalized by ImageNet's mean and standard deviation for torch."""
+    x = np.random.default_rng(0).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
+    y = ((x + 1) / 2 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    return jnp.asarray(x), torch.tensor(y, dtype=torch.float32).permute(0, 3, 1, 2)
 
 
 def close(found, expected):
@@ -26,14 +29,14 @@ def test_the_stages_of_a_resnet():
     reference = randomize(torchvision_models.models().resnet50(weights=None))
     own = Network(lambda rngs: ResNet(rngs=rngs))
     weights = {k: v for k, v in tensors(reference).items() if not k.startswith("fc.")}
-    x = images((64, 96))
+    x, normalized = images((64, 96))
     stages = [getattr(reference, f"layer{i}") for i in range(1, 5)]
     with torch.no_grad():
-        y = reference.relu(reference.bn1(reference.conv1(torch.tensor(x).permute(0, 3, 1, 2))))
+        y = reference.relu(reference.bn1(reference.conv1(normalized)))
         y, expected = reference.maxpool(y), []
         for stage in stages:
             expected.append(y := stage(y))
-    found = own(from_torch(weights, own.shapes()), jnp.asarray(x))
+    found = own(from_torch(weights, own.shapes()), x)
     for one, other in zip(found, expected, strict=True):
         close(one, other.permute(0, 2, 3, 1))
 
@@ -43,8 +46,8 @@ def test_logits_of_pixels():
     make = torchvision_models.models().segmentation.deeplabv3_resnet50
     reference = randomize(make(weights=None, weights_backbone=None, num_classes=5))
     own = Network(lambda rngs: DeepLab(5, rngs=rngs))
-    x = images((48, 64))
+    x, normalized = images((48, 64))
     with torch.no_grad():
-        expected = reference(torch.tensor(x).permute(0, 3, 1, 2))["out"]
-    found = own(from_torch(tensors(reference), own.shapes()), jnp.asarray(x))
+        expected = reference(normalized)["out"]
+    found = own(from_torch(tensors(reference), own.shapes()), x)
     close(found, expected.permute(0, 2, 3, 1))
