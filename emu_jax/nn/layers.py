@@ -165,6 +165,21 @@ class RMSNorm(nnx.Module):
         return (y * self.scale[...]).astype(x.dtype)
 
 
+class FixedBatchNorm(nnx.Module):
+    """Batch norm with stored statistics, for networks that are used or tuned as published."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-5):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.running_mean = nnx.Param(jnp.zeros(channels))
+        self.running_var = nnx.Param(jnp.ones(channels))
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        factor = self.scale[...] * jax.lax.rsqrt(self.running_var[...] + self.eps)
+        return (x * factor + (self.bias[...] - self.running_mean[...] * factor)).astype(x.dtype)
+
+
 class Table(nnx.Module):
     """Rows by number, in the dtype of the table (nnx.Embed keeps its initial dtype)."""
 
