@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.assembly.cost import training_flops
 from emu_jax.assembly.models import open_model, with_adapter
+from emu_jax.assembly.sections.runs import upgrade
 from emu_jax.assembly.streams import stream_spec
 from emu_jax.assembly.tasks import open_task
 from emu_jax.checkpoint.foreign import blaming, require_fit
@@ -169,6 +170,7 @@ class Generator(Drawer):
         if adapter:
             model = with_adapter(model, adapter, adapter_scale)
         config = ConfigDict(model.config)
+        upgrade(config)
         if "sampling" not in config:
             task = config.get("task")
             raise UserError(f"{checkpoint} is not a text-to-image generator: its task is {task!r}.")

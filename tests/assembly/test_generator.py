@@ -7,6 +7,7 @@ import runs
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.config import read
+from emu_jax.assembly.generator import Generator
 from emu_jax.assembly.models import locate
 from emu_jax.assembly.sections.runs import complete
 from emu_jax.assembly.tasks import make_task
@@ -54,3 +55,5 @@ def test_shipped_weights_are_what_the_committed_config_tunes_and_draws_with(name
     params = relaid(model.params, wanted)
     assert {k: x.shape for k, x in params.items()} == {k: x.shape for k, x in wanted.items()}
     assert complete(model.config).sampling.to_dict() == config.sampling.to_dict()
+    # Every key of its stored config, of an older version in part, opens as it is.
+    assert Generator(f"builtin:{name}").step == model.meta["step"]

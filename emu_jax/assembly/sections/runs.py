@@ -171,8 +171,13 @@ def complete(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
     if kind is None:
         return ConfigDict(config)
     found = completed(kind, config)
-    denoiser = found.get("denoiser")
+    upgrade(found)
+    return found
+
+
+def upgrade(config: ConfigDict) -> None:
+    """Spells the values of a config that an older version stored as they are spelled now."""
+    denoiser = config.get("denoiser")
     if isinstance(denoiser, ConfigDict) and isinstance(denoiser.get("remat"), bool):
         with denoiser.ignore_type():  # of older transformers
             denoiser.remat = "block" if denoiser.remat else "none"
-    return found
