@@ -174,7 +174,7 @@ def test_muses_second_model_by_shape_alone():
     ("key", "value", "words"),
     [
         ("task", "drawing", "config.task is 'drawing'; use one of generation, autoencoding"),
-        ("codec.kind", "wavelet", "codec.kind is 'wavelet'; use autoencoder or identity"),
+        ("codec.kind", "wavelet", "codec.kind is 'wavelet'; use one of autoencoder, identity"),
         ("codec.path", "builtin:nothing", "No weights called builtin:nothing"),
         ("denoiser.kind", "mlp", "denoiser.kind is 'mlp'; use one of unet"),
         ("denoiser.kind", "uvit", "denoiser.kind is 'uvit'; use one of unet"),
