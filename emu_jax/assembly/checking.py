@@ -206,7 +206,7 @@ def _type_words(option: Any, about: Key, value: Any) -> str:
         first, *rest = get_args(option)
         each = {int: "whole numbers", float: "numbers", bool: "bools", str: "strings"}
         many = "" if Ellipsis in rest else f"{1 + len(rest)} "
-        noun = each.get(first) or f"{_type_words(first, about, None)}"
+        noun = _type_words(first, about, None) if choices(first) else each.get(first, "values")
         return f"a tuple of {many}{noun}{bounds}"
     if option in (int, float):
         return f"{'a whole number' if option is int else 'a number'}{bounds}"

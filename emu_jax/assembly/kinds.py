@@ -54,7 +54,8 @@ def _derived(name: str, build: Callable[..., Any], given: frozenset[str]) -> typ
             doc = f"Argument of {build.__name__}."
             default = parameter.default
             field = required(doc) if default is parameter.empty else key(default, doc)
-            fields.append((argument, types.get(argument, str), field))
+            plain = isinstance(default, bool | int | float | tuple)
+            fields.append((argument, types.get(argument, type(default) if plain else str), field))
     made = make_dataclass(build.__name__, fields, bases=(Section,), frozen=True, kw_only=True)
     made.__doc__ = f":class:`{build.__module__}.{build.__qualname__}`."
     return made

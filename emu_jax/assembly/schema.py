@@ -21,7 +21,7 @@ Neither this module nor the sections import JAX: a typing mistake in a command i
 import difflib
 import math
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -180,10 +180,10 @@ def options(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if union else (annotation,)
 
 
-def sections(annotation: Any) -> list[type[Section]]:
-    """The alternatives that are sections."""
+def sections(annotation: Any) -> Collection[type[Section]]:
+    """The alternatives that are sections; those of a registry are made as they are iterated."""
     if open_kinds := _open_kinds(annotation):
-        return list(open_kinds.values())
+        return open_kinds.values()
     return [o for o in options(annotation) if isinstance(o, type) and issubclass(o, Section)]
 
 
@@ -211,7 +211,7 @@ def dicts(annotation: Any) -> list[Any]:
 def entry_of(annotation: Any, given: Any) -> Any:
     """The type of a dict's entries: of several alternatives the one whose keys the entries have."""
     entries = [get_args(option)[1] for option in dicts(annotation)]
-    for entry in entries:
+    for entry in entries[:-1]:
         known = {name for option in sections(entry) for name in keys(option)}
         if all(is_mapping(given[name]) and known & set(given[name]) for name in given):
             return entry

@@ -109,7 +109,7 @@ def test_enumerations_are_those_of_the_code():
     discrete = {name for name, make in SCHEDULES.items() if make().steps is not None}
     assert discrete == set(DISCRETE)
     assert set(get_args(Remat)) == set(POLICIES)
-    assert literal(sections(Denoiser)[0], "act") == set(ACTIVATIONS)
+    assert literal(next(iter(sections(Denoiser))), "act") == set(ACTIVATIONS)
     assert literal(Run, "attention") == set(KINDS)
     assert set(get_args(generation.Dtype)) == set(DTYPES)
     assert literal(generation.Clip, "size") == {"", *CLIP_SIZES}

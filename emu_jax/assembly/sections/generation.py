@@ -8,6 +8,7 @@ from emu_jax.assembly.kinds import Kinds
 from emu_jax.assembly.registry import CODECS
 from emu_jax.assembly.schema import Section, key, required
 from emu_jax.evaluation.references import Sets
+from emu_jax.evaluation.registry import METRICS
 from emu_jax.process.registry import DISCRETE, PROCESSES, SAMPLERS, SCHEDULES
 from emu_jax.text.registry import ENCODERS
 
@@ -204,6 +205,9 @@ class Measure(Section):
         "", "A trained judge: a run, a model, or builtin:NAME; empty: none.", path=True
     )
     count: int = key(64, "Number of prompts.", at_least=1)
+    metrics: tuple[Annotated[str, METRICS], ...] = key(
+        (), "Further metrics of the samples; the references are the needles."
+    )
     captions: str = key(Sets.captions, "DATASET:CONDITION of the prompts.", filled=True)
     needles: str = key(Sets.needles, "DATASET:CONDITION of the tuning images.", filled=True)
     haystack: str = key(Sets.haystack, "DATASET:CONDITION of the images before.", filled=True)
