@@ -199,5 +199,12 @@ def test_what_cannot_be_judged_is_said(
     assert said in capsys.readouterr().err
 
 
+def test_a_mistyped_metric_is_answered_with_the_nearest_name(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", "builtin:masked_64", "--metrics=contrast,sharpnes"])
+    assert "'sharpnes' is unknown" in (said := capsys.readouterr().err)
+    assert "did you mean sharpness?" in said
+
+
 def test_the_default_prompts_are_distinct():
     assert len(set(KEPT_CONCEPTS)) == len(KEPT_CONCEPTS) >= 24
