@@ -20,7 +20,11 @@ PAGES = [
 # An HTML comment directly above an example says why it is not executed.
 EXAMPLE = re.compile(r"(-->\n)?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"(?:^ {4}|&& )emu-jax (\w.*?)(?= && |  +#|$)", re.MULTILINE)
-PLACEHOLDER = re.compile(r"\.\.\.|\[|--config=FILE|imported\.py:|reward_weighted\.py:")
+PLACEHOLDER = re.compile(
+    r"\.\.\.|\[|--config=FILE|imported\.py:"
+    # Of the pages on extending the package: files and names that are made there.
+    r"|reward_weighted\.py:|convnet\.py:|white_share"
+)
 
 
 def _examples(page: Path) -> list[str]:

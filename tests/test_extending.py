@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import runs
 
-from emu_jax.assembly import tasks
-from emu_jax.assembly.sections import runs as sections
+from emu_jax.assembly.sections.runs import TASKS
 from emu_jax.cli.main import main
 
 PAGE = runs.ROOT / "docs" / "add_a_task.md"
@@ -23,9 +22,8 @@ def config(tmp_path_factory):
     file.write_text(code)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(runs.ROOT)
-        patch.setattr(tasks, "TASKS", dict(tasks.TASKS))
-        patch.setattr(sections, "TASKS", dict(sections.TASKS))
         yield f"--config={file}:size=test"
+        del TASKS["reward_weighted"]
 
 
 def test_a_task_outside_the_package_trains_and_resumes(

@@ -260,7 +260,11 @@ def test_stages_that_do_not_fit_are_refused(masked_run, super_run, vq_run, tmp_p
             "builtin:autoencoder_64",
             "low_codec.path builtin:autoencoder_64 has no codebook",
         ),
-        ("low_codec.kind", "wavelet", "low_codec.kind is 'wavelet'; use autoencoder or identity"),
+        (
+            "low_codec.kind",
+            "wavelet",
+            "low_codec.kind is 'wavelet'; use one of autoencoder, identity",
+        ),
         ("low_resolution.factor", -1, "low_resolution.factor is -1; use 1 or more"),
         ("denoiser.kind", "token_transformer", "super_resolution_transformer .*coarse tokens"),
         ("conditioner.width", 12, "set conditioner.width"),

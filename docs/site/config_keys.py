@@ -28,7 +28,7 @@ def page() -> str:
     listed: Listed = {}
     lines = [HEAD, *_section("config", Run, listed)]
     for task, kind in TASKS.items():
-        lines += _section(f"config, task={task}", kind, listed, leave_out=keys(Run))
+        lines += _section(f"config, task={task}", kind.section, listed, leave_out=keys(Run))
     return "\n".join([*lines, ""])
 
 

@@ -6,7 +6,7 @@ import types
 from dataclasses import MISSING
 from functools import reduce
 from importlib.util import find_spec
-from typing import Any, Literal, TypeVar, get_args, get_origin, overload
+from typing import Any, TypeVar, get_args, get_origin, overload
 
 from emu_jax.assembly.schema import (
     MOST,
@@ -15,6 +15,7 @@ from emu_jax.assembly.schema import (
     Section,
     alternative,
     cast,
+    choices,
     dicts,
     entry_of,
     is_mapping,
@@ -199,13 +200,13 @@ def shown(value: Any) -> str:
 
 def _type_words(option: Any, about: Key, value: Any) -> str:
     bounds = _range(about) and f", {_range(about)}"
-    if get_origin(option) is Literal:
-        return one_of(get_args(option), value)
+    if choices(option):
+        return one_of(choices(option), value)
     if get_origin(option) is tuple:
         first, *rest = get_args(option)
         each = {int: "whole numbers", float: "numbers", bool: "bools", str: "strings"}
         many = "" if Ellipsis in rest else f"{1 + len(rest)} "
-        noun = each.get(first) or f"{_type_words(first, about, None)}"
+        noun = _type_words(first, about, None) if choices(first) else each.get(first, "values")
         return f"a tuple of {many}{noun}{bounds}"
     if option in (int, float):
         return f"{'a whole number' if option is int else 'a number'}{bounds}"

@@ -10,13 +10,14 @@ from etils import epath
 from tqdm import tqdm
 
 from emu_jax.assembly.cascade import open_generator, stages_of
-from emu_jax.assembly.judge import Judge, open_selection, yardstick
+from emu_jax.assembly.judge import Judge, open_selection, read_set, yardstick
 from emu_jax.assembly.models import locate
 from emu_jax.evaluation import comparison
 from emu_jax.evaluation.assessment import assess
 from emu_jax.evaluation.comparison import REAL, Drawn
 from emu_jax.evaluation.curves import METRICS_FILE
 from emu_jax.evaluation.grids import grid
+from emu_jax.evaluation.measuring import Images, make_meters, reads_references
 from emu_jax.evaluation.prompts import KEPT_CONCEPTS
 from emu_jax.evaluation.references import Sets
 from emu_jax.evaluation.report import Section, write_report
@@ -34,6 +35,7 @@ def compare(
     prompts: Sequence[str] | None = None,
     count: int = 100,
     judge: str = "",
+    metrics: Sequence[str] = (),
     seed: int = 0,
     changes: Mapping[str, Any],
 ) -> epath.Path:
@@ -41,7 +43,8 @@ def compare(
     ``index.html``, ``NAME.json`` with the same figures, ``figures.md``, ``grid.png``.
 
     ``prompts`` None: ``count`` captions of ``sets``. ``judge`` "": no measurements, and no data set
-    is read. ``changes`` are sampling settings. Returns the report's file.
+    is read, unless a metric of ``metrics`` reads references. ``changes`` are sampling settings.
+    Returns the report's file.
     """
     scorer = by = None
     if judge:
@@ -54,8 +57,9 @@ def compare(
     record: dict[str, Any] = {"prompts": texts}
     labels = _labels(models)
     sections = [comparison.image_table(drawn, labels, texts[:_SHOWN], seed)]
+    shown = [*drawn, *([Drawn(REAL, list(by.real), {})] if by and by.real else [])]
+    tables = []
     if scorer and by:
-        shown = [*drawn, *([Drawn(REAL, list(by.real), {})] if by.real else [])]
         found = {
             model.name: assess(model.images, scorer.embed_images(model.images), by)
             for model in shown
@@ -66,9 +70,16 @@ def compare(
             label = labels.get(model.name, model.name)
             sections.append(comparison.copies(model, label, found[model.name], by))
         record |= {"judge": {"path": scorer.name, "weights": scorer.fingerprint}, **verdicts}
+        tables.append(table)
+    if metrics:
+        meters = make_meters(metrics, _references(metrics, sets, drawn[0]))
+        measured, record["metrics"], table = comparison.measured(meters, shown, labels, texts)
+        sections += measured
+        tables.append(table)
+    if tables:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "figures.md").write_text(table)
-        print(table, end="")
+        (folder / "figures.md").write_text("\n".join(tables))
+        print("\n".join(tables), end="")
     record["models"] = {model.name: model.facts for model in drawn}
     sections += [comparison.costs(drawn, labels), *_training(drawn)]
     index = write_report(
@@ -85,6 +96,14 @@ def compare(
         wide = len(drawn) * max(1, round(8 / len(drawn)))
         grid(paired, captions, columns=wide, scale=2).save(file, "PNG")
     return index
+
+
+def _references(metrics: Sequence[str], sets: Sets, model: Drawn) -> Images:
+    """The references in the size of a model's images; none where no metric reads them."""
+    if not reads_references(metrics):
+        return []
+    height, width, _ = model.images[0].shape
+    return read_set(sets.references or sets.needles, sets.data_dir, (height, width))[0]
 
 
 def _draw(

@@ -19,8 +19,8 @@ from emu_jax.parallel.convolution import convolve_by
 from emu_jax.parallel.placement import Placement
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.masking import MaskingProcess
-from emu_jax.process.registry import PROCESSES, SCHEDULES, look_up, make_sampler
-from emu_jax.process.schedules import Shifted
+from emu_jax.process.registry import PROCESSES, SCHEDULES, make_sampler
+from emu_jax.registry import loaded, look_up
 from emu_jax.tasks.base import Frozen
 from emu_jax.tasks.codecs import Codec, TokenCodec
 from emu_jax.tasks.generation import Generation, Sampling
@@ -133,41 +133,36 @@ def make_denoiser(
         arguments["side"] = side
     if low and kind.level:
         arguments["level"] = True
-    build = partial(module, kind.module, arguments)
+    build = partial(module, loaded(kind.build), arguments)
     return Network(lambda rngs: convolve_by(on.convolve, build(rngs)))
 
 
 def make_process(section: ConfigDict, codec: Codec) -> GaussianProcess | MaskingProcess:
     """The corruption process: Gaussian noise, or masks for ``process.kind`` = "masking"."""
     arguments = section.to_dict()
-    kind = arguments.pop("kind", "gaussian")
-    masks = look_up(PROCESSES, kind, "process.kind") is MaskingProcess
-    if masks != isinstance(codec, TokenCodec):
+    name = arguments.pop("kind", "gaussian")
+    kind = look_up(PROCESSES, name, "process.kind")
+    if (kind.data == "tokens") != isinstance(codec, TokenCodec):
         given = "tokens" if isinstance(codec, TokenCodec) else "no tokens"
         raise UserError(
-            f"process.kind is {kind!r}, but the codec gives {given}: use masking with a "
+            f"process.kind is {name!r}, but the codec gives {given}: use masking with a "
             "vector-quantized autoencoder and gaussian with any other codec."
         )
     if isinstance(codec, TokenCodec):
-        return MaskingProcess(codec.codes)
-    schedule = look_up(SCHEDULES, arguments.pop("schedule"), "process.schedule")()
-    shift = arguments.pop("shift", 1.0)
-    if "bounds" in arguments:
-        arguments["bounds"] = tuple(arguments["bounds"])
-    check_arguments(GaussianProcess, arguments, "process")
-    return GaussianProcess(schedule if shift == 1 else Shifted(schedule, shift), **arguments)
+        arguments["codes"] = codec.codes
+    return kind.build(**arguments)
 
 
 def make_sampling(section: ConfigDict, process: GaussianProcess | MaskingProcess) -> Sampling:
     """The sampling settings of a config, for a process."""
     arguments = section.to_dict()
-    arguments.pop("previews")
-    name, temperature = arguments.pop("sampler"), arguments.pop("temperature", 0.0)
+    name = arguments.pop("sampler")
+    sampler = make_sampler(name, process, **{"temperature": 0.0, **arguments})
+    for key in ("previews", "temperature"):
+        arguments.pop(key, None)
     check_arguments(Sampling, arguments, "sampling")
-    if isinstance(process, GaussianProcess):
-        return Sampling(make_sampler(name, process), **arguments)
-    sampler = make_sampler(name, process, temperature=temperature)
-    if arguments.get("threshold", "none") != "none" or arguments.get("guidance_rescale"):
+    for_pixels = arguments.get("threshold", "none") != "none" or arguments.get("guidance_rescale")
+    if for_pixels and not isinstance(process, GaussianProcess):
         raise UserError(
             "sampling.threshold and sampling.guidance_rescale do not apply to tokens: leave them "
             "at none and 0."

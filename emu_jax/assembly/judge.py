@@ -136,12 +136,21 @@ def _read(
     judge: Judge, sets: Sets, text: str, most: int | None
 ) -> tuple[list[UInt8[np.ndarray, "h w 3"]], list[list[str]]]:
     """Images of a set in the judge's size, and their captions; at most ``most``, at random."""
-    found = open_selection(text, sets.data_dir)
+    return read_set(text, sets.data_dir, (judge.side, judge.side), judge.background, most)
+
+
+def read_set(
+    text: str,
+    data_dir: str,
+    size: tuple[int, int],
+    background: tuple[int, int, int] = (255, 255, 255),
+    most: int | None = _MOST_REFERENCES,
+) -> tuple[list[UInt8[np.ndarray, "h w 3"]], list[list[str]]]:
+    """Images of a set in one size, and their captions; at most ``most``, at random."""
+    found = open_selection(text, data_dir)
     source, records = found.source, found.records()
     if most is not None and len(records) > most:
         records = np.sort(np.random.default_rng(0).permutation(records)[:most])
-    size, captions = (judge.side, judge.side), source.manifest.column("captions")
-    images = [
-        prepare(source.read(record), size, background=judge.background)[0] for record in records
-    ]
+    captions = source.manifest.column("captions")
+    images = [prepare(source.read(record), size, background=background)[0] for record in records]
     return images, list(captions[records])

@@ -16,6 +16,7 @@ from emu_jax.assembly.generator import Drawer
 from emu_jax.assembly.judge import Judge, yardstick
 from emu_jax.errors import UserError
 from emu_jax.evaluation.assessment import assess
+from emu_jax.evaluation.measuring import make_meters
 from emu_jax.evaluation.metrics import mmd
 from emu_jax.evaluation.references import Sets
 from emu_jax.nn.functional import Params
@@ -24,7 +25,9 @@ from emu_jax.training.state import TrainState, averaged
 
 
 class Samples:
-    """``samples/faithful``, ``finish``, ``both`` and ``mmd_needles`` of (step, state)."""
+    """``samples/faithful``, ``finish``, ``both``, ``mmd_needles`` and the config's metrics of
+    (step, state).
+    """
 
     def __init__(self, config: ConfigDict, task: Task, mesh: Mesh, frozen: Mapping[str, Params]):
         section = config.measure
@@ -47,6 +50,7 @@ class Samples:
         self._judge = Judge(section.judge)
         sets = Sets(config.data.data_dir, section.captions, section.needles, section.haystack)
         self._by = yardstick(self._judge, sets, None, section.count)
+        self._meters = make_meters(section.get("metrics", ()), self._by.tuned_images)
         self._seeds = list(range(len(self._by.prompts)))
         self._drawer = Drawer(task, config, mesh, frozen)
 
@@ -54,9 +58,14 @@ class Samples:
         drawn = self._drawer.draw_with(averaged(state), self._by.prompts, self._seeds)
         images = list(drawn)
         found = assess(images, self._judge.embed_images(images), self._by)
+        measured = {
+            f"samples/{name}": meter.value(meter.rows(images, self._by.prompts))
+            for name, meter in self._meters.items()
+        }
         return {
             "samples/faithful": float(np.mean(found.top1)),
             "samples/finish": float(np.mean(found.finished)),
             "samples/both": float(np.mean(found.top1 & found.finished)),
             "samples/mmd_needles": mmd(found.features, self._by.needles),
+            **measured,
         }

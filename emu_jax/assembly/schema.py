@@ -11,16 +11,20 @@ A field's type is a number, a bool, a string, a tuple, a ``Literal``, another se
 freely named entries, or a union of these. The alternatives of a union of sections each have a field
 ``kind``, which selects one of them.
 
+Names of a registry (:mod:`emu_jax.registry`) are not repeated: ``Annotated[str, SAMPLERS]`` is one
+of its names (``Annotated[str, SAMPLERS, ""]``: or empty), and ``Annotated[Section, kinds]`` is a
+section of :class:`emu_jax.assembly.kinds.Kinds` by ``kind``.
+
 Neither this module nor the sections import JAX: a typing mistake in a command is answered at once.
 """
 
 import difflib
 import math
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
@@ -83,7 +87,7 @@ def required(doc: str, **checks: Any) -> Any:
 @cache
 def keys(kind: type[Section]) -> Mapping[str, tuple[Any, Key, Field]]:
     """(type, :class:`Key`, field) of a section's keys by name."""
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     return {f.name: (hints[f.name], f.metadata["key"], f) for f in fields(kind)}
 
 
@@ -176,9 +180,27 @@ def options(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if union else (annotation,)
 
 
-def sections(annotation: Any) -> list[type[Section]]:
-    """The alternatives that are sections."""
+def sections(annotation: Any) -> Collection[type[Section]]:
+    """The alternatives that are sections; those of a registry are made as they are iterated."""
+    if open_kinds := _open_kinds(annotation):
+        return open_kinds.values()
     return [o for o in options(annotation) if isinstance(o, type) and issubclass(o, Section)]
+
+
+def _open_kinds(annotation: Any) -> Mapping[str, type[Section]] | None:
+    """The sections by kind of ``Annotated[Section, kinds]``."""
+    kind, *more = get_args(annotation) if get_origin(annotation) is Annotated else (None,)
+    return more[0] if kind is Section else None
+
+
+def choices(option: Any) -> tuple[Any, ...]:
+    """The values of an enumeration: a ``Literal``, or the names of a registry; else none."""
+    if get_origin(option) is Literal:
+        return get_args(option)
+    if get_origin(option) is Annotated:
+        _, registry, *others = get_args(option)
+        return (*others, *registry)
+    return ()
 
 
 def dicts(annotation: Any) -> list[Any]:
@@ -189,7 +211,7 @@ def dicts(annotation: Any) -> list[Any]:
 def entry_of(annotation: Any, given: Any) -> Any:
     """The type of a dict's entries: of several alternatives the one whose keys the entries have."""
     entries = [get_args(option)[1] for option in dicts(annotation)]
-    for entry in entries:
+    for entry in entries[:-1]:
         known = {name for option in sections(entry) for name in keys(option)}
         if all(is_mapping(given[name]) and known & set(given[name]) for name in given):
             return entry
@@ -203,11 +225,14 @@ def kind_of(option: type[Section]) -> str:
 
 def alternative(annotation: Any, given: Any, default_kind: str = "") -> type[Any] | None:
     """The section of a union that ``kind`` selects, by default ``default_kind`` or the first."""
-    found = sections(annotation)
-    if len(found) < 2:
-        return next(iter(found), None)
-    chosen = given["kind"] if "kind" in given else default_kind or kind_of(found[0])
-    return next((option for option in found if kind_of(option) == chosen), None)
+    found = _open_kinds(annotation)
+    if found is None:
+        listed_kinds = sections(annotation)
+        if len(listed_kinds) < 2:
+            return next(iter(listed_kinds), None)
+        found = {kind_of(option): option for option in listed_kinds}
+    chosen = given["kind"] if "kind" in given else default_kind or next(iter(found))
+    return found.get(chosen) if isinstance(chosen, str) else None
 
 
 def cast(annotation: Any, value: Any) -> Any:
@@ -216,8 +241,8 @@ def cast(annotation: Any, value: Any) -> Any:
 
 
 def _as(option: Any, value: Any) -> Any:
-    if get_origin(option) is Literal:
-        fits = any(type(value) is type(known) and value == known for known in get_args(option))
+    if known := choices(option):
+        fits = any(type(value) is type(choice) and value == choice for choice in known)
         return value if fits else NO
     if get_origin(option) is tuple:
         if not isinstance(value, tuple | list):

@@ -1,4 +1,4 @@
-"""From a config to its task, ready to run: the registry of tasks.
+"""From a config to its task, ready to run.
 
 A task outside this package is added by its config file, which calls :func:`register`.
 """
@@ -11,12 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.adapters import make_adapters
-from emu_jax.assembly.autoencoding import make_autoencoding
-from emu_jax.assembly.contrastive import make_contrastive
-from emu_jax.assembly.generation import make_generation
 from emu_jax.assembly.models import open_model
 from emu_jax.assembly.networks import untrained
-from emu_jax.assembly.sections import runs
+from emu_jax.assembly.sections.runs import TASKS, Run, TaskKind
 from emu_jax.checkpoint.paths import is_config_file
 from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.errors import UserError
@@ -27,18 +24,10 @@ from emu_jax.parallel.sharding import shard_params
 from emu_jax.tasks.adapting import BASE, Adapted, base_shapes
 from emu_jax.tasks.base import Frozen, Task, encoders_of
 
-TASKS: dict[str, Callable[[ConfigDict, Placement], Task]] = {
-    "generation": make_generation,
-    "autoencoding": make_autoencoding,
-    "contrastive": make_contrastive,
-}
 
-
-def register(
-    name: str, make: Callable[[ConfigDict, Placement], Task], schema: type[runs.Run]
-) -> None:
+def register(name: str, make: Callable[[ConfigDict, Placement], Task], schema: type[Run]) -> None:
     """Adds a task: what makes it from a config, and the keys of that config."""
-    TASKS[name], runs.TASKS[name] = make, schema
+    TASKS[name] = TaskKind(schema, make)
 
 
 def make_task(config: ConfigDict, on: Placement = ONE_DEVICE) -> Task:
@@ -48,7 +37,7 @@ def make_task(config: ConfigDict, on: Placement = ONE_DEVICE) -> Task:
             f"config.task is {config.task!r}; use one of {', '.join(TASKS)}, or import the file "
             "that registers it."
         )
-    task, adapters = TASKS[config.task](config, on), make_adapters(config)
+    task, adapters = TASKS[config.task].make(config, on), make_adapters(config)
     if not adapters:
         return task
     frozen = {BASE: adapted_base(config, base_shapes(task)), **task.frozen}

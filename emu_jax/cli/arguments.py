@@ -1,7 +1,11 @@
 """Arguments that several commands share."""
 
 import argparse
+from collections.abc import Callable, Collection
 from typing import Any
+
+from emu_jax.assembly.schema import listed, one_of
+from emu_jax.process.registry import SAMPLERS
 
 
 def positive(text: str) -> int:
@@ -20,13 +24,26 @@ def seed(text: str) -> int:
     return number
 
 
+def names_of(registry: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """One or more names of a registry, separated by commas, for argparse."""
+
+    def names(text: str) -> tuple[str, ...]:
+        found = tuple(filter(None, text.split(",")))
+        for name in found:
+            if name not in registry:
+                raise argparse.ArgumentTypeError(
+                    f"{name!r} is unknown; use {one_of(registry, name)}"
+                )
+        return found
+
+    return names
+
+
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of sampling; the defaults are the settings in the checkpoint's config."""
     parser.add_argument("--seed", type=seed, default=0, help="seed of each prompt's first image")
     parser.add_argument("--steps", type=positive, help="number of sampling steps")
-    parser.add_argument(
-        "--sampler", help="ddim, ancestral, euler, heun or dpmpp_2m; for tokens parallel"
-    )
+    parser.add_argument("--sampler", help=f"{listed(SAMPLERS, 'or')}; parallel is for tokens")
     parser.add_argument("--guidance_scale", type=float, help="scale of classifier-free guidance")
     parser.add_argument("--batch_size", type=positive, default=16, help="images drawn at once")
 

@@ -9,9 +9,10 @@ compares without measurements, and reads no data set.
 import argparse
 from collections.abc import Sequence
 
-from emu_jax.cli.arguments import add_sampling_arguments, positive, sampling_changes
+from emu_jax.cli.arguments import add_sampling_arguments, names_of, positive, sampling_changes
 from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.evaluation.references import Sets
+from emu_jax.evaluation.registry import METRICS
 
 JUDGE = "builtin:judge_64"
 
@@ -29,15 +30,20 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
         "--count", type=positive, default=100, help="number of prompts, without --prompts"
     )
     parser.add_argument("--judge", default=JUDGE, help=f"default {JUDGE}; empty: no judge")
+    parser.add_argument(
+        "--metrics", type=names_of(METRICS), default=(), help=f"some of {', '.join(METRICS)}"
+    )
     parser.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder of the data sets")
     for name, what in (
         ("captions", "images whose captions are the prompts, without --prompts"),
         ("needles", "images of quality-tuning"),
         ("haystack", "images in the style of pre-training"),
         ("kept", "images for the loss, as in validation"),
+        ("references", "images that metrics compare with; empty: the needles"),
     ):
         default = getattr(Sets, name)
-        parser.add_argument(f"--{name}", default=default, help=f"{what}; default {default}")
+        said = f"{what}; default {default}" if default else what
+        parser.add_argument(f"--{name}", default=default, help=said)
     parser.add_argument("--out", default=default_out, help="folder for the report")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -54,11 +60,13 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
             arguments.needles,
             arguments.haystack,
             arguments.kept,
+            arguments.references,
         ),
         name=program,
         prompts=read_prompts(arguments.prompts) if arguments.prompts else None,
         count=arguments.count,
         judge=arguments.judge,
+        metrics=arguments.metrics,
         seed=arguments.seed,
         changes=sampling_changes(arguments),
     )

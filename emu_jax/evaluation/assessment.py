@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from emu_jax.evaluation.appearance import contrast
+from emu_jax.evaluation.measuring import Batch
 from emu_jax.evaluation.memorisation import descriptors, memorised, nearest
 from emu_jax.evaluation.metrics import (
     Duel,
@@ -37,7 +39,6 @@ from emu_jax.nn.contrastive import ImageEmbedding
 
 SHARES = ("faithful", "faithful_top5", "finish", "both", "copied")  # figures in [0, 1]
 _MARGIN = 0.1  # difference of probabilities; less is a tie
-_LUMA = np.array([0.2126, 0.7152, 0.0722])  # of R, G and B as stored (Rec. 709)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def assess(
         distance=distance,
         nearest=index,
         copied=memorised(distance, by.bound),
-        contrast=np.array([np.std(image @ _LUMA) / 255 for image in images]),
+        contrast=contrast(Batch(images, by.prompts)),
     )
 
 

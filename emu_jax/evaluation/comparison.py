@@ -23,6 +23,7 @@ from emu_jax.evaluation.assessment import (
     duels,
     figures,
 )
+from emu_jax.evaluation.measuring import Meter
 from emu_jax.evaluation.metrics import Interval
 from emu_jax.evaluation.report import Charts, ImageTable, Section, Table, Tile
 
@@ -45,6 +46,7 @@ finished like the needles. Copied: nearer to a needle than 99 % of real images t
 Contrast: standard deviation of luma. Distances: small for similar sets of images."""
 _PAIRED = """The first model minus the second, paired by prompt. If an interval excludes 0, the
 choice of prompts does not explain the difference."""
+_METRICS = "Intervals are 95 %, by bootstrap over prompts."
 _DUELS = (
     """Which image of a prompt the judge prefers; a tie is a difference below its resolution."""
 )
@@ -145,6 +147,52 @@ def judged(
         for name, figure in measured.items()
     ]
     return sections, record, markdown(["", *_IN_MARKDOWN], table)
+
+
+def measured(
+    meters: Mapping[str, Meter],
+    drawn: Sequence[Drawn],
+    labels: Mapping[str, str],
+    prompts: Sequence[str],
+) -> tuple[list[Section], dict[str, Any], str]:
+    """Metrics of the registry and their differences: as sections, as a record, and in Markdown.
+
+    Pairs are of models, without the real images.
+    """
+    labels, names = {**labels, **_LABELS}, [model.name for model in drawn]
+    pairs = list(combinations([name for name in names if name != REAL], 2))
+    versus = [f"{labels[b]} against {labels[a]}" for a, b in pairs]
+    rows: list[list[str]] = []
+    apart: list[list[str]] = []
+    plots, record = {}, {}
+    for metric, meter in meters.items():
+        found = {model.name: meter.rows(model.images, prompts) for model in drawn}
+        figure = {name: meter.interval(values) for name, values in found.items()}
+        leads = [meter.difference(found[a], found[b]) for a, b in pairs]
+        rows.append([metric, meter.metric.better, *(word(metric, x) for x in figure.values())])
+        apart.append([metric, *(word(metric, lead) for lead in leads)])
+        plots[metric] = curves.interval_plot(
+            {labels[name]: interval for name, interval in figure.items()}, metric
+        )
+        record[metric] = {
+            "reads": meter.metric.reads,
+            "better": meter.metric.better,
+            "images": len(prompts),
+            "figures": _as_dicts(figure),
+            "differences": {
+                f"{b} against {a}": lead._asdict()
+                for (a, b), lead in zip(pairs, leads, strict=True)
+            },
+        }
+        if meter.statistic is None:
+            record[metric]["columns"] = {name: one.tolist() for name, one in found.items()}
+    columns = ["", "better", *(labels[name] for name in names)]
+    note = f"{len(prompts)} images of each model, one for each prompt. {_METRICS}"
+    sections: list[Section] = [Table("Metrics", columns, rows, note=note)]
+    sections += [Charts("Metrics as charts", [], plots)]
+    if pairs:
+        sections.append(Table("Differences of metrics", ["", *versus], apart, note=_PAIRED))
+    return sections, record, markdown(columns, rows)
 
 
 def copies(model: Drawn, label: str, found: Assessment, by: Yardstick) -> Section:

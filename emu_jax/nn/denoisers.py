@@ -22,24 +22,26 @@ of data:
     coarse tokens   codes, low_codes, low_side; the denoiser draws tokens given coarser ones
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from flax import nnx
+from emu_jax.registry import Lazy
 
-from emu_jax.nn.diffusion_transformer import DiffusionTransformer
-from emu_jax.nn.efficient_unet import EfficientUNet
-from emu_jax.nn.mmdit import MMDiT
-from emu_jax.nn.pixart import PixArt
-from emu_jax.nn.super_resolution import SuperResolutionTransformer
-from emu_jax.nn.token_transformer import TokenTransformer
-from emu_jax.nn.unet import UNet
-from emu_jax.nn.uvit import UVit
+# Arguments of constructors that follow from other sections of a config or from the devices. The
+# others are the keys of ``config.denoiser``.
+GIVEN = frozenset(
+    {
+        *("context_width", "vector_width", "text_width", "level", "side"),
+        *("in_channels", "out_channels", "codes", "low_codes", "low_side"),
+        *("attend", "constrain", "gather", "rngs"),
+    }
+)
 
 
 @dataclass(frozen=True)
 class DenoiserKind:
-    """A denoiser's ``module`` and the optional arguments of its constructor.
+    """What builds a denoiser, an ``nnx.Module``, and the optional arguments that it takes.
 
     - ``level``: takes ``level=True`` for a super-resolution stage, which has a noise level;
     - ``side``: takes ``side``, the number of positions along the longest side of an image;
@@ -48,7 +50,7 @@ class DenoiserKind:
     ``fixed`` is a regular expression for the paths of parameters that never train, "" for none.
     """
 
-    module: type[nnx.Module]
+    build: Callable[..., Any]
     data: Literal["continuous", "tokens", "coarse tokens"]
     level: bool = False
     side: bool = False
@@ -57,14 +59,22 @@ class DenoiserKind:
 
 
 DENOISERS: dict[str, DenoiserKind] = {
-    "unet": DenoiserKind(UNet, "continuous", level=True, text_width=True),
-    "efficient_unet": DenoiserKind(EfficientUNet, "continuous", level=True),
-    "transformer": DenoiserKind(DiffusionTransformer, "continuous", level=True),
-    "pixart": DenoiserKind(PixArt, "continuous"),
-    "mmdit": DenoiserKind(MMDiT, "continuous", fixed="pos_embed/pos_embed"),
-    "token_transformer": DenoiserKind(TokenTransformer, "tokens", side=True),
-    "uvit": DenoiserKind(UVit, "tokens"),
+    "unet": DenoiserKind(Lazy("emu_jax.nn.unet:UNet"), "continuous", level=True, text_width=True),
+    "efficient_unet": DenoiserKind(
+        Lazy("emu_jax.nn.efficient_unet:EfficientUNet"), "continuous", level=True
+    ),
+    "transformer": DenoiserKind(
+        Lazy("emu_jax.nn.diffusion_transformer:DiffusionTransformer"), "continuous", level=True
+    ),
+    "pixart": DenoiserKind(Lazy("emu_jax.nn.pixart:PixArt"), "continuous"),
+    "mmdit": DenoiserKind(
+        Lazy("emu_jax.nn.mmdit:MMDiT"), "continuous", fixed="pos_embed/pos_embed"
+    ),
+    "token_transformer": DenoiserKind(
+        Lazy("emu_jax.nn.token_transformer:TokenTransformer"), "tokens", side=True
+    ),
+    "uvit": DenoiserKind(Lazy("emu_jax.nn.uvit:UVit"), "tokens"),
     "super_resolution_transformer": DenoiserKind(
-        SuperResolutionTransformer, "coarse tokens", side=True
+        Lazy("emu_jax.nn.super_resolution:SuperResolutionTransformer"), "coarse tokens", side=True
     ),
 }

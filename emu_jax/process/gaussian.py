@@ -47,16 +47,19 @@ Everything here is computed and returned in fp32, whatever the dtype of the argu
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from emu_jax.errors import UserError
+from emu_jax.nn.arguments import check_arguments
 from emu_jax.process.noise import Keys, normal, split, uniform
 from emu_jax.process.protocol import Corrupted, Time, Transform
-from emu_jax.process.schedules import Schedule
+from emu_jax.process.registry import SCHEDULES
+from emu_jax.process.schedules import Schedule, Shifted
+from emu_jax.registry import look_up
 
 LOG_SNR_INPUT_BOUND = 20.0
 
@@ -265,6 +268,15 @@ class GaussianProcess:
         t = jnp.asarray(t, jnp.float32)
         t = t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
         return self.schedule.alpha(t), self.schedule.sigma(t)
+
+
+def make_gaussian(*, schedule: str, shift: float = 1.0, **arguments: Any) -> GaussianProcess:
+    """The process of the keys of ``config.process``; ``schedule`` is a name of the registry."""
+    named = look_up(SCHEDULES, schedule, "process.schedule")()
+    if "bounds" in arguments:
+        arguments["bounds"] = tuple(arguments["bounds"])
+    check_arguments(GaussianProcess, arguments, "process")
+    return GaussianProcess(named if shift == 1 else Shifted(named, shift), **arguments)
 
 
 def _choice(field: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -5,66 +5,81 @@ Code outside this package adds its own by an entry:
     SAMPLERS["mine"] = SamplerKind(GaussianProcess, MySampler)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from emu_jax.errors import UserError
-from emu_jax.process.decoding import ParallelDecoding
-from emu_jax.process.gaussian import GaussianProcess
-from emu_jax.process.masking import MaskingProcess
-from emu_jax.process.protocol import Process, Sampler
-from emu_jax.process.samplers import DDIM, Ancestral, DPMSolverPP2M, Euler, Heun
-from emu_jax.process.schedules import Cosine, Discrete, Flow, Schedule
+from emu_jax.registry import Lazy, loaded, look_up
 
-Entry = TypeVar("Entry")
+if TYPE_CHECKING:  # This module does not import JAX.
+    from emu_jax.process.protocol import Process, Sampler
+    from emu_jax.process.schedules import Schedule
+
+GAUSSIAN = Lazy("emu_jax.process.gaussian:GaussianProcess")
+MASKING = Lazy("emu_jax.process.masking:MaskingProcess")
+_DISCRETE = Lazy("emu_jax.process.schedules:Discrete")
+
+
+class ProcessKind(NamedTuple):
+    """The data that a process corrupts, and what builds it.
+
+    ``build`` takes the keys of ``config.process``; a process of tokens takes ``codes`` as well, the
+    size of the codebook.
+    """
+
+    data: Literal["continuous", "tokens"]
+    build: Callable[..., Any]
 
 
 class SamplerKind(NamedTuple):
-    """The processes that a sampler can invert, and what builds it; its ``calls`` is its cost."""
+    """The class of processes that a sampler can invert, and what builds it; its ``calls`` is its
+    cost. ``takes``: keys of ``config.sampling`` that ``build`` takes.
+    """
 
-    process: type
-    build: Callable[..., Sampler]
+    process: Any
+    build: Callable[..., "Sampler"]
+    takes: tuple[str, ...] = ()
 
 
-SCHEDULES: dict[str, Callable[[], Schedule]] = {
-    "cosine": Cosine,
-    "linear": partial(Discrete, "linear", 1e-4, 0.02),
-    "scaled_linear": partial(Discrete, "scaled_linear"),
-    "scaled_linear_zero_snr": partial(Discrete, "scaled_linear", zero_terminal_snr=True),
-    "squared_cosine": partial(Discrete, "cosine"),
-    "flow": Flow,
+# Schedules of discrete steps: a low-resolution image can have their noise as well.
+DISCRETE: dict[str, Callable[[], "Schedule"]] = {
+    "linear": partial(_DISCRETE, "linear", 1e-4, 0.02),
+    "scaled_linear": partial(_DISCRETE, "scaled_linear"),
+    "scaled_linear_zero_snr": partial(_DISCRETE, "scaled_linear", zero_terminal_snr=True),
+    "squared_cosine": partial(_DISCRETE, "cosine"),
 }
 
-PROCESSES: dict[str, Callable[..., Process]] = {
-    "gaussian": GaussianProcess,
-    "masking": MaskingProcess,
+SCHEDULES: dict[str, Callable[[], "Schedule"]] = {
+    "cosine": Lazy("emu_jax.process.schedules:Cosine"),
+    **DISCRETE,
+    "flow": Lazy("emu_jax.process.schedules:Flow"),
+}
+
+PROCESSES: dict[str, ProcessKind] = {
+    "gaussian": ProcessKind("continuous", Lazy("emu_jax.process.gaussian:make_gaussian")),
+    "masking": ProcessKind("tokens", MASKING),
 }
 
 SAMPLERS: dict[str, SamplerKind] = {
-    "ddim": SamplerKind(GaussianProcess, DDIM),
-    "ancestral": SamplerKind(GaussianProcess, Ancestral),
-    "euler": SamplerKind(GaussianProcess, Euler),
-    "heun": SamplerKind(GaussianProcess, Heun),
-    "dpmpp_2m": SamplerKind(GaussianProcess, DPMSolverPP2M),
-    "parallel": SamplerKind(MaskingProcess, ParallelDecoding),
+    "ddim": SamplerKind(GAUSSIAN, Lazy("emu_jax.process.samplers:DDIM")),
+    "ancestral": SamplerKind(GAUSSIAN, Lazy("emu_jax.process.samplers:Ancestral")),
+    "euler": SamplerKind(GAUSSIAN, Lazy("emu_jax.process.samplers:Euler")),
+    "heun": SamplerKind(GAUSSIAN, Lazy("emu_jax.process.samplers:Heun")),
+    "dpmpp_2m": SamplerKind(GAUSSIAN, Lazy("emu_jax.process.samplers:DPMSolverPP2M")),
+    "parallel": SamplerKind(
+        MASKING, Lazy("emu_jax.process.decoding:ParallelDecoding"), ("temperature",)
+    ),
 }
 
 
-def look_up(registry: Mapping[str, Entry], name: str, key: str) -> Entry:
-    """The entry called ``name``; ``key`` is the config's key, for the message of the UserError."""
-    if name not in registry:
-        raise UserError(f"{key} is {name!r}; use one of {', '.join(registry)}.")
-    return registry[name]
-
-
-def make_sampler(name: str, process: Process, **settings: Any) -> Sampler:
-    """The sampler called ``name``, with ``settings`` of its own.
+def make_sampler(name: str, process: "Process", **settings: Any) -> "Sampler":
+    """The sampler called ``name``, with those of the ``settings`` that it takes.
 
     Raises:
       UserError: there is no such sampler of this process.
     """
     fitting = {
-        name: kind.build for name, kind in SAMPLERS.items() if isinstance(process, kind.process)
+        name: kind for name, kind in SAMPLERS.items() if isinstance(process, loaded(kind.process))
     }
-    return look_up(fitting, name, "sampling.sampler")(**settings)
+    kind = look_up(fitting, name, "sampling.sampler")
+    return kind.build(**{key: settings[key] for key in kind.takes if key in settings})

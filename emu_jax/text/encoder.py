@@ -9,7 +9,6 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +23,8 @@ from emu_jax.nn.arguments import check_arguments
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Params
 from emu_jax.parallel.sharding import replicated
+from emu_jax.registry import loaded
+from emu_jax.text.registry import ENCODERS
 
 Tokens = dict[str, np.ndarray]
 Null = Literal["empty", "zeros"]
@@ -105,14 +106,6 @@ class TextEncoder(ABC):
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-# Kind -> (module, function); imported when asked for, as the modules import the class above.
-_MAKERS = {
-    "minilm": ("emu_jax.text.minilm", "make_minilm"),
-    "clip": ("emu_jax.text.clip", "make_clip"),
-    "t5": ("emu_jax.text.t5", "make_t5"),
-}
-
-
 def make_encoder(
     kind: str, length: int | None = None, *, name: str = "", **options: Any
 ) -> TextEncoder:
@@ -121,11 +114,10 @@ def make_encoder(
     The options are those of the kind's own function; all take ``path`` (a folder or a hub name),
     ``dtype`` and ``null``, and know a ``length`` of their own.
     """
-    if kind not in _MAKERS:
-        kinds = ", ".join(_MAKERS)
+    if kind not in ENCODERS:
+        kinds = ", ".join(ENCODERS)
         raise UserError(f"No kind of text encoder is called {kind!r}; there is {kinds}.")
-    module, function = _MAKERS[kind]
-    maker: Callable[..., TextEncoder] = getattr(import_module(module), function)
+    maker: Callable[..., TextEncoder] = loaded(ENCODERS[kind])
     if length is not None:
         options["length"] = length
     known = [*inspect.signature(maker).parameters][1:]  # after the name

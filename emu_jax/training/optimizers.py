@@ -10,8 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from emu_jax.errors import UserError
 from emu_jax.nn.stack import is_scanned
+from emu_jax.registry import look_up
+from emu_jax.training.registry import OPTIMIZERS, RATES
 
 
 def make_schedule(
@@ -23,16 +24,8 @@ def make_schedule(
     All warm up linearly over the first ``warmup`` updates: update n (from 0) uses (n + 1) / warmup
     of the rate. ``rsqrt`` then decays as sqrt(warmup / n).
     """
-    rest = max(steps - warmup, 1)
-    bodies = {
-        "constant": lambda: optax.constant_schedule(learning_rate),
-        "cosine": lambda: optax.cosine_decay_schedule(learning_rate, rest, alpha=final),
-        "linear": lambda: optax.linear_schedule(learning_rate, learning_rate * final, rest),
-        "rsqrt": lambda: lambda n: _rsqrt(learning_rate, n, max(warmup, 1)),
-    }
-    if name not in bodies:
-        raise UserError(f"Unknown schedule {name!r}; choose one of {', '.join(sorted(bodies))}.")
-    body = bodies[name]()
+    make = look_up(RATES, name, "optimizer.schedule")
+    body = make(learning_rate, max(steps - warmup, 1), warmup, final)
     if not warmup:
         return body
     # The first update already changes the parameters: its rate is learning_rate / warmup, not 0.
@@ -51,35 +44,57 @@ def make_optimizer(
         warmup=config["warmup"],
         final=config["final"],
     )
-    name = config["name"]
-    if name == "adamw":
-        body = optax.adamw(
-            schedule,
-            b1=config["b1"],
-            b2=config["b2"],
-            eps=config["eps"],
-            weight_decay=config["weight_decay"],
-            mask=_matrices,
-        )
-    elif name == "adafactor":
-        # Not optax.adafactor: it does not multiply its weight decay by the learning rate.
-        body = optax.chain(
-            optax.scale_by_factored_rms(decay_rate=0.8),
-            optax.clip_by_block_rms(1.0),
-            optax.ema(config["b1"], debias=False) if config["b1"] else optax.identity(),
-            optax.add_decayed_weights(config["weight_decay"], mask=_matrices),
-            optax.scale_by_learning_rate(schedule),
-        )
-    else:
-        raise UserError(f"Unknown optimizer {name!r}; choose adamw or adafactor.")
+    body = look_up(OPTIMIZERS, config["name"], "optimizer.name")(config, schedule)
     if config["clip"]:
         return optax.chain(optax.clip_by_global_norm(config["clip"]), body), schedule
     return body, schedule
 
 
-def _rsqrt(learning_rate: float, n: Any, warmup: int) -> Any:
+def make_adamw(config: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW."""
+    return optax.adamw(
+        schedule,
+        b1=config["b1"],
+        b2=config["b2"],
+        eps=config["eps"],
+        weight_decay=config["weight_decay"],
+        mask=_matrices,
+    )
+
+
+def make_adafactor(
+    config: Mapping[str, Any], schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Adafactor. Unlike in optax.adafactor, weight decay is multiplied by the learning rate."""
+    return optax.chain(
+        optax.scale_by_factored_rms(decay_rate=0.8),
+        optax.clip_by_block_rms(1.0),
+        optax.ema(config["b1"], debias=False) if config["b1"] else optax.identity(),
+        optax.add_decayed_weights(config["weight_decay"], mask=_matrices),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def constant(learning_rate: float, steps: int, warmup: int, final: float) -> optax.Schedule:
+    """The learning rate itself."""
+    return optax.constant_schedule(learning_rate)
+
+
+def cosine(learning_rate: float, steps: int, warmup: int, final: float) -> optax.Schedule:
+    """Half a cosine from the learning rate to ``final`` times it, after ``steps`` updates."""
+    return optax.cosine_decay_schedule(learning_rate, steps, alpha=final)
+
+
+def linear(learning_rate: float, steps: int, warmup: int, final: float) -> optax.Schedule:
+    """A line from the learning rate to ``final`` times it, after ``steps`` updates."""
+    return optax.linear_schedule(learning_rate, learning_rate * final, steps)
+
+
+def rsqrt(learning_rate: float, steps: int, warmup: int, final: float) -> optax.Schedule:
+    """learning_rate x sqrt(warmup / (n + warmup))."""
+    ramp = max(warmup, 1)
     # optax.join_schedules also evaluates a schedule at steps before its start.
-    return learning_rate * (warmup / (jnp.maximum(n, 0) + warmup)) ** 0.5
+    return lambda n: learning_rate * (ramp / (jnp.maximum(n, 0) + ramp)) ** 0.5
 
 
 def _matrices(params: Mapping[str, Any]) -> dict[str, bool]:

@@ -27,6 +27,7 @@ def measured(pictures, autoencoder_run, judge_run, tmp_path_factory):
         f"--config.codec.path={autoencoder_run}",
         f"--config.measure.judge={judge_run}",
         "--config.measure.count=4",
+        "--config.measure.metrics=('contrast',)",
         "--config.train.steps=8",
         "--config.train.validate_every=1",
         "--config.train.stop.metric=samples/faithful",
@@ -52,8 +53,8 @@ def test_the_figures_are_those_that_evaluate_gives(measured, judge_run, pictures
     options = [f"--judge={judge_run}", f"--data_dir={pictures}", "--count=4", f"--out={tmp_path}"]
     assert main(["evaluate", model, *sets, *options]) == 0
     found = json.loads((tmp_path / "evaluate.json").read_text())["figures"][model]
-    for name, key in (("faithful", "faithful"), ("finish", "finish"), ("both", "both")):
-        assert lines_with(measured, f"samples/{name}")[3] == pytest.approx(found[key]["value"])
+    for name in ("faithful", "finish", "both", "contrast"):
+        assert lines_with(measured, f"samples/{name}")[3] == pytest.approx(found[name]["value"])
     text = (tmp_path / "index.html").read_text()
     chosen = load_model(str(measured)).meta["chosen"]
     assert f"step {chosen['step']} was chosen; {chosen['reason']}." in text

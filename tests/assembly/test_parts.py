@@ -174,13 +174,13 @@ def test_muses_second_model_by_shape_alone():
     ("key", "value", "words"),
     [
         ("task", "drawing", "config.task is 'drawing'; use one of generation, autoencoding"),
-        ("codec.kind", "wavelet", "codec.kind is 'wavelet'; use autoencoder or identity"),
+        ("codec.kind", "wavelet", "codec.kind is 'wavelet'; use one of autoencoder, identity"),
         ("codec.path", "builtin:nothing", "No weights called builtin:nothing"),
         ("denoiser.kind", "mlp", "denoiser.kind is 'mlp'; use one of unet"),
         ("denoiser.kind", "uvit", "denoiser.kind is 'uvit'; use one of unet"),
         ("process.schedule", "sine", "process.schedule is 'sine'; use one of cosine"),
         ("sampling.sampler", "eluer", "sampling.sampler is 'eluer'"),
-        ("groups.generator.optimizer.name", "sgd", "Unknown optimizer"),
+        ("groups.generator.optimizer.name", "sgd", "optimizer.name is 'sgd'; use one of adamw"),
     ],
 )
 def test_a_value_that_is_not_known_is_named(key, value, words, generator):

@@ -104,7 +104,8 @@ def judged(generator_run, judge_run, pictures, tmp_path_factory):
     )
     arguments = [f"--judge={judge_run}", *sets, "--count=6", f"--out={out}", "--steps=4"]
     models = [str(generator_run), f"{generator_run}@2"]
-    assert main(["compare", *models, *arguments, "--batch_size=4"]) == 0
+    metrics = "--metrics=contrast,color_distance"
+    assert main(["compare", *models, *arguments, "--batch_size=4", metrics]) == 0
     return out
 
 
@@ -137,10 +138,33 @@ def test_the_judged_report_and_its_json_say_the_same(judged, generator_run):
     shares = [record["figures"][name]["faithful"]["value"] for name in models]
     lead = record["differences"][pair]["faithful"]
     assert lead["value"] == pytest.approx(shares[1] - shares[0])
-    table = (judged / "figures.md").read_text()
+    table, metrics = (judged / "figures.md").read_text().split("\n\n")
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [
         f"| {name}" for name in (*short_names(models).values(), "real images")
     ]
+    assert [line.split(" | ")[0] for line in metrics.splitlines()[2:]] == [
+        "| contrast",
+        "| color_distance",
+    ]
+
+
+def test_metrics_have_figures_and_differences_paired_by_prompt(judged, generator_run):
+    record = json.loads((judged / "compare.json").read_text())
+    models = [str(generator_run), f"{generator_run}@2"]
+    contrast, distance = (record["metrics"][name] for name in ("contrast", "color_distance"))
+    for name in (*models, "real pictures"):
+        assert contrast["figures"][name] == record["figures"][name]["contrast"]
+        assert contrast["figures"][name]["value"] == pytest.approx(
+            np.mean(contrast["columns"][name])
+        )
+        assert distance["figures"][name]["value"] >= 0
+    pair = f"{models[1]} against {models[0]}"
+    for metric in (contrast, distance):
+        first, second = (metric["figures"][name]["value"] for name in models)
+        assert metric["differences"][pair]["value"] == pytest.approx(second - first)
+        assert metric["images"] == 6
+    text = re.sub("</?(small|wbr)>", "", (judged / "index.html").read_text())
+    assert "Differences of metrics" in text and "6 images of each model" in text
 
 
 def test_one_model_is_evaluated_with_the_same_figures(judged, generator_run, judge_run, pictures):
@@ -173,6 +197,13 @@ def test_what_cannot_be_judged_is_said(
     command = [str(generator_run), f"--judge={judge_run}", *rest, f"--data_dir={pictures}", *given]
     assert main(["compare", *command, f"--out={tmp_path}"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_mistyped_metric_is_answered_with_the_nearest_name(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", "builtin:masked_64", "--metrics=contrast,sharpnes"])
+    assert "'sharpnes' is unknown" in (said := capsys.readouterr().err)
+    assert "did you mean sharpness?" in said
 
 
 def test_the_default_prompts_are_distinct():

@@ -10,6 +10,7 @@ import pytest
 
 from emu_jax.nn.denoisers import DENOISERS
 from emu_jax.nn.functional import Network
+from emu_jax.registry import loaded
 
 B, SIDE, CHANNELS, CODES, TEXT, VECTOR = 2, 4, 3, 7, 16, 6
 TRANSFORMER = dict(width=16, depth=2, heads=2)
@@ -54,7 +55,7 @@ def test_it_builds_and_is_called_by_the_same_names_as_the_others(name):
         arguments["level"] = True
     if kind.side:
         arguments["side"] = SIDE
-    network = Network(lambda rngs: kind.module(**arguments, rngs=rngs))
+    network = Network(lambda rngs: kind.build(**arguments, rngs=rngs))
 
     x = jnp.zeros((B, SIDE, SIDE, CHANNELS))
     conditioning = dict(context=jnp.zeros((B, 5, TEXT)), mask=jnp.ones((B, 5), bool))
@@ -76,6 +77,6 @@ def test_it_builds_and_is_called_by_the_same_names_as_the_others(name):
 @pytest.mark.parametrize("name", DENOISERS)
 def test_its_entry_says_which_arguments_it_takes(name):
     kind = DENOISERS[name]
-    takes = inspect.signature(kind.module.__init__).parameters
+    takes = inspect.signature(loaded(kind.build).__init__).parameters
     for argument in ("level", "side", "text_width"):
         assert (argument in takes) == getattr(kind, argument), argument

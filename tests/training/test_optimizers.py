@@ -157,5 +157,5 @@ def _is_adam(state):
 def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"'cosin'.*constant, cosine, linear, rsqrt"):
         make_schedule("cosin", RATE, steps=STEPS)
-    with pytest.raises(UserError, match=r"'sgd'.*adamw or adafactor"):
+    with pytest.raises(UserError, match=r"'sgd'.*adamw, adafactor"):
         make_optimizer({**CONFIG, "name": "sgd"}, steps=10)

@@ -1,13 +1,16 @@
 """``config.denoiser``: one section for every kind of network.
 
 The keys are those arguments of the network's constructor that a config chooses, and have the
-constructor's defaults. Channels, codes and widths of the text follow from other sections.
+constructor's defaults. Channels, codes and widths of the text follow from other sections. A kind
+of :data:`emu_jax.nn.denoisers.DENOISERS` that has no section here has its constructor's arguments.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from emu_jax.assembly.kinds import Kinds
 from emu_jax.assembly.schema import Section, key, required
+from emu_jax.nn.denoisers import DENOISERS, GIVEN
 
 Remat = Literal["none", "block", "dots"]
 
@@ -168,13 +171,18 @@ class SuperResolutionTransformer(Section):
     remat: Remat = key("none", _REMAT)
 
 
-Denoiser = (
-    UNet
-    | EfficientUNet
-    | DiffusionTransformer
-    | PixArt
-    | MMDiT
-    | TokenTransformer
-    | UVit
-    | SuperResolutionTransformer
-)
+Denoiser = Annotated[
+    Section,
+    Kinds(
+        DENOISERS,
+        UNet,
+        EfficientUNet,
+        DiffusionTransformer,
+        PixArt,
+        MMDiT,
+        TokenTransformer,
+        UVit,
+        SuperResolutionTransformer,
+        given=GIVEN,
+    ),
+]

@@ -2,10 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from emu_jax.assembly.kinds import Kinds
+from emu_jax.assembly.registry import CODECS
 from emu_jax.assembly.schema import Section, key, required
 from emu_jax.evaluation.references import Sets
+from emu_jax.evaluation.registry import METRICS
+from emu_jax.process.registry import DISCRETE, PROCESSES, SAMPLERS, SCHEDULES
+from emu_jax.text.registry import ENCODERS
 
 Dtype = Literal["float32", "bfloat16"]
 _NULL = "What stands for no text: the encoded empty string, or zeros."
@@ -30,6 +35,9 @@ class IdentityCodec(Section):
     """Pixels as they are."""
 
     kind: Literal["identity"] = key("identity", "The codec.")
+
+
+Codec = Annotated[Section, Kinds(CODECS, AutoencoderCodec, IdentityCodec, given=("name",))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +85,7 @@ class T5(Section):
     null: Literal["empty", "zeros"] = key("empty", _NULL)
 
 
-TextEncoder = MiniLM | Clip | T5
+TextEncoder = Annotated[Section, Kinds(ENCODERS, MiniLM, Clip, T5, given=("name",))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +111,8 @@ class LowResolution(Section):
     )
     level: float = key(0.1, "Noise level in sampling, of pixels.", at_least=0, at_most=1)
     crop: int = key(0, "Side of the training windows in pixels; 0: whole images.", at_least=0)
-    schedule: Literal["", "linear", "scaled_linear", "scaled_linear_zero_snr", "squared_cosine"] = (
-        key("", "Discrete noise schedule of the image; empty: continuous levels.")
+    schedule: Annotated[str, DISCRETE, ""] = key(
+        "", "Discrete noise schedule of the image; empty: continuous levels."
     )
     align_corners: bool = key(False, "Enlarge from corner to corner; False: from edge to edge.")
 
@@ -114,9 +122,7 @@ class Gaussian(Section):
     """Gaussian noise (:mod:`emu_jax.process.gaussian`)."""
 
     kind: Literal["gaussian"] = key("gaussian", "The process.")
-    schedule: Literal[
-        "cosine", "linear", "scaled_linear", "scaled_linear_zero_snr", "squared_cosine", "flow"
-    ] = key("cosine", "Noise schedule.")
+    schedule: Annotated[str, SCHEDULES] = key("cosine", "Noise schedule.")
     shift: float = key(1.0, "Timestep shift; 1: none.", above=0)
     prediction: Literal["eps", "x0", "v", "flow"] = key("v", "What the network predicts.")
     time_input: Literal["index", "continuous", "log_snr"] = key(
@@ -147,16 +153,14 @@ class Masking(Section):
     kind: Literal["masking"] = key("masking", "The process.")
 
 
-Process = Gaussian | Masking
+Process = Annotated[Section, Kinds(PROCESSES, Gaussian, Masking, given=("codes",))]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(Section):
     """How images are sampled; defaults of ``emu-jax sample`` and of previews."""
 
-    sampler: Literal["ddim", "ancestral", "euler", "heun", "dpmpp_2m", "parallel"] = required(
-        "The sampler; parallel is for tokens."
-    )
+    sampler: Annotated[str, SAMPLERS] = required("The sampler; parallel is for tokens.")
     steps: int = key(25, "Number of sampling steps.", at_least=1)
     spacing: Literal["trailing", "uniform", "leading", "karras"] = key(
         "trailing", "Spacing of the times."
@@ -201,6 +205,9 @@ class Measure(Section):
         "", "A trained judge: a run, a model, or builtin:NAME; empty: none.", path=True
     )
     count: int = key(64, "Number of prompts.", at_least=1)
+    metrics: tuple[Annotated[str, METRICS], ...] = key(
+        (), "Further metrics of the samples; the references are the needles."
+    )
     captions: str = key(Sets.captions, "DATASET:CONDITION of the prompts.", filled=True)
     needles: str = key(Sets.needles, "DATASET:CONDITION of the tuning images.", filled=True)
     haystack: str = key(Sets.haystack, "DATASET:CONDITION of the images before.", filled=True)

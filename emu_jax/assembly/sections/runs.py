@@ -1,8 +1,8 @@
 """Whole configs: the keys of a run of each task, and how a config is checked and completed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -19,10 +19,10 @@ from emu_jax.assembly.sections.data import Data, Source, Stream
 from emu_jax.assembly.sections.denoisers import Denoiser
 from emu_jax.assembly.sections.generation import (
     AutoencoderCodec,
+    Codec,
     Conditioner,
     Dtype,
     Gaussian,
-    IdentityCodec,
     Lora,
     LowResolution,
     Measure,
@@ -32,6 +32,7 @@ from emu_jax.assembly.sections.generation import (
 )
 from emu_jax.assembly.sections.training import Group, Mesh, Train
 from emu_jax.errors import UserError
+from emu_jax.registry import Lazy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class Generation(Run):
     """A generator: codec x process x denoiser x conditioning."""
 
     task: Literal["generation"] = key("generation", "The task.")
-    codec: AutoencoderCodec | IdentityCodec = required("What the generator models.")
+    codec: Codec = required("What the generator models.")
     low_codec: AutoencoderCodec | None = key(None, "Codec of the coarse tokens that are enlarged.")
     low_resolution: LowResolution = key(LowResolution, "The image that is enlarged.")
     text: dict[str, TextEncoder] = required("Frozen text encoders by name.", filled=True)
@@ -137,16 +138,26 @@ class Contrastive(Run):
     judge: Judge = key(Judge, "The network.")
 
 
-TASKS: dict[str, type[Run]] = {
-    "generation": Generation,
-    "autoencoding": Autoencoding,
-    "contrastive": Contrastive,
+class TaskKind(NamedTuple):
+    """The config of a task, and what builds it: ``make(config, placement)``, a
+    :class:`emu_jax.tasks.base.Task`.
+    """
+
+    section: type[Run]
+    make: Callable[..., Any]
+
+
+TASKS: dict[str, TaskKind] = {
+    "generation": TaskKind(Generation, Lazy("emu_jax.assembly.generation:make_generation")),
+    "autoencoding": TaskKind(Autoencoding, Lazy("emu_jax.assembly.autoencoding:make_autoencoding")),
+    "contrastive": TaskKind(Contrastive, Lazy("emu_jax.assembly.contrastive:make_contrastive")),
 }
 
 
 def run_of(config: ConfigDict | Mapping[str, Any]) -> type[Run] | None:
     """The section of a whole config, by its ``task``."""
-    return next((kind for task, kind in TASKS.items() if task == config.get("task")), None)
+    named = next((kind for task, kind in TASKS.items() if task == config.get("task")), None)
+    return named and named.section
 
 
 def check(config: ConfigDict | Mapping[str, Any]) -> Run:

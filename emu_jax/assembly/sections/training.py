@@ -2,21 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from emu_jax.assembly.schema import Section, key, required
 from emu_jax.assembly.sections.data import MAX_BATCH
+from emu_jax.training.registry import OPTIMIZERS, RATES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Section):
     """An optimizer and its learning-rate schedule (:mod:`emu_jax.training.optimizers`)."""
 
-    name: Literal["adamw", "adafactor"] = key("adamw", "The optimizer.")
+    name: Annotated[str, OPTIMIZERS] = key("adamw", "The optimizer.")
     learning_rate: float = key(1e-4, "Largest learning rate.", at_least=0)
-    schedule: Literal["constant", "cosine", "linear", "rsqrt"] = key(
-        "constant", "Learning rate after the warmup."
-    )
+    schedule: Annotated[str, RATES] = key("constant", "Learning rate after the warmup.")
     warmup: int = key(0, "Updates in which the learning rate rises linearly.", at_least=0)
     final: float = key(
         0.0, "Share of the learning rate at the last step, of cosine and linear.", at_least=0
