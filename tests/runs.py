@@ -49,7 +49,7 @@ SOURCES = {
         "validation.held_out.openmoji",
         "validation.held_out.fluent",
     ),
-    "imported": ("train.needles",),
+    "imported": ("train.needles", "validation.held_out.needles"),
     "judge": (
         "train.openmoji",
         "train.fluent",
