@@ -1,7 +1,7 @@
 """Quality-tuning of a whole generator, e.g. one that `emu-jax import` made of public weights.
 
     emu-jax import DeepFloyd/IF-I-XL-v1.0 --variant=fp16 --compute_dtype=bfloat16 --out=models/if1
-    emu-jax train --config="configs/imported.py:models/if1,data=folder/mine" --workdir=runs/if1_tuned
+    emu-jax train --config="configs/imported.py:models/if1,data=folder/mine" --workdir=runs/if1
 
 The argument is the model's folder. Codec, text encoders, conditioner, denoiser, process and
 sampling are those of its config, so that a model of any kind and size needs no config of its own.
