@@ -57,7 +57,8 @@ def own_images(config: ConfigDict, dataset: str, name: str = "pictures") -> None
     config.data.train = {name: source(dataset, select="part != held_out")}
     config.data.validation = {"held_out": {name: source(dataset, select="part == held_out")}}
     if "measure" in config:
-        config.measure.judge = ""  # the shipped judge and its references are emoji
+        config.measure.judge = ""  # the shipped one knows emoji only
+        config.measure.needles = f"{dataset}:part != held_out"
 
 
 def pretrain_large(config: ConfigDict, *, steps: int, batch_size: int) -> None:

@@ -8,7 +8,7 @@ sources for the task's first stream, or sources for each of several streams by n
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -37,6 +37,7 @@ class OpenStream:
     def __call__(self, first: int) -> Any:
         return pipeline.stream(self.loader(), first)
 
+    @cached_property
     def captions(self) -> list[str]:
         """The captions of the first batch of all hosts, without those of padding."""
         return self.loader().texts(0)
@@ -162,7 +163,8 @@ def previews(
         return {"prompts": Preview(lambda: (b for b in [batch]), lambda: prompts)}
 
     def captioned(batches: Callable[[], Generator[Batch]], streams: Mapping[str, OpenStream]):
-        return Preview(batches, streams[generator.stream].captions if generator else None)
+        own = streams.get(generator.stream) if generator else None
+        return Preview(batches, own and (lambda: own.captions))
 
     found = {name: captioned(sets, sets.streams) for name, sets in validation.items()}
     return found or {"train": captioned(lambda: training(0), training.streams)}
