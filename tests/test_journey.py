@@ -71,13 +71,14 @@ def test_a_folder_of_images_is_enough(folder, pictures, autoencoder_run, tmp_pat
     assert all(prompt.encode() in events.read_bytes() for prompt in PROMPTS)
 
     # Sample.
-    sample = ["sample", *PROMPTS, "--steps=2", "--batch_size=2", "--out"]
-    assert main([*sample, str(tmp_path / "drawn"), f"--checkpoint={tuned}"]) == 0
+    settings = ["--steps=2", "--batch_size=2"]
+    sample = ["sample", *PROMPTS, *settings, "--width=24", f"--checkpoint={tuned}"]
+    assert main([*sample, f"--out={tmp_path}/drawn"]) == 0
     drawn = sorted((tmp_path / "drawn").glob("*_0_*.png"))
     assert {Image.open(file).text["prompt"] for file in drawn} == set(PROMPTS)
 
     # Evaluate and compare: prompts and loss are of the held-out images.
-    settings = ["--steps=2", "--batch_size=2", f"--out={tmp_path}/report"]
+    settings += [f"--out={tmp_path}/report"]
     assert main(["evaluate", str(tuned), *settings, "--count=3"]) == 0
     record = json.loads((tmp_path / "report" / "evaluate.json").read_text())
     assert len(record["prompts"]) == 3 and set(record["prompts"]) <= held_out
@@ -91,6 +92,8 @@ def test_a_folder_of_images_is_enough(folder, pictures, autoencoder_run, tmp_pat
     moved = shutil.move(tmp_path / "model", tmp_path / "elsewhere")
     shutil.rmtree(data_dir / "folder")
     shutil.rmtree(tuned)
-    images = emu_jax.load(str(moved), steps=2, batch_size=2).draw(PROMPTS, seeds=[0, 0])
+    generator = emu_jax.load(str(moved), steps=2, batch_size=2)
+    images = generator.draw(PROMPTS, seeds=[0, 0], size=(16, 24))
+    assert all(image.shape == (16, 24, 3) for image in images)
     before = [np.asarray(Image.open(file)) for file in drawn]
     assert {image.tobytes() for image in images} == {image.tobytes() for image in before}

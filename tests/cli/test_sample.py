@@ -132,10 +132,8 @@ def test_a_random_seed_is_printed(capsys):
 
 
 def test_width_and_height_are_multiples_of_the_codec_s_factor(generator_run, tmp_path, capsys):
-    changes = ("--checkpoint", str(generator_run), "--out", str(tmp_path), "--steps=1")
-    assert main(["sample", "a red disc", *changes, "--width=24", "--batch_size=1"]) == 0
-    (image,) = pictures(tmp_path).values()
-    assert image.shape == (16, 24, 3)
+    """tests/test_journey.py draws other sizes."""
+    changes = ("--checkpoint", str(generator_run), "--out", str(tmp_path))
     assert main(["sample", "a red disc", *changes, "--height=20"]) == 2
     assert "16 x 20 pixels does not fit this model: use multiples of 8" in capsys.readouterr().err
 
