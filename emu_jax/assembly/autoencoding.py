@@ -35,7 +35,7 @@ def quantized(config: ConfigDict) -> int:
 
 
 def make_autoencoding(config: ConfigDict, on: Placement) -> Autoencoding:
-    require_side(config, autoencoder_factor(config), config.stream)
+    require_side(config, autoencoder_factor(config), config.get("stream", "train"))
     critic = config.discriminator.to_dict()
     discriminator = None
     if critic.pop("enabled"):

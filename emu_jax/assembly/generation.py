@@ -57,7 +57,7 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
         frozen=frozen,
         drop_text=config.drop_text,
         compute_dtype=compute_dtype(config),
-        previews=max(config.sampling.previews, len(config.train.preview_prompts)),
+        previews=max(config.sampling.previews, len(config.train.get("preview_prompts", ()))),
         low=low,
     )
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 from jaxtyping import UInt8
@@ -45,13 +46,16 @@ def grid(
     columns = min(columns or math.ceil(math.sqrt(n)), n)
     font = Typeface(_FONT_SIZE)
     broken = [wrap(text, width, font) for text in captions or ()]
-    foot = max((len(lines) for lines in broken), default=0) * _LINE
-    rows = math.ceil(n / columns)
-    step_x, step_y = width + _GAP, height + foot + _GAP
-    sheet = Image.new("RGB", (columns * step_x + _GAP, rows * step_y + _GAP), _PAPER)
+    feet = [  # of the rows: their captions
+        max(map(len, broken[start : start + columns]), default=0) * _LINE
+        for start in range(0, n, columns)
+    ]
+    tops = [_GAP, *(_GAP + below for below in accumulate(height + foot + _GAP for foot in feet))]
+    step_x = width + _GAP
+    sheet = Image.new("RGB", (columns * step_x + _GAP, tops[-1]), _PAPER)
     pen = ImageDraw.Draw(sheet)
     for i, pixels in enumerate(images):
-        x, y = _GAP + (i % columns) * step_x, _GAP + (i // columns) * step_y
+        x, y = _GAP + (i % columns) * step_x, tops[i // columns]
         image = Image.fromarray(pixels)
         sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y))
         for j, line in enumerate(broken[i] if broken else ()):
