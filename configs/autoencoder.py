@@ -29,9 +29,12 @@ size=f16: 256 x 256 pixels to 16 x 16 tokens, size=f8: 512 x 512 pixels to 64 x 
     hardware  TPU v5p:2x4x4, modelled: 51 ms (f16) and 279 ms (f8) a step without perceptual loss
     time, result  not measured
 
-The sizes f8 and f16 need data sets of the user (`--config.data.train.pictures.dataset=folder/mine`,
-`--config.data.validation.held_out.pictures.dataset`) and the weights of the perceptual network
-(`--config.loss.perceptual_path=DIR`; `--config.loss.perceptual_weight=0` trains without).
+The sizes f8 and f16 need a data set of the user, by default `folder/pictures`, and the weights of
+the perceptual network (`--config.loss.perceptual_path=DIR`; `--config.loss.perceptual_weight=0`
+trains without).
+
+data=folder/mine trains on a data set of the user in place of emoji. A tenth of its images is held
+out for validation (docs/data.md).
 
 stage=decoder (kind=vq) trains a larger decoder for a trained autoencoder. Encoder and codebook stay
 as they are, so that models trained on its tokens still fit (not measured):
@@ -44,8 +47,8 @@ size=test: a few thousand parameters, for tests
 
 from ml_collections import ConfigDict
 
-from emu_jax.assembly import emoji
-from emu_jax.assembly.config import group, groups, options, source
+from emu_jax.assembly import emoji, stages
+from emu_jax.assembly.config import group, groups, options
 from emu_jax.assembly.schema import section
 from emu_jax.assembly.sections.autoencoding import Autoencoder, Discriminator, Loss, Quantizer
 from emu_jax.assembly.sections.runs import Autoencoding
@@ -64,6 +67,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         size=("tiny", "tiny_f4", "test", *LARGE),
         kind=("kl", "vq"),
         stage=("pretrain", "decoder"),
+        data="",
     )
     if chosen.kind == "kl" and (chosen.size in ("tiny_f4", "f16") or chosen.stage == "decoder"):
         raise UserError(
@@ -133,6 +137,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         (_muse if chosen.kind == "vq" else _emu)(config, chosen.size)
     if chosen.stage == "decoder":
         _larger_decoder(config)
+    if chosen.data:
+        stages.own_images(config, chosen.data)
     return config
 
 
@@ -156,8 +162,7 @@ def _enlarge(config: ConfigDict) -> None:
         dict(learning_rate=1e-4, schedule="constant", warmup=10_000)
     )
     config.groups.discriminator.optimizer.learning_rate = 1e-4
-    config.data.train = dict(pictures=source("folder/pictures"))
-    config.data.validation = dict(held_out=dict(pictures=source("folder/held_out")))
+    stages.own_images(config, "folder/pictures")
     config.train.update(
         dict(
             batch_size=256,

@@ -1,12 +1,13 @@
 """Quality-tuning of a whole generator, e.g. one that `emu-jax import` made of public weights.
 
     emu-jax import DeepFloyd/IF-I-XL-v1.0 --variant=fp16 --compute_dtype=bfloat16 --out=models/if1
-    emu-jax train --config="configs/imported.py:models/if1" --workdir=runs/if1_tuned
+    emu-jax train --config="configs/imported.py:models/if1,data=folder/mine" --workdir=runs/if1
 
 The argument is the model's folder. Codec, text encoders, conditioner, denoiser, process and
 sampling are those of its config, so that a model of any kind and size needs no config of its own.
-Data and training are Emu's: the data set `folder/needles`, batch 64, noise offset 0.1 of a Gaussian
-process, a small constant learning rate, at most 15,000 steps.
+Training is Emu's: batch 64, noise offset 0.1 of a Gaussian process, a small constant learning rate,
+at most 15,000 steps. data=folder/mine is the data set of the user, by default `folder/needles`. A
+tenth of its images is held out for validation (docs/data.md).
 
     hardware, time, result  not measured
 """
@@ -14,7 +15,6 @@ process, a small constant learning rate, at most 15,000 steps.
 from ml_collections import ConfigDict
 
 from emu_jax.assembly import stages
-from emu_jax.assembly.config import source
 from emu_jax.assembly.models import locate
 from emu_jax.assembly.sections.runs import complete
 from emu_jax.checkpoint.foreign import blaming
@@ -35,6 +35,7 @@ PARTS = (
 
 @blaming("argument")
 def get_config(argument: str | None = None) -> ConfigDict:
+    argument, _, dataset = (argument or "").partition(",data=")
     if not argument:
         raise UserError("configs/imported.py needs a model's folder: configs/imported.py:FOLDER.")
     stored = open_model(locate(argument)).config
@@ -54,5 +55,5 @@ def get_config(argument: str | None = None) -> ConfigDict:
     stages.tune_large(config, argument)
     config.compute_dtype = model.compute_dtype
     config.data.update(dict(image_size=model.data.image_size, cache_latents=False))
-    config.data.train = dict(needles=source("folder/needles"))
+    stages.own_images(config, dataset or "folder/needles", "needles")
     return config

@@ -42,6 +42,9 @@ size=amused256 and amused512: 603.5 and 608.3 M parameters, what `emu-jax import
     hardware, time, result  not measured
 size=test: a few thousand parameters, for tests
 
+data=folder/mine trains any stage on a data set of the user in place of emoji: a tenth of its images
+is held out for validation and previews, and no judge samples (docs/data.md).
+
 To train size=base set `--config.text.t5.path`, and runs of autoencoder.py:kind=vq as
 `--config.codec.path`: of size=f16, for part=super of size=f8, with the run of size=f16 as
 `--config.low_codec.path`. Planning needs none of them:
@@ -89,6 +92,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         size=("tiny", "test", "base", *AMUSED),
         part=("base", "super"),
         stage=("pretrain", "quality_tune"),
+        data="",
     )
     base, tuning = chosen.part == "base", chosen.stage == "quality_tune"
     if chosen.size in AMUSED and not base:
@@ -125,6 +129,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         if not base:
             config.conditioner.width = 16
             config.denoiser.update(dict(low_depth=1, block=2))
+    if chosen.data:
+        stages.own_images(config, chosen.data)
     return config
 
 

@@ -35,6 +35,9 @@ size=imagen: 64 (part=base, 2.00 B parameters), 256 (part=super, 0.60 B) and 102
               (docs/records/scaling.md)
     time, result  not measured
 size=test: a few thousand parameters, for tests
+
+data=folder/mine trains any stage on a data set of the user in place of emoji: a tenth of its images
+is held out for validation and previews, and no judge samples (docs/data.md).
 """
 
 from ml_collections import ConfigDict
@@ -59,6 +62,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         size=("tiny", "test", "imagen"),
         part=("base", "super", "super_1024"),
         stage=("pretrain", "quality_tune"),
+        data="",
     )
     base, tuning = chosen.part == "base", chosen.stage == "quality_tune"
     large = chosen.size == "imagen"
@@ -123,6 +127,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         _shrink(config, base)
     elif large:
         _enlarge(config, chosen.part, tuning)
+    if chosen.data:
+        stages.own_images(config, chosen.data)
     return config
 
 

@@ -49,7 +49,7 @@ SOURCES = {
         "validation.held_out.openmoji",
         "validation.held_out.fluent",
     ),
-    "imported": ("train.needles",),
+    "imported": ("train.needles", "validation.held_out.needles"),
     "judge": (
         "train.openmoji",
         "train.fluent",
@@ -72,8 +72,9 @@ def command(config: str, workdir: Path, data_dir: Path, *more: str) -> list[str]
     """Arguments of ``emu-jax``: train the config's test size on ``folder/tiny``, 16 x 16 images.
 
     ``config`` may have options, "pixel_diffusion:part=super"; of "imported:FOLDER" it is the model.
+    With an option data=NAME that is the data set.
     """
-    small = SMALL.get(config, ())
+    small = SMALL.get(config if "data=" not in config else config.partition(":")[0], ())
     config, _, options = config.partition(":")
     if config != "imported":
         options = ",".join(filter(None, ("size=test", options)))
@@ -81,6 +82,7 @@ def command(config: str, workdir: Path, data_dir: Path, *more: str) -> list[str]
         f"--config.data.{source}.{key}"
         for source in SOURCES[config]
         for key in ("dataset=folder/tiny", "select=")
+        if "data=" not in options
     ]
     if config not in ("autoencoder", "imported"):
         overrides.append(f"--config.text.minilm.path={data_dir}/text_encoder")

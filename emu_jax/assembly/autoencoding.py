@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.assembly.groups import make_groups
 from emu_jax.assembly.networks import compute_dtype, frozen_arrays, module
+from emu_jax.assembly.streams import require_side
 from emu_jax.errors import UserError
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.discriminator import PatchDiscriminator
@@ -34,6 +35,7 @@ def quantized(config: ConfigDict) -> int:
 
 
 def make_autoencoding(config: ConfigDict, on: Placement) -> Autoencoding:
+    require_side(config, autoencoder_factor(config), config.get("stream", "train"))
     critic = config.discriminator.to_dict()
     discriminator = None
     if critic.pop("enabled"):

@@ -98,6 +98,7 @@ def _text(
     texts: Sequence[str],
 ) -> Cache:
     made_from = text_fingerprint(texts, network.fingerprint, encoder.dtype)
+    made_from["tokenizer"] = encoder.tokenizer_fingerprint
     # Beside weights and dtype: the length, the layer, whether there is a pooled vector.
     made_from |= {key: str(value) for key, value in encoder.settings().items()}
     folder = root / f"text_{name}_{digest(made_from)[:16]}"

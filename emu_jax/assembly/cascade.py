@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from emu_jax.assembly.generator import Generator
+from emu_jax.assembly.generator import Generator, Size, require_multiples
 from emu_jax.data.mixture import Selection
 from emu_jax.errors import UserError
 
@@ -52,21 +52,37 @@ class Cascade:
         prompts: str | Sequence[str],
         seeds: Sequence[int] | None = None,
         negative: str = "",
+        size: Size | None = None,
     ) -> list[Image]:
-        """As :meth:`Generator.draw`."""
+        """As :meth:`Generator.draw`; ``size`` is that of the last stage."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return list(self.draw_each(prompts, seeds or range(len(prompts)), negative))
+        return list(self.draw_each(prompts, seeds or range(len(prompts)), negative, size))
 
     def draw_each(
-        self, prompts: Sequence[str], seeds: Sequence[int], negative: str = ""
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negative: str = "",
+        size: Size | None = None,
     ) -> Iterator[Image]:
         """One image for each (prompt, seed), in order, as soon as its batch is done."""
+        factor, first = self.side // self.stages[0].side, None
+        if size:
+            require_multiples(size, factor * self.stages[0].codec_factor)
+            first = (size[0] // factor, size[1] // factor)
         for start in range(0, len(prompts), self.batch_size):
             part, drawn = slice(start, start + self.batch_size), None
             for stage, reader in zip_longest(self.stages, self.stages[1:]):
                 decode = reader is None or reader.input_kind == "images"
-                drawn = list(stage.draw_each(prompts[part], seeds[part], negative, drawn, decode))
+                own = first if stage is self.stages[0] else None
+                drawn = stage.draw_each(prompts[part], seeds[part], negative, drawn, decode, own)
+                drawn = list(drawn)
             yield from drawn or ()
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Those of all stages."""
+        return {f"stage_{i}": stage.recipe for i, stage in enumerate(self.stages)}
 
     def costs(self) -> dict[str, float]:
         """The sums of the costs of all stages."""

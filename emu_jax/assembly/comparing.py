@@ -18,7 +18,7 @@ from emu_jax.evaluation.comparison import REAL, Drawn
 from emu_jax.evaluation.curves import METRICS_FILE
 from emu_jax.evaluation.grids import grid
 from emu_jax.evaluation.measuring import Images, make_meters, reads_references
-from emu_jax.evaluation.prompts import KEPT_CONCEPTS
+from emu_jax.evaluation.prompts import KEPT_CONCEPTS, kept_prompts
 from emu_jax.evaluation.references import Sets
 from emu_jax.evaluation.report import Section, write_report
 
@@ -33,7 +33,7 @@ def compare(
     *,
     name: str = "compare",
     prompts: Sequence[str] | None = None,
-    count: int = 100,
+    count: int | None = None,
     judge: str = "",
     metrics: Sequence[str] = (),
     seed: int = 0,
@@ -42,17 +42,19 @@ def compare(
     """Draws the same prompts with the same noise by every model and writes the report into ``out``:
     ``index.html``, ``NAME.json`` with the same figures, ``figures.md``, ``grid.png``.
 
-    ``prompts`` None: ``count`` captions of ``sets``. ``judge`` "": no measurements, and no data set
-    is read, unless a metric of ``metrics`` reads references. ``changes`` are sampling settings.
-    Returns the report's file.
+    ``prompts`` None: ``count`` captions of ``sets``, by default at most 100. An empty name of a set
+    leaves it out: without captions the prompts are everyday concepts, without ``kept`` no loss is
+    measured. ``judge`` "": no measurements of images but those of ``metrics``. ``changes`` are
+    sampling settings. Returns the report's file.
     """
     scorer = by = None
     if judge:
         scorer = Judge(judge)
         by = yardstick(scorer, sets, prompts, count)
+    elif prompts is None and sets.captions:
+        prompts = _captions(sets, count)
     texts = list(by.prompts) if by else list(prompts or KEPT_CONCEPTS)
-    kept = sets.kept if judge else ""
-    drawn = [_draw(model, texts, kept, sets.data_dir, seed, changes) for model in models]
+    drawn = [_draw(model, texts, sets.kept, sets.data_dir, seed, changes) for model in models]
     folder = epath.Path(out)
     record: dict[str, Any] = {"prompts": texts}
     labels = _labels(models)
@@ -94,7 +96,7 @@ def compare(
         paired = np.stack([model.images[i] for i in rows for model in drawn])
         captions = [texts[i] for i in rows for _ in drawn]
         wide = len(drawn) * max(1, round(8 / len(drawn)))
-        grid(paired, captions, columns=wide, scale=2).save(file, "PNG")
+        grid(paired, captions, columns=wide).save(file, "PNG")
     return index
 
 
@@ -104,6 +106,13 @@ def _references(metrics: Sequence[str], sets: Sets, model: Drawn) -> Images:
         return []
     height, width, _ = model.images[0].shape
     return read_set(sets.references or sets.needles, sets.data_dir, (height, width))[0]
+
+
+def _captions(sets: Sets, count: int | None) -> list[str]:
+    """Prompts from the captions of a set."""
+    found = open_selection(sets.captions, sets.data_dir)
+    captions = found.source.manifest.column("captions")[found.records()]
+    return kept_prompts(captions, count)
 
 
 def _draw(

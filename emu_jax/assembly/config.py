@@ -13,27 +13,41 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from emu_jax.assembly.checking import at, path_objection, shown, words
-from emu_jax.assembly.schema import Key, Ordered, near, one_of, section, sections
+from emu_jax.assembly.schema import (
+    Key,
+    Ordered,
+    alternative,
+    dicts,
+    entry_of,
+    keys,
+    near,
+    one_of,
+    section,
+    sections,
+)
 from emu_jax.assembly.sections.data import Source
 from emu_jax.assembly.sections.runs import check, complete, run_of
 from emu_jax.assembly.sections.training import Group, Optimizer
 from emu_jax.errors import UserError
 
 
-def options(argument: str | None, **choices: Sequence[str]) -> SimpleNamespace:
-    """``"size=tiny,stage=pretrain"`` as attributes; an option's first choice is its default."""
-    chosen = {name: values[0] for name, values in choices.items()}
+def options(argument: str | None, **choices: Sequence[str] | str) -> SimpleNamespace:
+    """``"size=tiny,stage=pretrain"`` as attributes; an option's first choice is its default. An
+    option whose choices are one string, its default, takes any text.
+    """
+    free = {name: text for name, text in choices.items() if isinstance(text, str)}
+    chosen = {name: free.get(name, values[:1] and values[0]) for name, values in choices.items()}
     for part in filter(None, (argument or "").split(",")):
         name, _, value = part.partition("=")
         if name not in choices:
             raise UserError(f"The config has no option {name!r}; {near(name, choices)}")
-        if value not in choices[name]:
+        if name not in free and value not in choices[name]:
             raise UserError(f"The option {name} is {value!r}; use {one_of(choices[name], value)}.")
         chosen[name] = value
     return SimpleNamespace(**chosen)
@@ -100,6 +114,7 @@ def parse(
     arguments = [program, *(a for a in argv if not a.startswith("--config="))]
     config, values = complete(_made_by(path)), flags.FlagValues()
     define(values)
+    _add_entries(arguments, config)
     _require_keys(arguments, config)
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
@@ -149,6 +164,38 @@ _OF_VALUES = (
     *(SyntaxError, TypeError, ValueError),
 )
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+
+
+def _add_entries(arguments: Sequence[str], config: ConfigDict) -> None:
+    """Adds the sources, validation sets and streams that overrides of ``config.data`` name and the
+    config does not have. A name that is nearly that of an existing entry counts as a mistake.
+    """
+    kind = run_of(config)
+    for name in (found[1] for found in map(_OVERRIDE.match, arguments) if found):
+        if kind and name.startswith("data."):
+            _add_entry(kind, config, name.split("."))
+
+
+def _add_entry(annotation: Any, given: ConfigDict, path: Sequence[str]) -> None:
+    """What of ``path`` is missing in ``given``, a section or a dict of entries, with defaults."""
+    name, *rest = path
+    if sections(annotation) and rest:
+        kind = alternative(annotation, given)
+        if kind and name in keys(kind) and isinstance(given.get(name), ConfigDict):
+            _add_entry(keys(kind)[name][0], given[name], rest)
+    elif dicts(annotation) and rest:
+        entries = [get_args(option)[1] for option in dicts(annotation)]
+        if len(given) or len(entries) == 1:
+            entry = entry_of(annotation, given)
+        else:  # a validation set: its entries are sources, or streams that have sources
+            entry = next(entry for entry in entries if bool(sections(entry)) == (len(rest) == 1))
+        if name not in given:
+            if difflib.get_close_matches(name, list(given), n=1, cutoff=0.8):
+                return
+            given[name] = next(map(section, sections(entry)), ConfigDict())
+            if entry is Source:
+                given[name].dataset = ""  # required; an override sets it
+        _add_entry(entry, given[name], rest)
 
 
 def _require_keys(arguments: Sequence[str], config: ConfigDict) -> None:

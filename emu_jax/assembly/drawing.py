@@ -1,20 +1,24 @@
 """Images drawn from prompts, or enlarged, into a folder of PNG files."""
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from etils import epath
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from emu_jax.assembly.cascade import open_generator
+from emu_jax.assembly.cascade import Cascade, open_generator
 from emu_jax.assembly.generator import Generator
 from emu_jax.data.decode import open_image
 from emu_jax.data.images import compose, upright
-from emu_jax.data.textfile import read_lines
+from emu_jax.data.textfile import read_lines, read_text
 from emu_jax.errors import UserError
 from emu_jax.evaluation.grids import grid
 
@@ -27,29 +31,41 @@ def draw_prompts(
     seed: int = 0,
     per_prompt: int = 1,
     negative: str = "",
+    width: int | None = None,
+    height: int | None = None,
     **changes: Any,
 ) -> list[epath.Path]:
     """Draws every prompt ``per_prompt`` times, with the seeds ``seed``, ``seed`` + 1, ...; writes
     one PNG file per image and ``grid.png``. Returns the files of the images.
 
-    An image whose file exists is not drawn again: an interrupted call continues. ``changes`` are
-    those of :class:`Generator`.
+    An image whose file exists is not drawn again: an interrupted call continues. A file's name
+    depends on everything that its image depends on, and its metadata say what that is. ``width``
+    and ``height`` are in pixels, by default those of training. ``changes`` are those of
+    :class:`Generator`.
     """
+    if seed + per_prompt > 2**32:
+        raise UserError(
+            f"The seeds {seed} to {seed + per_prompt - 1} have more than 32 bits; lower --seed."
+        )
     generator = open_generator(checkpoint, **changes)
+    side = generator.side
+    size = (height or side, width or side) if width or height else None
     wanted = [(prompt, seed + i) for prompt in prompts for i in range(per_prompt)]
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = [generator.fingerprints, generator.config.sampling.to_dict(), negative]
+    recipe, made_by = [generator.recipe, size, negative], _provenance(checkpoint, generator)
     paths = [folder / _file_name(prompt, seed, recipe) for prompt, seed in wanted]
     missing = [i for i, path in enumerate(paths) if not path.exists()]
     drawn = generator.draw_each(
-        [wanted[i][0] for i in missing], [wanted[i][1] for i in missing], negative
+        [wanted[i][0] for i in missing], [wanted[i][1] for i in missing], negative, size=size
     )
     for i, image in zip(missing, tqdm(drawn, total=len(missing), desc="images"), strict=True):
-        save_image(Image.fromarray(image), paths[i])
+        prompt, own_seed = wanted[i]
+        about = {"prompt": prompt, "negative_prompt": negative, "seed": own_seed, **made_by}
+        save_image(Image.fromarray(image), paths[i], **about)
     images = [np.asarray(Image.open(path.open("rb")).convert("RGB")) for path in paths]
     captions = [prompt for prompt, _ in wanted]
-    save_image(grid(np.stack(images), captions, scale=2), folder / "grid.png")
+    save_image(grid(np.stack(images), captions), folder / "grid.png")
     return paths
 
 
@@ -88,28 +104,78 @@ def upsample_images(
         save_image(both, folder / f"{name}_before_and_after.png")
 
 
-def read_prompts(path: str) -> list[str]:
-    """The lines of a file that are not empty.
+def read_prompts(path: str, column: str = "") -> list[str]:
+    """The prompts of a file: the lines of a text that are not empty, or a column of a table.
+
+    ``.tsv`` and ``.csv`` are tables, whose first row names the columns. ``column`` is by default
+    the one called prompt, in upper or lower case.
 
     Raises:
-      UserError: no such file, or not UTF-8.
+      UserError: no such file, not UTF-8, no such column, or no prompt.
     """
     file = epath.Path(path)
     if not file.exists():
         raise UserError(f"There is no file of prompts {path}.")
-    return [line.strip() for line in read_lines(file) if line.strip()]
+    delimiter = {".tsv": "\t", ".csv": ","}.get(file.suffix.lower())
+    if delimiter:
+        texts = _column(file, delimiter, column)
+    elif column:
+        raise UserError(f"--prompt_column is for .tsv and .csv files; {path} is neither.")
+    else:
+        texts = read_lines(file)
+    prompts = [text.strip() for text in texts if text.strip()]
+    if not prompts:
+        raise UserError(f"The file {path} has no prompts: write one prompt per line.")
+    return prompts
 
 
-def save_image(image: Image.Image, path: epath.Path) -> None:
-    """Writes a PNG file, whole or not at all."""
+def _column(file: epath.Path, delimiter: str, column: str) -> list[str]:
+    """The cells of one column of a table, top to bottom."""
+    # A quote in a TSV is a character like any other; in a CSV it encloses commas and lines.
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    text = read_text(file)
+    try:
+        rows = list(csv.reader(io.StringIO(text, ""), delimiter=delimiter, quoting=quoting))
+    except csv.Error as error:
+        raise UserError(f"{file} is not a table of prompts: {error}.") from error
+    names = [name.strip() for name in rows[0]] if rows else []
+    known = names if column else [name.lower() for name in names]
+    wanted = column or "prompt"
+    if wanted not in known:
+        raise UserError(
+            f"{file} has no column {wanted!r}; its columns are {', '.join(names) or 'none'}: name "
+            "one with --prompt_column."
+        )
+    index = known.index(wanted)
+    return [row[index] for row in rows[1:] if len(row) > index]
+
+
+def save_image(image: Image.Image, path: epath.Path, **about: Any) -> None:
+    """Writes a PNG file, whole or not at all; ``about`` are entries of its metadata."""
+    metadata = PngInfo()
+    for name, value in about.items():
+        metadata.add_text(name, str(value).encode(errors="replace").decode())
     temporary = path.parent / f"{path.name}.tmp"
     with temporary.open("wb") as file:
-        image.save(file, "PNG")
+        image.save(file, "PNG", pnginfo=metadata)
     temporary.replace(path)
+
+
+def _provenance(checkpoint: str, generator: Generator | Cascade) -> dict[str, Any]:
+    """The entries of an image's metadata on its model and how it was sampled."""
+    sampling = generator.config.sampling
+    return {
+        "model": checkpoint,
+        "weights": generator.fingerprints["weights"],
+        "sampler": sampling.sampler,
+        "steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale,
+        "software": f"emu_jax {version('emu_jax')}",
+    }
 
 
 def _file_name(prompt: str, seed: int, recipe: list[object]) -> str:
     """Readable, and different for everything that makes a different image."""
     words = "_".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())[:60]
-    text = json.dumps([prompt, seed, recipe], sort_keys=True)
+    text = json.dumps([prompt, seed, recipe], sort_keys=True, default=str)
     return f"{words or 'image'}_{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}.png"

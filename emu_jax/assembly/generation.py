@@ -1,5 +1,6 @@
 """From a config to the generation task: denoiser, process, sampling, low-resolution input."""
 
+import math
 from functools import partial
 
 from flax import nnx
@@ -9,7 +10,7 @@ from emu_jax.assembly.codecs import make_codec
 from emu_jax.assembly.encoders import frozen_encoders, make_encoders
 from emu_jax.assembly.groups import make_groups
 from emu_jax.assembly.networks import compute_dtype, module
-from emu_jax.assembly.streams import stream_spec
+from emu_jax.assembly.streams import require_side, stream_spec
 from emu_jax.errors import UserError
 from emu_jax.nn.arguments import check_arguments
 from emu_jax.nn.conditioner import Conditioner
@@ -38,6 +39,7 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
     outputs = nnx.eval_shape(lambda: conditioner(nnx.Rngs(0)))
     low, low_codec = make_low_resolution(config, codec)
     frozen |= low_codec
+    require_side(config, math.lcm(codec.factor, low.scale if low else 1))
     side = max(map(max, stream_spec(config).shapes())) // codec.factor
     process = make_process(config.process, codec)
     denoiser = make_denoiser(
@@ -55,7 +57,7 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
         frozen=frozen,
         drop_text=config.drop_text,
         compute_dtype=compute_dtype(config),
-        previews=config.sampling.previews,
+        previews=max(config.sampling.previews, len(config.train.get("preview_prompts", ()))),
         low=low,
     )
 

@@ -37,6 +37,13 @@ from emu_jax.training.trainer import VALIDATION_SEED
 
 Image = UInt8[np.ndarray, "h w 3"]
 Tokens = Int[np.ndarray, "h w"]
+Size = tuple[int, int]  # height, width in pixels
+
+# The sections of a config on which an image depends.
+_DRAWN_BY = (
+    *("codec", "low_codec", "low_resolution", "text", "conditioner", "denoiser", "process"),
+    *("sampling", "compute_dtype"),
+)
 
 
 class Drawer:
@@ -59,12 +66,17 @@ class Drawer:
         self._generator: Generation = generator
         self.config, self._task, self._mesh, self._frozen = config, task, mesh, frozen
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
-        self._generate = jax.jit(self._draw_batch, static_argnames="decode")
+        self._generate = jax.jit(self._draw_batch, static_argnames=("decode", "size"))
 
     @property
     def side(self) -> int:
         """Height and width in pixels of the images that it was trained on."""
         return self.config.data.image_size
+
+    @property
+    def codec_factor(self) -> int:
+        """Pixels along a side of one position of the data that it draws."""
+        return self._generator.codec.factor
 
     @property
     def input_kind(self) -> str:
@@ -86,13 +98,20 @@ class Drawer:
         negative: str = "",
         low: Sequence[Image | Tokens] | None = None,
         decode: bool = True,
+        size: Size | None = None,
     ) -> Iterator[Image | Tokens]:
         """One image for each (prompt, seed), in order, as soon as its batch is done.
 
         ``params`` are the task's. ``low`` are the inputs of a super-resolution stage, all of one
         size: images, or the tokens that another stage has drawn. ``decode`` False yields tokens in
-        place of images.
+        place of images. ``size`` is that of the images, by default :attr:`side` x :attr:`side`;
+        a super-resolution stage enlarges what it gets.
+
+        Raises:
+          UserError: a size that the codec or the network does not have.
         """
+        if size:
+            require_multiples(size, self.codec_factor)
         for start in range(0, len(prompts), self.batch_size):
             rows = list(zip(prompts, seeds, strict=True))[start : start + self.batch_size]
             full = rows + [rows[-1]] * (self.batch_size - len(rows))
@@ -105,7 +124,7 @@ class Drawer:
                 given = list(low[start : start + self.batch_size])
                 batch["low"] = np.stack(given + [given[-1]] * (self.batch_size - len(rows)))
             batch = put_batch(batch, self._mesh)
-            images = self._generate(params, self._frozen, batch, decode=decode)
+            images = self._generate(params, self._frozen, batch, decode=decode, size=size)
             yield from np.asarray(images)[: len(rows)]
 
     def _tokens(self, texts: list[str]) -> dict[str, Any]:
@@ -117,6 +136,7 @@ class Drawer:
         frozen: Mapping[str, Params],
         batch: Mapping[str, Any],
         decode: bool,
+        size: Size | None,
     ) -> jax.Array:
         task, side = self._generator, self.side
 
@@ -127,14 +147,16 @@ class Drawer:
             }
 
         keys = jax.vmap(jax.random.key)(batch["seed"])
-        height = width = side // task.codec.factor
+        image_size = size or (side, side)
+        height, width = (pixels // task.codec.factor for pixels in image_size)
         low = None
         if "low" in batch:
             assert task.low is not None, "only a super-resolution stage has an input"
             low = task.low.encode(frozen, batch["low"])
             height, width = (n * task.low.scale // task.codec.factor for n in low.shape[1:3])
             keys = fold_in(keys, side)  # other noise than the image was drawn from
-        sizes = jax.numpy.tile(np.array([side, side, 0, 0, side, side]), (self.batch_size, 1))
+        sizes = np.array([*image_size, 0, 0, *image_size])
+        sizes = jax.numpy.tile(sizes, (self.batch_size, 1))
         return task.generate(
             self._task.generator_params(params, frozen),
             frozen,
@@ -193,10 +215,14 @@ class Generator(Drawer):
         prompts: str | Sequence[str],
         seeds: Sequence[int] | None = None,
         negative: str = "",
+        size: Size | None = None,
     ) -> list[Image]:
-        """One image for each prompt; ``seeds`` are 0, 1, ... by default."""
+        """One image for each prompt; ``seeds`` are 0, 1, ... by default; ``size`` is (height,
+        width).
+        """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return list(self.draw_each(prompts, seeds or range(len(prompts)), negative))
+        seeds = seeds or range(len(prompts))
+        return list(self.draw_each(prompts, seeds, negative, size=size))
 
     def draw_each(
         self,
@@ -205,9 +231,27 @@ class Generator(Drawer):
         negative: str = "",
         low: Sequence[Image | Tokens] | None = None,
         decode: bool = True,
+        size: Size | None = None,
     ) -> Iterator[Any]:
         """:meth:`draw_with` with its own parameters: one image at a time."""
-        return self.draw_with(self._params, prompts, seeds, negative, low, decode)
+        return self.draw_with(self._params, prompts, seeds, negative, low, decode, size)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What an image depends on beside prompt, negative prompt, seed and size. Networks are
+        known by their fingerprints, wherever they lie.
+        """
+        parts = {name: self.config.get(name) for name in _DRAWN_BY}
+        tokenizers = {
+            name: encoder.tokenizer_fingerprint
+            for name, encoder in self._generator.encoders.items()
+        }
+        return {
+            "parts": {name: _without_paths(part) for name, part in parts.items()},
+            "image_size": self.side,
+            "weights": dict(self.fingerprints),
+            "tokenizers": tokenizers,
+        }
 
     def follows(self, other: "Generator") -> bool:
         """Whether it can read what ``other`` draws: images, or tokens of the same codebook."""
@@ -263,3 +307,19 @@ class Generator(Drawer):
             sums = validate(Context(params, self._frozen, {}, batch, key))
             total, count = total + float(sums["loss"][0]), count + float(sums["loss"][1])
         return total / count
+
+
+def require_multiples(size: Size, factor: int) -> None:
+    """Raises a UserError for an image size whose sides are not multiples of ``factor``."""
+    if min(size) < 1 or any(pixels % factor for pixels in size):
+        raise UserError(
+            f"An image of {size[1]} x {size[0]} pixels does not fit this model: use multiples of "
+            f"{factor} for width and height."
+        )
+
+
+def _without_paths(part: Any) -> Any:
+    """A section without its keys ``path``, at any depth."""
+    if isinstance(part, ConfigDict | dict):
+        return {name: _without_paths(part[name]) for name in part if name != "path"}
+    return part

@@ -104,7 +104,9 @@ def open_selection(text: str, data_dir: str) -> Selection:
     return Selection(open_source(name, data_dir), select=select)
 
 
-def yardstick(judge: Judge, sets: Sets, prompts: Sequence[str] | None, count: int) -> Yardstick:
+def yardstick(
+    judge: Judge, sets: Sets, prompts: Sequence[str] | None, count: int | None
+) -> Yardstick:
     """The references of all metrics; ``prompts`` None: ``count`` captions of the set."""
     shown, captions = _read(judge, sets, sets.captions, None)
     needles, _ = _read(judge, sets, sets.needles, None)

@@ -50,6 +50,17 @@ def quality_tune(config: ConfigDict, init_from: str) -> None:
     )
 
 
+def own_images(config: ConfigDict, dataset: str, name: str = "pictures") -> None:
+    """Only the data set ``dataset`` of the user, as the source ``name``: its held-out part
+    validates, the rest trains.
+    """
+    config.data.train = {name: source(dataset, select="part != held_out")}
+    config.data.validation = {"held_out": {name: source(dataset, select="part == held_out")}}
+    if "measure" in config:
+        config.measure.judge = ""  # the shipped one knows emoji only
+        config.measure.needles = f"{dataset}:part != held_out"
+
+
 def pretrain_large(config: ConfigDict, *, steps: int, batch_size: int) -> None:
     """Pre-training of a published size on the data set ``folder/pictures``; images and texts are
     encoded in the training step.
@@ -70,15 +81,14 @@ def tune_large(config: ConfigDict, init_from: str) -> None:
 
 
 def _large(config: ConfigDict, dataset: str, learning_rate: float, warmup: int) -> None:
-    """In bf16, without validation sets; the data sets are the user's."""
+    """In bf16; the data set is the user's."""
     config.compute_dtype = "bfloat16"
     config.groups.generator.ema_decay = 0.9999
     config.groups.generator.optimizer.update(
         dict(learning_rate=learning_rate, schedule="constant", warmup=warmup)
     )
-    config.data.train = dict(pictures=source(dataset))
-    config.data.validation = dict()
-    config.train.update(dict(validate_every=0, preview_every=1000))
+    own_images(config, dataset)
+    config.train.update(dict(validate_every=1000, preview_every=1000))
 
 
 def shrink(config: ConfigDict) -> None:

@@ -7,22 +7,50 @@ sources for the task's first stream, or sources for each of several streams by n
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.caches import open_caches
-from emu_jax.data.pipeline import Selection, StreamSpec, make_stream
+from emu_jax.data import pipeline
+from emu_jax.data.pipeline import Loader, Selection, StreamSpec
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
-from emu_jax.parallel.sharding import process_rows
+from emu_jax.parallel.sharding import process_rows, replicated
 from emu_jax.tasks.base import Batch, Rows, Task
+from emu_jax.text.encoder import TextEncoder
+from emu_jax.training.trainer import Preview
 
-# First step -> this host's rows of one stream from there on, to be closed.
-OpenStream = Callable[[int], Any]
+
+@dataclass(frozen=True)
+class OpenStream:
+    """Called with a first step: this host's rows of one stream from there on, to be closed."""
+
+    loader: Callable[[], Loader]
+
+    def __call__(self, first: int) -> Any:
+        return pipeline.stream(self.loader(), first)
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """The captions of the first batch of all hosts, without those of padding."""
+        return self.loader().texts(0)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A validation set: called, it is read from its first batch."""
+
+    streams: Mapping[str, OpenStream]
+
+    def __call__(self) -> Generator[Batch]:
+        return _until_all_end(self.streams)
 
 
 def open_selections(config: ConfigDict, sources: ConfigDict) -> list[Selection]:
@@ -55,36 +83,113 @@ def stream_spec(config: ConfigDict, stream: str = "train", **changes: Any) -> St
     return StreamSpec(**{**arguments, **changes})
 
 
+def require_side(config: ConfigDict, factor: int, stream: str = "train") -> None:
+    """Raises a UserError where a stream has images that are no whole number of positions, each of
+    ``factor`` pixels along a side.
+    """
+    spec = stream_spec(config, stream)
+    if any(pixels % factor for shape in spec.shapes() for pixels in shape):
+        name, value = ("image_size", spec.side)
+        if spec.buckets and not spec.side % factor:
+            name, value = ("bucket_step", spec.bucket_step)
+        raise UserError(
+            f"data.{name} is {value}, but a position of the latents or tokens has {factor} x "
+            f"{factor} pixels; use a multiple of {factor}."
+        )
+
+
 def stream_specs(config: ConfigDict, task: Task) -> dict[str, StreamSpec]:
     """The layout of every stream that the task reads."""
     return {name: stream_spec(config, name) for name in task.streams}
 
 
+@dataclass(frozen=True)
+class Training:
+    """Called with a first step: this host's rows of every stream of a task, side by side: step n
+    reads batch n of each.
+    """
+
+    streams: Mapping[str, OpenStream]
+
+    def __call__(self, first: int) -> Generator[Batch]:
+        return _side_by_side(self.streams, first)
+
+
 def training_stream(
     config: ConfigDict, task: Task, frozen: Mapping[str, Params], mesh: Mesh
-) -> Callable[[int], Generator[Batch]]:
-    """first step -> this host's rows of every stream of the task, side by side: step n reads batch
-    n of each.
-    """
-    opened = {
-        name: open_stream(config, task, frozen, mesh, name, _sources(config, name), spec)
-        for name, spec in stream_specs(config, task).items()
-    }
-    return lambda first: _side_by_side(opened, first)
+) -> Training:
+    """What a task trains on."""
+    return Training(
+        {
+            name: open_stream(config, task, frozen, mesh, name, _sources(config, name), spec)
+            for name, spec in stream_specs(config, task).items()
+        }
+    )
 
 
 def validation_streams(
     config: ConfigDict, task: Task, frozen: Mapping[str, Params], mesh: Mesh
-) -> dict[str, Callable[[], Generator[Batch]]]:
-    """Every validation set: a function that reads it from its first batch."""
+) -> dict[str, Validation]:
+    """Every validation set."""
     found = {}
     for name, section in config.data.validation.items():
         opened = {}
         for stream, sources in _by_stream(section, task, name).items():
             spec = stream_spec(config, stream, sequential=True, flip=False, crop="centre")
             opened[stream] = open_stream(config, task, frozen, mesh, stream, sources, spec)
-        found[name] = lambda opened=opened: _until_all_end(opened)
+        found[name] = Validation(opened)
     return found
+
+
+def previews(
+    config: ConfigDict,
+    task: Task,
+    frozen: Mapping[str, Params],
+    mesh: Mesh,
+    training: Training,
+    validation: Mapping[str, Validation],
+) -> dict[str, Preview]:
+    """What previews show: ``train.preview_prompts``, else the first batch of every validation set,
+    else the first training batch. Images that a generator draws have their captions.
+    """
+    generator, prompts = task.generator, config.train.preview_prompts
+    if prompts:
+        if generator is None or generator.low:
+            raise UserError(
+                "train.preview_prompts is for models that draw from prompts alone; leave it empty: "
+                "previews show validation images then."
+            )
+        batch = {generator.stream: _prompt_rows(config, generator.encoders, frozen, mesh)}
+        return {"prompts": Preview(lambda: (b for b in [batch]), lambda: prompts)}
+
+    def captioned(batches: Callable[[], Generator[Batch]], streams: Mapping[str, OpenStream]):
+        own = streams.get(generator.stream) if generator else None
+        return Preview(batches, own and (lambda: own.captions))
+
+    found = {name: captioned(sets, sets.streams) for name, sets in validation.items()}
+    return found or {"train": captioned(lambda: training(0), training.streams)}
+
+
+def _prompt_rows(
+    config: ConfigDict,
+    encoders: Mapping[str, TextEncoder],
+    frozen: Mapping[str, Params],
+    mesh: Mesh,
+) -> Rows:
+    """This host's rows of a batch of the preview prompts, with the encoders' outputs. The images
+    are blank: a preview reads their size alone.
+    """
+    prompts, side = list(config.train.preview_prompts), config.data.image_size
+    prompts += [prompts[-1]] * (-len(prompts) % mesh.size)
+    own = process_rows(len(prompts), mesh)
+    text = {}
+    for name, encoder in encoders.items():
+        tokens = encoder.tokenize(prompts)
+        apply = jax.jit(encoder.apply, out_shardings=replicated(mesh))
+        encoded = jax.device_get(apply(frozen[name], tokens["ids"], tokens["mask"]))._asdict()
+        text[name] = {key: value[own] for key, value in encoded.items() if value is not None}
+    sizes = np.tile(np.array([side, side, 0, 0, side, side], np.int32), (len(own), 1))
+    return {"image": np.zeros((len(own), side, side, 3), np.uint8), "sizes": sizes, "text": text}
 
 
 def open_stream(
@@ -102,7 +207,7 @@ def open_stream(
     encoders = task.streams[stream].encoders
     tokenize = {name: encoder.tokenize for name, encoder in encoders.items()}
     rows = process_rows(spec.batch_size, mesh)
-    return lambda first: make_stream(spec, selections, tokenize, first, caches, rows)
+    return OpenStream(partial(Loader, spec, selections, tokenize, caches, rows))
 
 
 def _side_by_side(streams: Mapping[str, OpenStream], first: int) -> Generator[Batch]:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.assembly.initial import initial
 from emu_jax.assembly.measure import Samples
-from emu_jax.assembly.streams import training_stream, validation_streams
+from emu_jax.assembly.streams import previews, training_stream, validation_streams
 from emu_jax.assembly.tasks import open_task, unused_networks
 from emu_jax.evaluation.grids import grid
 from emu_jax.parallel.distributed import initialize
@@ -49,6 +49,7 @@ def make_trainer(config: ConfigDict, workdir: str) -> Trainer:
     task, frozen = open_task(config, mesh, config.attention)
     stream = training_stream(config, task, frozen, mesh)
     validation = validation_streams(config, task, frozen, mesh)
+    shown = previews(config, task, frozen, mesh, stream, validation)
     measured = "measure" in config and config.measure.judge
     if not measured:  # Caches and null conditioning exist: their encoders leave the devices.
         unused = unused_networks(config, task)
@@ -61,6 +62,7 @@ def make_trainer(config: ConfigDict, workdir: str) -> Trainer:
         frozen=frozen,
         stream=stream,
         validation=validation,
+        previews=shown,
         meta={
             "config": config.to_dict(),
             "frozen": {

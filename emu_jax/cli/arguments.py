@@ -1,6 +1,8 @@
 """Arguments that several commands share."""
 
 import argparse
+import math
+import secrets
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -17,10 +19,23 @@ def positive(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """A seed of 32 bits, for argparse."""
+    """A seed of 32 bits, for argparse; -1 is a random one, which is printed."""
     number = int(text)
+    if number == -1:
+        number = secrets.randbelow(2**31)
+        print(f"seed {number}")
     if not 0 <= number < 2**32:
-        raise argparse.ArgumentTypeError(f"{number} is not a seed; use 0 to {2**32 - 1}")
+        raise argparse.ArgumentTypeError(
+            f"{number} is not a seed; use 0 to {2**32 - 1}, or -1 for a random one"
+        )
+    return number
+
+
+def scale(text: str) -> float:
+    """A scale of guidance, 0 or more, for argparse."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a scale; use 0 or more")
     return number
 
 
@@ -41,10 +56,12 @@ def names_of(registry: Collection[str]) -> Callable[[str], tuple[str, ...]]:
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of sampling; the defaults are the settings in the checkpoint's config."""
-    parser.add_argument("--seed", type=seed, default=0, help="seed of each prompt's first image")
+    parser.add_argument(
+        "--seed", type=seed, default=0, help="seed of each prompt's first image; -1: a random one"
+    )
     parser.add_argument("--steps", type=positive, help="number of sampling steps")
     parser.add_argument("--sampler", help=f"{listed(SAMPLERS, 'or')}; parallel is for tokens")
-    parser.add_argument("--guidance_scale", type=float, help="scale of classifier-free guidance")
+    parser.add_argument("--guidance_scale", type=scale, help="scale of classifier-free guidance")
     parser.add_argument("--batch_size", type=positive, default=16, help="images drawn at once")
 
 

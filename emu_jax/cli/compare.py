@@ -3,11 +3,15 @@
 Writes one self-contained HTML report, a JSON file with the same figures, and an image of the grid.
 Without ``--prompts`` the prompts are kept concepts: pre-training has shown them, quality-tuning
 never does. The judge measures every model; its intervals are 95 %, over prompts. ``--judge=""``
-compares without measurements, and reads no data set.
+compares without it, and reads no emoji set.
+
+Where a model was trained on a data set of your own, the prompts are the captions of its held-out
+images, the loss is measured on these images, and no judge is used unless ``--judge`` names one.
 """
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 
 from emu_jax.cli.arguments import add_sampling_arguments, names_of, positive, sampling_changes
 from emu_jax.data.places import DEFAULT_DATA_DIR
@@ -25,15 +29,17 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
     """The commands ``compare`` and ``evaluate``."""
     parser = argparse.ArgumentParser(prog=f"emu-jax {program}", description=description)
     parser.add_argument("models", nargs="+", help="runs, exported models or builtin:NAME")
-    parser.add_argument("--prompts", help="file with one prompt per line")
     parser.add_argument(
-        "--count", type=positive, default=100, help="number of prompts, without --prompts"
+        "--prompts", help="file with one prompt per line, or a table with a column prompt"
     )
-    parser.add_argument("--judge", default=JUDGE, help=f"default {JUDGE}; empty: no judge")
+    parser.add_argument(
+        "--count", type=positive, help="number of prompts, without --prompts; default 100"
+    )
+    parser.add_argument("--judge", help=f"default {JUDGE} for emoji models; empty: no judge")
     parser.add_argument(
         "--metrics", type=names_of(METRICS), default=(), help=f"some of {', '.join(METRICS)}"
     )
-    parser.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder of the data sets")
+    parser.add_argument("--data_dir", help=f"folder of the data sets; default {DEFAULT_DATA_DIR}")
     for name, what in (
         ("captions", "images whose captions are the prompts, without --prompts"),
         ("needles", "images of quality-tuning"),
@@ -42,30 +48,27 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
         ("references", "images that metrics compare with; empty: the needles"),
     ):
         default = getattr(Sets, name)
-        said = f"{what}; default {default}" if default else what
-        parser.add_argument(f"--{name}", default=default, help=said)
+        said = f"{what}; for emoji models default {default}" if default else what
+        parser.add_argument(f"--{name}", help=said)
     parser.add_argument("--out", default=default_out, help="folder for the report")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
 
     from emu_jax.assembly.comparing import compare
     from emu_jax.assembly.drawing import read_prompts
+    from emu_jax.assembly.standards import standards
 
+    prompts = read_prompts(arguments.prompts) if arguments.prompts else None
+    given = {field.name: getattr(arguments, field.name) for field in fields(Sets)}
+    sets, judge = standards(arguments.models, given, arguments.judge, prompts)
     index = compare(
         arguments.models,
         arguments.out,
-        Sets(
-            arguments.data_dir,
-            arguments.captions,
-            arguments.needles,
-            arguments.haystack,
-            arguments.kept,
-            arguments.references,
-        ),
+        sets,
         name=program,
-        prompts=read_prompts(arguments.prompts) if arguments.prompts else None,
+        prompts=prompts,
         count=arguments.count,
-        judge=arguments.judge,
+        judge=judge,
         metrics=arguments.metrics,
         seed=arguments.seed,
         changes=sampling_changes(arguments),

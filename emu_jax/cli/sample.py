@@ -1,6 +1,7 @@
 """``emu-jax sample``: draws images from prompts, one PNG file per image and a grid of all.
 
-Images whose files exist are not drawn again: the same command continues an interrupted one.
+Images whose files exist are not drawn again: the same command continues an interrupted one. The
+metadata of a file say how its image was made: prompt, seed, model, sampler, steps, guidance scale.
 """
 
 import argparse
@@ -15,7 +16,12 @@ SHIPPED = "builtin:latent_diffusion_64"
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="emu-jax sample", description=__doc__)
     parser.add_argument("prompts", nargs="*")
-    parser.add_argument("--prompts", dest="file", help="file with one prompt per line")
+    parser.add_argument(
+        "--prompts", dest="file", help="file with one prompt per line, or a table (.tsv, .csv)"
+    )
+    parser.add_argument(
+        "--prompt_column", default="", help="column of the table's prompts; default prompt"
+    )
     add_sampling_arguments(parser)
     parser.add_argument("--checkpoint", default=SHIPPED, help=f"model; default {SHIPPED}")
     parser.add_argument("--adapter", default="", help="LoRA file to lay over the checkpoint")
@@ -23,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--per_prompt", type=positive, default=1, help="number of images per prompt"
     )
+    parser.add_argument("--width", type=positive, help="in pixels; default: as in training")
+    parser.add_argument("--height", type=positive, help="in pixels; default: as in training")
     parser.add_argument("--negative", default="", help="negative prompt")
     parser.add_argument("--out", default="runs/samples", help="folder for the images")
     arguments = parser.parse_args(argv)
@@ -31,9 +39,9 @@ def main(argv: Sequence[str]) -> int:
 
     from emu_jax.assembly.drawing import draw_prompts, read_prompts
 
-    prompts = [*arguments.prompts, *(read_prompts(arguments.file) if arguments.file else [])]
-    if not prompts:
-        raise UserError(f"The file {arguments.file} has no prompts: write one prompt per line.")
+    prompts = list(arguments.prompts)
+    if arguments.file:
+        prompts += read_prompts(arguments.file, arguments.prompt_column)
     paths = draw_prompts(
         arguments.checkpoint,
         prompts,
@@ -41,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
         seed=arguments.seed,
         per_prompt=arguments.per_prompt,
         negative=arguments.negative,
+        width=arguments.width,
+        height=arguments.height,
         adapter=arguments.adapter,
         adapter_scale=arguments.adapter_scale,
         **sampling_changes(arguments),

@@ -3,6 +3,11 @@
 It is one parquet file, written when the data set is built, so that selecting records, planning
 batches and bucketing by size never open an image. Every manifest has the columns of `SCHEMA`; a
 builder may add columns of strings and integers.
+
+Where a builder adds no column `part`, reading adds one: `held_out` for a tenth of the images, at
+most about 1,000, and `train` for the others. An image's part is a function of the hash of its
+bytes, so it is the same in every run, two copies of an image are in the same part, and images that
+are added later move none from `train` to `held_out`.
 """
 
 import dataclasses
@@ -31,6 +36,8 @@ SCHEMA: dict[str, pa.DataType] = {
     "captions": pa.list_(pa.string()),  # may be empty
     "source": pa.string(),  # origin of the image
 }
+
+_SHARE, _MOST = 0.1, 1000  # of the images that are held out
 
 _COMPARE = {
     "==": operator.eq,
@@ -65,7 +72,7 @@ class Manifest:
             )
         try:
             content = path.read_bytes()
-            manifest = cls(open_parquet(content).read(use_threads=False))
+            manifest = cls(_with_parts(open_parquet(content).read(use_threads=False)))
         except Exception as error:  # Arrow raises whatever its decoders run into
             raise UserError(
                 f"{path} cannot be read ({str(error) or repr(error)}): build the data set again "
@@ -145,6 +152,19 @@ class Manifest:
         buffer = io.BytesIO()
         pq.write_table(self.table, buffer, compression="zstd")
         return buffer.getvalue()
+
+
+def _with_parts(table: pa.Table) -> pa.Table:
+    """The table with its column `part`: see the module's docstring."""
+    if "part" in table.column_names:
+        return table
+    hashes = [hashlib.sha256(text.encode()).digest()[:8] for text in table["sha256"].to_pylist()]
+    rank = np.array([int.from_bytes(digest) for digest in hashes], np.uint64) / 2.0**64
+    held_out = rank < min(_SHARE, _MOST / max(len(rank), 1))
+    if len(rank) and not held_out.any():
+        least = rank == rank.min()
+        held_out = least & ~least.all()  # one image, or copies of one, stay in the training part
+    return table.append_column("part", pa.array(np.where(held_out, "held_out", "train").tolist()))
 
 
 def open_parquet(content: bytes) -> pq.ParquetFile:

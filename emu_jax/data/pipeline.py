@@ -139,6 +139,14 @@ class Loader:
             batch |= {"text": text} if text else {}
         return batch
 
+    def texts(self, n: int) -> list[str]:
+        """The captions of batch n, of all hosts' rows that are valid."""
+        if not self.captions:
+            return []
+        rows = self.plan.batch(n)
+        chosen = self.captions.choose(self._offsets[rows.sources] + rows.records, rows.seeds)
+        return [self.captions.texts[i] for i in chosen[rows.valid]]
+
     def _images(self, rows: PlannedBatch) -> HostBatch:
         pairs = [
             self._image(self.parts[s].source, int(record), rows.bucket, int(seed))

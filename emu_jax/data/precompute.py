@@ -28,7 +28,7 @@ EncodeTexts = Callable[[list[str]], Mapping[str, np.ndarray]]  # -> states, mask
 
 
 def text_fingerprint(texts: Sequence[str], encoder: str, dtype: str) -> dict[str, str]:
-    """What cached text states depend on; `encoder` is a fingerprint of weights and tokenizer."""
+    """What cached text states depend on; `encoder` is a fingerprint of weights."""
     return {"encoder": encoder, "dtype": dtype, **captions_fingerprint(texts)}
 
 

@@ -227,7 +227,7 @@ def costs(drawn: Sequence[Drawn], labels: Mapping[str, str]) -> Section:
             "network calls per image": facts["evaluations"],
             "GFLOP per drawn image": facts["flops"] / 1e9,
             "seconds per drawn image": facts["seconds"],
-            "loss on kept concepts": facts["kept_loss"],
+            "validation loss": facts["kept_loss"],
         }
         for name, value in column.items():
             rows.setdefault(name, []).append(value)

@@ -37,11 +37,19 @@ KEPT_CONCEPTS = (
 )
 
 
-def kept_prompts(captions: Sequence[Sequence[str]], count: int) -> list[str]:
+_DEFAULT_COUNT = 100
+
+
+def kept_prompts(captions: Sequence[Sequence[str]], count: int | None) -> list[str]:
     """``count`` prompts of different images: first those of KEPT_CONCEPTS, then others in order.
 
     ``captions`` are those of each image; a natural phrase ("a fox") is preferred to a bare name.
+    ``count`` None: 100, or as many as there are.
+
+    Raises:
+      UserError: there are fewer than ``count``, or none.
     """
+    wanted = count or _DEFAULT_COUNT
     known = [prompt for prompt in KEPT_CONCEPTS if any(prompt in own for own in captions)]
     taken = {next(i for i, own in enumerate(captions) if prompt in own) for prompt in known}
     phrases = (
@@ -51,8 +59,10 @@ def kept_prompts(captions: Sequence[Sequence[str]], count: int) -> list[str]:
     )
     others = [text for text in dict.fromkeys(phrases) if text not in known]
     # At equal steps, so that all groups of things are among them.
-    step = max(1, len(others) // max(1, count - len(known)))
-    prompts = [*known, *others[::step]][:count]
-    if len(prompts) < count:
+    step = max(1, len(others) // max(1, wanted - len(known)))
+    prompts = [*known, *others[::step]][:wanted]
+    if count and len(prompts) < count:
         raise UserError(f"There are only {len(prompts)} prompts, not {count}: lower --count.")
+    if not prompts:
+        raise UserError("The images have no captions: give prompts with --prompts=FILE.")
     return prompts

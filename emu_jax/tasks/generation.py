@@ -83,6 +83,8 @@ class Sampling:
             raise UserError(
                 f"sampling.threshold is {self.threshold!r}; use one of {', '.join(THRESHOLDS)}."
             )
+        if not self.guidance_scale >= 0:
+            raise UserError(f"sampling.guidance_scale is {self.guidance_scale}; use 0 or more.")
         if not 0 < self.threshold_quantile <= 1:
             raise UserError(
                 f"sampling.threshold_quantile is {self.threshold_quantile}; use a value above 0 "

@@ -5,6 +5,7 @@ An encoder is a small picklable object: tokenizing happens on the host, in the d
 disk until ``tensors`` streams them, and a checkpoint names them by ``fingerprint``.
 """
 
+import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -95,6 +96,20 @@ class TextEncoder(ABC):
     def fingerprint(self) -> str:
         """SHA-256 of the weights."""
         return fingerprint(str(self.weights))
+
+    @property
+    def tokenizer_files(self) -> Sequence[Path]:
+        """The files that its tokenizer is made of."""
+        return ()
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 of the names and contents of the tokenizer's files."""
+        found = hashlib.sha256()
+        for path in sorted(self.tokenizer_files):
+            content = path.read_bytes()
+            found.update(f"{path.name} {len(content)} ".encode() + content)
+        return found.hexdigest()
 
     def settings(self) -> dict[str, Any]:
         """What its output depends on beside the weights."""

@@ -33,6 +33,7 @@ _TOKENIZER_JSON = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json"),
 )
+_TOKENIZER_FILES = (*_TOKENIZER_JSON, "merges.txt", SENTENCEPIECE)
 NO_FOLDER = Path()
 
 
@@ -107,6 +108,15 @@ class Pretrained(TextEncoder):
     def fingerprint(self) -> str:
         return "none" if self.folder == NO_FOLDER else super().fingerprint
 
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """Those in its folder and in the neighbor that may have the tokenizer."""
+        if self.folder == NO_FOLDER:
+            return []
+        places = (self.folder, _neighbor(self.folder))
+        files = (place / name for place in places for name in _TOKENIZER_FILES)
+        return [file for file in files if file.is_file()]
+
     def _existing_folder(self) -> Path:
         if self.folder == NO_FOLDER:
             raise UserError(
@@ -173,13 +183,17 @@ def open_tokenizer(place: Path, make: Callable[[str], Any]) -> Any:
         raise UserError(f"The tokenizer in {place} cannot be read: {reason}.") from error
 
 
+def _neighbor(folder: Path) -> Path:
+    """Where a pipeline keeps the tokenizer of the encoder in ``folder``."""
+    return folder.parent / tokenizer_folder_of(folder.name)
+
+
 def load_tokenizer(kind: Any, folder: Path, files: tuple[tuple[str, ...], ...]) -> Any:
     """A transformers tokenizer of class ``kind`` from the model's folder or its neighbour.
 
     ``files``: the sets of files any one of which makes a tokenizer, the preferred one first.
     """
-    neighbour = folder.parent / tokenizer_folder_of(folder.name)
-    for place in (folder, neighbour):
+    for place in (folder, _neighbor(folder)):
         found = [names for names in files if all((place / name).is_file() for name in names)]
         if not found:
             continue

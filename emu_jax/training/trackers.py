@@ -93,7 +93,9 @@ class Trackers:
     def images(
         self, step: int, images: Mapping[str, Images], captions: Sequence[str] | None = None
     ) -> None:
-        """Writes each named batch of images as one grid, ``images/<name>_<step>.png``."""
+        """Writes each named batch of images as one grid, ``images/<name>_<step>.png``; in
+        TensorBoard the captions are a text beside it.
+        """
         if not self._writes:
             return
         folder = self._workdir / "images"
@@ -103,6 +105,10 @@ class Trackers:
             with (folder / f"{name.replace('/', '_')}_{step:08d}.png").open("wb") as file:
                 grid.save(file, "PNG")
             self._board.add_image(name, np.asarray(grid), step, dataformats="HWC")
+            if captions:
+                # Indented text is not interpreted as Markdown.
+                lines = [f"    {i}. {text}" for i, text in enumerate(captions, 1)]
+                self._board.add_text(f"{name}/prompts", "\n".join(lines), step)
             if self._wandb is not None:
                 self._wandb.log({name: self._wandb.Image(grid)}, step=step)
 

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -97,13 +97,25 @@ class TrainSettings:
         return (self.best_metric, "min", self.keep_best) if self.keep_best else None
 
 
+@dataclass(frozen=True)
+class Preview:
+    """What a preview is drawn from: the first of ``batches()``. ``captions()`` are those of its
+    images, in order: rows after the last caption are padding and not shown. None: all are shown.
+    """
+
+    batches: Callable[[], Generator[Batch]]
+    captions: Callable[[], Sequence[str]] | None = None
+
+
 @dataclass
 class Trainer:
     """Everything that one run needs; :meth:`run` trains to the end, or until it is interrupted.
 
     ``stream(first_step)`` yields this host's rows of batches first_step, first_step + 1, ...
     ``validation`` maps the name of a validation set to a function that iterates over its batches.
-    ``initial`` returns the (parameters, state) to start from instead of ``task.init``.
+    ``previews`` are what previews show; by default the first batch of every validation set, or of
+    the training stream. ``initial`` returns the (parameters, state) to start from instead of
+    ``task.init``.
     ``measures`` are functions of (step, state) that add metrics to every validation; the metrics
     must be equal on every host, and a measure must not keep a reference to the state. ``stop`` are
     stopping criteria in addition to the one of the settings: functions of (step, metrics) that
@@ -118,6 +130,7 @@ class Trainer:
     stream: Callable[[int], Generator[Batch]]
     meta: Mapping[str, Any]
     validation: Mapping[str, Callable[[], Generator[Batch]]]
+    previews: Mapping[str, Preview] = field(default_factory=dict)
     initial: Callable[[], tuple[Params, Params]] | None = None
     measures: tuple[Callable[[int, TrainState], Mapping[str, float]], ...] = ()
     stop: tuple[Callable[[int, Mapping[str, float]], str | None], ...] = ()
@@ -296,10 +309,16 @@ class Trainer:
         return reason or next((r for stop in self.stop if (r := stop(number, results))), None)
 
     def _preview(self, state: TrainState, number: int) -> None:
-        for name, batches in self.validation.items():
-            with closing(batches()) as held_out:
-                images = self._apply("preview", state, next(held_out), 0)
-            self._trackers.images(number, {f"{name}/{k}": v for k, v in images.items()})
+        sets = self.validation or {"train": lambda: self.stream(0)}
+        for name, preview in (self.previews or {k: Preview(v) for k, v in sets.items()}).items():
+            with closing(preview.batches()) as batches:
+                images = self._apply("preview", state, next(batches), 0)
+            captions = None if preview.captions is None else preview.captions()
+            rows = None if captions is None else len(captions)
+            for kind, drawn in images.items():
+                shown = drawn[:rows]
+                texts = None if captions is None else captions[: len(shown)]
+                self._trackers.images(number, {f"{name}/{kind}": shown}, texts)
 
     def _apply(self, method: str, state: TrainState, batch: Batch, index: int) -> dict[str, Any]:
         """A task's ``validate`` or ``preview`` on one batch, compiled once."""

@@ -52,7 +52,7 @@ def test_options_are_read_and_default_to_their_first_choice():
     ("file", "words"),
     [
         (f"{FILE}:sise=tiny", "The config has no option 'sise'; did you mean size?"),
-        (f"{FILE}:colour=red", "no option 'colour'; it has size, stage, resolution and denoiser."),
+        (f"{FILE}:colour=red", "it has size, stage, resolution, denoiser and data."),
         (f"{FILE}:stage=pretrian", "The option stage is 'pretrian'; use pretrain or quality_tune "),
         (f"{FILE}:resolution=256", "resolution=256 is only available for size=sdxl and size=emu."),
         (
@@ -457,3 +457,62 @@ def test_data_lies_where_the_environment_says(tmp_path):
 
     assert printed() == ["~/emu_jax_data", "~/emu_jax_data/cache"]
     assert printed(EMU_JAX_DATA=str(tmp_path)) == [str(tmp_path), f"{tmp_path}/cache"]
+
+
+# One's own images ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "latent_diffusion.py:size=tiny,stage=quality_tune",
+        "latent_diffusion.py:size=emu",
+        "masked.py:part=super",
+        "pixel_diffusion.py:size=imagen,part=super,stage=quality_tune",
+        "autoencoder.py:kind=vq",
+    ],
+)
+def test_a_data_set_of_one_s_own_replaces_all_others(file):
+    config = read(f"{runs.ROOT}/configs/{file},data=folder/mine")
+    assert "emoji/" not in str(config.data)
+    assert config.data.train.pictures.select == "part != held_out"
+    held_out = config.data.validation.held_out.pictures
+    assert (held_out.dataset, held_out.select) == ("folder/mine", "part == held_out")
+    assert config.train.validate_every and config.train.preview_every
+    assert not config.get("measure", {}).get("judge")
+
+
+def overridden(*overrides):
+    flags = [f"--config={FILE}:size=test", "--workdir=runs/x"]
+    return load([*flags, *(f"--config.data.{text}" for text in overrides)], "emu-jax train")[0].data
+
+
+def test_sources_sets_and_streams_are_added_on_the_command_line():
+    data = overridden(
+        "train.mine.dataset=folder/mine",
+        "train.mine.weight=2",
+        "validation.mine.photos.dataset=folder/photos",
+        "validation.nested.train.photos.dataset=folder/photos",
+        "streams.extra.sources.mine.dataset=folder/mine",
+        "streams.extra.batch_size=4",
+    )
+    assert data.train.mine.to_dict() == {"dataset": "folder/mine", "select": "", "weight": 2.0}
+    assert {"openmoji", "fluent", "mine"} == set(data.train)
+    assert data.validation.mine.photos.dataset == "folder/photos"
+    assert data.validation.nested.train.photos.dataset == "folder/photos"
+    assert (data.streams.extra.batch_size, data.streams.extra.sources.mine.weight) == (4, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("train.openmojy.dataset=a/b", "did you mean --config.data.train.openmoji.dataset?"),
+        ("train.mine.weight=2", "config.data.train.mine.dataset is ''; use a string that is not"),
+        ("train.mine.datset=a/b", "did you mean --config.data.train.mine.dataset?"),
+        ("trane.mine.dataset=a/b", "The config has no key config.data.trane.mine.dataset;"),
+    ],
+)
+def test_a_misspelled_source_is_not_a_new_one(override, sentence):
+    with pytest.raises(UserError) as refused:
+        overridden(override)
+    assert sentence in str(refused.value)

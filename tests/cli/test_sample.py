@@ -1,13 +1,17 @@
 """``emu-jax sample``: which pictures appear, which are drawn anew, and what they depend on."""
 
+import copy
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import emu_jax
 from emu_jax.assembly.drawing import read_prompts
+from emu_jax.cli.arguments import seed
 from emu_jax.cli.main import main
+from emu_jax.errors import UserError
 
 PROMPTS = ("a red disc", "blue ball", "a green disc")
 # So drawn, a picture depends on both: after two steps a hardly trained denoiser leaves no trace of
@@ -50,6 +54,17 @@ def test_a_picture_a_prompt_and_a_grid_appear(drawn):
     assert not list(drawn.glob("*.tmp"))
 
 
+def test_a_file_says_how_its_image_was_made(drawn, generator_run):
+    (file,) = drawn.glob("a_red_disc_1_*.png")
+    text = Image.open(file).text
+    expected = {
+        **{"prompt": "a red disc", "negative_prompt": "", "seed": "1", "steps": "6"},
+        **{"model": str(generator_run), "guidance_scale": "20.0", "sampler": "dpmpp_2m"},
+    }
+    assert {name: text[name] for name in expected} == expected
+    assert len(text["weights"]) == 64 and text["software"].startswith("emu_jax ")
+
+
 def test_prompt_and_seed_make_the_picture(drawn):
     """What the tests of equality below rest on."""
     found = list(pictures(drawn).values())
@@ -84,6 +99,55 @@ def test_prompts_come_from_a_file_as_well(drawn, generator_run, tmp_path):
     }
 
 
+def test_prompts_are_a_column_of_a_table(tmp_path):
+    quoted = 'a sign that says "Fly, now"'
+    tsv, csv = tmp_path / "p.tsv", tmp_path / "p.CSV"
+    tsv.write_text(f"Prompt\tNote\n{quoted}\tone\n\ttwo\nein grüner Ball\n", "utf-8-sig")
+    assert read_prompts(str(tsv)) == [quoted, "ein grüner Ball"]
+    assert read_prompts(str(tsv), "Note") == ["one", "two"]
+    csv.write_text('id,prompt\n1,"a fox, red"\n2,"two\nlines"\n')
+    assert read_prompts(str(csv)) == ["a fox, red", "two\nlines"]
+    with pytest.raises(UserError, match="no column 'text'; its columns are id, prompt: name one"):
+        read_prompts(str(csv), "text")
+    with pytest.raises(UserError, match=r"is for \.tsv and \.csv files"):
+        read_prompts(__file__, "text")
+    (tmp_path / "empty.tsv").write_text("")
+    with pytest.raises(UserError, match="its columns are none"):
+        read_prompts(str(tmp_path / "empty.tsv"))
+
+
+def test_a_byte_order_mark_is_no_letter_and_latin_1_is_one_sentence(tmp_path, capsys):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red disc\n", "utf-8-sig")
+    assert read_prompts(str(file)) == ["a red disc"]
+    file.write_bytes("ein grüner Ball\n".encode("latin-1"))
+    assert main(["sample", f"--prompts={file}"]) == 2
+    assert "line 1 is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_a_random_seed_is_printed(capsys):
+    seeds = {seed("-1") for _ in range(3)}
+    assert len(seeds) == 3 and all(0 <= number < 2**31 for number in seeds)
+    assert {int(line.split()[1]) for line in capsys.readouterr().out.splitlines()} == seeds
+
+
+def test_width_and_height_are_multiples_of_the_codec_s_factor(generator_run, tmp_path, capsys):
+    """tests/test_journey.py draws other sizes."""
+    changes = ("--checkpoint", str(generator_run), "--out", str(tmp_path))
+    assert main(["sample", "a red disc", *changes, "--height=20"]) == 2
+    assert "16 x 20 pixels does not fit this model: use multiples of 8" in capsys.readouterr().err
+
+
+def test_everything_that_changes_an_image_changes_its_name(generator_run, tmp_path):
+    """Another objective for the same weights, and no other place of them."""
+    generator = emu_jax.load(str(generator_run))
+    before = copy.deepcopy(generator.recipe)
+    generator.config.codec.path = "elsewhere"
+    assert generator.recipe == before
+    generator.config.process.prediction = "eps"
+    assert generator.recipe != before
+
+
 def test_the_batch_size_does_not_change_a_picture(drawn, generator_run, tmp_path):
     whole = sample(generator_run, tmp_path, *PROMPTS, "--batch_size=3")
     assert levels(whole, pictures(drawn)) <= 1
@@ -108,7 +172,10 @@ def test_other_settings_make_other_pictures_beside(drawn, generator_run, tmp_pat
 
 @pytest.mark.parametrize(
     "option",
-    ["--steps=0", "--batch_size=-1", "--per_prompt=none", "--seed=-1", "--seed=4294967296"],
+    [
+        *("--steps=0", "--batch_size=-1", "--per_prompt=none", "--seed=-2", "--seed=4294967296"),
+        *("--guidance_scale=-1", "--guidance_scale=nan", "--width=0"),
+    ],
 )
 def test_a_number_that_makes_no_sense_is_refused(option, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -107,3 +107,44 @@ def test_missing_or_half_written(manifest, tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="cannot be read"):
         Manifest.read(tmp_path)
+
+
+# Parts of a data set that has none ----------------------------------------------------------------
+
+
+def parts(tmp_path, hashes):
+    """The part of images with these contents, in a manifest without a column for it."""
+    own = [
+        {name: value for name, value in row.items() if name not in OWN} | {"sha256": text}
+        for row, text in zip(rows(len(hashes)), hashes, strict=True)
+    ]
+    Manifest.from_rows(own).write(tmp_path)
+    return Manifest.read(tmp_path).column("part").tolist()
+
+
+def test_a_tenth_is_held_out_the_same_in_every_set(tmp_path):
+    hashes = [f"image {i}" for i in range(2000)]
+    found = dict(zip(hashes, parts(tmp_path, hashes), strict=True))
+    held_out = {name for name, part in found.items() if part == "held_out"}
+    assert set(found.values()) == {"train", "held_out"} and 150 < len(held_out) < 250
+    # Other images beside them, another order, and copies change nothing.
+    some = [*reversed(hashes[:500]), *hashes[:3]]
+    again = parts(tmp_path, some)
+    assert [name in held_out for name in some] == [part == "held_out" for part in again]
+    read = Manifest.read(tmp_path)
+    assert len(read.select("part == held_out")) + len(read.select("part != held_out")) == len(some)
+    many = parts(tmp_path, [f"image {i}" for i in range(30_000)])
+    assert 850 < many.count("held_out") < 1150
+    assert all(part == "train" or f"image {i}" in held_out for i, part in enumerate(many[:2000]))
+
+
+def test_a_small_set_has_both_parts_and_one_image_trains(tmp_path):
+    for n in range(2, 12):
+        assert set(parts(tmp_path, [f"{i}" for i in range(n)])) == {"train", "held_out"}
+    assert parts(tmp_path, ["one"]) == ["train"] and parts(tmp_path, ["a", "a"]) == ["train"] * 2
+    assert parts(tmp_path, []) == []
+
+
+def test_a_builder_s_own_parts_stay(manifest, tmp_path):
+    manifest.write(tmp_path)
+    assert set(Manifest.read(tmp_path).column("part")) == {"tuned", "kept", "held_out"}

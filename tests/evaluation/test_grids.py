@@ -3,6 +3,7 @@ import pytest
 from PIL import ImageFont
 
 from emu_jax.errors import UserError
+from emu_jax.evaluation import fonts
 from emu_jax.evaluation.grids import grid, wrap
 
 
@@ -28,7 +29,7 @@ def test_rows_are_read_like_text():
 
 def test_captions_put_ink_under_their_picture_only():
     images = np.full((2, 16, 64, 3), 255, np.uint8)
-    plain, sheet = grid(images, columns=2), np.asarray(grid(images, ["fox", ""], columns=2))
+    plain, sheet = grid(images, columns=2), np.asarray(grid(images, ["fox", ""], 2, scale=1))
     assert sheet.shape[0] > plain.height
     ys, xs = np.nonzero((sheet < 200).all(-1))
     assert ys.min() >= 6 + 16 and xs.max() < 6 + 64
@@ -48,3 +49,27 @@ def test_bad_pictures_are_refused():
         grid(np.zeros((1, 4, 4, 3), np.float32))
     with pytest.raises(UserError, match="2 captions"):
         grid(pictures(1), ["a", "b"])
+
+
+def test_captions_have_room_under_small_images():
+    images = pictures(2, 16, 16)
+    assert grid(images, ["fox", "cat"], columns=2).width > 2 * 128 > grid(images, columns=2).width
+
+
+def test_other_scripts_are_drawn_or_named(capsys, monkeypatch):
+    fonts._said.clear()
+    face = fonts.Typeface(12)
+    assert [part for _, part in face._runs("a fox")] == ["a fox"]
+    ((font, _),) = face._runs("лиса fox")
+    box = fonts._glyph(font, fonts._NONE)
+    drawn = {fonts._glyph(font, c) for c in "лиса"}
+    if fonts._files("л"):  # a font of this machine has Cyrillic
+        assert box not in drawn and not capsys.readouterr().err
+    fonts._font.cache_clear()
+    monkeypatch.setattr(fonts, "_files", lambda character: [])
+    grid(pictures(2), ["狐 fox", "🦊 лиса"])
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("CJK", "Cyrillic", "emoji")) and "Latin" not in said
+    grid(pictures(1), ["狐"])
+    assert not capsys.readouterr().err  # once
+    fonts._font.cache_clear()

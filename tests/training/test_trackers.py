@@ -100,6 +100,8 @@ def test_the_drawing_is_handed_the_captions(tmp_path):
     tracker.images(1, {"preview": np.zeros((1, 2, 2, 3), np.uint8)}, ["a cat"])
     tracker.close()
     assert seen == [["a cat"]]
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert b"preview/prompts" in file.read_bytes() and b"a cat" in file.read_bytes()
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):

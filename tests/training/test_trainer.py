@@ -9,6 +9,8 @@ import pytest
 from toys import FROZEN, RATE, expected, lines, saved, stream, trainer, value
 
 from emu_jax.errors import UserError
+from emu_jax.training.trackers import tile
+from emu_jax.training.trainer import Preview
 
 
 def test_a_run_to_the_end_leaves_metrics_pictures_and_checkpoints(tmp_path):
@@ -175,3 +177,26 @@ def test_profiling_ends_with_a_run_that_ends_before_it(tmp_path, monkeypatch):
     # Resumed behind the start of the trace: there is none to stop.
     trainer(tmp_path, steps=12, profile_start=2, profile_steps=9).run()
     assert calls == ["start", "stop"]
+
+
+def test_previews_show_what_they_are_given_with_captions_and_without_padding(tmp_path):
+    shown = []
+
+    def draw(images, captions):
+        shown.append((len(images), captions))
+        return tile(images)
+
+    run = trainer(tmp_path, preview_every=8)
+    run.draw = draw
+    batch = {"train": {"x": np.ones(8, np.float32)}}
+    run.previews = {"prompts": Preview(lambda: (b for b in [batch]), lambda: ["a fox", "a cat"])}
+    run.run()
+    assert shown == [(2, ["a fox", "a cat"])]
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["prompts_shade_00000008.png"]
+
+
+def test_previews_without_validation_sets_show_training_images(tmp_path):
+    run = trainer(tmp_path, preview_every=8, validate_every=0)
+    run.validation = {}
+    run.run()
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["train_shade_00000008.png"]

@@ -165,7 +165,7 @@ class Sampling(Section):
     spacing: Literal["trailing", "uniform", "leading", "karras"] = key(
         "trailing", "Spacing of the times."
     )
-    guidance_scale: float = key(5.0, "Scale of classifier-free guidance; 1: none.")
+    guidance_scale: float = key(5.0, "Scale of classifier-free guidance; 1: none.", at_least=0)
     guidance_rescale: float = key(
         0.0, "Share of the restored standard deviation.", at_least=0, at_most=1
     )
