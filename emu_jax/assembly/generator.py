@@ -252,6 +252,7 @@ class Generator(Drawer):
             flip=False,
             crop="centre",
             workers=0,
+            further=rows.further,
         )
         tokenize = {name: encoder.tokenize for name, encoder in rows.encoders.items()}
         validate = jax.jit(self._generator.validate)

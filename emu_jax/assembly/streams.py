@@ -7,6 +7,7 @@ sources for the task's first stream, or sources for each of several streams by n
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,7 @@ def open_stream(
     selections = open_selections(config, sources)
     caches = open_caches(config, task, stream, frozen, selections, spec)
     encoders = task.streams[stream].encoders
+    spec = replace(spec, further=task.streams[stream].further)
     tokenize = {name: encoder.tokenize for name, encoder in encoders.items()}
     rows = process_rows(spec.batch_size, mesh)
     return lambda first: make_stream(spec, selections, tokenize, first, caches, rows)

@@ -114,11 +114,13 @@ class RowSpec:
 
     ``encoders`` are the text encoders whose tokens, or cached outputs, a row holds; the weights of
     each lie in the task's frozen networks under the same name. ``latents`` None: the images of this
-    stream cannot be cached.
+    stream cannot be cached. ``further`` are names of images that belong to an image
+    (:data:`emu_jax.data.further.FURTHER`); rows hold them by name in ``further``.
     """
 
     encoders: Mapping[str, TextEncoder] = field(default_factory=dict)
     latents: Latents | None = None
+    further: tuple[str, ...] = ()
 
 
 class Context(NamedTuple):
