@@ -29,7 +29,12 @@ OpenStream = Callable[[int], Any]
 def open_selections(config: ConfigDict, sources: ConfigDict) -> list[Selection]:
     """The sources of one stream; one that does not exist or selects no record is an error."""
     chosen = [
-        Selection(open_source(entry.dataset, config.data.data_dir), entry.weight, entry.select)
+        Selection(
+            open_source(entry.dataset, config.data.data_dir),
+            entry.weight,
+            entry.select,
+            entry.captions,
+        )
         for entry in sources.values()
     ]
     for selection in chosen:

@@ -22,6 +22,7 @@ class Selection:
     source: Source
     weight: float = 1.0
     select: str = ""  # a condition for Manifest.select; empty: every record
+    captions: str = "captions"  # the manifest's column of a text, or of several
 
     def records(self) -> Int[np.ndarray, "n"]:
         """The selected records, in ascending order."""
@@ -29,6 +30,16 @@ class Selection:
         if not len(chosen):
             raise UserError(f"No record of {self.source.name} matches {self.select!r}.")
         return chosen
+
+    def texts(self) -> list[Sequence[str]]:
+        """The captions of every record, selected or not."""
+        column = self.source.manifest.column(self.captions)
+        if column.dtype != object:
+            raise UserError(
+                f"The column {self.captions!r} of {self.source.name} contains integers; captions "
+                "need a column of text."
+            )
+        return [[value] if isinstance(value, str) else value for value in column]
 
 
 class Captions:
@@ -43,9 +54,9 @@ class Captions:
         for part in parts:
             start = len(of_record)
             of_record += [()] * len(part.source.manifest)
-            column = part.source.manifest.column("captions")
+            texts = part.texts()
             for record in part.records():
-                of_record[start + record] = column[record]
+                of_record[start + record] = texts[record]
         self.texts = ["", *sorted({*chain.from_iterable(of_record)} - {""})]
         number = {text: i for i, text in enumerate(self.texts)}
         self._counts = np.array([len(captions) for captions in of_record])

@@ -27,7 +27,7 @@ _SHADED = {
     "blue": (208, 0.72, 0.92),
     "purple": (266, 0.6, 0.78),
 }
-_FAMILY = 60  # degrees around a drawing's hue that turn with it
+_FAMILY = 70  # degrees around a drawing's hue that turn with it, the outer ones partly
 _MOST = 128  # pixels of a drawing's longer side; none is drawn larger
 
 Box = tuple[float, float, float, float]  # left, top, width, height; the canvas has side 1
@@ -98,9 +98,9 @@ def _is_dark(image: Image.Image, color: str) -> bool:
 def turn_hue(image: Image.Image, color: str) -> Image.Image:
     """A shaded RGBA drawing of one hue in another color.
 
-    The pixels near the drawing's mean hue are turned to the color's hue. Their saturation and value
-    go through a power that brings the medians to those of the color; it is monotonic, so that
-    shading stays in order.
+    The pixels near the drawing's mean hue are turned to the color's hue; gray ones and other hues
+    stay. Saturation and value go through a power that brings their medians to those of the color;
+    it is monotonic, so that shading stays in order.
     """
     pixels = np.asarray(image)
     hsv = np.asarray(image.convert("RGB").convert("HSV")).astype(np.float64) / 255
@@ -108,16 +108,18 @@ def turn_hue(image: Image.Image, color: str) -> Image.Image:
     weight = rest[..., 0] * rest[..., 1] * (pixels[..., 3] > 127)
     mean = np.degrees(np.angle(np.sum(weight * np.exp(1j * np.radians(hue)))))
     distance = (hue - mean + 180) % 360 - 180
-    family = (np.abs(distance) < _FAMILY) & (rest[..., 0] > 0.1) & (pixels[..., 3] > 0)
+    share = np.clip((_FAMILY - np.abs(distance)) / 20, 0, 1) * np.clip(rest[..., 0] / 0.2, 0, 1)
+    family = (share > 0.5) & (pixels[..., 3] > 127)
     target, *levels = _SHADED[color]
     turned = np.empty_like(hsv)
-    turned[..., 0] = (target + distance / 2) % 360 / 360
+    turned[..., 0] = (target + distance / 3) % 360 / 360
     for i, level in enumerate(levels):
-        median = np.median(rest[..., i][family & (pixels[..., 3] > 127)])
+        median = np.median(rest[..., i][family])
         power = np.log(level) / np.log(np.clip(median, 0.05, 0.99))
         turned[..., 1 + i] = rest[..., i] ** np.clip(power, 0.2, 3)
     stored = Image.fromarray(np.rint(turned * 255).astype(np.uint8), "HSV").convert("RGB")
-    changed = np.where(family[..., None], np.asarray(stored), pixels[..., :3])
+    share = share[..., None]
+    changed = np.rint(share * np.asarray(stored) + (1 - share) * pixels[..., :3])
     return Image.fromarray(np.dstack([changed, pixels[..., 3]]).astype(np.uint8), "RGBA")
 
 
@@ -190,7 +192,7 @@ def _rows(rows: tuple[int, ...], fit: Sequence, draw: Random) -> list[Box]:
     """Equal things in rows, each within a cell of its own."""
     most = max(len(rows), *rows)
     cell = (1 - 2 * _MARGIN) / most
-    side = cell * (0.8 + 0.12 * draw.random())
+    side = cell * (0.74 + 0.12 * draw.random())
     spare = 1 - 2 * _MARGIN - cell * len(rows)
     first = _MARGIN + spare * (0.25 + 0.5 * draw.random())
     boxes = []
@@ -198,7 +200,7 @@ def _rows(rows: tuple[int, ...], fit: Sequence, draw: Random) -> list[Box]:
         left = _MARGIN + cell * (most - number) / 2
         for column in range(number):
             w, h = fit[len(boxes)](side)
-            x = left + cell * column + (cell - w) * (0.5 + 0.8 * (draw.random() - 0.5))
-            y = first + cell * row + (cell - h) * (0.5 + 0.8 * (draw.random() - 0.5))
+            x = left + cell * column + (cell - w) * (0.25 + 0.5 * draw.random())
+            y = first + cell * row + (cell - h) * (0.25 + 0.5 * draw.random())
             boxes.append((x, y, w, h))
     return boxes
