@@ -105,8 +105,9 @@ def open_stream(
     """One stream, through the caches that the config asks for."""
     selections = open_selections(config, sources)
     caches = open_caches(config, task, stream, frozen, selections, spec)
-    encoders = task.streams[stream].encoders
-    spec = replace(spec, further=task.streams[stream].further)
+    holds = task.streams[stream]
+    encoders = holds.encoders
+    spec = replace(spec, further=holds.further, columns=holds.columns)
     tokenize = {name: encoder.tokenize for name, encoder in encoders.items()}
     rows = process_rows(spec.batch_size, mesh)
     return lambda first: make_stream(spec, selections, tokenize, first, caches, rows)

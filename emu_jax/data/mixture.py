@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt64
@@ -36,10 +37,37 @@ class Selection:
         column = self.source.manifest.column(self.captions)
         if column.dtype != object:
             raise UserError(
-                f"The column {self.captions!r} of {self.source.name} contains integers; captions "
-                "need a column of text."
+                f"The column {self.captions!r} of {self.source.name} contains integers; a column "
+                "of text is needed."
             )
         return [[value] if isinstance(value, str) else value for value in column]
+
+
+class Vocabulary(NamedTuple):
+    """Numbers the words of a manifest's column of a text, or of several, such as the things of a
+    scene. A word that is not in `words` has the number -1.
+    """
+
+    words: tuple[str, ...]
+    most: int  # texts of a record
+
+    def numbers(self, selection: Selection, column: str) -> Int[np.ndarray, "n most"]:
+        """The numbers of every selected record's words; -1 follows the last one.
+
+        Raises UserError for a column of integers, and for a record of more than `most` words.
+        """
+        manifest = selection.source.manifest
+        number = {word: i for i, word in enumerate(self.words)}
+        found = np.full((len(manifest), self.most), -1, np.int32)
+        texts = replace(selection, captions=column).texts()
+        for record in selection.records():
+            if len(texts[record]) > self.most:
+                raise UserError(
+                    f"Record {manifest.column('key')[record]!r} of {selection.source.name} has "
+                    f"{len(texts[record])} {column}; the stream takes {self.most} at most."
+                )
+            found[record, : len(texts[record])] = [number.get(text, -1) for text in texts[record]]
+        return found
 
 
 class Captions:

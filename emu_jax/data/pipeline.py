@@ -9,10 +9,11 @@ depends neither on the order of computation nor on the number of hosts that shar
 Fields of a batch: `image` uint8 [b, h, w, 3]; `sizes` int32 [b, 6] (see images.py); `record`
 int32 [b], the index in the concatenation of the sources; `tokens` {encoder: {ids, mask}};
 `further` {name: uint8 [b, h, w] for labels, [b, h, w, 3] for other images}, the images that belong
-to `image`, in the same crop and flip; in a sequential stream `valid` bool [b]. With caches,
+to `image`, in the same crop and flip; `columns` {name: int32 [b, n]}, numbered words of manifest
+columns; in a sequential stream `valid` bool [b]. With caches,
 `moments` [b, h', w', 2c] (and any other arrays of the image cache) replace `image`, and `text`
-{encoder: {states, mask, pooled}} replaces the tokens of those encoders; crop (centered), flip,
-caption and `further` stay the same. Caption dropout belongs to the training step.
+{encoder: {states, mask, pooled}} replaces the tokens of those encoders; everything else stays the
+same. Caption dropout belongs to the training step.
 """
 
 import threading
@@ -30,7 +31,7 @@ from emu_jax.data.buckets import Shape, assign, make_buckets
 from emu_jax.data.cache import Cache
 from emu_jax.data.further import prepare_further, require_names
 from emu_jax.data.images import Color, flipped, prepare, view
-from emu_jax.data.mixture import Captions, Selection, captions_fingerprint
+from emu_jax.data.mixture import Captions, Selection, Vocabulary, captions_fingerprint
 from emu_jax.data.plan import BatchPlan, PlannedBatch, Roster, SequentialPlan
 from emu_jax.data.source import Source
 from emu_jax.errors import UserError
@@ -56,6 +57,7 @@ class StreamSpec:
     crop: Literal["centre", "random"] = "centre"
     flip: bool = False
     further: tuple[str, ...] = ()  # names of further images that rows hold: see further.py
+    columns: Mapping[str, Vocabulary] = field(default_factory=dict)  # columns that rows hold
     sequential: bool = False  # each record once, in order (validation), not an endless mixture
     num_steps: int | None = None  # the stream ends before this step
     workers: int = 0  # processes; 0: threads of this process
@@ -104,6 +106,10 @@ class Loader:
             caches.moments.require(images_fingerprint(spec, parts))
         self.spec, self.parts, self.caches = spec, list(parts), caches
         self._sizes = [_further_sizes(part, spec.further) for part in parts]
+        self._columns = {
+            name: [vocabulary.numbers(part, name) for part in parts]
+            for name, vocabulary in spec.columns.items()
+        }
         self.tokenize = {name: f for name, f in tokenize.items() if name not in caches.text}
         roster = Roster([_assignment(spec, part) for part in parts], spec.shapes())
         self.plan = (
@@ -136,6 +142,12 @@ class Loader:
         batch |= self._cached(rows, moments) if moments else self._images(rows)
         if self.spec.further:
             batch["further"] = {name: self._further(rows, name) for name in self.spec.further}
+        if self._columns:
+            places = list(zip(rows.sources, rows.records, strict=True))
+            batch["columns"] = {
+                name: np.stack([of_part[s][record] for s, record in places])
+                for name, of_part in self._columns.items()
+            }
         if self.captions:
             chosen = self.captions.choose(record, rows.seeds)
             texts = [self.captions.texts[i] for i in chosen]

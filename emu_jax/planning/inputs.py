@@ -65,6 +65,11 @@ def _rows(
             name: _shape((b, height, width) if FURTHER[name] else image.shape, np.uint8)
             for name in rows.further
         }
+    if rows.columns:
+        found["columns"] = {
+            name: _shape((b, vocabulary.most), np.int32)
+            for name, vocabulary in rows.columns.items()
+        }
     for name, encoder in rows.encoders.items():
         if cached_text:
             states = {

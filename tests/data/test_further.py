@@ -8,19 +8,24 @@ import json
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pyarrow as pa
 import pytest
+import runs
 from PIL import Image
 
+from emu_jax.assembly.config import read
+from emu_jax.assembly.config import source as config_source
+from emu_jax.assembly.streams import training_stream, validation_streams
 from emu_jax.cli.main import main
 from emu_jax.data.builder import build
 from emu_jax.data.further import FURTHER, check_further, prepare_further
 from emu_jax.data.images import View, prepare, view
 from emu_jax.data.manifest import Manifest
-from emu_jax.data.mixture import Selection
+from emu_jax.data.mixture import Selection, Vocabulary
 from emu_jax.data.pipeline import Caches, Loader, StreamSpec, images_fingerprint, make_stream
 from emu_jax.data.precompute import cache_moments
 from emu_jax.data.source import open_source
@@ -29,6 +34,7 @@ from emu_jax.parallel.mesh import make_mesh
 from emu_jax.planning.inputs import training_batch
 from emu_jax.tasks.base import RowSpec
 
+THINGS = ["car", "apple", "pear"]
 STEP = 40  # gray levels from label to label
 
 
@@ -63,8 +69,10 @@ class Labeled:
             rows.append(
                 {"key": f"r{i}", "width": w, "height": h, "sha256": "", "captions": []}
                 | {"source": "", "instances": "hash" if self.maps[-1] else ""}
+                | {"things": THINGS[: i % 4]}
             )
-        self.manifest = Manifest.from_rows(rows, {"instances": pa.string()})
+        own = {"instances": pa.string(), "things": pa.list_(pa.string())}
+        self.manifest = Manifest.from_rows(rows, own)
 
     def read(self, index, further=""):
         self.reads += further != ""
@@ -186,12 +194,32 @@ def test_cached_rows_have_the_same_further_images(tmp_path):
 
 def test_a_plan_has_the_shapes_of_the_stream():
     spec = replace(SPEC, buckets=False, further=("instances", "edges"))
-    task = type("Of", (), {"streams": {"train": RowSpec(further=spec.further)}})
+    columns = {"things": Vocabulary(tuple(THINGS), 3)}
+    rows = RowSpec(further=spec.further, columns=columns)
+    task = type("Of", (), {"streams": {"train": rows}})
     planned = training_batch(task, {"train": spec}, {}, make_mesh(devices=jax.devices()[:1]))
     shapes = {k: (v.shape, v.dtype) for k, v in planned["train"]["further"].items()}
     assert shapes["edges"] == ((12, 32, 32, 3), np.uint8)
-    labels = take(1, replace(spec, further=("instances",)))[0]["further"]["instances"]
+    (batch,) = take(1, replace(spec, further=("instances",), columns=columns))
+    labels, things = batch["further"]["instances"], batch["columns"]["things"]
+    planned = planned["train"]["columns"]["things"]
+    assert (planned.shape, planned.dtype) == (things.shape, things.dtype)
     assert shapes["instances"] == (labels.shape, labels.dtype)
+
+
+def test_words_of_a_column_are_numbered():
+    spec = replace(SPEC, columns={"things": Vocabulary(("pear", "car"), 3)})
+    for batch in take(3, spec):
+        for record, found in zip(batch["record"], batch["columns"]["things"], strict=True):
+            assert found.dtype == np.int32
+            assert found.tolist() == [[-1] * 3, [1, -1, -1], [1, -1, -1], [1, -1, 0]][record % 4]
+    for column, most, message in (
+        ("things", 2, "Record 'r3' of labeled has 3 things; the stream takes 2 at most"),
+        ("width", 3, "The column 'width' of labeled contains integers; a column of text"),
+        ("thing", 3, "The manifest has no column 'thing'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            take(1, replace(SPEC, columns={column: Vocabulary((), most)}))
 
 
 def test_what_is_missing_is_one_sentence():
@@ -301,6 +329,23 @@ def test_a_folder_with_masks(tmp_path, capsys):
         assert_aligned(batch["image"][row], batch["further"]["mask"][row])
     with pytest.raises(UserError, match=r"Record 'alone.png' of folder/mine has no further image"):
         take(1, spec, source)
+
+    # A config's streams, as the task needs them; each entry of the mixture by its condition.
+    config = read(f"{runs.ROOT}/configs/judge.py:size=test")
+    mixture = dict(mine=config_source("folder/mine", select="mask != ''"))
+    config.data.update(dict(data_dir=str(data_dir), image_size=32, flip=True))
+    with config.unlocked():
+        config.data.train, config.data.validation = mixture, dict(kept=mixture)
+    task, mesh = SimpleNamespace(streams={"train": RowSpec(further=("mask",))}), make_mesh()
+    config.train.batch_size = 2 * mesh.size
+    for stream in (
+        training_stream(config, task, {}, mesh)(0),
+        validation_streams(config, task, {}, mesh)["kept"](),
+    ):
+        rows = next(stream)["train"]
+        stream.close()
+        for row in range(2):
+            assert_aligned(rows["image"][row], rows["further"]["mask"][row])
 
     out = tmp_path / "grid.png"
     shown = ["data", "show", "folder/mine", f"--data_dir={data_dir}", f"--out={out}"]
