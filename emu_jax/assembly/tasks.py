@@ -17,6 +17,7 @@ from emu_jax.assembly.generation import make_generation
 from emu_jax.assembly.models import open_model
 from emu_jax.assembly.networks import untrained
 from emu_jax.assembly.sections import runs
+from emu_jax.assembly.segmentation import make_segmentation
 from emu_jax.checkpoint.paths import is_config_file
 from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.errors import UserError
@@ -31,6 +32,7 @@ TASKS: dict[str, Callable[[ConfigDict, Placement], Task]] = {
     "generation": make_generation,
     "autoencoding": make_autoencoding,
     "contrastive": make_contrastive,
+    "segmentation": make_segmentation,
 }
 
 

@@ -45,28 +45,37 @@ class Selection:
 
 class Vocabulary(NamedTuple):
     """Numbers the words of a manifest's column of a text, or of several, such as the things of a
-    scene. A word that is not in `words` has the number -1.
+    scene. An empty word, and what follows a record's last one, has the number -1.
     """
 
     words: tuple[str, ...]
     most: int  # texts of a record
 
     def numbers(self, selection: Selection, column: str) -> Int[np.ndarray, "n most"]:
-        """The numbers of every selected record's words; -1 follows the last one.
+        """The numbers of every selected record's words.
 
-        Raises UserError for a column of integers, and for a record of more than `most` words.
+        Raises UserError for a column of integers, and for a record of more than `most` words or of
+        a word that is not in `words`.
         """
         manifest = selection.source.manifest
-        number = {word: i for i, word in enumerate(self.words)}
+        number = {word: i for i, word in enumerate(self.words)} | {"": -1}
         found = np.full((len(manifest), self.most), -1, np.int32)
         texts = replace(selection, captions=column).texts()
         for record in selection.records():
-            if len(texts[record]) > self.most:
-                raise UserError(
-                    f"Record {manifest.column('key')[record]!r} of {selection.source.name} has "
-                    f"{len(texts[record])} {column}; the stream takes {self.most} at most."
+            own = texts[record]
+            unknown = [text for text in own if text not in number]
+            if len(own) > self.most or unknown:
+                problem = (
+                    f"has {unknown[0]!r} in its column {column}, which is not one of the "
+                    f"{len(self.words)} words that the stream takes"
+                    if unknown
+                    else f"has {len(own)} {column}; the stream takes {self.most} at most"
                 )
-            found[record, : len(texts[record])] = [number.get(text, -1) for text in texts[record]]
+                raise UserError(
+                    f"Record {manifest.column('key')[record]!r} of {selection.source.name} "
+                    f"{problem}: leave such records out by select, or change the config."
+                )
+            found[record, : len(own)] = [number[text] for text in own]
         return found
 
 

@@ -208,18 +208,23 @@ def test_a_plan_has_the_shapes_of_the_stream():
 
 
 def test_words_of_a_column_are_numbered():
-    spec = replace(SPEC, columns={"things": Vocabulary(("pear", "car"), 3)})
+    spec = replace(SPEC, columns={"things": Vocabulary(("pear", "car", "apple"), 3)})
     for batch in take(3, spec):
         for record, found in zip(batch["record"], batch["columns"]["things"], strict=True):
             assert found.dtype == np.int32
-            assert found.tolist() == [[-1] * 3, [1, -1, -1], [1, -1, -1], [1, -1, 0]][record % 4]
+            assert found.tolist() == [[-1] * 3, [1, -1, -1], [1, 2, -1], [1, 2, 0]][record % 4]
     for column, most, message in (
         ("things", 2, "Record 'r3' of labeled has 3 things; the stream takes 2 at most"),
         ("width", 3, "The column 'width' of labeled contains integers; a column of text"),
         ("thing", 3, "The manifest has no column 'thing'"),
     ):
+        words = tuple(THINGS)
         with pytest.raises(UserError, match=message):
-            take(1, replace(SPEC, columns={column: Vocabulary((), most)}))
+            take(1, replace(SPEC, columns={column: Vocabulary(words, most)}))
+    with pytest.raises(
+        UserError, match=r"'r2' of labeled has 'apple' in its column things, .* 1 w"
+    ):
+        take(1, replace(SPEC, columns={"things": Vocabulary(("car",), 3)}))
 
 
 def test_what_is_missing_is_one_sentence():

@@ -30,6 +30,7 @@ from emu_jax.assembly.sections.generation import (
     Sampling,
     TextEncoder,
 )
+from emu_jax.assembly.sections.segmentation import Labeled, Solo
 from emu_jax.assembly.sections.training import Group, Mesh, Train
 from emu_jax.errors import UserError
 
@@ -137,10 +138,26 @@ class Contrastive(Run):
     judge: Judge = key(Judge, "The network.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Segmentation(Run):
+    """A segmenter: which things are where."""
+
+    task: Literal["segmentation"] = key("segmentation", "The task.")
+    labeled: Labeled = key(Labeled, "The objects.")
+    solo: Solo = key(Solo, "The network.")
+    codec: AutoencoderCodec | None = key(None, "The frozen autoencoder of labeled.round_trip.")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if not self.labeled.classes:
+            yield "labeled.classes", "the names of the classes"
+
+
 TASKS: dict[str, type[Run]] = {
     "generation": Generation,
     "autoencoding": Autoencoding,
     "contrastive": Contrastive,
+    "segmentation": Segmentation,
 }
 
 
