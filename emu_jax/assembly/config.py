@@ -81,9 +81,11 @@ def groups(**entries: ConfigDict) -> ConfigDict:
     return Ordered(entries)
 
 
-def source(dataset: str, *, select: str = "", weight: float = 1.0) -> ConfigDict:
+def source(
+    dataset: str, *, select: str = "", weight: float = 1.0, captions: str = "captions"
+) -> ConfigDict:
     """A data set of a mixture; ``select`` as :meth:`emu_jax.data.manifest.Manifest.select`."""
-    return section(Source, dataset=dataset, select=select, weight=weight)
+    return section(Source, dataset=dataset, select=select, weight=weight, captions=captions)
 
 
 def load(argv: Sequence[str], program: str) -> tuple[ConfigDict, str]:

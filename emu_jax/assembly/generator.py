@@ -296,6 +296,8 @@ class Generator(Drawer):
             flip=False,
             crop="centre",
             workers=0,
+            further=rows.further,
+            columns=rows.columns,
         )
         tokenize = {name: encoder.tokenize for name, encoder in rows.encoders.items()}
         validate = jax.jit(self._generator.validate)

@@ -7,7 +7,7 @@ sources for the task's first stream, or sources for each of several streams by n
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -56,7 +56,12 @@ class Validation:
 def open_selections(config: ConfigDict, sources: ConfigDict) -> list[Selection]:
     """The sources of one stream; one that does not exist or selects no record is an error."""
     chosen = [
-        Selection(open_source(entry.dataset, config.data.data_dir), entry.weight, entry.select)
+        Selection(
+            open_source(entry.dataset, config.data.data_dir),
+            entry.weight,
+            entry.select,
+            entry.captions,
+        )
         for entry in sources.values()
     ]
     for selection in chosen:
@@ -204,7 +209,9 @@ def open_stream(
     """One stream, through the caches that the config asks for."""
     selections = open_selections(config, sources)
     caches = open_caches(config, task, stream, frozen, selections, spec)
-    encoders = task.streams[stream].encoders
+    holds = task.streams[stream]
+    encoders = holds.encoders
+    spec = replace(spec, further=holds.further, columns=holds.columns)
     tokenize = {name: encoder.tokenize for name, encoder in encoders.items()}
     rows = process_rows(spec.batch_size, mesh)
     return OpenStream(partial(Loader, spec, selections, tokenize, caches, rows))

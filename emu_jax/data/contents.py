@@ -4,6 +4,8 @@ Nothing is skipped in silence, but for hidden files: what is neither an image no
 listed with the reason. Captions come from tables (the one table of the top directory; `metadata.*`
 in each directory below, as in the imagefolder layout), and for images that no table captions from
 sidecar files.
+
+`cat.mask.png` beside `cat.jpg` is no image of its own but a further image of it: see further.py.
 """
 
 import os
@@ -13,6 +15,7 @@ from pathlib import PurePosixPath
 from etils import epath
 
 from emu_jax.data.captions import SIDECARS, TABLES, Captions, read_sidecar, read_table
+from emu_jax.data.further import FURTHER
 from emu_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -23,6 +26,8 @@ class Contents:
     """Paths are inside the directory, sorted; reasons are by path."""
 
     captions: Captions = field(default_factory=dict)  # of every image, perhaps none
+    # name of a further image -> image -> file
+    further: dict[str, dict[str, str]] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)  # files and directories
     unused: dict[str, str] = field(default_factory=dict)
 
@@ -37,12 +42,15 @@ def read_contents(root: epath.Path) -> Contents:
         for name, texts in read_table(root, table).items():
             captions[name] = list(dict.fromkeys([*captions.get(name, []), *texts]))
 
-    images = sorted({*captions, *(name for name in files if _suffix(name) in SUFFIXES)})
+    pixels = {name for name in files if _suffix(name) in SUFFIXES}
+    further = {name for name in pixels - captions.keys() if _suffix(_stem(name))[1:] in FURTHER}
+    images = sorted({*captions, *pixels} - further)
+    found.further = _further(sorted(further), images)
     sidecars: dict[str, list[str]] = {}
     for name in files:
         if _suffix(name) in SIDECARS:
             sidecars.setdefault(_stem(name), []).append(name)
-    used = {*images, *tables}
+    used = {*images, *tables, *(f for of in found.further.values() for f in of.values())}
     for name in images:
         found.captions[name] = captions.get(name, [])
         if not found.captions[name]:
@@ -101,9 +109,25 @@ def _tables(root: epath.Path, files: list[str]) -> list[str]:
     return [table for tables in by_directory.values() for table in tables]
 
 
+def _further(files: list[str], images: list[str]) -> dict[str, dict[str, str]]:
+    """Name of a further image -> image -> its file: the first of several of one name."""
+    by_stem: dict[str, list[str]] = {}
+    for image in images:
+        by_stem.setdefault(_stem(image), []).append(image)
+    found: dict[str, dict[str, str]] = {}
+    for file in files:
+        of = PurePosixPath(_stem(file))
+        for image in by_stem.get(of.with_suffix("").as_posix(), []):
+            found.setdefault(of.suffix[1:].lower(), {}).setdefault(image, file)
+    return found
+
+
 def _reason(name: str, captioned: set[str]) -> str:
     if _suffix(name) in TABLES:
         return "below the top directory only tables named metadata are read"
+    if _suffix(name) in SUFFIXES:
+        kind = _suffix(_stem(name))[1:]
+        return f"it is a {kind} by its name, but no image, or another {kind}, belongs to it"
     if _suffix(name) not in SIDECARS:
         return f"neither an image ({' '.join(SUFFIXES)}) nor captions"
     if _stem(name) in captioned:

@@ -215,16 +215,17 @@ def _natural(form: Form) -> list[str]:
     if form.group in (FLAGS, SIGNS, BRANDS, "symbols"):
         if form.name.endswith(" button"):
             return [f"a button with {form.name.removesuffix(' button')} on it"]
-        return [_with_article(form.name)] if form.name.split()[-1] in _SHAPES else []
+        return [with_article(form.name)] if form.name.split()[-1] in _SHAPES else []
     noun = re.split(r" (?:with|of|in|on|and|at|over|without|facing|behind) ", form.name)[0]
     last = noun.split()[-1]
     if noun.split()[0] in ("people", "men", "women", "two"):
         return []
     if last in _MASS or (last.endswith("s") and not last.endswith(("ss", "us", "is", "bus"))):
         return [f"some {form.name}"]
-    return [_with_article(form.name)]
+    return [with_article(form.name)]
 
 
-def _with_article(name: str) -> str:
+def with_article(name: str) -> str:
+    """ "a fox", "an orange"."""
     vowel = re.match(r"(?!eu|one\b|uni)[aeiou]|x-ray", name)
     return f"{'an' if vowel else 'a'} {name}"

@@ -10,6 +10,9 @@ the manifest, each with the reason:
     damaged.jsonl       images that are left out: truncated, too large, unreadable, not an image
     uncaptioned.jsonl   images that have no caption; they stay, with an empty list
     unused.jsonl        files that are neither images of a supported format nor captions
+
+`cat.mask.png` beside `cat.jpg` is its mask, and so with the other names of further.py. A damaged
+one is left out and its image stays.
 """
 
 import json
@@ -27,6 +30,7 @@ from tqdm import tqdm
 from emu_jax.data.builder import ImageBuilder, in_order
 from emu_jax.data.captions import FILE_COLUMN
 from emu_jax.data.contents import SUFFIXES, Contents, read_contents
+from emu_jax.data.further import check_further
 from emu_jax.data.images import check
 from emu_jax.errors import UserError
 
@@ -58,6 +62,7 @@ class Folder(ImageBuilder):
             )
         builder = cls(config=tfds.core.BuilderConfig(name=config), path=root, **kwargs)
         builder._contents = contents
+        builder.further = tuple(sorted(contents.further))
         return builder
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -103,6 +108,29 @@ class Folder(ImageBuilder):
                 f"None of the {len(images)} images in {self.path} can be read; {first}: "
                 f"{self._damaged[first]}."
             )
+
+    def _further(self, name: str, rows: list[dict[str, Any]]) -> Iterator[bytes]:
+        files, root = self._contents.further[name], epath.Path(self.path)
+
+        def read(row: dict[str, Any]) -> tuple[bytes, str]:
+            if row["key"] not in files:
+                return b"", ""
+            try:
+                data = _read(root / files[row["key"]])
+                check_further(data, name, (row["height"], row["width"]))
+                return data, ""
+            except UserError as error:
+                return b"", str(error)
+            except OSError as error:
+                return b"", f"cannot be read: {error.strerror or error}"
+
+        label = f"{self.info.full_name} {name}"
+        for row, (data, reason) in zip(
+            rows, in_order(read, rows, total=len(rows), label=label), strict=True
+        ):
+            if reason:
+                self._damaged[files[row["key"]]] = reason
+            yield data
 
     def _finish(self) -> None:
         unused = self._contents.unused

@@ -12,7 +12,12 @@ under a = 0 never bleeds into an edge. Color profiles are not applied.
 Beside the pixels go the six numbers of SDXL's micro-conditioning: the original height and width,
 the crop's top and left in pixels of the resized image, the bucket's height and width. A flip
 changes none of them, in SDXL as here: the crop is given as it was before the flip.
+
+A `View` holds what was drawn for a row: resized size, crop and flip. Images that belong to an image
+are brought to the same view (further.py).
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -38,6 +43,29 @@ _MAX_RESIZED = MAX_PIXELS  # pixels: a larger resized image is never made, only 
 Color = tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class View:
+    """The part of an image that a row shows."""
+
+    resized: Shape  # (h, w) to which the whole image is resized
+    corner: tuple[int, int]  # (top, left) of the crop in the resized image
+    shape: Shape  # (h, w) of the crop
+    mirrored: bool
+
+    def apply(self, image: Image.Image, *, labels: bool = False) -> UInt8[np.ndarray, "h w *c"]:
+        """The pixels of `image`; `labels` are resized by nearest neighbor instead of Lanczos."""
+        method = Image.Resampling.NEAREST if labels else Image.Resampling.LANCZOS
+        pixels = _resize_and_crop(image, self.resized, self.corner, self.shape, method)
+        return np.ascontiguousarray(pixels[:, ::-1] if self.mirrored else pixels)
+
+
+def view(original: Shape, bucket: Shape, *, random_crop: bool, flip: bool, seed: int) -> View:
+    """The view of an upright image of (h, w); see `prepare`."""
+    resized = cover(original, bucket)
+    corner = crop_corner(resized, bucket, seed if random_crop else None)
+    return View(resized, corner, bucket, flip and bool(flipped(seed)))
+
+
 def prepare(
     data: bytes,
     bucket: Shape,
@@ -54,12 +82,8 @@ def prepare(
     """
     image = compose(upright(open_image(data)), background)
     original = image.height, image.width
-    resized = cover(original, bucket)
-    top, left = crop_corner(resized, bucket, seed if random_crop else None)
-    pixels = _resize_and_crop(image, resized, (top, left), bucket)
-    if flip and flipped(seed):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels), np.array([*original, top, left, *bucket], np.int32)
+    shown = view(original, bucket, random_crop=random_crop, flip=flip, seed=seed)
+    return shown.apply(image), np.array([*original, *shown.corner, *bucket], np.int32)
 
 
 def check(data: bytes) -> tuple[int, int]:
@@ -131,9 +155,13 @@ def cover(size: Shape, bucket: Shape) -> Shape:
 
 
 def _resize_and_crop(
-    image: Image.Image, resized: Shape, corner: Shape, bucket: Shape
-) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of `bucket` at `corner` (top, left) of the image resized (Lanczos) to (h, w)."""
+    image: Image.Image,
+    resized: Shape,
+    corner: Shape,
+    bucket: Shape,
+    method: Image.Resampling = Image.Resampling.LANCZOS,
+) -> UInt8[np.ndarray, "h w *c"]:
+    """The pixels of `bucket` at `corner` (top, left) of the image resized to (h, w)."""
     (height, width), (top, left) = resized, corner
     if height * width > _MAX_RESIZED:
         # An enlarged thin image: resize only the source of the crop. Rounding differs from the
@@ -141,10 +169,10 @@ def _resize_and_crop(
         y, x = image.height / height, image.width / width
         box = (left * x, top * y, (left + bucket[1]) * x, (top + bucket[0]) * y)
         box = (*box[:2], min(box[2], image.width), min(box[3], image.height))
-        return np.asarray(image.resize((bucket[1], bucket[0]), Image.Resampling.LANCZOS, box=box))
+        return np.asarray(image.resize((bucket[1], bucket[0]), method, box=box))
     if (height, width) != (image.height, image.width):
         # The gap lets a box filter take large photographs most of the way down, 3 times faster.
-        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        image = image.resize((width, height), method, reducing_gap=3.0)
     return np.asarray(image)[top : top + bucket[0], left : left + bucket[1]]
 
 

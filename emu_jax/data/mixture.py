@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt64
@@ -22,6 +23,7 @@ class Selection:
     source: Source
     weight: float = 1.0
     select: str = ""  # a condition for Manifest.select; empty: every record
+    captions: str = "captions"  # the manifest's column of a text, or of several
 
     def records(self) -> Int[np.ndarray, "n"]:
         """The selected records, in ascending order."""
@@ -29,6 +31,52 @@ class Selection:
         if not len(chosen):
             raise UserError(f"No record of {self.source.name} matches {self.select!r}.")
         return chosen
+
+    def texts(self) -> list[Sequence[str]]:
+        """The captions of every record, selected or not."""
+        column = self.source.manifest.column(self.captions)
+        if column.dtype != object:
+            raise UserError(
+                f"The column {self.captions!r} of {self.source.name} contains integers; a column "
+                "of text is needed."
+            )
+        return [[value] if isinstance(value, str) else value for value in column]
+
+
+class Vocabulary(NamedTuple):
+    """Numbers the words of a manifest's column of a text, or of several, such as the things of a
+    scene. An empty word, and what follows a record's last one, has the number -1.
+    """
+
+    words: tuple[str, ...]
+    most: int  # texts of a record
+
+    def numbers(self, selection: Selection, column: str) -> Int[np.ndarray, "n most"]:
+        """The numbers of every selected record's words.
+
+        Raises UserError for a column of integers, and for a record of more than `most` words or of
+        a word that is not in `words`.
+        """
+        manifest = selection.source.manifest
+        number = {word: i for i, word in enumerate(self.words)} | {"": -1}
+        found = np.full((len(manifest), self.most), -1, np.int32)
+        texts = replace(selection, captions=column).texts()
+        for record in selection.records():
+            own = texts[record]
+            unknown = [text for text in own if text not in number]
+            if len(own) > self.most or unknown:
+                problem = (
+                    f"has {unknown[0]!r} in its column {column}, which is not one of the "
+                    f"{len(self.words)} words that the stream takes"
+                    if unknown
+                    else f"has {len(own)} {column}; the stream takes {self.most} at most"
+                )
+                raise UserError(
+                    f"Record {manifest.column('key')[record]!r} of {selection.source.name} "
+                    f"{problem}: leave such records out by select, or change the config."
+                )
+            found[record, : len(own)] = [number[text] for text in own]
+        return found
 
 
 class Captions:
@@ -43,9 +91,9 @@ class Captions:
         for part in parts:
             start = len(of_record)
             of_record += [()] * len(part.source.manifest)
-            column = part.source.manifest.column("captions")
+            texts = part.texts()
             for record in part.records():
-                of_record[start + record] = column[record]
+                of_record[start + record] = texts[record]
         self.texts = ["", *sorted({*chain.from_iterable(of_record)} - {""})]
         number = {text: i for i, text in enumerate(self.texts)}
         self._counts = np.array([len(captions) for captions in of_record])

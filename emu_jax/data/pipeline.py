@@ -7,11 +7,13 @@ threads (`threads`, `prefetch` batches ahead) or, for many cores, in `workers` p
 depends neither on the order of computation nor on the number of hosts that share a batch.
 
 Fields of a batch: `image` uint8 [b, h, w, 3]; `sizes` int32 [b, 6] (see images.py); `record`
-int32 [b], the index in the concatenation of the sources; `tokens` {encoder: {ids, mask}}; in a
-sequential stream `valid` bool [b]. With caches, `moments` [b, h', w', 2c] (and any other arrays of
-the image cache) replace `image`, and `text` {encoder: {states, mask, pooled}} replaces the tokens
-of those encoders; crop (centered), flip and caption stay the same. Caption dropout belongs to the
-training step.
+int32 [b], the index in the concatenation of the sources; `tokens` {encoder: {ids, mask}};
+`further` {name: uint8 [b, h, w] for labels, [b, h, w, 3] for other images}, the images that belong
+to `image`, in the same crop and flip; `columns` {name: int32 [b, n]}, numbered words of manifest
+columns; in a sequential stream `valid` bool [b]. With caches,
+`moments` [b, h', w', 2c] (and any other arrays of the image cache) replace `image`, and `text`
+{encoder: {states, mask, pooled}} replaces the tokens of those encoders; everything else stays the
+same. Caption dropout belongs to the training step.
 """
 
 import threading
@@ -27,8 +29,9 @@ from jaxtyping import Int
 
 from emu_jax.data.buckets import Shape, assign, make_buckets
 from emu_jax.data.cache import Cache
-from emu_jax.data.images import Color, flipped, prepare
-from emu_jax.data.mixture import Captions, Selection, captions_fingerprint
+from emu_jax.data.further import prepare_further, require_names
+from emu_jax.data.images import Color, flipped, prepare, view
+from emu_jax.data.mixture import Captions, Selection, Vocabulary, captions_fingerprint
 from emu_jax.data.plan import BatchPlan, PlannedBatch, Roster, SequentialPlan
 from emu_jax.data.source import Source
 from emu_jax.errors import UserError
@@ -53,6 +56,8 @@ class StreamSpec:
     background: Color = (255, 255, 255)
     crop: Literal["centre", "random"] = "centre"
     flip: bool = False
+    further: tuple[str, ...] = ()  # names of further images that rows hold: see further.py
+    columns: Mapping[str, Vocabulary] = field(default_factory=dict)  # columns that rows hold
     sequential: bool = False  # each record once, in order (validation), not an endless mixture
     num_steps: int | None = None  # the stream ends before this step
     workers: int = 0  # processes; 0: threads of this process
@@ -65,6 +70,7 @@ class StreamSpec:
         for name in ("batch_size", "side", "threads", "prefetch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; use 1 or more.")
+        require_names(self.further)
 
     def shapes(self) -> list[Shape]:
         """The (h, w) that batches can have."""
@@ -99,6 +105,11 @@ class Loader:
                 raise UserError("Cached moments are of the centered crop: set crop to 'centre'.")
             caches.moments.require(images_fingerprint(spec, parts))
         self.spec, self.parts, self.caches = spec, list(parts), caches
+        self._sizes = [_further_sizes(part, spec.further) for part in parts]
+        self._columns = {
+            name: [vocabulary.numbers(part, name) for part in parts]
+            for name, vocabulary in spec.columns.items()
+        }
         self.tokenize = {name: f for name, f in tokenize.items() if name not in caches.text}
         roster = Roster([_assignment(spec, part) for part in parts], spec.shapes())
         self.plan = (
@@ -129,6 +140,14 @@ class Loader:
             batch["valid"] = rows.valid
         moments = self.caches.moments
         batch |= self._cached(rows, moments) if moments else self._images(rows)
+        if self.spec.further:
+            batch["further"] = {name: self._further(rows, name) for name in self.spec.further}
+        if self._columns:
+            places = list(zip(rows.sources, rows.records, strict=True))
+            batch["columns"] = {
+                name: np.stack([of_part[s][record] for s, record in places])
+                for name, of_part in self._columns.items()
+            }
         if self.captions:
             chosen = self.captions.choose(record, rows.seeds)
             texts = [self.captions.texts[i] for i in chosen]
@@ -172,6 +191,23 @@ class Loader:
                 f"Image {key!r} of {source.name} cannot be read ({error}): build the data set "
                 "again with --force, which leaves damaged images out."
             ) from error
+
+    def _further(self, rows: PlannedBatch, name: str) -> np.ndarray:
+        images, spec = [], self.spec
+        for s, record, seed in zip(rows.sources, rows.records, rows.seeds, strict=True):
+            source, size = self.parts[s].source, tuple(map(int, self._sizes[s][record]))
+            crop = dict(random_crop=spec.crop == "random", flip=spec.flip, seed=int(seed))
+            shown = view(size, rows.bucket, **crop)
+            try:
+                data = source.read(int(record), name)
+                images.append(prepare_further(data, name, shown, spec.background))
+            except (UserError, OSError, ValueError) as error:
+                key = source.manifest.column("key")[record]
+                raise UserError(
+                    f"The further image {name!r} of {key!r} of {source.name} cannot be read "
+                    f"({error}): build the data set again with --force."
+                ) from error
+        return np.stack(images)
 
     def _cached(self, rows: PlannedBatch, moments: Cache) -> HostBatch:
         roster = self.plan.roster
@@ -231,6 +267,31 @@ def _assignment(spec: StreamSpec, part: Selection) -> Int[np.ndarray, "n"]:
     width, height = (np.asarray(manifest.column(name)) for name in ("width", "height"))
     bucket[records] = assign(width[records], height[records], spec.shapes())
     return bucket
+
+
+def _further_sizes(part: Selection, further: Sequence[str]) -> Int[np.ndarray, "n 2"] | None:
+    """(height, width) of every record; None if no further image is needed.
+
+    Raises UserError if a selected record lacks one of the further images.
+    """
+    if not further:
+        return None
+    source, manifest = part.source, part.source.manifest
+    for name in further:
+        if name not in manifest.columns:
+            raise UserError(
+                f"{source.name} has no further image {name!r}, which this stream needs; choose a "
+                "data set that has it."
+            )
+        hashes = manifest.column(name)
+        lacking = [record for record in part.records() if not hashes[record]]
+        if lacking:
+            key = manifest.column("key")[lacking[0]]
+            raise UserError(
+                f"Record {key!r} of {source.name} has no further image {name!r} ({len(lacking):,} "
+                f"selected records lack it); add `{name} != ''` to the condition."
+            )
+    return np.stack([manifest.column(side) for side in ("height", "width")], 1)
 
 
 def group_name(bucket: Shape) -> str:

@@ -41,7 +41,9 @@ def cache_moments(
 ) -> Cache:
     """The output of `encode` for every selected record and its sizes, in one group per bucket."""
     copies = 2 if spec.flip else 1
-    plain = replace(spec, sequential=True, crop="centre", flip=False, num_steps=None)
+    plain = replace(
+        spec, sequential=True, crop="centre", flip=False, num_steps=None, further=(), columns={}
+    )
     loader = Loader(plain, parts, tokenize={})
     plan = loader.plan
     assert isinstance(plan, SequentialPlan)

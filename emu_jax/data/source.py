@@ -14,9 +14,12 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from emu_jax.data import manifest as manifests
+from emu_jax.data.further import FURTHER
 from emu_jax.data.manifest import Manifest
 from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.errors import UserError
+
+IMAGES = "train"  # the split of the images; those of further images have their names
 
 
 class Source:
@@ -25,14 +28,22 @@ class Source:
     def __init__(self, name: str, directory: epath.PathLike):
         self.name = name
         self.directory = str(directory)
+        self._opened: dict[str, Any] = {}
 
     @functools.cached_property
     def manifest(self) -> Manifest:
         return Manifest.read(self.directory)
 
-    def read(self, index: int) -> bytes:
-        """The encoded bytes of a record, as they were stored."""
-        return self._records[int(index)]["image"]
+    @property
+    def further(self) -> list[str]:
+        """The names of the further images that records hold: see further.py."""
+        return [name for name in FURTHER if name in self.manifest.columns]
+
+    def read(self, index: int, further: str = "") -> bytes:
+        """The encoded bytes of a record's image, or of one of its further images, as they were
+        stored; empty where the record lacks the further image.
+        """
+        return self._records(further or IMAGES)[int(index)]["image"]
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -43,12 +54,17 @@ class Source:
     def __repr__(self) -> str:
         return f"Source({self.name!r}, {self.directory!r})"
 
+    def _records(self, split: str) -> Any:
+        if split not in self._opened:
+            self._opened[split] = self._builder.as_data_source(
+                split=split, decoders={"image": tfds.decode.SkipDecoding()}
+            )
+        return self._opened[split]
+
     @functools.cached_property
-    def _records(self) -> Any:
+    def _builder(self) -> tfds.core.DatasetBuilder:
         _refuse_code(epath.Path(self.directory) / "features.json")
-        return tfds.builder_from_directory(self.directory).as_data_source(
-            split="train", decoders={"image": tfds.decode.SkipDecoding()}
-        )
+        return tfds.builder_from_directory(self.directory)
 
 
 def _refuse_code(file: epath.Path) -> None:

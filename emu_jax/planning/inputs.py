@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from emu_jax.data.further import FURTHER
 from emu_jax.data.pipeline import StreamSpec
 from emu_jax.parallel.sharding import abstract_batch, abstract_params
 from emu_jax.tasks.base import RowSpec, Task
@@ -59,6 +60,16 @@ def _rows(
         found |= jax.eval_shape(rows.latents.encode, frozen, image)
     else:
         found["image"] = image
+    if rows.further:
+        found["further"] = {
+            name: _shape((b, height, width) if FURTHER[name] else image.shape, np.uint8)
+            for name in rows.further
+        }
+    if rows.columns:
+        found["columns"] = {
+            name: _shape((b, vocabulary.most), np.int32)
+            for name, vocabulary in rows.columns.items()
+        }
     for name, encoder in rows.encoders.items():
         if cached_text:
             states = {

@@ -22,6 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, UInt8
 
+from emu_jax.data.mixture import Vocabulary
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.text.encoder import TextEncoder
@@ -114,11 +115,15 @@ class RowSpec:
 
     ``encoders`` are the text encoders whose tokens, or cached outputs, a row holds; the weights of
     each lie in the task's frozen networks under the same name. ``latents`` None: the images of this
-    stream cannot be cached.
+    stream cannot be cached. ``further`` are names of images that belong to an image
+    (:data:`emu_jax.data.further.FURTHER`); rows hold them by name in ``further``. ``columns`` are
+    columns of the manifest whose words rows hold as numbers, by name in ``columns``.
     """
 
     encoders: Mapping[str, TextEncoder] = field(default_factory=dict)
     latents: Latents | None = None
+    further: tuple[str, ...] = ()
+    columns: Mapping[str, Vocabulary] = field(default_factory=dict)
 
 
 class Context(NamedTuple):

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from emu_jax.nn.contrastive import ImageEmbedding
 from emu_jax.nn.functional import Network, Params
+from emu_jax.tasks.augmenting import disturb
 from emu_jax.tasks.base import (
     Context,
     Loss,
@@ -98,7 +99,7 @@ class Contrastive(Task):
         return jax.vmap(self._augment_one)(jax.random.split(key, x.shape[0]), x)
 
     def _augment_one(self, key: jax.Array, x: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
-        k_zoom, k_shift, k_gain, k_offset, k_blur, k_noise, k_level = jax.random.split(key, 7)
+        k_zoom, k_shift, *keys = jax.random.split(key, 7)
         h, w, _ = x.shape
         # The area that moves into the image at its edges has the color of the corner pixel.
         background = x[0, 0]
@@ -114,14 +115,7 @@ class Contrastive(Task):
             "linear",
         )
         x = moved + background
-        gain = 1 + jax.random.uniform(k_gain, (3,), minval=-self.colour, maxval=self.colour)
-        offset = jax.random.uniform(k_offset, (), minval=-self.colour, maxval=self.colour)
-        x = x * gain + offset
-        small = jax.image.resize(x, (h // 2, w // 2, 3), "linear")
-        soft = jax.random.uniform(k_blur, (), maxval=self.blur)
-        x = x + soft * (jax.image.resize(small, x.shape, "linear") - x)
-        level = jax.random.uniform(k_level, (), maxval=self.noise)
-        return jnp.clip(x + level * jax.random.normal(k_noise, x.shape), -1.0, 1.0)
+        return disturb(keys, x, colour=self.colour, blur=self.blur, noise=self.noise)
 
     def _pairs(
         self,

@@ -18,6 +18,9 @@ class Source(Section):
         "Name of a built data set, e.g. emoji/fluent or folder/mine.", filled=True
     )
     select: str = key("", "Condition on the manifest's columns; empty: all records.")
+    captions: str = key(
+        "captions", "The manifest's column of captions, e.g. complex of scenes.", filled=True
+    )
     weight: float = key(1.0, "Share of the mixture, relative to the other weights.", above=0)
 
 

@@ -30,6 +30,7 @@ from emu_jax.assembly.sections.generation import (
     Sampling,
     TextEncoder,
 )
+from emu_jax.assembly.sections.segmentation import Labeled, Solo
 from emu_jax.assembly.sections.training import Group, Mesh, Train
 from emu_jax.errors import UserError
 from emu_jax.registry import Lazy
@@ -138,6 +139,21 @@ class Contrastive(Run):
     judge: Judge = key(Judge, "The network.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Segmentation(Run):
+    """A segmenter: which things are where."""
+
+    task: Literal["segmentation"] = key("segmentation", "The task.")
+    labeled: Labeled = key(Labeled, "The objects.")
+    solo: Solo = key(Solo, "The network.")
+    codec: AutoencoderCodec | None = key(None, "The frozen autoencoder of labeled.round_trip.")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if not self.labeled.classes:
+            yield "labeled.classes", "the names of the classes"
+
+
 class TaskKind(NamedTuple):
     """The config of a task, and what builds it: ``make(config, placement)``, a
     :class:`emu_jax.tasks.base.Task`.
@@ -151,6 +167,7 @@ TASKS: dict[str, TaskKind] = {
     "generation": TaskKind(Generation, Lazy("emu_jax.assembly.generation:make_generation")),
     "autoencoding": TaskKind(Autoencoding, Lazy("emu_jax.assembly.autoencoding:make_autoencoding")),
     "contrastive": TaskKind(Contrastive, Lazy("emu_jax.assembly.contrastive:make_contrastive")),
+    "segmentation": TaskKind(Segmentation, Lazy("emu_jax.assembly.segmentation:make_segmentation")),
 }
 
 
