@@ -15,6 +15,7 @@ published numbers, the other one for everything else.
 All estimators but the MMDs depend on the number of images: compare equal numbers only.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,37 @@ def inception_score(
         p = np.exp(part)
         scores.append(np.exp(np.sum(p * (part - np.log(p.mean(0))), axis=1).mean()))
     return np.array(scores)
+
+
+# As figures of the registry: from the features of references to a figure of features --------------
+
+Figure = Callable[[Float[np.ndarray, "n d"]], float]
+
+
+def mmd_to(real: Float[np.ndarray, "m d"]) -> Figure:
+    return lambda rows: mmd(rows, real)
+
+
+def kid_to(real: Float[np.ndarray, "m d"]) -> Figure:
+    return lambda rows: float(kid(rows, real).mean())
+
+
+def cmmd_to(real: Float[np.ndarray, "m d"]) -> Figure:
+    return lambda rows: cmmd(rows, real)
+
+
+def precision_to(real: Float[np.ndarray, "m d"]) -> Figure:
+    return lambda rows: float(covered(rows, real).mean())
+
+
+def recall_to(real: Float[np.ndarray, "m d"]) -> Figure:
+    """Rows that a bootstrap draws twice count once: they would be their own neighbors."""
+    return lambda rows: float(covered(real, np.unique(rows, axis=0)).mean())
+
+
+def mean_inception_score(logits: Float[np.ndarray, "n c"]) -> float:
+    """It reads no references."""
+    return float(inception_score(logits).mean())
 
 
 def _squared_distances(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]):

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 
 from emu_jax.checkpoint.safetensors_io import iter_safetensors
 from emu_jax.errors import UserError
-from emu_jax.nn.functional import Network, Params
+from emu_jax.nn.functional import Network
 from emu_jax.nn.pickles import read_pickle
 from emu_jax.nn.torch_layout import from_layout, torch_paths
 
@@ -28,8 +28,8 @@ _REMEMBERED = 20_000  # images
 Images = Sequence[UInt8[np.ndarray, "h w 3"]]
 
 
-def find_weights(folder: str | Path, metric: str, names: Sequence[str], source: str) -> Path:
-    """The first of the files or folders ``names`` in ``folder``; ``source`` says who publishes it.
+def find_weights(folder: str | Path, names: Sequence[str], source: str) -> Path:
+    """The first of the files or folders ``names`` in ``folder``; ``source`` says what it is.
 
     Raises:
       UserError: there is none.
@@ -39,8 +39,8 @@ def find_weights(folder: str | Path, metric: str, names: Sequence[str], source: 
         if (place / name).exists():
             return place / name
     raise UserError(
-        f"The metric {metric} needs {' or '.join(names)} ({source}): put it into {place}, or name "
-        "its folder by --weights or EMU_JAX_WEIGHTS."
+        f"{place} has no {' or '.join(names)}: download {source} into it, or name another folder "
+        "by --weights or EMU_JAX_WEIGHTS."
     )
 
 
@@ -57,7 +57,7 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
     }
 
 
-def to_params(network: Network, tensors: Mapping[str, np.ndarray], source: Any) -> Params:
+def to_params(network: Network, tensors: Mapping[str, np.ndarray], source: Any) -> dict[str, Any]:
     """A network's parameters from tensors in torch's layout; ``source`` for messages."""
     try:
         keys = {path: key for key, path in torch_paths(tensors, network.shapes()).items()}
@@ -69,12 +69,12 @@ def to_params(network: Network, tensors: Mapping[str, np.ndarray], source: Any) 
 class Frozen:
     """``function(params, *arrays)`` on all local devices, which divide the rows between them."""
 
-    def __init__(self, function: Callable[..., Any], params: Params):
+    def __init__(self, function: Callable[..., Any], params: Mapping[str, Any]):
         devices = jax.local_devices()
         mesh = Mesh(np.array(devices), ("rows",))
         self._rows = NamedSharding(mesh, P("rows"))
         self._least = len(devices)
-        self._params = jax.device_put(params, NamedSharding(mesh, P()))
+        self._params = jax.device_put(dict(params), NamedSharding(mesh, P()))
         self._run = jax.jit(function)
 
     def __call__(self, *arrays: np.ndarray) -> Any:

@@ -8,6 +8,7 @@ files of IQA-PyTorch, whose weights were converted from the authors'.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from emu_jax.nn.resizing import bicubic
 
 _PATCH, _GRID, _SIDES = 32, 10, (224, 384)
 _STEM = 64  # channels
-_EPS = 1e-6
+_EPS, _BLOCK_EPS = 1e-6, 1e-4
 
 
 class Musiq(nnx.Module):
@@ -47,7 +48,7 @@ class Musiq(nnx.Module):
         self.embedding = linear(4 * _STEM * (_PATCH // 4) ** 2, width, rngs=rngs)
         self.transformer_encoder = Encoder(width, layers, heads, feed_forward, rngs=rngs)
         head = linear(width, classes, rngs=rngs)
-        self.head = nnx.Dict({"0": head}) if classes > 1 else head
+        self.head: Any = nnx.Dict({"0": head}) if classes > 1 else head
         self.classes = classes
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
@@ -114,10 +115,14 @@ class Bottleneck(nnx.Module):
     """Four times as many channels; the shortcut is projected."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        sizes = {"1": (width, 1), "2": (width, 3), "3": (4 * width, 1), "_proj": (4 * width, 1)}
-        for name, (outputs, kernel) in sizes.items():
-            setattr(self, f"conv{name}", StandardizedConv(width, outputs, kernel, rngs=rngs))
-            setattr(self, f"gn{name}", GroupNorm(outputs, eps=1e-4, rngs=rngs))
+        self.conv1 = StandardizedConv(width, width, 1, rngs=rngs)
+        self.gn1 = GroupNorm(width, eps=_BLOCK_EPS, rngs=rngs)
+        self.conv2 = StandardizedConv(width, width, 3, rngs=rngs)
+        self.gn2 = GroupNorm(width, eps=_BLOCK_EPS, rngs=rngs)
+        self.conv3 = StandardizedConv(width, 4 * width, 1, rngs=rngs)
+        self.gn3 = GroupNorm(4 * width, eps=_BLOCK_EPS, rngs=rngs)
+        self.conv_proj = StandardizedConv(width, 4 * width, 1, rngs=rngs)
+        self.gn_proj = GroupNorm(4 * width, eps=_BLOCK_EPS, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         h = nnx.relu(self.gn1(self.conv1(x)))

@@ -49,7 +49,7 @@ def text_tower(found: Mapping[str, Any], act: str) -> tuple[Network, Tensors]:
     own = {key: x for key, x in found.items() if not key.startswith("visual.")}
     tensors = _spelled(own, "text_model", _TEXT)
     vocabulary, width = _shape(tensors, _TEXT["token_embedding.weight"])
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         vocabulary=vocabulary,
         width=width,
         layers=_layers(tensors),
@@ -71,7 +71,7 @@ def image_tower(found: Mapping[str, Any], act: str) -> tuple[Network, Tensors, i
     tensors = _spelled(own, "vision_model", _VISION)
     width, _, patch, _ = _shape(tensors, _VISION["conv1.weight"])
     size = patch * round((_shape(tensors, _VISION["positional_embedding"])[0] - 1) ** 0.5)
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         image_size=size,
         patch_size=patch,
         width=width,
@@ -91,7 +91,7 @@ def _resnet(own: Tensors) -> tuple[Network, Tensors, int]:
         for i in range(1, 5)
     ]
     size = 32 * round((_shape(tensors, "attnpool.positional_embedding")[0] - 1) ** 0.5)
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         depths=depths,
         width=_shape(tensors, "layer1.0.conv1.weight")[0],
         image_size=size,

@@ -1,17 +1,17 @@
-"""ImageReward's network against transformers' BLIP with random weights."""
+"""ImageReward, from its file to a column, against transformers' BLIP with random weights."""
 
 import re
 
-import jax
 import numpy as np
 import torch
-from state_dicts import from_torch
+from transformers import BertTokenizer
 from transformers.models.blip.configuration_blip import BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from emu_jax.nn.blip import ImageReward
-from emu_jax.nn.functional import Network
+from emu_jax.evaluation import quality_metrics
+from emu_jax.evaluation.measuring import Batch
+from emu_jax.evaluation.preprocessing import CLIP_MEAN, CLIP_STD, cropped, normalized
 
 _VISION = (
     (r"embeddings\.class_embedding", "cls_token"),
@@ -25,13 +25,13 @@ _VISION = (
 )
 
 
-def test_rewards():
+def test_rewards(tmp_path):
     torch.manual_seed(0)
     image = BlipVisionConfig(
-        hidden_size=16,
-        intermediate_size=64,
+        hidden_size=64,
+        intermediate_size=256,
         num_hidden_layers=2,
-        num_attention_heads=2,
+        num_attention_heads=1,
         image_size=12,
         patch_size=4,
         layer_norm_eps=1e-6,
@@ -39,18 +39,18 @@ def test_rewards():
     )
     text = BlipTextConfig(
         vocab_size=30,
-        hidden_size=24,
+        hidden_size=64,
         intermediate_size=40,
         num_hidden_layers=2,
-        num_attention_heads=3,
+        num_attention_heads=1,
         max_position_embeddings=9,
-        encoder_hidden_size=16,
+        encoder_hidden_size=64,
         initializer_range=0.3,
         layer_norm_eps=1e-12,
     )
     vision, bert = BlipVisionModel(image).eval(), BlipTextModel(text, False).eval()
     head = torch.nn.Sequential(
-        *(torch.nn.Linear(24, 1024), torch.nn.Dropout(), torch.nn.Linear(1024, 128)),
+        *(torch.nn.Linear(64, 1024), torch.nn.Dropout(), torch.nn.Linear(1024, 128)),
         *(torch.nn.Dropout(), torch.nn.Linear(128, 64), torch.nn.Dropout()),
         *(torch.nn.Linear(64, 16), torch.nn.Linear(16, 1)),
     ).eval()
@@ -60,37 +60,31 @@ def test_rewards():
         for pattern, name in _VISION:
             key = re.sub(pattern, name, key)
         state[f"visual_encoder.{key}"] = value
-    network = Network(
-        lambda rngs: ImageReward(
-            image_size=12,
-            patch_size=4,
-            vision_width=16,
-            vision_layers=2,
-            vision_heads=2,
-            vocabulary=30,
-            width=24,
-            layers=2,
-            heads=3,
-            feed_forward=40,
-            positions=9,
-            rngs=rngs,
-        )
+    folder = tmp_path / quality_metrics.IMAGE_REWARD
+    folder.mkdir()
+    file = {k if k.startswith("mlp") else f"blip.{k}": v for k, v in state.items()}
+    file["blip.vision_proj.weight"] = torch.ones(2, 2)  # of BLIP's other losses
+    torch.save(file, folder / quality_metrics.IMAGE_REWARD_FILE)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "fox", "cat", "."]
+    words += [f"[unused{i}]" for i in range(30 - len(words))]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    prompts = ["a red fox.", "cat", "a cat . a cat . a cat ."]
+    tokens = BertTokenizer.from_pretrained(str(folder))(
+        prompts, padding="max_length", truncation=True, max_length=9, return_tensors="pt"
     )
-    params = from_torch(state, network.shapes())
     draws = np.random.default_rng(0)
-    x = draws.normal(size=(3, 12, 12, 3)).astype(np.float32)
-    ids = draws.integers(0, 30, (3, 7))
-    mask = np.arange(7) < np.array([[7], [4], [2]])
+    images = [draws.integers(0, 256, (14, n, 3), np.uint8) for n in (20, 13, 14)]
+    x = normalized(cropped(images, 12), CLIP_MEAN, CLIP_STD)
     with torch.no_grad():
         patches = vision(torch.tensor(x).permute(0, 3, 1, 2)).last_hidden_state
         states = bert(
-            torch.tensor(ids),
-            attention_mask=torch.tensor(mask).long(),
+            tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
             encoder_hidden_states=patches,
             encoder_attention_mask=torch.ones(patches.shape[:2]),
             is_decoder=False,
         ).last_hidden_state
         want = (head(states[:, 0])[:, 0] - 0.16717362830052426) / 1.0333394966054072
-    found = jax.jit(network)(params, x, ids, mask)
+    found = quality_metrics.ImageReward(str(tmp_path))(Batch(images, prompts))
     assert want.std() > 1e-3
     np.testing.assert_allclose(found, want.numpy(), rtol=1e-4, atol=1e-5)
