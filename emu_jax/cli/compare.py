@@ -19,6 +19,7 @@ from emu_jax.evaluation.references import Sets
 from emu_jax.evaluation.registry import METRICS
 
 JUDGE = "builtin:judge_64"
+WEIGHTS = "$EMU_JAX_WEIGHTS, else ~/emu_jax_weights"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,13 +40,14 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
     parser.add_argument(
         "--metrics", type=names_of(METRICS), default=(), help=f"some of {', '.join(METRICS)}"
     )
+    parser.add_argument("--weights", default="", help=f"networks of metrics; default {WEIGHTS}")
     parser.add_argument("--data_dir", help=f"folder of the data sets; default {DEFAULT_DATA_DIR}")
     for name, what in (
         ("captions", "images whose captions are the prompts, without --prompts"),
         ("needles", "images of quality-tuning"),
         ("haystack", "images in the style of pre-training"),
         ("kept", "images for the loss, as in validation"),
-        ("references", "images that metrics compare with; empty: the needles"),
+        ("references", "images, or .npz statistics, to compare with; empty: the needles"),
     ):
         default = getattr(Sets, name)
         said = f"{what}; for emoji models default {default}" if default else what
@@ -70,6 +72,7 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
         count=arguments.count,
         judge=judge,
         metrics=arguments.metrics,
+        weights=arguments.weights,
         seed=arguments.seed,
         changes=sampling_changes(arguments),
     )

@@ -154,6 +154,7 @@ def measured(
     drawn: Sequence[Drawn],
     labels: Mapping[str, str],
     prompts: Sequence[str],
+    originals: Sequence[UInt8[np.ndarray, "h w 3"]] = (),
 ) -> tuple[list[Section], dict[str, Any], str]:
     """Metrics of the registry and their differences: as sections, as a record, and in Markdown.
 
@@ -166,7 +167,7 @@ def measured(
     apart: list[list[str]] = []
     plots, record = {}, {}
     for metric, meter in meters.items():
-        found = {model.name: meter.rows(model.images, prompts) for model in drawn}
+        found = {model.name: meter.rows(model.images, prompts, originals) for model in drawn}
         figure = {name: meter.interval(values) for name, values in found.items()}
         leads = [meter.difference(found[a], found[b]) for a, b in pairs]
         rows.append([metric, meter.metric.better, *(word(metric, x) for x in figure.values())])

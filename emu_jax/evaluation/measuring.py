@@ -5,16 +5,20 @@ rows, or distances of their set to the references, with 95 % intervals by bootst
 difference of two models resamples the prompts of both together.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from emu_jax.errors import UserError
 from emu_jax.evaluation.metrics import (
     Interval,
+    Statistics,
     difference_interval,
+    frechet_to,
     mean_interval,
     statistic_interval,
 )
@@ -22,16 +26,19 @@ from emu_jax.evaluation.registry import METRICS, Metric
 from emu_jax.registry import loaded, look_up
 
 Images = Sequence[UInt8[np.ndarray, "h w 3"]]
-READS_REFERENCES = "images and references"
+READS_REFERENCES, READS_ORIGINALS = "images and references", "images and originals"
 _BATCH = 64  # images measured at once
 _RESAMPLES = 30  # of a distance between sets
 
 
 class Batch(NamedTuple):
-    """Images, and the prompt of each (empty strings for references)."""
+    """Images, the prompt of each (empty strings for references), and the real image of each prompt
+    where there is one.
+    """
 
     images: Images
     prompts: Sequence[str]
+    originals: Images = ()
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,16 @@ class Meter:
     measure: Callable[[Batch], np.ndarray]
     statistic: Callable[[np.ndarray], float] | None = None
 
-    def rows(self, images: Images, prompts: Sequence[str]) -> Float[np.ndarray, "n ..."]:
+    def rows(
+        self, images: Images, prompts: Sequence[str], originals: Images = ()
+    ) -> Float[np.ndarray, "n ..."]:
         """One value, or one vector of features, per image."""
-        return _rows(self.measure, images, prompts)
+        if self.metric.reads == READS_ORIGINALS and not len(originals):
+            raise UserError(
+                "A metric of --metrics compares images with the real images of their prompts, and "
+                "there are none: use prompts of --captions, and a judge."
+            )
+        return _rows(self.measure, images, prompts, originals)
 
     def value(self, rows: Float[np.ndarray, "n ..."]) -> float:
         """The figure of a set of images."""
@@ -70,32 +84,74 @@ class Meter:
 
 def reads_references(names: Iterable[str]) -> bool:
     """Whether any of the metrics needs references."""
-    return any(_metric(name).reads == READS_REFERENCES for name in names)
+    return any(_is_distance(_metric(name)) for name in names)
 
 
-def make_meters(names: Iterable[str], references: Images = ()) -> Mapping[str, Meter]:
-    """The metrics called so; ``references`` are measured once.
+def make_meters(
+    names: Iterable[str], references: Images | Statistics = (), weights: str = ""
+) -> Mapping[str, Meter]:
+    """The metrics called so, ready to measure. See :func:`open_metrics`."""
+    return against(references, open_metrics(names, weights))
+
+
+def open_metrics(names: Iterable[str], weights: str = "") -> Mapping[str, Meter]:
+    """The metrics called so; those of sets have no references yet. Published networks are read from
+    ``weights``, a folder (:mod:`emu_jax.evaluation.frozen`).
 
     Raises:
-      UserError: there is no such metric.
+      UserError: there is no such metric, or its weights are missing or damaged.
     """
-    meters = {}
-    for name in names:
-        metric = _metric(name)
-        measure = loaded(metric.measure)
-        measure = measure() if isinstance(measure, type) else measure
-        statistic = None
-        if metric.figure is not None:
-            statistic = metric.figure(_rows(measure, references, [""] * len(references)))
-        meters[name] = Meter(metric, measure, statistic)
-    return meters
+    return {name: _opened(name, weights) for name in names}
+
+
+def _opened(name: str, weights: str) -> Meter:
+    metric = _metric(name)
+    measure = loaded(metric.measure)
+    if isinstance(measure, type):
+        placed = weights and "weights" in inspect.signature(measure).parameters
+        try:
+            measure = measure(weights=weights) if placed else measure()
+        except UserError as error:
+            raise UserError(f"Metric {name}: {error}") from error
+    return Meter(metric, measure, None if _is_distance(metric) else loaded(metric.figure))
+
+
+def against(references: Images | Statistics, meters: Mapping[str, Meter]) -> Mapping[str, Meter]:
+    """The metrics with their references, which are measured once."""
+    return {
+        name: _against(references, name, meter) if _is_distance(meter.metric) else meter
+        for name, meter in meters.items()
+    }
+
+
+def _against(references: Images | Statistics, name: str, meter: Meter) -> Meter:
+    figure = loaded(meter.metric.figure)
+    if not isinstance(references, Statistics):
+        rows = _rows(meter.measure, references, [""] * len(references))
+        return replace(meter, statistic=figure(rows))
+    if figure is not frechet_to:
+        raise UserError(
+            f"Metric {name} needs reference images, not their statistics: use "
+            "--references=DATASET:CONDITION."
+        )
+    return replace(meter, statistic=figure(references))
+
+
+def _is_distance(metric: Metric) -> bool:
+    return metric.reads == READS_REFERENCES
 
 
 def _metric(name: str) -> Metric:
     return look_up(METRICS, name, "metrics")
 
 
-def _rows(measure: Callable[[Batch], Any], images: Images, prompts: Sequence[str]) -> np.ndarray:
+def _rows(
+    measure: Callable[[Batch], Any],
+    images: Images,
+    prompts: Sequence[str],
+    originals: Images = (),
+) -> np.ndarray:
     starts = range(0, len(images), _BATCH)
     parts = (slice(start, start + _BATCH) for start in starts)
-    return np.concatenate([measure(Batch(images[part], prompts[part])) for part in parts])
+    batches = (Batch(images[part], prompts[part], originals[part]) for part in parts)
+    return np.concatenate([measure(batch) for batch in batches])

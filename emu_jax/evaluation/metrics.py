@@ -58,6 +58,13 @@ class Interval(NamedTuple):
         return format(self)
 
 
+class Statistics(NamedTuple):
+    """The Gaussian of a set of features: all that (1) needs of it."""
+
+    mean: Float[np.ndarray, " d"]
+    covariance: Float[np.ndarray, "d d"]
+
+
 class Duel(NamedTuple):
     """Shares of the rows in which the challenger wins, ties and loses."""
 
@@ -83,9 +90,15 @@ def frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     return frechet_to(b)(a)
 
 
-def frechet_to(b: Float[np.ndarray, "m d"]) -> Callable[[Float[np.ndarray, "n d"]], float]:
+def frechet_to(
+    b: Float[np.ndarray, "m d"] | Statistics,
+) -> Callable[[Float[np.ndarray, "n d"]], float]:
     """``frechet(a, b)`` for many a: the part that depends only on b is computed once."""
-    root_b, mean_b = _covariance_root(_features(b, b)[1]), np.mean(b, axis=0, dtype=np.float64)
+    if isinstance(b, Statistics):
+        mean_b, root_b = b.mean, _root(b.covariance)
+        b = np.stack([mean_b, mean_b])  # for messages about the dimensions
+    else:
+        root_b, mean_b = _covariance_root(_features(b, b)[1]), np.mean(b, axis=0, dtype=np.float64)
 
     def distance(a: Float[np.ndarray, "n d"]) -> float:
         a, _ = _features(a, b)
@@ -229,6 +242,12 @@ class Probe:
 def _covariance_root(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "r d"]:
     """R with R^T R the covariance of x and as few rows as possible."""
     return np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1)).R
+
+
+def _root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    """R with R^T R the covariance; rounding may have made it slightly indefinite."""
+    values, vectors = np.linalg.eigh(covariance)
+    return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
 
 
 def _kernels(

@@ -19,17 +19,23 @@ class Metric:
     """What a metric measures, from what, and which values are better.
 
     ``measure`` takes a :class:`emu_jax.evaluation.measuring.Batch` and returns one value per image,
-    [n]. It is a function, or a class that is constructed first, e.g. to read a network's weights.
+    [n]. It is a function, or a class that is constructed first, e.g. to read a network's weights
+    from the folder ``weights``.
 
     A metric that ``reads`` references returns features instead, [n, f], and has a ``figure``: from
-    the features of the references to a function from features to a number.
+    the features of the references to a function from features to a number. Without references a
+    ``figure`` is that function itself.
     """
 
     measure: Callable[..., Any]
-    reads: Literal["images", "images and prompts", "images and references"]
+    reads: Literal["images", "images and prompts", "images and references", "images and originals"]
     better: Literal["higher", "lower", "neither"]
     figure: Callable[..., Any] | None = None
 
+
+_INCEPTION, _DISTANCES = "emu_jax.evaluation.inception:", "emu_jax.evaluation.distances:"
+_CLIP, _QUALITY = "emu_jax.evaluation.clip_metrics:", "emu_jax.evaluation.quality_metrics:"
+_SET, _PAIR = "images and references", "images and prompts"
 
 METRICS: dict[str, Metric] = {
     "contrast": Metric(Lazy("emu_jax.evaluation.appearance:contrast"), "images", "neither"),
@@ -41,4 +47,33 @@ METRICS: dict[str, Metric] = {
         "lower",
         Lazy("emu_jax.evaluation.metrics:frechet_to"),
     ),
+    # Of published networks (docs/metrics.md).
+    "fid": Metric(
+        Lazy(_INCEPTION + "Pooled"), _SET, "lower", Lazy("emu_jax.evaluation.metrics:frechet_to")
+    ),
+    "kid": Metric(Lazy(_INCEPTION + "Pooled"), _SET, "lower", Lazy(_DISTANCES + "mmd_to")),
+    "kid_subsets": Metric(Lazy(_INCEPTION + "Pooled"), _SET, "lower", Lazy(_DISTANCES + "kid_to")),
+    "precision": Metric(
+        Lazy(_INCEPTION + "Pooled"), _SET, "higher", Lazy(_DISTANCES + "precision_to")
+    ),
+    "recall": Metric(Lazy(_INCEPTION + "Pooled"), _SET, "higher", Lazy(_DISTANCES + "recall_to")),
+    "inception_score": Metric(
+        Lazy(_INCEPTION + "Logits"), "images", "higher", Lazy(_DISTANCES + "mean_inception_score")
+    ),
+    "fd_dinov2": Metric(
+        Lazy("emu_jax.evaluation.dinov2_features:Features"),
+        _SET,
+        "lower",
+        Lazy("emu_jax.evaluation.metrics:frechet_to"),
+    ),
+    "cmmd": Metric(Lazy(_CLIP + "CmmdEmbedding"), _SET, "lower", Lazy(_DISTANCES + "cmmd_to")),
+    "clip_score": Metric(Lazy(_CLIP + "ClipScore"), _PAIR, "higher"),
+    "laion_aesthetic": Metric(Lazy(_CLIP + "Aesthetic"), "images", "higher"),
+    "pickscore": Metric(Lazy(_CLIP + "PickScore"), _PAIR, "higher"),
+    "hps": Metric(Lazy(_CLIP + "Hps"), _PAIR, "higher"),
+    "clip_iqa": Metric(Lazy(_CLIP + "ClipIqa"), "images", "higher"),
+    "image_reward": Metric(Lazy(_QUALITY + "ImageReward"), _PAIR, "higher"),
+    "musiq": Metric(Lazy(_QUALITY + "Musiq"), "images", "higher"),
+    "brisque": Metric(Lazy(_QUALITY + "Brisque"), "images", "lower"),
+    "lpips": Metric(Lazy("emu_jax.evaluation.lpips:ToOriginals"), "images and originals", "lower"),
 }

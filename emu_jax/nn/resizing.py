@@ -5,7 +5,7 @@ Pixel i of the result has the source position
     (i + 1/2) n_in / n_out - 1/2    as in torch and PIL (``half_pixel``)                   (1)
     i n_in / n_out                  as in TensorFlow 1                                     (2)
 
-No function here filters before it shrinks.
+The functions of images here do not filter before they shrink.
 """
 
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def bilinear(
 
 def bicubic(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b i j c"]:
     """``x`` in ``size`` (height, width), by (1), as torch's ``bicubic`` without antialiasing."""
-    return _apply(x, size, _cubic)
+    return _apply(x, size, cubic_weights)
 
 
 def _apply(x: Float[Array, "b h w c"], size: tuple[int, int], weights) -> Float[Array, "b i j c"]:
@@ -42,17 +42,30 @@ def _linear(old: int, new: int, half_pixel: bool) -> Float[np.ndarray, "new old"
     return _matrix(old, [(low, 1 - (at - low)), (low + 1, at - low)])
 
 
-def _cubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Keys' kernel over the four pixels around the position."""
-    at = (np.arange(new) + 0.5) * (old / new) - 0.5
-    low = np.floor(at).astype(int)
+def cubic_weights(
+    old: int, new: int, a: float = _A, *, ratio: float | None = None, matlab: bool = False
+) -> Float[np.ndarray, "new old"]:
+    """Keys' cubic kernel with the coefficient ``a`` over the pixels around the position (1).
+
+    ``ratio`` is by default old / new. MATLAB's imresize has a = -0.5, stretches the kernel by the
+    ratio where it shrinks, and mirrors the image at its edges.
+    """
+    ratio = ratio or old / new
+    stretch = max(1.0, ratio) if matlab else 1.0
+    at = (np.arange(new) + 0.5) * ratio - 0.5
+    first = np.floor(at - 2 * stretch).astype(int) + 1
     taps = []
-    for pixel in (low - 1, low, low + 1, low + 2):
-        d = np.abs(at - pixel)
-        near = ((_A + 2) * d - (_A + 3)) * d**2 + 1
-        far = _A * (((d - 5) * d + 8) * d - 4)
-        taps.append((pixel, np.where(d <= 1, near, far)))
-    return _matrix(old, taps)
+    for pixel in (first + i for i in range(int(np.ceil(4 * stretch)))):
+        d = np.abs(at - pixel) / stretch
+        near = ((a + 2) * d - (a + 3)) * d**2 + 1
+        far = a * (((d - 5) * d + 8) * d - 4)
+        if matlab:
+            pixel = np.where(
+                pixel < 0, -1 - pixel, np.where(pixel < old, pixel, 2 * old - 1 - pixel)
+            )
+        taps.append((pixel, np.where(d <= 1, near, np.where(d < 2, far, 0.0))))
+    weights = _matrix(old, taps)
+    return weights / weights.sum(1, keepdims=True) if matlab else weights
 
 
 def _matrix(

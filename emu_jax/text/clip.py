@@ -32,7 +32,7 @@ from emu_jax.text.encoder import Null
 from emu_jax.text.pretrained import NO_FOLDER, Pretrained, load_tokenizer
 
 TEXT_KINDS, VISION_KINDS = ("clip_text_model", "clip"), ("clip_vision_model", "clip")
-_TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _SPECIAL_TOKENS = 2  # start and end of text
 # What the published classes take where a config says nothing.
 _TEXT_DEFAULTS = dict(
@@ -99,7 +99,7 @@ class Clip(Pretrained):
     def _make_tokenizer(self, folder: Path) -> Any:
         from transformers import CLIPTokenizer  # takes seconds; a run on cached text needs none
 
-        return load_tokenizer(CLIPTokenizer, folder, _TOKENIZER_FILES)
+        return load_tokenizer(CLIPTokenizer, folder, TOKENIZER_FILES)
 
     def _network(self, config: Mapping[str, Any]) -> Network:
         return text_network(config, _text_projection(self.folder, config))

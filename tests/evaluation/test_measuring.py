@@ -1,9 +1,12 @@
 """Metrics of the registry: figures, intervals and paired differences."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from emu_jax.errors import UserError
+from emu_jax.evaluation.distances import mmd_to, statistics
 from emu_jax.evaluation.measuring import make_meters, reads_references
 from emu_jax.evaluation.metrics import difference_interval, frechet, mean_interval
 from emu_jax.evaluation.registry import METRICS, Metric
@@ -58,3 +61,46 @@ def test_names_say_what_they_read():
     assert not reads_references(["contrast", "sharpness"])
     with pytest.raises(UserError, match="metrics is 'fit'; use one of contrast, sharpness"):
         make_meters(["fit"])
+
+
+def test_a_metric_of_originals_pairs_every_image(images, monkeypatch):
+    def darker(batch):
+        pairs = zip(batch.images, batch.originals, strict=True)
+        return np.array([np.mean(b.astype(float) - a) for a, b in pairs])
+
+    monkeypatch.setitem(METRICS, "darker", Metric(darker, "images and originals", "neither"))
+    meter = make_meters(["darker"])["darker"]
+    dark = [image - image // 2 for image in images]
+    want = [np.mean(image // 2) for image in images]
+    np.testing.assert_allclose(meter.rows(dark, [""] * N, images), want)
+    with pytest.raises(UserError, match="real images of their prompts, and there are none"):
+        meter.rows(dark, [""] * N)
+
+
+def test_published_statistics_replace_references(images, monkeypatch):
+    by_images = make_meters(["color_distance"], images)["color_distance"]
+    rows = by_images.rows(images[:9], [""] * 9)
+    found = make_meters(["color_distance"], statistics(by_images.rows(images, [""] * N)))
+    assert found["color_distance"].value(rows) == pytest.approx(by_images.value(rows))
+    other = replace(METRICS["color_distance"], figure=mmd_to)
+    monkeypatch.setitem(METRICS, "other", other)
+    with pytest.raises(UserError, match="Metric other needs reference images, not their statis"):
+        make_meters(["other"], statistics(rows))
+
+
+class Rows:
+    """Of a network in a folder."""
+
+    def __init__(self, weights="the default"):
+        self.weights = weights
+
+    def __call__(self, batch):
+        return np.array([len(self.weights) for _ in batch.images])
+
+
+def test_the_folder_of_weights_is_handed_on(images, monkeypatch):
+    monkeypatch.setitem(METRICS, "rows", Metric(Rows, "images", "lower", np.max))
+    for given, length in (("", len("the default")), ("folder", len("folder"))):
+        meter = make_meters(["rows"], weights=given)["rows"]
+        rows = meter.rows(images, [""] * N)
+        assert meter.value(rows) == length == meter.interval(rows).value  # a figure of the set

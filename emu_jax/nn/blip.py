@@ -1,0 +1,196 @@
+"""BLIP as ImageReward uses it: a ViT, and a BERT that attends to the image's patches (Li et al.
+2022, arXiv:2201.12086; Xu et al. 2023, arXiv:2304.05977).
+
+Parameters are named as in ImageReward's file, without the prefix ``blip.``. Sizes by default are
+its own: ViT-L/16 at 224 pixels, BERT-base with a vocabulary of two more tokens.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from emu_jax.nn.attention import attend, key_mask, merge_heads, split_heads
+from emu_jax.nn.bert import Dense, Residual
+from emu_jax.nn.clip import Mlp
+from emu_jax.nn.layers import LayerNorm, Table, linear
+from emu_jax.nn.score_head import ScoreHead
+
+_VISION_EPS, _TEXT_EPS = 1e-6, 1e-12
+# Of the rewards of its validation set.
+_MEAN, _DEVIATION = 0.16717362830052426, 1.0333394966054072
+
+
+class ImageReward(nnx.Module):
+    """The standardized reward of images, normalized as CLIP's, for prompts."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 224,
+        patch_size: int = 16,
+        vision_width: int = 1024,
+        vision_layers: int = 24,
+        vision_heads: int = 16,
+        vocabulary: int = 30524,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        feed_forward: int = 3072,
+        positions: int = 512,
+        rngs: nnx.Rngs,
+    ):
+        self.visual_encoder = VisionTransformer(
+            image_size, patch_size, vision_width, vision_layers, vision_heads, rngs=rngs
+        )
+        self.text_encoder = TextEncoder(
+            vocabulary,
+            width,
+            layers,
+            heads,
+            feed_forward,
+            positions,
+            vision_width,
+            rngs=rngs,
+        )
+        self.mlp = ScoreHead(width, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b s s 3"], ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
+    ) -> Float[Array, " b"]:
+        states = self.text_encoder(ids, mask, self.visual_encoder(x))
+        return (self.mlp(states[:, 0]) - _MEAN) / _DEVIATION
+
+
+class VisionTransformer(nnx.Module):
+    """Final states of a class token and the patches row by row."""
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        normal, size = nnx.initializers.normal(0.02), (patch_size, patch_size)
+        count = (image_size // patch_size) ** 2
+        self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
+        self.pos_embed = nnx.Param(normal(rngs.params(), (1, count + 1, width)))
+        projection = nnx.Conv(3, width, size, strides=size, padding="VALID", rngs=rngs)
+        self.patch_embed = nnx.Dict(proj=projection)
+        self.blocks = nnx.List(VisionBlock(width, heads, rngs=rngs) for _ in range(layers))
+        self.norm = LayerNorm(width, eps=_VISION_EPS, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b n width"]:
+        x = self.patch_embed.proj(x)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        token = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1]))
+        x = jnp.concatenate([token, x], axis=1) + self.pos_embed[...]
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class VisionBlock(nnx.Module):
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+        self.norm1 = LayerNorm(width, eps=_VISION_EPS, rngs=rngs)
+        self.attn = nnx.Dict(
+            qkv=linear(width, 3 * width, rngs=rngs), proj=linear(width, width, rngs=rngs)
+        )
+        self.norm2 = LayerNorm(width, eps=_VISION_EPS, rngs=rngs)
+        self.mlp = Mlp(width, 4 * width, "gelu", rngs=rngs)
+        self.heads = heads
+
+    def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
+        qkv = jnp.split(self.attn.qkv(self.norm1(x)), 3, axis=-1)
+        q, k, v = (split_heads(y, self.heads) for y in qkv)
+        x = x + self.attn.proj(merge_heads(attend(q, k, v, None)))
+        return x + self.mlp(self.norm2(x))
+
+
+class TextEncoder(nnx.Module):
+    """A BERT without token types whose layers attend to the image after the text."""
+
+    def __init__(
+        self,
+        vocabulary: int,
+        width: int,
+        layers: int,
+        heads: int,
+        feed_forward: int,
+        positions: int,
+        image_width: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.embeddings = nnx.Dict(
+            word_embeddings=Table(vocabulary, width, rngs=rngs),
+            position_embeddings=Table(positions, width, rngs=rngs),
+            LayerNorm=LayerNorm(width, eps=_TEXT_EPS, rngs=rngs),
+        )
+        self.encoder = nnx.Dict(
+            layer=nnx.List(
+                TextLayer(width, heads, feed_forward, image_width, rngs=rngs) for _ in range(layers)
+            )
+        )
+
+    def __call__(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"],
+        image: Float[Array, "b n image_width"],
+    ) -> Float[Array, "b l width"]:
+        tables = self.embeddings
+        x = tables.word_embeddings(ids) + tables.position_embeddings(jnp.arange(ids.shape[1]))
+        x = tables.LayerNorm(x)
+        for layer in self.encoder.layer:
+            x = layer(x, mask, image)
+        return x
+
+
+class TextLayer(nnx.Module):
+    def __init__(
+        self, width: int, heads: int, feed_forward: int, image_width: int, *, rngs: nnx.Rngs
+    ):
+        self.attention = Attention(width, width, heads, rngs=rngs)
+        self.crossattention = Attention(width, image_width, heads, rngs=rngs)
+        self.intermediate = Dense(width, feed_forward, rngs=rngs)
+        self.output = Residual(feed_forward, width, _TEXT_EPS, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b l width"],
+        mask: Bool[Array, "b l"],
+        image: Float[Array, "b n image_width"],
+    ) -> Float[Array, "b l width"]:
+        x = self.attention(x, x, key_mask(mask))
+        x = self.crossattention(x, image, None)
+        hidden = jax.nn.gelu(self.intermediate.dense(x), approximate=False)
+        return self.output(hidden, x)
+
+
+class Attention(nnx.Module):
+    def __init__(self, width: int, context: int, heads: int, *, rngs: nnx.Rngs):
+        self.self = nnx.Dict(
+            query=linear(width, width, rngs=rngs),
+            key=linear(context, width, rngs=rngs),
+            value=linear(context, width, rngs=rngs),
+        )
+        self.output = Residual(width, width, _TEXT_EPS, rngs=rngs)
+        self.heads = heads
+
+    def __call__(
+        self,
+        x: Float[Array, "b l width"],
+        context: Float[Array, "b n c"],
+        mask: Bool[Array, "b 1 1 n"] | None,
+    ) -> Float[Array, "b l width"]:
+        project = self.self
+        q, k, v = (
+            split_heads(y, self.heads)
+            for y in (project.query(x), project.key(context), project.value(context))
+        )
+        return self.output(merge_heads(attend(q, k, v, mask)), x)
