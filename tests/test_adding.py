@@ -105,5 +105,6 @@ def test_what_the_pages_add_trains_draws_and_measures(copy, pictures, autoencode
     measured = record["metrics"]["white_share"]
     assert set(measured["figures"]) == set(models) and measured["images"] == 2
     assert f"{models[1]} against {models[0]}" in measured["differences"]
-    assert record["models"][models[0]]["evaluations"] == 2 * 2
+    # Two steps of two calls, each with and without the text.
+    assert record["models"][models[0]]["evaluations"] == 2 * 2 * 2
     assert "white_share" in (report / "index.html").read_text()
