@@ -49,7 +49,8 @@ def draw_prompts(
         )
     generator = open_generator(checkpoint, **changes)
     side = generator.side
-    size = (height or side, width or side) if width or height else None
+    size = (height or side, width or side)
+    size = None if size == (side, side) else size
     wanted = [(prompt, seed + i) for prompt in prompts for i in range(per_prompt)]
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
