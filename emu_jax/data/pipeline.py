@@ -10,10 +10,10 @@ Fields of a batch: `image` uint8 [b, h, w, 3]; `sizes` int32 [b, 6] (see images.
 int32 [b], the index in the concatenation of the sources; `tokens` {encoder: {ids, mask}};
 `further` {name: uint8 [b, h, w] for labels, [b, h, w, 3] for other images}, the images that belong
 to `image`, in the same crop and flip; `columns` {name: int32 [b, n]}, numbered words of manifest
-columns; in a sequential stream `valid` bool [b]. With caches,
-`moments` [b, h', w', 2c] (and any other arrays of the image cache) replace `image`, and `text`
-{encoder: {states, mask, pooled}} replaces the tokens of those encoders; everything else stays the
-same. Caption dropout belongs to the training step.
+columns; in a sequential stream `valid` bool [b]. With caches, `moments` [b, h', w', 2c] (and any
+other arrays of the image cache) replace `image`, and `text` {encoder: {states, mask, pooled}}
+replaces the tokens of those encoders; everything else stays the same, except that the crop is
+centered. Caption dropout belongs to the training step.
 """
 
 import threading
