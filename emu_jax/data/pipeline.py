@@ -10,10 +10,10 @@ Fields of a batch: `image` uint8 [b, h, w, 3]; `sizes` int32 [b, 6] (see images.
 int32 [b], the index in the concatenation of the sources; `tokens` {encoder: {ids, mask}};
 `further` {name: uint8 [b, h, w] for labels, [b, h, w, 3] for other images}, the images that belong
 to `image`, in the same crop and flip; `columns` {name: int32 [b, n]}, numbered words of manifest
-columns; in a sequential stream `valid` bool [b]. With caches,
-`moments` [b, h', w', 2c] (and any other arrays of the image cache) replace `image`, and `text`
-{encoder: {states, mask, pooled}} replaces the tokens of those encoders; everything else stays the
-same. Caption dropout belongs to the training step.
+columns; in a sequential stream `valid` bool [b]. With caches, `moments` [b, h', w', 2c] (and any
+other arrays of the image cache) replace `image`, and `text` {encoder: {states, mask, pooled}}
+replaces the tokens of those encoders; everything else stays the same, except that the crop is
+centered. Caption dropout belongs to the training step.
 """
 
 import threading
@@ -105,7 +105,9 @@ class Loader:
                 raise UserError("Cached moments are of the centered crop: set crop to 'centre'.")
             caches.moments.require(images_fingerprint(spec, parts))
         self.spec, self.parts, self.caches = spec, list(parts), caches
-        self._sizes = [_further_sizes(part, spec.further) for part in parts]
+        for part in parts:
+            _require_further(part, spec.further)
+        self._sizes = [_sizes(part) for part in parts] if spec.further else []
         self._columns = {
             name: [vocabulary.numbers(part, name) for part in parts]
             for name, vocabulary in spec.columns.items()
@@ -195,9 +197,14 @@ class Loader:
     def _further(self, rows: PlannedBatch, name: str) -> np.ndarray:
         images, spec = [], self.spec
         for s, record, seed in zip(rows.sources, rows.records, rows.seeds, strict=True):
-            source, size = self.parts[s].source, tuple(map(int, self._sizes[s][record]))
-            crop = dict(random_crop=spec.crop == "random", flip=spec.flip, seed=int(seed))
-            shown = view(size, rows.bucket, **crop)
+            source, (height, width) = self.parts[s].source, self._sizes[s][record].tolist()
+            shown = view(
+                (height, width),
+                rows.bucket,
+                random_crop=spec.crop == "random",
+                flip=spec.flip,
+                seed=int(seed),
+            )
             try:
                 data = source.read(int(record), name)
                 images.append(prepare_further(data, name, shown, spec.background))
@@ -269,13 +276,8 @@ def _assignment(spec: StreamSpec, part: Selection) -> Int[np.ndarray, "n"]:
     return bucket
 
 
-def _further_sizes(part: Selection, further: Sequence[str]) -> Int[np.ndarray, "n 2"] | None:
-    """(height, width) of every record; None if no further image is needed.
-
-    Raises UserError if a selected record lacks one of the further images.
-    """
-    if not further:
-        return None
+def _require_further(part: Selection, further: Sequence[str]) -> None:
+    """Raises UserError if a selected record lacks one of the further images."""
     source, manifest = part.source, part.source.manifest
     for name in further:
         if name not in manifest.columns:
@@ -291,7 +293,11 @@ def _further_sizes(part: Selection, further: Sequence[str]) -> Int[np.ndarray, "
                 f"Record {key!r} of {source.name} has no further image {name!r} ({len(lacking):,} "
                 f"selected records lack it); add `{name} != ''` to the condition."
             )
-    return np.stack([manifest.column(side) for side in ("height", "width")], 1)
+
+
+def _sizes(part: Selection) -> Int[np.ndarray, "n 2"]:
+    """(height, width) of every record."""
+    return np.stack([part.source.manifest.column(side) for side in ("height", "width")], 1)
 
 
 def group_name(bucket: Shape) -> str:

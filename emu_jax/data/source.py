@@ -56,6 +56,11 @@ class Source:
 
     def _records(self, split: str) -> Any:
         if split not in self._opened:
+            if split not in self._builder.info.splits:
+                raise UserError(
+                    f"{self.directory} has no split {split!r}: build the data set again with "
+                    "--force."
+                )
             self._opened[split] = self._builder.as_data_source(
                 split=split, decoders={"image": tfds.decode.SkipDecoding()}
             )

@@ -367,3 +367,5 @@ def test_names_of_images_with_dots_stay_images(tmp_path):
     assert keys == ["a.large.png", "a.png", "b.webp", "mask.png"]
     assert source.manifest.select("mask != ''").tolist() == [2]
     assert set(FURTHER) >= set(source.further) == {"mask"}
+    with pytest.raises(UserError, match="has no split 'edges': build the data set again"):
+        source.read(0, "edges")

@@ -2,6 +2,7 @@
 
 import hashlib
 import multiprocessing
+import operator
 import os
 import pickle
 import shutil
@@ -43,16 +44,14 @@ def test_reads_the_stored_bytes_in_the_order_of_the_manifest(data_dir, pictures)
         assert source.manifest.column("width")[i] == 20 + i
 
 
-def _hash(source, index):
-    return hashlib.sha256(source.read(index)).hexdigest()
-
-
 def test_pickles_as_a_name_and_opens_in_another_process(data_dir):
     source = open_source("folder/mine", data_dir)
     source.read(0), source.manifest
     assert len(pickle.dumps(source)) < 500
+    # No function of this module: another package named `tests` may be installed.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(_hash, (source, 7)) == source.manifest.column("sha256")[7]
+        data = pool.apply(operator.methodcaller("read", 7), (source,))
+    assert hashlib.sha256(data).hexdigest() == source.manifest.column("sha256")[7]
 
 
 def test_a_missing_data_set_names_the_command_that_builds_it(tmp_path):
