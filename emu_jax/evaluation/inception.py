@@ -51,7 +51,7 @@ class Pooled:
     """[n, 2048] of a batch's images."""
 
     def __init__(self, weights: str = DEFAULT_WEIGHTS_DIR):
-        source = "the TensorFlow Inception of 2015-12-05, from torch-fidelity or pytorch-fid"
+        source = "the TensorFlow Inception of 2015-12-05 (torch-fidelity or pytorch-fid)"
         self._features = open_inception(find_weights(weights, FILES, source))
 
     def __call__(self, batch: Batch) -> Float[np.ndarray, "n 2048"]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from emu_jax.errors import UserError
 from emu_jax.evaluation.frozen import DEFAULT_WEIGHTS_DIR, Frozen
 from emu_jax.evaluation.measuring import Batch
 from emu_jax.nn.functional import Network
@@ -24,7 +25,13 @@ class ToOriginals:
         self._path = str(place) if place.exists() else ""
 
     def __call__(self, batch: Batch) -> Float[np.ndarray, " n"]:
-        return lpips(np.stack(batch.images), np.stack(batch.originals), self._path)
+        images, originals = (np.stack(x) for x in (batch.images, batch.originals))
+        if images.shape != originals.shape:
+            raise UserError(
+                f"LPIPS needs images and originals of one size, not {list(images.shape[1:3])} and "
+                f"{list(originals.shape[1:3])} pixels; use a judge of the images' size."
+            )
+        return lpips(images, originals, self._path)
 
 
 def lpips(
