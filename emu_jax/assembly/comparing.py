@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from emu_jax.assembly.cascade import open_generator, stages_of
 from emu_jax.assembly.judge import Judge, open_selection, yardstick
@@ -20,6 +19,7 @@ from emu_jax.evaluation.grids import grid
 from emu_jax.evaluation.prompts import KEPT_CONCEPTS
 from emu_jax.evaluation.references import Sets
 from emu_jax.evaluation.report import Section, write_report
+from emu_jax.progress import compiling, watch
 
 _SHOWN = len(KEPT_CONCEPTS)  # rows of images in the report
 _NAMED = 3  # models in the title; more are counted
@@ -97,9 +97,10 @@ def _draw(
 ) -> Drawn:
     generator = open_generator(name, **changes)
     drawing = generator.draw_each(prompts, [seed + i for i in range(len(prompts))])
-    images = [next(drawing)]  # The first batch is compiled: it is not part of the time.
+    with compiling(f"the sampler of {name}"):  # it is not part of the time
+        images = [next(drawing)]
     start, first = time.monotonic(), generator.batch_size
-    images += list(tqdm(drawing, total=len(prompts) - 1, desc=name))
+    images += watch(drawing, name, len(prompts), start=1)
     late = len(prompts) - first
     seconds = (time.monotonic() - start) / late if late > 0 else None
     facts = {

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 from PIL import Image
-from tqdm import tqdm
 
 from emu_jax.assembly.cascade import open_generator
 from emu_jax.assembly.generator import Generator
@@ -17,6 +16,7 @@ from emu_jax.data.images import compose, upright
 from emu_jax.data.textfile import read_lines
 from emu_jax.errors import UserError
 from emu_jax.evaluation.grids import grid
+from emu_jax.progress import watch
 
 
 def draw_prompts(
@@ -45,7 +45,8 @@ def draw_prompts(
     drawn = generator.draw_each(
         [wanted[i][0] for i in missing], [wanted[i][1] for i in missing], negative
     )
-    for i, image in zip(missing, tqdm(drawn, total=len(missing), desc="images"), strict=True):
+    drawn = watch(drawn, "images", len(missing), compiles="the sampler")
+    for i, image in zip(missing, drawn, strict=True):
         save_image(Image.fromarray(image), paths[i])
     images = [np.asarray(Image.open(path.open("rb")).convert("RGB")) for path in paths]
     captions = [prompt for prompt, _ in wanted]
@@ -75,7 +76,7 @@ def upsample_images(
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     background = tuple(generator.config.data.background)
-    for file in tqdm(files, desc="images"):
+    for file in watch(files, "images", len(files)):
         try:
             image = compose(upright(open_image(file.read_bytes())), background)
         except UserError as error:

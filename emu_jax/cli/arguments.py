@@ -3,31 +3,18 @@
 import argparse
 from typing import Any
 
-
-def positive(text: str) -> int:
-    """A whole number, 1 or more, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive; use 1 or more")
-    return number
+from emu_jax.assembly.arguments import Parser, folder, path, positive, scale, seed
+from emu_jax.data.places import DEFAULT_DATA_DIR
 
 
-def seed(text: str) -> int:
-    """A seed of 32 bits, for argparse."""
-    number = int(text)
-    if not 0 <= number < 2**32:
-        raise argparse.ArgumentTypeError(f"{number} is not a seed; use 0 to {2**32 - 1}")
-    return number
-
-
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+def add_sampling_arguments(parser: Parser) -> None:
     """Options of sampling; the defaults are the settings in the checkpoint's config."""
     parser.add_argument("--seed", type=seed, default=0, help="seed of each prompt's first image")
     parser.add_argument("--steps", type=positive, help="number of sampling steps")
     parser.add_argument(
         "--sampler", help="ddim, ancestral, euler, heun or dpmpp_2m; for tokens parallel"
     )
-    parser.add_argument("--guidance_scale", type=float, help="scale of classifier-free guidance")
+    parser.add_argument("--guidance_scale", type=scale, help="scale of classifier-free guidance")
     parser.add_argument("--batch_size", type=positive, default=16, help="images drawn at once")
 
 
@@ -37,3 +24,16 @@ def sampling_changes(arguments: argparse.Namespace) -> dict[str, Any]:
         name: getattr(arguments, name)
         for name in ("steps", "sampler", "guidance_scale", "batch_size")
     }
+
+
+def add_data_dir(parser: Parser) -> None:
+    """The folder of the data sets."""
+    parser.add_argument(
+        "--data_dir", type=path, default=DEFAULT_DATA_DIR, help="folder of the data sets"
+    )
+
+
+def add_out(parser: Parser, default: str | None, what: str) -> None:
+    """The folder that a command writes to; None: it must be given."""
+    required = default is None
+    parser.add_argument("--out", type=folder, default=default, required=required, help=what)

@@ -6,11 +6,15 @@ never does. The judge measures every model; its intervals are 95 %, over prompts
 compares without measurements, and reads no data set.
 """
 
-import argparse
 from collections.abc import Sequence
 
-from emu_jax.cli.arguments import add_sampling_arguments, positive, sampling_changes
-from emu_jax.data.places import DEFAULT_DATA_DIR
+from emu_jax.assembly.arguments import Parser, path, positive
+from emu_jax.cli.arguments import (
+    add_data_dir,
+    add_out,
+    add_sampling_arguments,
+    sampling_changes,
+)
 from emu_jax.evaluation.references import Sets
 
 JUDGE = "builtin:judge_64"
@@ -22,14 +26,18 @@ def main(argv: Sequence[str]) -> int:
 
 def report(argv: Sequence[str], program: str, description: str | None, default_out: str) -> int:
     """The commands ``compare`` and ``evaluate``."""
-    parser = argparse.ArgumentParser(prog=f"emu-jax {program}", description=description)
-    parser.add_argument("models", nargs="+", help="runs, exported models or builtin:NAME")
-    parser.add_argument("--prompts", help="file with one prompt per line")
+    parser = Parser(f"emu-jax {program}", description=description)
+    parser.add_argument(
+        "models", nargs="+", type=path, help="runs, exported models or builtin:NAME"
+    )
+    parser.add_argument("--prompts", type=path, help="file with one prompt per line")
     parser.add_argument(
         "--count", type=positive, default=100, help="number of prompts, without --prompts"
     )
-    parser.add_argument("--judge", default=JUDGE, help=f"default {JUDGE}; empty: no judge")
-    parser.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder of the data sets")
+    parser.add_argument(
+        "--judge", type=path, default=JUDGE, help=f"default {JUDGE}; empty: no judge"
+    )
+    add_data_dir(parser)
     for name, what in (
         ("captions", "images whose captions are the prompts, without --prompts"),
         ("needles", "images of quality-tuning"),
@@ -38,7 +46,7 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
     ):
         default = getattr(Sets, name)
         parser.add_argument(f"--{name}", default=default, help=f"{what}; default {default}")
-    parser.add_argument("--out", default=default_out, help="folder for the report")
+    add_out(parser, default_out, "folder for the report")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
 

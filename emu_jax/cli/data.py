@@ -6,25 +6,29 @@ emu-jax data list --data_dir=DIR
 emu-jax data show emoji/fluent --data_dir=DIR --select="needle >= 0" --out=grid.png
 """
 
-import argparse
+from __future__ import annotations
+
 from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-from etils import epath
-
-from emu_jax.data.builder import build
-from emu_jax.data.decode import open_image
-from emu_jax.data.images import compose, upright
-from emu_jax.data.manifest import Manifest
-from emu_jax.data.source import DEFAULT_DATA_DIR, Source, list_sources, open_source
+from emu_jax.assembly.arguments import Parser, path, positive, seed
+from emu_jax.cli.arguments import add_data_dir
 from emu_jax.errors import UserError
-from emu_jax.evaluation.grids import grid
+
+if TYPE_CHECKING:
+    from emu_jax.data.manifest import Manifest
+    from emu_jax.data.source import Source
 
 _SIDE = 128  # of an image in the grid, pixels
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     args = _parser().parse_args(argv)
+
+    from emu_jax.data.builder import build
+    from emu_jax.data.source import open_source
+
     if args.command == "list":
         return list_data_sets(args.data_dir)
     if args.command == "build":
@@ -37,6 +41,8 @@ def main(argv: list[str]) -> None:
 
 def list_data_sets(data_dir: str) -> None:
     """One line for every data set."""
+    from emu_jax.data.source import list_sources
+
     sources = list_sources(data_dir)
     for source in sources:
         try:
@@ -65,6 +71,13 @@ def summary(manifest: Manifest) -> str:
 
 def show(source: Source, select: str, count: int, seed: int, out: str) -> None:
     """Write a PNG with a random sample of the selected images, each with one of its captions."""
+    import numpy as np
+    from etils import epath
+
+    from emu_jax.data.decode import open_image
+    from emu_jax.data.images import compose, upright
+    from emu_jax.evaluation.grids import grid
+
     selected = source.manifest.select(select)
     if not len(selected):
         raise UserError(f"No record of {source.name} matches `{select}`.")
@@ -80,38 +93,27 @@ def show(source: Source, select: str, count: int, seed: int, out: str) -> None:
         tile[top : top + image.height, left : left + image.width] = np.asarray(image)
         tiles.append(tile)
     texts = [random.choice(captions[i]) if captions[i] else "(no caption)" for i in chosen]
-    path = epath.Path(out).expanduser()
+    target = epath.Path(out).expanduser()
     try:
-        with path.open("wb") as file:
+        with target.open("wb") as file:
             grid(np.stack(tiles), texts).save(file, "PNG")
     except OSError as error:
         raise UserError(f"--out={out} cannot be written: {error.strerror or error}.") from error
-    print(f"{len(tiles)} of {len(selected):,} images: {path}")
+    print(f"{len(tiles)} of {len(selected):,} images: {target}")
 
 
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not above 0")
-    return number
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="emu-jax data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser("emu-jax data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    place = argparse.ArgumentParser(add_help=False)
-    place.add_argument(
-        "--data_dir", default=DEFAULT_DATA_DIR, help="directory of the data sets (%(default)s)"
-    )
-    named = argparse.ArgumentParser(add_help=False, parents=[place])
+    place = Parser(add_help=False)
+    add_data_dir(place)
+    named = Parser(add_help=False, parents=[place])
     named.add_argument("name", help="emoji/openmoji, emoji/fluent, emoji/noto or folder/NAME")
 
     one = commands.add_parser("build", parents=[named], help="build a data set")
     one.add_argument(
         "--path",
+        type=path,
         help="folder: the directory of images; noto: the font file; fluent: the npm tarball; "
         "openmoji: a directory of SVG files",
     )
@@ -125,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument(
         "--select", default="", help='condition such as "part == kept and group != flags"'
     )
-    two.add_argument("--count", type=_positive, default=48, help="number of images (%(default)s)")
-    two.add_argument("--seed", type=int, default=0, help="seed of the sample (%(default)s)")
+    two.add_argument("--count", type=positive, default=48, help="number of images (%(default)s)")
+    two.add_argument("--seed", type=seed, default=0, help="seed of the sample (%(default)s)")
     two.add_argument("--out", default="grid.png", help="PNG file to write (%(default)s)")
     return parser
