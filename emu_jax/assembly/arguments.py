@@ -4,6 +4,7 @@ Nothing here imports JAX: a typing mistake is answered at once.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import tempfile
@@ -88,6 +89,8 @@ def folder(text: str) -> str:
         return text
     place = Path(text).expanduser()
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(place)  # a name may be too long, a link may lead to itself
         there = next(one for one in (place, *place.absolute().parents) if os.path.lexists(one))
         os.rmdir(tempfile.mkdtemp(dir=there))
     except (OSError, ValueError) as error:
