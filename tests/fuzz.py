@@ -43,7 +43,24 @@ MEMORY = 2**30
 SECRET, HOSTILE = "secret", "hostile.py"
 TEXTS = (
     *("0", "-1", "1" + 30 * "0", "nan", "inf", "", "nonsense", "(((", "(0,)", "(3,-1)", "None"),
-    *("{'a': 1}", "True", "1e-9", "\ud800", "a" * 5000, "../secret", HOSTILE, "\x00", "builtin:x"),
+    *(
+        "1",
+        "2",
+        "3",
+        "8",
+        "16",
+        "0.5",
+        "False",
+        "{'a': 1}",
+        "True",
+        "1e-9",
+        "\ud800",
+        "a" * 5000,
+        "../secret",
+        HOSTILE,
+        "\x00",
+        "builtin:x",
+    ),
 )
 
 Case = Callable[[Path, random.Random], list[str]]  # fills a new folder; a command line
@@ -235,12 +252,9 @@ def models(material: Material) -> Case:
         if chance.random() < 0.5:
             shutil.copytree(ours, folder / "model")
             anything(chance.choice(files_of(folder / "model")), chance)
-            return chance.choice(
-                (
-                    ["sample", "a fox", f"--checkpoint={folder}/model", f"--out={folder}/out"],
-                    ["export", f"{folder}/model", f"--out={folder}/out"],
-                )
-            )
+            if chance.random() < 0.2:
+                return ["sample", "a fox", f"--checkpoint={folder}/model", f"--out={folder}/out"]
+            return ["export", f"{folder}/model", f"--out={folder}/out"]
         shutil.copytree(chance.choice(theirs), folder / "model")
         for _ in range(chance.choice((1, 1, 2))):
             anything(chance.choice(files_of(folder / "model")), chance)
@@ -254,23 +268,19 @@ def checkpoints(material: Material) -> Case:
     import runs
 
     def case(folder: Path, chance: random.Random) -> list[str]:
-        run = folder / "run"
-        shutil.copytree(material.generator, run, ignore=shutil.ignore_patterns("tensorboard"))
+        run, draws = folder / "run", chance.random() < 0.1
+        source = material.generator if draws else material.autoencoder
+        shutil.copytree(source, run, ignore=shutil.ignore_patterns("tensorboard"))
         files = files_of(run)
         anything(chance.choice(files), chance)
         if chance.random() < 0.1:
             victim = chance.choice([path for path in run.rglob("*") if path.is_dir()])
             shutil.rmtree(victim)
-        codec = f"--config.codec.path={material.autoencoder}"
-        rate = "--config.groups.generator.optimizer.learning_rate=0.1"
-        more = ("--config.train.steps=8", rate, codec)
-        return chance.choice(
-            (
-                ["sample", "a fox", f"--checkpoint={run}", f"--out={folder}/out"],
-                ["export", str(run), f"--out={folder}/out"],
-                runs.command("latent_diffusion", run, material.data, *more),
-            )
-        )
+        if draws:
+            return ["sample", "a fox", f"--checkpoint={run}", f"--out={folder}/out"]
+        if chance.random() < 0.5:
+            return ["export", str(run), f"--out={folder}/out"]
+        return runs.command("autoencoder", run, material.data, "--config.train.steps=8")
 
     return case
 
