@@ -90,6 +90,12 @@ def test_a_misspelt_command_is_one_sentence(word, hint, capsys):
     [
         (UserError("the folder x is missing: make it"), 2, "the folder x is missing: make it"),
         (OSError(28, "No space left on device", "/runs/a"), 2, "the disk is full: /runs/a"),
+        (
+            PermissionError(13, "Permission denied", "/a/b"),
+            2,
+            "/a/b cannot be used: Permission",
+        ),
+        (UserError("the column 'a\n\x1b[31m\ud800' is"), 2, "'a\\n\\x1b[31m\\ud800' is"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )

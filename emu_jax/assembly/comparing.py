@@ -11,6 +11,7 @@ from etils import epath
 from emu_jax.assembly.cascade import open_generator, stages_of
 from emu_jax.assembly.judge import Judge, open_selection, yardstick
 from emu_jax.assembly.models import locate
+from emu_jax.errors import UserError
 from emu_jax.evaluation import comparison
 from emu_jax.evaluation.assessment import assess
 from emu_jax.evaluation.comparison import REAL, Drawn
@@ -43,6 +44,14 @@ def compare(
     ``prompts`` None: ``count`` captions of ``sets``. ``judge`` "": no measurements, and no data set
     is read. ``changes`` are sampling settings. Returns the report's file.
     """
+    if prompts is not None and not prompts:
+        raise UserError("There are no prompts in the file: write one prompt per line.")
+    asked = count if prompts is None else len(prompts)
+    if judge and asked < 2:
+        raise UserError(
+            f"A judge needs 2 prompts or more for its intervals, not {asked}: add prompts, or "
+            'compare without a judge (--judge="").'
+        )
     scorer = by = None
     if judge:
         scorer = Judge(judge)

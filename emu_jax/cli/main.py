@@ -76,7 +76,9 @@ def report(error: BaseException) -> int | None:
             status, sentence = 130, "interrupted"
         case _:
             return None
-    print(f"emu-jax: {sentence}", file=sys.stderr)
+    # Names in files of others may hold line ends and a terminal's control characters.
+    plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+    print(f"emu-jax: {plain}", file=sys.stderr)
     return status
 
 
