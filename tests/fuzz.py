@@ -28,6 +28,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -54,9 +55,11 @@ Case = Callable[[Path, random.Random], list[str]]  # fills a new folder; a comma
 class Material:
     """Whole files of which cases are damaged copies: folders of the small runs of the tests."""
 
+    home: Path  # for what a kind makes for itself
     data: Path  # with folder/tiny and its text_encoder
     autoencoder: Path
     generator: Path
+    pipelines: tuple[str, ...] = ("sd15", "sdxl", "amused", "pixart", "shards")
 
 
 # What is damaged -----------------------------------------------------------------------------
@@ -222,15 +225,26 @@ def models(material: Material) -> Case:
 
     from emu_jax.cli.main import main
 
-    home = Path(tempfile.mkdtemp(prefix="models-", dir=material.data.parent))
-    ours, theirs = home / "ours", [pipelines.write(name, home) for name in ("sd15", "sdxl")]
-    theirs += [pipelines.write_amused(home), pipelines.write_pixart(home)]
-    assert main(["export", str(material.generator), f"--out={ours}"]) == 0
-    shards = home / "shards"
-    shutil.copytree(theirs[0], shards)
-    shutil.rmtree(shards / "text_encoder")
-    encoders.clip_text(shards / "text_encoder", shard="5KB")
-    theirs.append(shards)
+    home = material.home / "models"
+    ours, special = (
+        home / "ours",
+        dict(amused=pipelines.write_amused, pixart=pipelines.write_pixart),
+    )
+
+    def shards(home: Path) -> Path:
+        folder = shutil.copytree(pipelines.write("sd15", home), home / "shards")
+        shutil.rmtree(folder / "text_encoder")
+        encoders.clip_text(folder / "text_encoder", shard="5KB")
+        return folder
+
+    if not ours.exists():
+        home.mkdir()
+        assert main(["export", str(material.generator), f"--out={ours}"]) == 0
+    theirs = [home / name for name in material.pipelines]
+    for folder in theirs:
+        if not folder.exists():
+            write = special.get(folder.name, partial(pipelines.write, folder.name))
+            (shards if folder.name == "shards" else write)(home)
 
     def case(folder: Path, chance: random.Random) -> list[str]:
         if chance.random() < 0.5:
@@ -274,10 +288,11 @@ def tokenizers(material: Material) -> Case:
     import encoders
     import runs
 
-    home = Path(tempfile.mkdtemp(prefix="encoders-", dir=material.data.parent))
+    home = material.home / "encoders"
     folders = {material.data / "text_encoder": "minilm"}
     for write in (encoders.clip_text, encoders.clip_whole, encoders.t5):
-        write(home / write.__name__)
+        if not (home / write.__name__).exists():
+            write(home / write.__name__)
         folders[home / write.__name__] = "t5" if write is encoders.t5 else "clip"
 
     def case(folder: Path, chance: random.Random) -> list[str]:
@@ -343,7 +358,7 @@ class Guard:
 CODE = (str(ROOT), sys.prefix, sys.base_prefix)
 FILES = (
     *(*CODE, "/proc/", "/sys/", "/dev/", "/usr/", "/etc/"),
-    *(os.path.realpath(os.environ.get("JAX_COMPILATION_CACHE_DIR", "/nowhere")), "/tmp/jax"),
+    os.path.realpath(os.environ["JAX_COMPILATION_CACHE_DIR"]),
 )
 GUARD = Guard()
 _installed = False
@@ -447,7 +462,8 @@ def fuzz(
         folder.mkdir()
         argv = make(folder, chance)
         GUARD.case = os.path.realpath(folder)
-        GUARD.allowed = tuple(os.path.realpath(path) for path in vars(material).values())
+        own = (material.home, material.data, material.autoencoder, material.generator)
+        GUARD.allowed = tuple(map(os.path.realpath, own))
         with contextlib.chdir(folder):
             outcome, why = one(argv)
         counts[outcome] += 1
@@ -482,7 +498,7 @@ def prepared(home: Path) -> Material:
         more = (f"--config.codec.path={autoencoder}", "--config.train.steps=4", rate)
         runs.train("latent_diffusion", generator, data, *more)
         (home / "complete").touch()
-    return Material(data, autoencoder, generator)
+    return Material(home, data, autoencoder, generator)
 
 
 def main() -> int:
