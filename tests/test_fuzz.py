@@ -33,10 +33,10 @@ def test_the_guard_notices_what_a_case_must_not_do(material, tmp_path, monkeypat
         "status 2": "print('emu-jax: one\\nemu-jax: two', file=__import__('sys').stderr)",
         "ZeroDivisionError": "1 / 0",
         "Hang": "__import__('time').sleep(2)",
-        "MiB of memory": "b'x' * 2**21",
+        "MiB of memory": "b'x' * 2**28",
     }
     monkeypatch.setattr(fuzz, "LIMIT", 1)
-    monkeypatch.setattr(fuzz, "MEMORY", 2**20)
+    monkeypatch.setattr(fuzz, "MEMORY", 2**26)
     for number, (why, deed) in enumerate(deeds.items()):
 
         def refused(argv, deed=deed):
