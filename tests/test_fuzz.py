@@ -35,7 +35,7 @@ def test_the_guard_notices_what_a_case_must_not_do(material, tmp_path, monkeypat
         "Hang": "__import__('time').sleep(2)",
         "MiB of memory": "b'x' * 2**28",
     }
-    monkeypatch.setattr(fuzz, "LIMIT", 1)
+    monkeypatch.setattr(fuzz, "WAIT", 1)
     monkeypatch.setattr(fuzz, "MEMORY", 2**26)
     for number, (why, deed) in enumerate(deeds.items()):
 
