@@ -96,6 +96,7 @@ def test_a_misspelt_command_is_one_sentence(word, hint, capsys):
             "/a/b cannot be used: Permission",
         ),
         (UserError("the column 'a\n\x1b[31m\ud800' is"), 2, "'a\\n\\x1b[31m\\ud800' is"),
+        (UserError(f"there is no {'a' * 5000}: make it"), 2, "aaa: make it"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -108,6 +109,7 @@ def test_what_a_user_can_mend_is_one_sentence(error, status, message, monkeypatc
     assert cli.main(["train", "--flag", "value"]) == status
     err = capsys.readouterr().err
     assert err.startswith("emu-jax: ") and message in err and err.count("\n") == 1
+    assert len(err) < 1100
 
 
 def test_our_own_defects_keep_their_traceback(monkeypatch):

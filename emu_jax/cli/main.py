@@ -34,6 +34,7 @@ COMMANDS = {
 MODULES = {"import": "import_weights"}
 
 LOST = 75
+_LONGEST = 1000  # characters of a message
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _OF_PLACES = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
@@ -78,6 +79,8 @@ def report(error: BaseException) -> int | None:
             return None
     # Names in files of others may hold line ends and a terminal's control characters.
     plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+    if len(plain) > _LONGEST:
+        plain = f"{plain[: _LONGEST // 2]} ... {plain[-_LONGEST // 2 :]}"
     print(f"emu-jax: {plain}", file=sys.stderr)
     return status
 
