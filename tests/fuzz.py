@@ -467,6 +467,7 @@ def fuzz(
     make, counts, failures = KINDS[kind](material), Counter(), []
     for number in range(first, first + count):
         folder, chance = home / f"{kind}-{seed}-{number}", random.Random(f"{kind} {seed} {number}")
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         argv = make(folder, chance)
         GUARD.case = os.path.realpath(folder)
