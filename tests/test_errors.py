@@ -16,7 +16,8 @@ from emu_jax.cli.main import main
 
 def sentence(stderr: str) -> str:
     """The one line on stderr beside those of progress."""
-    lines = [line for line in stderr.splitlines() if not line.startswith("step ")]
+    progress = ("step ", "compil", "resumed from ")
+    lines = [line for line in stderr.splitlines() if not line.startswith(progress)]
     assert len(lines) == 1, stderr
     assert lines[0].startswith("emu-jax: "), stderr
     return lines[0]

@@ -90,6 +90,13 @@ def test_a_misspelt_command_is_one_sentence(word, hint, capsys):
     [
         (UserError("the folder x is missing: make it"), 2, "the folder x is missing: make it"),
         (OSError(28, "No space left on device", "/runs/a"), 2, "the disk is full: /runs/a"),
+        (
+            PermissionError(13, "Permission denied", "/a/b"),
+            2,
+            "/a/b cannot be used: Permission",
+        ),
+        (UserError("the column 'a\n\x1b[31m\ud800' is"), 2, "'a\\n\\x1b[31m\\ud800' is"),
+        (UserError(f"there is no {'a' * 5000}: make it"), 2, "aaa: make it"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -102,6 +109,7 @@ def test_what_a_user_can_mend_is_one_sentence(error, status, message, monkeypatc
     assert cli.main(["train", "--flag", "value"]) == status
     err = capsys.readouterr().err
     assert err.startswith("emu-jax: ") and message in err and err.count("\n") == 1
+    assert len(err) < 1100
 
 
 def test_our_own_defects_keep_their_traceback(monkeypatch):

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from emu_jax.assembly.cascade import open_generator, stages_of
 from emu_jax.assembly.judge import Judge, open_selection, read_set, yardstick
 from emu_jax.assembly.models import locate
+from emu_jax.errors import UserError
 from emu_jax.evaluation import comparison
 from emu_jax.evaluation.assessment import assess
 from emu_jax.evaluation.comparison import REAL, Drawn
@@ -23,6 +23,7 @@ from emu_jax.evaluation.metrics import Statistics
 from emu_jax.evaluation.prompts import KEPT_CONCEPTS, kept_prompts
 from emu_jax.evaluation.references import Sets
 from emu_jax.evaluation.report import Section, write_report
+from emu_jax.progress import compiling, watch
 
 _SHOWN = len(KEPT_CONCEPTS)  # rows of images in the report
 _NAMED = 3  # models in the title; more are counted
@@ -50,6 +51,14 @@ def compare(
     measured. ``judge`` "": no measurements of images but those of ``metrics``, whose networks are
     in the folder ``weights``. ``changes`` are sampling settings. Returns the report's file.
     """
+    if prompts is not None and not prompts:
+        raise UserError("There are no prompts in the file: write one prompt per line.")
+    asked = count if prompts is None else len(prompts)
+    if judge and asked is not None and asked < 2:
+        raise UserError(
+            f"A judge needs 2 prompts or more for its intervals, not {asked}: add prompts, or "
+            'compare without a judge (--judge="").'
+        )
     meters = open_metrics(metrics, weights)  # Before images are drawn: weights may be missing.
     scorer = by = None
     if judge:
@@ -134,9 +143,10 @@ def _draw(
 ) -> Drawn:
     generator = open_generator(name, **changes)
     drawing = generator.draw_each(prompts, [seed + i for i in range(len(prompts))])
-    images = [next(drawing)]  # The first batch is compiled: it is not part of the time.
+    with compiling(f"the sampler of {name}"):  # it is not part of the time
+        images = [next(drawing)]
     start, first = time.monotonic(), generator.batch_size
-    images += list(tqdm(drawing, total=len(prompts) - 1, desc=name))
+    images += watch(drawing, name, len(prompts), start=1)
     late = len(prompts) - first
     seconds = (time.monotonic() - start) / late if late > 0 else None
     facts = {

@@ -5,10 +5,11 @@ A config file's ``get_config("size=tiny,stage=pretrain")`` makes the sections of
 config with its overrides before anything else is imported: what is wrong is one sentence.
 """
 
+import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from traceback import extract_tb
@@ -18,7 +19,8 @@ from typing import Any, get_args
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from emu_jax.assembly.checking import at, path_objection, shown, words
+from emu_jax.assembly.arguments import Parser, folder
+from emu_jax.assembly.checking import at, shown, words
 from emu_jax.assembly.schema import (
     Key,
     Ordered,
@@ -88,45 +90,57 @@ def source(
     return section(Source, dataset=dataset, select=select, weight=weight, captions=captions)
 
 
-def load(argv: Sequence[str], program: str) -> tuple[ConfigDict, str]:
+def config_parser(program: str, about: str | None) -> Parser:
+    """A parser with ``--config``, for :func:`parse`; the command adds what else it takes."""
+    parser = Parser(
+        program,
+        f"{program} --config FILE[:OPTIONS] [--config.KEY=VALUE ...] [options]",
+        about,
+        epilog="--config.KEY=VALUE sets a key of the config, e.g. --config.train.steps=2000;\n"
+        "docs/config_keys.md lists all keys.",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE[:OPTIONS]", help="a config file, e.g. configs/judge.py:size=tiny"
+    )
+    return parser
+
+
+def load(argv: Sequence[str], program: str, about: str | None = None) -> tuple[ConfigDict, str]:
     """(config, workdir) from ``--config=FILE[:OPTIONS] --workdir=DIR [--config.KEY=VALUE ...]``."""
-
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
-
-    values = parse(argv, program, define)
+    parser = config_parser(program, about)
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the run", type=folder)
+    values = parse(argv, parser)
     if not values.workdir:
         raise UserError(f"{program} needs --workdir=DIR, the folder that a run is kept in.")
-    if use := path_objection(values.workdir):
-        raise UserError(f"--workdir is {values.workdir!r}; use {use}.")
     return values.config, values.workdir
 
 
-def parse(
-    argv: Sequence[str], program: str, define: Callable[[flags.FlagValues], None]
-) -> flags.FlagValues:
-    """``--config=FILE[:OPTIONS] [--config.KEY=VALUE ...]`` as ``.config``, checked and complete,
-    beside the flags that ``define`` adds.
+def parse(argv: Sequence[str], parser: Parser) -> argparse.Namespace:
+    """The arguments of :func:`config_parser`, with the checked and complete config of
+    ``--config=FILE[:OPTIONS] [--config.KEY=VALUE ...]`` as ``.config``, and
+    FILE[:OPTIONS] as ``.config_file``.
     """
-    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
-    if not path:
+    values, rest = parser.parse_known_args(argv)
+    if not values.config:
         raise UserError(
-            f"{program} needs --config=FILE[:OPTIONS], e.g. configs/autoencoder.py:size=tiny."
+            f"{parser.prog} needs --config=FILE[:OPTIONS], e.g. configs/autoencoder.py:size=tiny."
         )
-    arguments = [program, *(a for a in argv if not a.startswith("--config="))]
-    config, values = complete(_made_by(path)), flags.FlagValues()
-    define(values)
+    config, holder = complete(_made_by(values.config)), flags.FlagValues()
+    for argument in rest:
+        if argument.startswith("--") and not _OVERRIDE.match(argument):
+            parser.refuse(argument)
+    arguments = [parser.prog, *rest]
     _add_entries(arguments, config)
     _require_keys(arguments, config)
     try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
-        rest = values(arguments)
+        config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=arguments)
+        rest = holder(arguments)
     except _OF_VALUES as error:
         raise UserError(_explain(error, arguments, config)) from error
     if len(rest) > 1:
-        raise UserError(f"{program} has no argument {rest[1]!r}.")
+        parser.refuse(rest[1])
     check(config)
-    values["config"].value = complete(config).lock()
+    values.config_file, values.config = values.config, complete(config).lock()
     return values
 
 
@@ -225,11 +239,11 @@ def _at(config: ConfigDict, name: str) -> tuple[Any, Key] | None:
 
 def _explain(error: Exception, arguments: Sequence[str], config: ConfigDict) -> str:
     """One sentence: of a value of a wrong type what its key takes, else what the parser said."""
-    flag = re.match(r"flag --config\.([^=]*)=", str(error))
+    flag = re.match(r"flag --config\.([^=]*)=(.*?)(: |$)", str(error))
     found = _at(config, flag[1]) if flag else None
     if flag and found:
         start = f"--config.{flag[1]}="
-        value = next((a.removeprefix(start) for a in arguments if a.startswith(start)), "")
+        value = next((a.removeprefix(start) for a in arguments if a.startswith(start)), flag[2])
         return f"config.{flag[1]} is {shown(value)}; use {words(*found, value)}."
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".") + "."

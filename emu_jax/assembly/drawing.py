@@ -12,7 +12,6 @@ import numpy as np
 from etils import epath
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from tqdm import tqdm
 
 from emu_jax.assembly.cascade import Cascade, open_generator
 from emu_jax.assembly.generator import Generator
@@ -21,6 +20,7 @@ from emu_jax.data.images import compose, upright
 from emu_jax.data.textfile import read_lines, read_text
 from emu_jax.errors import UserError
 from emu_jax.evaluation.grids import grid
+from emu_jax.progress import watch
 
 
 def draw_prompts(
@@ -60,7 +60,8 @@ def draw_prompts(
     drawn = generator.draw_each(
         [wanted[i][0] for i in missing], [wanted[i][1] for i in missing], negative, size=size
     )
-    for i, image in zip(missing, tqdm(drawn, total=len(missing), desc="images"), strict=True):
+    drawn = watch(drawn, "images", len(missing), compiles="the sampler")
+    for i, image in zip(missing, drawn, strict=True):
         prompt, own_seed = wanted[i]
         about = {"prompt": prompt, "negative_prompt": negative, "seed": own_seed, **made_by}
         save_image(Image.fromarray(image), paths[i], **about)
@@ -92,7 +93,7 @@ def upsample_images(
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     background = tuple(generator.config.data.background)
-    for file in tqdm(files, desc="images"):
+    for file in watch(files, "images", len(files)):
         try:
             image = compose(upright(open_image(file.read_bytes())), background)
         except UserError as error:

@@ -10,7 +10,6 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from emu_jax.assembly.autoencoding import autoencoder_factor, make_autoencoding, quantized
 from emu_jax.assembly.judge import Judge, open_selection
@@ -27,6 +26,7 @@ from emu_jax.evaluation.report import ImageTable, Table, Tile, write_report
 from emu_jax.nn.functional import Params
 from emu_jax.nn.perceptual import PACKAGE
 from emu_jax.parallel.placement import ONE_DEVICE
+from emu_jax.progress import watch
 from emu_jax.tasks.base import to_pixels, to_unit_range
 
 _SHOWN = 24
@@ -58,7 +58,7 @@ def compare_autoencoders(
     scorer = Judge(judge) if judge else None
     found: dict[str, _Found] = {}
     originals = None
-    for name in tqdm(models, desc="autoencoders"):
+    for name in watch(models, "autoencoders", len(models), unit="models"):
         reconstruct, side, background, facts = _autoencoder(name, batch_size)
         images = _read(sets, data_dir, side, background)
         if originals is not None and originals.shape != images.shape:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from emu_jax.checkpoint.foreign import entry, read_json
+from emu_jax.checkpoint.paths import refuse_links_out
 from emu_jax.checkpoint.safetensors_io import cast_floats, iter_safetensors, read_shapes
 from emu_jax.errors import UserError
 from emu_jax.nn.torch_layout import from_layout, torch_paths
@@ -26,9 +27,11 @@ def find_folder(path: str | Path, weights: bool = True) -> Path:
     without ``weights`` only what is small.
 
     Raises:
-      UserError: there is no such folder, and the hub does not give it.
+      UserError: there is no such folder, and the hub does not give it; or a file in it is a link
+        out of it.
     """
     if Path(path).is_dir():
+        refuse_links_out(Path(path))
         return Path(path)
     subfolder = "/".join(str(path).split("/")[2:])
     folders = {subfolder, tokenizer_folder_of(subfolder)}

@@ -16,7 +16,7 @@ from etils import epath
 
 from emu_jax.checkpoint.foreign import entry, read_json
 from emu_jax.checkpoint.manager import FINISHED, Checkpoints
-from emu_jax.checkpoint.paths import checked_config
+from emu_jax.checkpoint.paths import checked_config, file_in
 from emu_jax.checkpoint.safetensors_io import Digest, iter_safetensors, place, read_shapes
 from emu_jax.errors import UserError
 
@@ -94,7 +94,8 @@ class _Exported(Opened):
     """A folder to pass on."""
 
     def __init__(self, folder: epath.Path):
-        file = folder / CONFIG
+        file = file_in(folder, CONFIG, folder)
+        self._weights_file = str(file_in(folder, WEIGHTS, folder))
         self.meta = read_json(file)
         if "config" not in self.meta:
             raise UserError(f"{file} is not the config of a model of emu_jax: it has no 'config'.")
@@ -102,10 +103,10 @@ class _Exported(Opened):
             entry(self.meta, name, _RECORDED[name], file)
         self.config = checked_config(self.meta.pop("config"), str(file), folder)
         self._folder, self._weights = folder, self.meta.pop("weights", None)
-        self.shapes = read_shapes(str(folder / WEIGHTS))
+        self.shapes = read_shapes(self._weights_file)
 
     def read(self, names: Collection[str]) -> dict[str, np.ndarray]:
-        return dict(iter_safetensors(str(self._folder / WEIGHTS), set(names).__contains__))
+        return dict(iter_safetensors(self._weights_file, set(names).__contains__))
 
     def place(
         self, shardings: Mapping[str, jax.sharding.Sharding], dtype: Any
@@ -118,7 +119,7 @@ class _Exported(Opened):
             return item
 
         # A map keeps no tensor once it is handed over; a loop's variable would.
-        tensors = map(checked, iter_safetensors(str(self._folder / WEIGHTS), by_name=True))
+        tensors = map(checked, iter_safetensors(self._weights_file, by_name=True))
         placed = place(tensors, shardings, dtype)
         self.check(digest.hexdigest())
         return placed

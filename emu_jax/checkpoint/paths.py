@@ -19,7 +19,7 @@ An index of shards names files: :func:`file_in` finds them, in the folder of the
 
 import os
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from etils import epath
@@ -147,6 +147,15 @@ def file_in(folder: epath.Path, name: Any, source: Any) -> epath.Path:
             "into the folder if you trust it."
         )
     return file
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Raises UserError where a file directly in a local folder is a link that :func:`file_in`
+    refuses, whoever would read it.
+    """
+    for file in sorted(folder.iterdir()):
+        if file.is_symlink() and file.is_file():
+            file_in(epath.Path(folder), file.name, folder)
 
 
 def _real(path: epath.Path) -> PurePosixPath:

@@ -1,42 +1,14 @@
 """Arguments that several commands share."""
 
 import argparse
-import math
 import secrets
 from collections.abc import Callable, Collection
 from typing import Any
 
+from emu_jax.assembly.arguments import Parser, folder, path, positive, scale, seed
 from emu_jax.assembly.schema import listed, one_of
+from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.process.registry import SAMPLERS
-
-
-def positive(text: str) -> int:
-    """A whole number, 1 or more, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive; use 1 or more")
-    return number
-
-
-def seed(text: str) -> int:
-    """A seed of 32 bits, for argparse; -1 is a random one, which is printed."""
-    number = int(text)
-    if number == -1:
-        number = secrets.randbelow(2**31)
-        print(f"seed {number}")
-    if not 0 <= number < 2**32:
-        raise argparse.ArgumentTypeError(
-            f"{number} is not a seed; use 0 to {2**32 - 1}, or -1 for a random one"
-        )
-    return number
-
-
-def scale(text: str) -> float:
-    """A scale of guidance, 0 or more, for argparse."""
-    number = float(text)
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a scale; use 0 or more")
-    return number
 
 
 def names_of(registry: Collection[str]) -> Callable[[str], tuple[str, ...]]:
@@ -54,10 +26,22 @@ def names_of(registry: Collection[str]) -> Callable[[str], tuple[str, ...]]:
     return names
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+def seed_or_random(text: str) -> int:
+    """A seed of 32 bits; -1 is a random one, which is printed."""
+    if text != "-1":
+        return seed(text)
+    number = secrets.randbelow(2**31)
+    print(f"seed {number}")
+    return number
+
+
+def add_sampling_arguments(parser: Parser) -> None:
     """Options of sampling; the defaults are the settings in the checkpoint's config."""
     parser.add_argument(
-        "--seed", type=seed, default=0, help="seed of each prompt's first image; -1: a random one"
+        "--seed",
+        type=seed_or_random,
+        default=0,
+        help="seed of each prompt's first image; -1: a random one",
     )
     parser.add_argument("--steps", type=positive, help="number of sampling steps")
     parser.add_argument("--sampler", help=f"{listed(SAMPLERS, 'or')}; parallel is for tokens")
@@ -71,3 +55,16 @@ def sampling_changes(arguments: argparse.Namespace) -> dict[str, Any]:
         name: getattr(arguments, name)
         for name in ("steps", "sampler", "guidance_scale", "batch_size")
     }
+
+
+def add_data_dir(parser: Parser) -> None:
+    """The folder of the data sets."""
+    parser.add_argument(
+        "--data_dir", type=path, default=DEFAULT_DATA_DIR, help="folder of the data sets"
+    )
+
+
+def add_out(parser: Parser, default: str | None, what: str) -> None:
+    """The folder that a command writes to; None: it must be given."""
+    required = default is None
+    parser.add_argument("--out", type=folder, default=default, required=required, help=what)

@@ -11,9 +11,9 @@ one line for each measurement and writes ``bench.json``.
 import json
 from collections.abc import Sequence
 
-from absl import flags
-
-from emu_jax.assembly.config import parse
+from emu_jax.assembly.arguments import counted, positive
+from emu_jax.assembly.config import config_parser, parse
+from emu_jax.cli.arguments import add_out
 from emu_jax.errors import UserError
 
 PROGRAM = "emu-jax bench"
@@ -21,7 +21,15 @@ MEASURES = ("train", "sample")
 
 
 def main(argv: Sequence[str]) -> int:
-    values = parse(argv, PROGRAM, _define)
+    parser = config_parser(PROGRAM, __doc__)
+    parser.add_argument(
+        "--measure", action="append", choices=MEASURES, help="what to time; default: both"
+    )
+    parser.add_argument("--pictures", type=positive, default=16, help="images drawn at once")
+    parser.add_argument("--repeats", type=positive, default=10, help="timed calls")
+    parser.add_argument("--warmup", type=counted, default=2, help="untimed calls before them")
+    add_out(parser, "", "folder for bench.json")
+    values = parse(argv, parser)
     if not values.out:
         raise UserError(f"{PROGRAM} needs --out=DIR, the folder for bench.json.")
 
@@ -36,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     prepare(config)
     speeds = bench(
         config,
-        values.measure,
+        values.measure or MEASURES,
         images=values.pictures,
         warmup=values.warmup,
         repeats=values.repeats,
@@ -59,13 +67,3 @@ def main(argv: Sequence[str]) -> int:
         out.write_text(json.dumps(found, indent=1))
         print(f"report: {out}")
     return 0
-
-
-def _define(values: flags.FlagValues) -> None:
-    flags.DEFINE_multi_enum(
-        "measure", list(MEASURES), MEASURES, "What to time; may be repeated.", flag_values=values
-    )
-    flags.DEFINE_integer("pictures", 16, "Images at once.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("repeats", 10, "Timed calls.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("warmup", 2, "Untimed calls before.", lower_bound=0, flag_values=values)
-    flags.DEFINE_string("out", None, "Folder for bench.json.", flag_values=values)

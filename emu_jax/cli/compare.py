@@ -9,11 +9,16 @@ Where a model was trained on a data set of your own, the prompts are the caption
 images, the loss is measured on these images, and no judge is used unless ``--judge`` names one.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 
-from emu_jax.cli.arguments import add_sampling_arguments, names_of, positive, sampling_changes
+from emu_jax.assembly.arguments import Parser, path, positive
+from emu_jax.cli.arguments import (
+    add_out,
+    add_sampling_arguments,
+    names_of,
+    sampling_changes,
+)
 from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.evaluation.references import Sets
 from emu_jax.evaluation.registry import METRICS
@@ -28,20 +33,30 @@ def main(argv: Sequence[str]) -> int:
 
 def report(argv: Sequence[str], program: str, description: str | None, default_out: str) -> int:
     """The commands ``compare`` and ``evaluate``."""
-    parser = argparse.ArgumentParser(prog=f"emu-jax {program}", description=description)
-    parser.add_argument("models", nargs="+", help="runs, exported models or builtin:NAME")
+    parser = Parser(f"emu-jax {program}", description=description)
     parser.add_argument(
-        "--prompts", help="file with one prompt per line, or a table with a column prompt"
+        "models", nargs="+", type=path, help="runs, exported models or builtin:NAME"
+    )
+    parser.add_argument(
+        "--prompts",
+        type=path,
+        help="file with one prompt per line, or a table",
     )
     parser.add_argument(
         "--count", type=positive, help="number of prompts, without --prompts; default 100"
     )
-    parser.add_argument("--judge", help=f"default {JUDGE} for emoji models; empty: no judge")
+    parser.add_argument(
+        "--judge", type=path, help=f"default {JUDGE} for emoji models; empty: no judge"
+    )
     parser.add_argument(
         "--metrics", type=names_of(METRICS), default=(), help=f"some of {', '.join(METRICS)}"
     )
-    parser.add_argument("--weights", default="", help=f"networks of metrics; default {WEIGHTS}")
-    parser.add_argument("--data_dir", help=f"folder of the data sets; default {DEFAULT_DATA_DIR}")
+    parser.add_argument(
+        "--weights", type=path, default="", help=f"networks of metrics; default {WEIGHTS}"
+    )
+    parser.add_argument(
+        "--data_dir", type=path, help=f"folder of the data sets; default {DEFAULT_DATA_DIR}"
+    )
     for name, what in (
         ("captions", "images whose captions are the prompts, without --prompts"),
         ("needles", "images of quality-tuning"),
@@ -52,7 +67,7 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
         default = getattr(Sets, name)
         said = f"{what}; for emoji models default {default}" if default else what
         parser.add_argument(f"--{name}", help=said)
-    parser.add_argument("--out", default=default_out, help="folder for the report")
+    add_out(parser, default_out, "folder for the report")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
 

@@ -8,16 +8,18 @@ An adapter is merged into its base, or with ``--adapter`` written by itself in t
 diffusers' ``load_lora_weights``.
 """
 
-import argparse
 from collections.abc import Sequence
 
+from emu_jax.assembly.arguments import Parser, model, path
 from emu_jax.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="emu-jax export", description=__doc__)
-    parser.add_argument("checkpoint", help="a run's folder, or DIR@step")
-    parser.add_argument("--out", required=True, help="folder for the model, or a single file")
+    parser = Parser("emu-jax export", description=__doc__)
+    parser.add_argument("checkpoint", type=path, help="a run's folder, or DIR@step")
+    parser.add_argument(
+        "--out", type=model, required=True, help="folder for the model, or a single file"
+    )
     parser.add_argument(
         "--format", default="emu_jax", choices=("emu_jax", "diffusers", "single_file")
     )

@@ -6,14 +6,18 @@ UNet2DConditionModel, UVit2DModel, PixArtTransformer2DModel, SD3Transformer2DMod
 file in the original layout (Stable Diffusion 1.5, XL base). Weights keep their dtype.
 """
 
-import argparse
 from collections.abc import Sequence
+
+from emu_jax.assembly.arguments import Parser, path
+from emu_jax.cli.arguments import add_out
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="emu-jax import", description=__doc__)
-    parser.add_argument("pipeline", help="a folder, a file, or a hub's OWNER/NAME[/SUBFOLDER]")
-    parser.add_argument("--out", required=True, help="folder for the model")
+    parser = Parser("emu-jax import", description=__doc__)
+    parser.add_argument(
+        "pipeline", type=path, help="a folder, a file, or a hub's OWNER/NAME[/SUBFOLDER]"
+    )
+    add_out(parser, None, "folder for the model")
     parser.add_argument(
         "--variant", default="", help="variant of the weights: fp16, non_ema, ema; default: none"
     )

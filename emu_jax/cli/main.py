@@ -10,6 +10,7 @@ import difflib
 import errno
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -33,7 +34,12 @@ COMMANDS = {
 MODULES = {"import": "import_weights"}
 
 LOST = 75
+_LONGEST = 1000  # characters of a message
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OF_PLACES = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,13 +68,20 @@ def report(error: BaseException) -> int | None:
         case OSError() if error.errno in _FULL_DISK:
             where = error.filename or error
             status, sentence = 2, f"the disk is full: {where}; free some space and go on"
+        case OSError() if error.errno in _OF_PLACES and error.filename:
+            reason = f"{error.strerror}; check its permissions, or name another place"
+            status, sentence = 2, f"{os.fsdecode(error.filename)} cannot be used: {reason}."
         case LostProcess():
             status, sentence = LOST, str(error)
         case KeyboardInterrupt():
             status, sentence = 130, "interrupted"
         case _:
             return None
-    print(f"emu-jax: {sentence}", file=sys.stderr)
+    # Names in files of others may hold line ends and a terminal's control characters.
+    plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+    if len(plain) > _LONGEST:
+        plain = f"{plain[: _LONGEST // 2]} ... {plain[-_LONGEST // 2 :]}"
+    print(f"emu-jax: {plain}", file=sys.stderr)
     return status
 
 

@@ -10,16 +10,23 @@ The exit status is 1 if a step does not fit.
 
 from collections.abc import Sequence
 
-from absl import flags
-
-from emu_jax.assembly.config import parse
+from emu_jax.assembly.arguments import counted
+from emu_jax.assembly.config import config_parser, parse
+from emu_jax.cli.arguments import add_out
 from emu_jax.errors import UserError
 
 PROGRAM = "emu-jax plan"
 
 
 def main(argv: Sequence[str]) -> int:
-    values = parse(argv, PROGRAM, _define)
+    parser = config_parser(PROGRAM, __doc__)
+    parser.add_argument(
+        "--topology", action="append", help="chip and sides, e.g. v5e:16x16; repeatable"
+    )
+    parser.add_argument("--slices", type=counted, default=0, help="slices; 0: as in the config")
+    parser.add_argument("--profile", action="store_true", help="show the time of each part")
+    add_out(parser, "", "folder for the report")
+    values = parse(argv, parser)
     if not values.topology:
         raise UserError(f"{PROGRAM} needs --topology=CHIP:SIDES, e.g. v5e:16x16 or v5p:4x4x8.")
     if not values.out:
@@ -34,13 +41,5 @@ def main(argv: Sequence[str]) -> int:
     opened = [open_topology(name, slices) for name in values.topology]
     plans = [plan(config, topology) for topology in opened]
     print_plans(plans, values.profile)
-    title = next(a.split("=", 1)[1] for a in argv if a.startswith("--config="))
-    print(f"\nreport: {save(values.out, title, plans, values.profile)}")
+    print(f"\nreport: {save(values.out, values.config_file, plans, values.profile)}")
     return 0 if all(plan.memory for plan in plans) else 1
-
-
-def _define(values: flags.FlagValues) -> None:
-    flags.DEFINE_multi_string("topology", [], "Chip and sides, e.g. v5e:16x16.", flag_values=values)
-    flags.DEFINE_integer("slices", 0, "Slices; 0: as in the config.", flag_values=values)
-    flags.DEFINE_boolean("profile", False, "Show the time of each part.", flag_values=values)
-    flags.DEFINE_string("out", None, "Folder for the report.", flag_values=values)

@@ -5,28 +5,31 @@ report with the images side by side, and the figures as JSON and Markdown. The j
 the Frechet distance between images and reconstructions (``--judge=""``: no judge).
 """
 
-import argparse
 from collections.abc import Sequence
 
-from emu_jax.cli.arguments import positive
+from emu_jax.assembly.arguments import Parser, path, positive
+from emu_jax.cli.arguments import add_data_dir, add_out
 from emu_jax.cli.compare import JUDGE
-from emu_jax.data.places import DEFAULT_DATA_DIR
 
 HELD_OUT = ("emoji/openmoji:part == held_out", "emoji/fluent:part == held_out")
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="emu-jax reconstruct", description=__doc__)
-    parser.add_argument("models", nargs="+", help="runs, exported models or builtin:NAME")
+    parser = Parser("emu-jax reconstruct", description=__doc__)
+    parser.add_argument(
+        "models", nargs="+", type=path, help="runs, exported models or builtin:NAME"
+    )
     parser.add_argument(
         "--pictures",
         action="append",
         help=f"DATASET or DATASET:CONDITION; may be repeated; default {' and '.join(HELD_OUT)}",
     )
-    parser.add_argument("--judge", default=JUDGE, help=f"default {JUDGE}; empty: no judge")
-    parser.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder of the data sets")
+    parser.add_argument(
+        "--judge", type=path, default=JUDGE, help=f"default {JUDGE}; empty: no judge"
+    )
+    add_data_dir(parser)
     parser.add_argument("--batch_size", type=positive, default=16, help="images at once")
-    parser.add_argument("--out", default="runs/reconstructions", help="folder for the report")
+    add_out(parser, "runs/reconstructions", "folder for the report")
     arguments = parser.parse_args(argv)
 
     from emu_jax.assembly.reconstructing import compare_autoencoders

@@ -4,35 +4,42 @@ Images whose files exist are not drawn again: the same command continues an inte
 metadata of a file say how its image was made: prompt, seed, model, sampler, steps, guidance scale.
 """
 
-import argparse
 from collections.abc import Sequence
 
-from emu_jax.cli.arguments import add_sampling_arguments, positive, sampling_changes
+from emu_jax.assembly.arguments import Parser, path, positive, real
+from emu_jax.cli.arguments import add_out, add_sampling_arguments, sampling_changes
 from emu_jax.errors import UserError
 
 SHIPPED = "builtin:latent_diffusion_64"
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="emu-jax sample", description=__doc__)
+    parser = Parser("emu-jax sample", description=__doc__)
     parser.add_argument("prompts", nargs="*")
     parser.add_argument(
-        "--prompts", dest="file", help="file with one prompt per line, or a table (.tsv, .csv)"
+        "--prompts",
+        dest="file",
+        type=path,
+        help="file with one prompt per line, or a table (.tsv, .csv)",
     )
     parser.add_argument(
         "--prompt_column", default="", help="column of the table's prompts; default prompt"
     )
     add_sampling_arguments(parser)
-    parser.add_argument("--checkpoint", default=SHIPPED, help=f"model; default {SHIPPED}")
-    parser.add_argument("--adapter", default="", help="LoRA file to lay over the checkpoint")
-    parser.add_argument("--adapter_scale", type=float, default=1.0, help="its strength")
+    parser.add_argument(
+        "--checkpoint", type=path, default=SHIPPED, help=f"model; default {SHIPPED}"
+    )
+    parser.add_argument(
+        "--adapter", type=path, default="", help="LoRA file to lay over the checkpoint"
+    )
+    parser.add_argument("--adapter_scale", type=real, default=1.0, help="its strength")
     parser.add_argument(
         "--per_prompt", type=positive, default=1, help="number of images per prompt"
     )
     parser.add_argument("--width", type=positive, help="in pixels; default: as in training")
     parser.add_argument("--height", type=positive, help="in pixels; default: as in training")
     parser.add_argument("--negative", default="", help="negative prompt")
-    parser.add_argument("--out", default="runs/samples", help="folder for the images")
+    add_out(parser, "runs/samples", "folder for the images")
     arguments = parser.parse_args(argv)
     if not (arguments.prompts or arguments.file):
         raise UserError('There are no prompts: give some, e.g. emu-jax sample "a red fox".')

@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     """Trains. Exit status 0: the run has ended by itself; 143: it was interrupted and can be
     resumed; 75: another process of the run was lost.
     """
-    config, workdir = load(argv, "emu-jax train")
+    config, workdir = load(argv, "emu-jax train", __doc__)
 
     # A mistyped argument is reported before these take seconds to import.
     import jax

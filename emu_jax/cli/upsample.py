@@ -4,26 +4,26 @@
 before and after for each image.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from emu_jax.cli.arguments import add_sampling_arguments, sampling_changes
+from emu_jax.assembly.arguments import Parser, path
+from emu_jax.cli.arguments import add_out, add_sampling_arguments, sampling_changes
 from emu_jax.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="emu-jax upsample", description=__doc__)
-    parser.add_argument("images", nargs="+", help="image files")
-    parser.add_argument("--checkpoint", required=True, help="a run or an exported model")
+    parser = Parser("emu-jax upsample", description=__doc__)
+    parser.add_argument("images", nargs="+", type=path, help="image files")
+    parser.add_argument("--checkpoint", type=path, required=True, help="a run or an exported model")
     parser.add_argument("--prompt", default="", help="description of the images")
     parser.add_argument("--negative", default="", help="negative prompt")
-    parser.add_argument("--out", default="runs/upsampled", help="folder for the images")
+    add_out(parser, "runs/upsampled", "folder for the images")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
-    for path in arguments.images:
-        if "://" not in path and not Path(path).is_file():
-            raise UserError(f"There is no image {path}.")
+    for image in arguments.images:
+        if "://" not in image and not Path(image).is_file():
+            raise UserError(f"There is no image {image}.")
 
     from etils import epath
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
 
     upsample_images(
         arguments.checkpoint,
-        [epath.Path(path) for path in arguments.images],
+        [epath.Path(image) for image in arguments.images],
         arguments.out,
         prompt=arguments.prompt,
         seed=arguments.seed,

@@ -14,7 +14,6 @@ import importlib
 import io
 import os
 import re
-import sys
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,11 +24,11 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
-from tqdm import tqdm
 
 from emu_jax.data.manifest import Manifest
 from emu_jax.data.source import DEFAULT_DATA_DIR, IMAGES, Source, find
 from emu_jax.errors import UserError
+from emu_jax.progress import note, watch
 
 # Module of this package -> class.
 BUILDERS = {"emoji": "Emoji", "folder": "Folder", "scenes": "Scenes"}
@@ -141,7 +140,7 @@ def build(
         source = Source(name, existing)
         _check_origin(source, path)
         again = "build it again with --force"
-        tqdm.write(f"{name} exists in {existing}: nothing was built; {again}", file=sys.stderr)
+        note(f"{name} exists in {existing}: nothing was built; {again}")
         return source
     family, config = name.split("/")
     if family not in BUILDERS:
@@ -237,25 +236,24 @@ def _quiet() -> Iterator[None]:
 def in_order(
     work: Callable[[Any], Any], items: Iterable[Any], *, total: int, label: str
 ) -> Iterator[Any]:
-    """`map` on one thread per core, in order, with a bounded number of results ahead; with a bar.
+    """`map` on one thread per core, in order, with a bounded number of results ahead.
 
     Threads are enough: Pillow and resvg release the interpreter while they work.
     """
     threads = os.cpu_count() or 1
     waiting: deque[concurrent.futures.Future] = deque()
-    with (
-        concurrent.futures.ThreadPoolExecutor(threads) as pool,
-        tqdm(total=total, desc=label, unit="image", mininterval=0.5) as bar,
-    ):
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > 2 * threads:  # each may hold a large file
-                    yield waiting.popleft().result()
-                    bar.update()
-            while waiting:
+
+    def results() -> Iterator[Any]:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * threads:  # each may hold a large file
                 yield waiting.popleft().result()
-                bar.update()
+        while waiting:
+            yield waiting.popleft().result()
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        try:
+            yield from watch(results(), label, total)
         finally:
             for future in waiting:
                 future.cancel()

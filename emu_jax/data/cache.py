@@ -22,9 +22,9 @@ from typing import Literal, NamedTuple
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
 from jaxtyping import Int
-from tqdm import tqdm
 
 from emu_jax.errors import UserError
+from emu_jax.progress import watch
 
 _SAVE_SECONDS = 30  # an interrupted build loses at most this much work
 Fingerprint = Mapping[str, str]
@@ -142,7 +142,8 @@ def build(
         _note(partial, description, count)
 
     saved = time.monotonic()
-    for rows in tqdm(pieces(done), desc=f"cache {directory.name}", total=total, initial=done):
+    label = f"cache {directory.name}"
+    for rows in watch(pieces(done), label, total, unit="batches", start=done):
         for name, values in rows.arrays.items():
             arrays[rows.group, name][rows.start : rows.start + len(values)] = values
         done += 1

@@ -18,14 +18,12 @@ one is left out and its image stays.
 import json
 import os
 import stat
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 from etils import epath
-from tqdm import tqdm
 
 from emu_jax.data.builder import ImageBuilder, in_order
 from emu_jax.data.captions import FILE_COLUMN
@@ -33,6 +31,7 @@ from emu_jax.data.contents import SUFFIXES, Contents, read_contents
 from emu_jax.data.further import check_further
 from emu_jax.data.images import check
 from emu_jax.errors import UserError
+from emu_jax.progress import note
 
 MAX_BYTES = 2**29  # of a file: no image of decode.MAX_PIXELS needs more
 
@@ -155,7 +154,7 @@ class Folder(ImageBuilder):
         (self.data_path / file_name).write_bytes(lines.encode())
         names = list(reasons)
         shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
-        tqdm.write(f"{len(names):,} files {what} ({shown}; see {file_name})", file=sys.stderr)
+        note(f"{len(names):,} files {what} ({shown}; see {file_name})")
 
 
 def _read(path: epath.Path) -> bytes:

@@ -249,7 +249,7 @@ def stream(loader: Loader, start_step: int = 0) -> grain.DatasetIterator[HostBat
     batches = (
         grain.MapDataset.range(start_step, loader.steps)
         .map(loader)
-        .to_iter_dataset(grain.ReadOptions(spec.threads, spec.prefetch))
+        .to_iter_dataset(grain.ReadOptions(spec.threads, max(spec.threads, spec.prefetch)))
     )
     if spec.workers:
         if not flags.FLAGS.is_parsed():

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from emu_jax.checkpoint.foreign import read_json
 from emu_jax.checkpoint.lazy import Lazy, shapes_of
@@ -27,6 +26,7 @@ from emu_jax.nn.torch_layout import (
     torch_key,
     torch_paths,
 )
+from emu_jax.progress import Progress
 
 CONFIG, DIFFUSERS, TRANSFORMERS = "config.json", "diffusion_pytorch_model", "model"
 INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
@@ -164,17 +164,20 @@ def together(*parts: Mapping[str, Any]) -> Lazy:
 
 
 def watched(tensors: Lazy, label: str, passes: int = 1) -> Lazy:
-    """The same, with a progress bar over ``passes`` readings of all of it."""
+    """The same, with the progress of ``passes`` readings of all of it."""
     sizes = {
         name: int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize
         for name, x in tensors.shapes.items()
     }
-    bar = tqdm(total=passes * sum(sizes.values()), unit="B", unit_scale=True, desc=label)
+    total, done = passes * sum(sizes.values()), 0
+    progress = Progress(label, total / 1e6, unit="MB")
 
     def read(name: str) -> np.ndarray:
-        bar.update(sizes[name])
-        if bar.n >= (bar.total or 0):
-            bar.close()
+        nonlocal done
+        done += sizes[name]
+        progress.update(done / 1e6)
+        if done >= total:
+            progress.close()
         return tensors[name]
 
     return Lazy(tensors.shapes, read)

@@ -24,6 +24,7 @@ from emu_jax.checkpoint.huggingface import (
     tokenizer_folder_of,
     weights_of,
 )
+from emu_jax.checkpoint.paths import refuse_links_out
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Network
 from emu_jax.text.encoder import TextEncoder
@@ -197,6 +198,7 @@ def load_tokenizer(kind: Any, folder: Path, files: tuple[tuple[str, ...], ...]) 
         found = [names for names in files if all((place / name).is_file() for name in names)]
         if not found:
             continue
+        refuse_links_out(place)  # of the neighbour too
         if found[0] == (SENTENCEPIECE,) and find_spec("sentencepiece") is None:
             raise UserError(
                 f"The tokenizer in {place} is a {SENTENCEPIECE} alone: "

@@ -1,4 +1,4 @@
-"""Logs of a run: metrics as JSON lines and in TensorBoard, images, a progress line.
+"""Logs of a run: metrics as JSON lines and in TensorBoard, and images.
 
 ``metrics.jsonl`` in the run's folder is the file that reports read. Every call appends one line
 ``{"step": n, "time": seconds since the epoch, name: value, ...}``. Numbers have full precision;
@@ -16,10 +16,9 @@ import hashlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, SupportsFloat, TextIO
+from typing import Any, SupportsFloat
 
 import jax
 import numpy as np
@@ -27,7 +26,6 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from emu_jax.errors import UserError
 
@@ -205,80 +203,3 @@ def _start_wandb(workdir: epath.Path) -> Any:
     run_id = hashlib.sha256(os.fspath(workdir).encode()).hexdigest()[:16]  # one run per folder
     wandb.init(project="emu_jax", name=workdir.name, id=run_id, resume="allow")
     return wandb
-
-
-class Progress:
-    """The progress line: step of total, images per second, loss, time left.
-
-    A progress bar on a terminal; elsewhere a plain line every ``seconds``. The speed is measured
-    since the previous line, so that the compilation of the first step does not distort the
-    estimate. ``batch_size`` counts the images of all hosts.
-    """
-
-    def __init__(
-        self,
-        total: int,
-        batch_size: int,
-        *,
-        start: int = 0,
-        seconds: float = 10.0,
-        stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self._stream = stream or sys.stderr
-        self._writes = jax.process_index() == 0
-        self._bar = None
-        if self._writes and self._stream.isatty():
-            self._bar = tqdm(
-                total=total, initial=start, file=self._stream, bar_format="{l_bar}{bar}|{desc}"
-            )
-        self._total, self._batch_size, self._clock = total, batch_size, clock
-        self._every = 0.5 if self._bar is not None else seconds
-        self._step, self._time = start, clock()
-        self._first = True
-
-    def update(self, step: int, loss: SupportsFloat) -> None:
-        """Reports that ``step`` is done. ``loss`` may be on the device; it is fetched only when a
-        line is printed.
-        """
-        now = self._clock()
-        due = self._first or step >= self._total or now - self._time >= self._every
-        if not self._writes or not due or step <= self._step:
-            return
-        speed = (step - self._step) / max(now - self._time, 1e-9)
-        text = f"loss {float(loss):.4g}"
-        if not self._first:
-            left = (self._total - step) / speed
-            text = f"{speed * self._batch_size:.4g} img/s, {text}, {_duration(left)} left"
-        self._print(step, text)
-        self._step, self._time, self._first = step, now, False
-
-    def message(self, text: str) -> None:
-        """Prints a separate line, above the bar if there is one."""
-        if self._writes:
-            tqdm.write(text, file=self._stream)
-            self._stream.flush()
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _print(self, step: int, text: str) -> None:
-        if self._bar is None:
-            print(f"step {step}/{self._total}: {text}", file=self._stream, flush=True)
-        else:
-            self._bar.set_description_str(f" {step}/{self._total} {text}", refresh=False)
-            self._bar.n = step
-            self._bar.refresh()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

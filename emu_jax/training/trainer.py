@@ -13,7 +13,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from emu_jax.checkpoint.manager import Checkpoints
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.parallel.sharding import fetch, put_batch
+from emu_jax.progress import Progress, compiling
 from emu_jax.tasks.base import Batch, Context, Task
 from emu_jax.training.resuming import require_same_config
 from emu_jax.training.state import (
@@ -39,7 +40,7 @@ from emu_jax.training.state import (
 )
 from emu_jax.training.step import jit_step
 from emu_jax.training.stopping import EarlyStopping, measured
-from emu_jax.training.trackers import Progress, Trackers, tile
+from emu_jax.training.trackers import Trackers, tile
 
 # How many steps the host may be ahead of the scalars that it has fetched.
 LAG = 2
@@ -159,7 +160,16 @@ class Trainer:
                 wandb=settings.wandb,
                 draw=self.draw,
             )
-            self._progress = Progress(settings.steps, settings.batch_size, start=first)
+            self._progress = Progress(
+                *("step", settings.steps),
+                unit="img",
+                each=settings.batch_size,  # over all hosts
+                start=first,
+                eager=True,
+                visible=jax.process_index() == 0,
+            )
+            if first:
+                self._progress.message(f"resumed from step {first} of {settings.steps}")
             try:
                 with closing(self.stream(first)) as batches:
                     return self._loop(state, first, batches, checkpoints, interrupt)
@@ -228,7 +238,8 @@ class Trainer:
             results = {}  # A checkpoint records only the metrics of its own step.
             self._profile(number)
             batch = next(batches)
-            state, metrics = step(state, self.frozen, put_batch(batch, self.mesh))
+            with self._compiling("the training step") if number == first else nullcontext():
+                state, metrics = step(state, self.frozen, put_batch(batch, self.mesh))
             number += 1
             pending.append(_Pending(number, metrics, batch))
             self._log(pending, leave=LAG)
@@ -274,7 +285,8 @@ class Trainer:
                 )
             if _due(number, settings.log_every, settings.steps) or number == 1:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                self._progress.update(number, values[f"{next(iter(self.task.groups))}/loss"])
+                loss = values[f"{next(iter(self.task.groups))}/loss"]
+                self._progress.update(number, f"loss {loss:.4g}")
                 # An idle group's metrics are NaN.
                 values = {name: value for name, value in values.items() if value == value}
                 self._trackers.scalars(number, values)
@@ -322,10 +334,16 @@ class Trainer:
 
     def _apply(self, method: str, state: TrainState, batch: Batch, index: int) -> dict[str, Any]:
         """A task's ``validate`` or ``preview`` on one batch, compiled once."""
-        if method not in self._compiled:
-            self._compiled[method] = jax.jit(getattr(self.task, method))
         key = jax.random.fold_in(jax.random.key(VALIDATION_SEED), index)
-        return fetch(self._compiled[method](self._context(state, put_batch(batch, self.mesh), key)))
+        context = self._context(state, put_batch(batch, self.mesh), key)
+        if method in self._compiled:
+            return fetch(self._compiled[method](context))
+        self._compiled[method] = jax.jit(getattr(self.task, method))
+        with self._compiling({"validate": "the validation", "preview": "the previews"}[method]):
+            return fetch(self._compiled[method](context))
+
+    def _compiling(self, what: str) -> AbstractContextManager[None]:
+        return compiling(what, self._progress.message)
 
     def _context(self, state: TrainState, batch: Batch, key: jax.Array) -> Context:
         """A task's input outside the loss: it holds the averaged parameters."""

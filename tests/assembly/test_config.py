@@ -156,8 +156,8 @@ def test_an_override_that_is_wrong_is_one_sentence(override, sentence):
     [
         ((), "emu-jax train needs --config=FILE"),
         ((f"--config={TEST}",), "emu-jax train needs --workdir=DIR"),
-        ((f"--config={TEST}", "--workdir=x", "more"), "emu-jax train has no argument 'more'."),
-        ((f"--config={TEST}", "--workdri=x"), "Unknown command line flag 'workdri'"),
+        ((f"--config={TEST}", "--workdir=x", "more"), "emu-jax train has no argument 'more'; see"),
+        ((f"--config={TEST}", "--workdri=x"), "no argument '--workdri'; did you mean --workdir?"),
     ],
 )
 def test_arguments_that_are_missing_or_unknown_are_one_sentence(arguments, sentence):
@@ -171,7 +171,7 @@ def test_a_bucket_without_its_package_is_one_sentence(monkeypatch):
     for override in ("data.data_dir=gs://b/data", "init_from=gs://b/run", "codec.path=gs://b/x"):
         with pytest.raises(UserError, match=r"'gs://b/.*'; use a local path, or install gcsfs"):
             loaded(f"--config.{override}")
-    with pytest.raises(UserError, match=r"--workdir is 's3://b/x'; use a local path, or install"):
+    with pytest.raises(UserError, match=r"--workdir: 's3://b/x': use a local path, or install"):
         load([f"--config={TEST}", "--workdir=s3://b/x"], "emu-jax train")
     monkeypatch.setattr(checking, "find_spec", lambda name: name == "gcsfs" or None)
     assert loaded("--config.data.data_dir=gs://b/data").data.data_dir == "gs://b/data"

@@ -214,3 +214,13 @@ def test_an_export_that_fails_leaves_the_old_one(exported):
     assert load_model(str(exported)).fingerprint == before
     with pytest.raises(UserError, match="could not be written"):
         save_model(str(exported / "config.json" / "x"), make_params(), CONFIG, {})
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_link_out_of_an_exported_folder_is_refused(name, tmp_path):
+    save_model(str(tmp_path / "model"), {"a": np.zeros(3, np.float32)}, {}, {})
+    file = tmp_path / "model" / name
+    file.rename(tmp_path / "secret")
+    file.symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=rf"'{name}', a symbolic link out of "):
+        load_model(str(tmp_path / "model"))

@@ -38,6 +38,18 @@ def test_a_local_folder_is_itself(tmp_path):
     assert find_folder(tmp_path) == tmp_path
 
 
+def test_a_link_out_of_a_local_folder_is_refused(tmp_path):
+    folder = tmp_path / "text_encoder"
+    folder.mkdir()
+    (tmp_path / "secret.json").write_text("{}")
+    (folder / "own.json").write_text("{}")
+    (folder / "config.json").symlink_to("own.json")
+    assert find_folder(folder) == folder
+    (folder / "vocab.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(UserError, match=r"'vocab.json', a symbolic link out of .*text_encoder"):
+        find_folder(folder)
+
+
 def test_a_hub_name_is_found_in_the_cache(hub):
     assert find_folder("somebody/model/text_encoder") == hub
     assert find_folder("somebody/model") == hub.parent

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -186,6 +187,8 @@ def test_one_model_is_evaluated_with_the_same_figures(judged, generator_run, jud
     [
         (["--judge=MODEL"], "is not a judge"),
         (["--count=1000"], "1000"),
+        (["--count=1"], "A judge needs 2 prompts or more for its intervals, not 1"),
+        ([f"--prompts={os.devnull}"], "There are no prompts in the file"),
         (["--needles=folder/none"], "folder/none"),
     ],
 )

@@ -1,4 +1,3 @@
-import io
 import json
 import math
 import types
@@ -11,7 +10,7 @@ from PIL import Image
 
 from emu_jax.errors import UserError
 from emu_jax.training import trackers
-from emu_jax.training.trackers import METRICS_FILE, Progress, Trackers, tile
+from emu_jax.training.trackers import METRICS_FILE, Trackers, tile
 
 
 def records(workdir):
@@ -106,13 +105,8 @@ def test_the_drawing_is_handed_the_captions(tmp_path):
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    stream = io.StringIO()
     write_run(tmp_path / "run", [1])
-    with Progress(10, 4, stream=stream) as progress:
-        progress.update(1, 0.5)
-        progress.message("hello")
     assert not (tmp_path / "run").exists()
-    assert stream.getvalue() == ""
 
 
 class Bucket:
@@ -169,42 +163,3 @@ def test_wandb_gets_the_same_numbers(tmp_path, monkeypatch):
     write_run(tmp_path, [2], wandb=True)
     assert calls[0]["resume"] == "allow"
     assert calls[1:] == [(2, {"loss": 0.5, "lr": 1e-5}), "finish"]
-
-
-class Unread:
-    """A loss on the device: reading it would wait for the step."""
-
-    def __float__(self):
-        raise AssertionError("the loss was fetched although nothing was printed")
-
-
-def test_progress_prints_now_and_then_with_speed_and_time_left():
-    now, stream = [0.0], io.StringIO()
-    progress = Progress(1000, 8, start=100, seconds=10, stream=stream, clock=lambda: now[0])
-    now[0] = 60.0  # compiled
-    progress.update(101, 2.0)
-    now[0] = 65.0
-    progress.update(106, Unread())
-    now[0] = 80.0
-    progress.update(121, 1.5)
-    now[0] = 81.0
-    progress.update(1000, 1.25)
-    first, second, last = stream.getvalue().splitlines()
-    assert first == "step 101/1000: loss 2"  # no speed yet: that step was compilation
-    assert second == "step 121/1000: 8 img/s, loss 1.5, 14:39 left"  # 20 steps in 20 s, 879 to go
-    assert last.startswith("step 1000/1000:") and last.endswith("0:00 left")
-
-
-def test_progress_draws_a_bar_on_a_terminal():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    stream, now = Terminal(), [0.0]
-    with Progress(10, 8, stream=stream, clock=lambda: now[0]) as progress:
-        for step in range(1, 11):
-            now[0] += 1.0
-            progress.update(step, 0.5)
-        progress.message("saved")
-    assert "10/10" in stream.getvalue() and "8 img/s, loss 0.5" in stream.getvalue()
-    assert "\nsaved\n" in stream.getvalue() or "saved\n" in stream.getvalue()

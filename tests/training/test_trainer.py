@@ -39,6 +39,19 @@ def test_a_run_to_the_end_leaves_metrics_pictures_and_checkpoints(tmp_path):
     assert lines(tmp_path) == found
 
 
+def test_a_run_says_what_it_compiles_and_from_which_step_it_resumes(tmp_path, capsys):
+    trainer(tmp_path, steps=2, validate_every=1).run()
+    said = [line.partition(" in ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert said[:2] == ["compiling the training step", "compiled the training step"]
+    assert said.count("compiling the validation") == said.count("compiled the validation") == 1
+    assert any(line.startswith("step 1/2: loss ") for line in said)
+    assert any(line.startswith("step 2/2: ") and line.endswith("0:00 left") for line in said)
+    trainer(tmp_path, steps=4).run()
+    assert capsys.readouterr().err.startswith(
+        "resumed from step 2 of 4\ncompiling the training step\n"
+    )
+
+
 def test_validation_is_the_mean_over_all_valid_rows_with_averaged_weights(tmp_path):
     """Not the mean of the batches' means (3.75 - a), nor that of the last parameters."""
     trainer(tmp_path).run()

@@ -1,0 +1,50 @@
+"""A few cases of each kind of hostile input (``tests/fuzz.py``), in this process."""
+
+import contextlib
+
+import fuzz
+import pytest
+
+COUNTS = dict(configs=30, captions=40, images=40, models=20, checkpoints=16, tokenizers=12)
+
+
+@pytest.fixture(scope="module")
+def material(pictures, autoencoder_run, generator_run, tmp_path_factory):
+    home = tmp_path_factory.mktemp("hostile")
+    return fuzz.Material(home, pictures, autoencoder_run, generator_run, pipelines=("sd15",))
+
+
+@pytest.mark.parametrize("kind", fuzz.KINDS)
+def test_hostile_input_is_accepted_or_refused_in_one_sentence(kind, material, tmp_path):
+    counts, failures = fuzz.fuzz(kind, material, tmp_path, COUNTS[kind])
+    assert not failures, "\n".join(failures)
+    assert counts["refused"] >= COUNTS[kind] // 8  # else the cases damage nothing
+
+
+def test_the_guard_notices_what_a_case_must_not_do(material, tmp_path, monkeypatch):
+    """Reading a neighbour, running its code, starting a process, a second line, a traceback."""
+    deeds = {
+        f"opened {tmp_path}/{fuzz.SECRET}/config.json": f"open('../{fuzz.SECRET}/config.json')",
+        "opened ": "open('/root/elsewhere')",
+        f"executed {tmp_path}/{fuzz.HOSTILE}": (
+            f"exec(compile('1', {f'{tmp_path}/{fuzz.HOSTILE}'!r}, 'exec'))"
+        ),
+        "os.system": "__import__('os').system('true')",
+        "status 2": "print('emu-jax: one\\nemu-jax: two', file=__import__('sys').stderr)",
+        "ZeroDivisionError": "1 / 0",
+        "Hang": "__import__('time').sleep(2)",
+        "MiB of memory": "b'x' * 2**28",
+    }
+    monkeypatch.setattr(fuzz, "WAIT", 1)
+    monkeypatch.setattr(fuzz, "MEMORY", 2**26)
+    for number, (why, deed) in enumerate(deeds.items()):
+
+        def refused(argv, deed=deed):
+            with contextlib.suppress(FileNotFoundError):
+                eval(deed)
+            return 2
+
+        monkeypatch.setattr("emu_jax.cli.main.main", refused)
+        monkeypatch.setitem(fuzz.KINDS, "deed", lambda material: lambda folder, chance: ["deed"])
+        _, (failure,) = fuzz.fuzz("deed", material, tmp_path, 1, first=number)
+        assert why in failure
