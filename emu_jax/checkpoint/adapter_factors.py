@@ -12,6 +12,7 @@ LoHa and LoKr are those of LyCORIS (Yeh et al. 2023). Weight-decomposed adapters
 2024) normalize the sum of base and product, and are refused by name.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -47,6 +48,9 @@ REFUSED = {
 }
 
 
+Size = tuple[int, int]  # (outputs, inputs times window)
+
+
 class Factors(NamedTuple):
     """``rank`` divides alpha; None: there is no scale. ``alpha`` None: the settings say it."""
 
@@ -56,13 +60,17 @@ class Factors(NamedTuple):
     alpha: float | None
 
 
-def factors(module: str, found: Mapping[str, np.ndarray], file: str) -> Factors:
+def factors(
+    module: str, found: Mapping[str, np.ndarray], kernel: tuple[int, ...], file: str
+) -> Factors:
     """The factors of ``module``; ``found``: its tensors by the names of ``ENDINGS``, in torch's
-    layout.
+    layout. ``kernel``: the shape [*window, in, out] of what they change, which bounds the memory
+    that a product of small tensors may take.
 
     Raises:
       UserError: one is missing or of another shape.
     """
+    size = kernel[-1], math.prod(kernel[:-1])
     found = {name: x if name == "alpha" else x.astype(np.float32) for name, x in found.items()}
     alpha = found.get("alpha")
     if alpha is not None and alpha.size != 1:
@@ -73,7 +81,7 @@ def factors(module: str, found: Mapping[str, np.ndarray], file: str) -> Factors:
     elif any(name.startswith("lokr_") for name in found):
         make = _lokr
     try:
-        down, up, rank = make(found)
+        down, up, rank = make(found, size)
     except KeyError as error:
         raise UserError(f"{file} lacks the factor {error.args[0]} of {module}.") from None
     except ValueError:
@@ -82,19 +90,20 @@ def factors(module: str, found: Mapping[str, np.ndarray], file: str) -> Factors:
     return Factors(down, up, rank, None if alpha is None else float(alpha.reshape(())))
 
 
-def _lora(found: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, int | None]:
+def _lora(found: Mapping[str, np.ndarray], size: Size) -> tuple[np.ndarray, np.ndarray, int | None]:
     down, up = found["down"], found["up"]
     if down.ndim not in (2, 4) or down.ndim != up.ndim or not down.size:
         raise ValueError
     if "mid" in found:
-        _require(down.shape[2:] == (1, 1))
-        down = np.einsum("rs...,si->ri...", found["mid"], down[:, :, 0, 0])
+        mid = found["mid"]
+        _require(down.shape[2:] == (1, 1) and down.shape[1] * math.prod(mid.shape[2:]) == size[1])
+        down = np.einsum("rs...,si->ri...", mid, down[:, :, 0, 0])
     up = _matrix(up)
     _require(up.shape[1] == down.shape[0])
     return down, up, down.shape[0]
 
 
-def _loha(found: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, int | None]:
+def _loha(found: Mapping[str, np.ndarray], size: Size) -> tuple[np.ndarray, np.ndarray, int | None]:
     rows, columns = [], []
     for i in (1, 2):
         a, b = found[f"hada_w{i}_a"], found[f"hada_w{i}_b"]
@@ -106,13 +115,18 @@ def _loha(found: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, int 
             rows.append(b)
             columns.append(a)
         _require(columns[-1].shape[1] == rows[-1].shape[0])
-    _require(rows[0].shape[1:] == rows[1].shape[1:] and columns[0].shape[0] == columns[1].shape[0])
+        _require((columns[-1].shape[0], math.prod(rows[-1].shape[1:])) == size)
+    _require(rows[0].shape[1:] == rows[1].shape[1:])
+    rank = found["hada_w1_b"].shape[0]
+    if len(rows[0]) * len(rows[1]) > size[0]:  # the whole product is smaller
+        down = np.tensordot(columns[0], rows[0], 1) * np.tensordot(columns[1], rows[1], 1)
+        return down, np.eye(size[0], dtype=down.dtype), rank
     down = (rows[0][:, None] * rows[1][None]).reshape(-1, *rows[0].shape[1:])
     up = (columns[0][:, :, None] * columns[1][:, None]).reshape(columns[0].shape[0], -1)
-    return down, up, found["hada_w1_b"].shape[0]
+    return down, up, rank
 
 
-def _lokr(found: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, int | None]:
+def _lokr(found: Mapping[str, np.ndarray], size: Size) -> tuple[np.ndarray, np.ndarray, int | None]:
     pairs, rank = [], None
     for i in (1, 2):
         if f"lokr_w{i}" in found:
@@ -126,9 +140,13 @@ def _lokr(found: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, int 
                 a = a.T
         _require(a.ndim == 2 and b.ndim >= 2 and a.size > 0 and b.size > 0)
         _require(a.shape[1] == b.shape[0])
+        if a.shape[1] > a.shape[0]:  # the whole product is smaller
+            a, b = np.eye(a.shape[0], dtype=a.dtype), np.tensordot(a, b, 1)
         pairs.append((a, b))
     (a1, b1), (a2, b2) = pairs
     _require(b1.ndim == 2)
+    inputs = math.prod(b1.shape[1:]) * math.prod(b2.shape[1:])
+    _require((len(a1) * len(a2), inputs) == size)
     down = np.einsum("ri,sj...->rsij...", b1, b2)
     down = down.reshape(b1.shape[0] * b2.shape[0], b1.shape[1] * b2.shape[1], *b2.shape[2:])
     return down, np.kron(a1, a2), rank

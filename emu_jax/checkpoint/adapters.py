@@ -164,11 +164,12 @@ def read_adapter(
             unknown.append(module)
             continue
         kernel, (head, name) = kernels[module], _split(module)
-        made = fitted(factors(module, found, file), tuple(shapes[kernel].shape))
+        shape = tuple(shapes[kernel].shape)
+        made = fitted(factors(module, found, shape, file), shape)
         if made is None:
             raise UserError(
                 f"{file}: the factors of {module} are of another size than this model's kernel "
-                f"{list(shapes[kernel].shape)}."
+                f"{list(shape)}."
             )
         scale = 1.0
         if made.rank is not None and made.alpha is not None:

@@ -255,6 +255,30 @@ def test_lycoris_is_read_as_peft_computes_it(kind, tmp_path):
         np.testing.assert_allclose(np.asarray(merged[path]), wanted, atol=1e-4)
 
 
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path):
+    """A product larger than the kernel is refused; one of high rank is computed whole."""
+    big = torch.ones(3000, 3000)
+    for held, words in (
+        ({"lora_unet_mid_to_q.lokr_w1": big, "lora_unet_mid_to_q.lokr_w2": big}, "do not fit"),
+        ({f"lora_unet_mid_to_q.hada_w{i}_{x}": big for i in (1, 2) for x in "ab"}, "do not fit"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read_adapter(write({k: x.clone() for k, x in held.items()}, tmp_path), BASE)
+    shapes = {"a": (7, 3000), "b": (3000, 5)}
+    held = {
+        f"lora_unet_mid_to_q.hada_w{i}_{x}": torch.randn(shape)
+        for i in (1, 2)
+        for x, shape in shapes.items()
+    }
+    adapter, _ = read_adapter(write(held, tmp_path), BASE)
+    first, second = (
+        held[f"lora_unet_mid_to_q.hada_w{i}_a"] @ held[f"lora_unet_mid_to_q.hada_w{i}_b"]
+        for i in (1, 2)
+    )
+    found = merge(BASE, adapter, 1.0)["denoiser/mid/to_q/kernel"]
+    np.testing.assert_allclose(np.asarray(found), (first * second).T, rtol=1e-3)
+
+
 def write(tensors, folder):
     save_file(tensors, folder / "lyco.safetensors")
     return str(folder / "lyco.safetensors")
