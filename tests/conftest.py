@@ -142,6 +142,24 @@ def generator_run(shared, pictures, autoencoder_run):
     )
 
 
+@pytest.fixture
+def movable_run(autoencoder_run, generator_run, pictures, tmp_path):
+    """Copies of a generator's ``run`` and of its ``codec`` and ``text`` encoder, in a folder that a
+    test may change.
+    """
+    place = tmp_path / "here"
+    sources = dict(codec=autoencoder_run, text=pictures / "text_encoder", run=generator_run)
+    for name, source in sources.items():
+        shutil.copytree(source, place / name)
+    for record in (place / "run").glob("checkpoints/*/meta/metadata"):
+        text = record.read_text()
+        for name, source in sources.items():
+            assert name == "run" or str(source) in text
+            text = text.replace(str(source), str(place / name))
+        record.write_text(text)
+    return place
+
+
 @pytest.fixture(scope="session")
 def judge_run(shared, pictures):
     """The workdir of a minuscule judge."""

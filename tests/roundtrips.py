@@ -83,6 +83,8 @@ def without_source(ours: Path, target: Path) -> Path:
         assert config.pop("source")
         if folder == ours:
             config["config"]["codec"]["path"] = str(target / "codec")
+            for options in config["config"]["text"].values():
+                options["path"] = str(ours / options["path"])
         (copy / "config.json").write_text(json.dumps(config))
     return target
 

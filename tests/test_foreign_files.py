@@ -144,7 +144,7 @@ def test_the_config_and_the_factors_of_an_adapter(tmp_path):
         "denoiser/a/lora_A/kernel": np.ones((4, 2), np.float32),
         "denoiser/a/lora_B/kernel": np.ones((2, 6), np.float32),
     }
-    write_adapter(str(tmp_path), factors, 1.0, prefix="unet", dtype=np.float32)
+    write_adapter(str(tmp_path), factors, 2.0, prefix="unet", dtype=np.float32)
     peft = tmp_path / "peft"
     peft.mkdir()
     shutil.copy(tmp_path / FILE, peft / "adapter_model.safetensors")
@@ -162,7 +162,7 @@ def test_the_config_and_the_factors_of_an_adapter(tmp_path):
         (uvit.arguments, uvit.DEFAULTS | pipelines.UVIT),
         (vq.sections, vq.DEFAULTS | pipelines.VQ),
         (autoencoder.arguments, autoencoder.DEFAULTS),
-        (schedulers.process, pipelines.NOISE),
+        (schedulers.latents, pipelines.NOISE | {"_class_name": schedulers.DDIM}),
         (schedulers.pixels, pipelines.IF_NOISE | {"_class_name": schedulers.DDPM}),
         (schedulers.flow, {"_class_name": schedulers.FLOW, "shift": 3.0}),
     ],

@@ -14,7 +14,7 @@ import runs
 import torch
 from etils import epath
 from orbax.checkpoint import PyTreeCheckpointHandler
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from emu_jax.assembly.config import load
 from emu_jax.assembly.generator import Generator
@@ -129,7 +129,7 @@ def test_a_run_is_exported_merged_and_alone(name, made, tmp_path):
     whole, base = open_model(str(family.run)), load_model(str(family.base))
     merged = load_model(str(exported(family.run, tmp_path / "merged")))
     alone = exported(family.run, tmp_path / "alone", "--adapter")
-    laid, layers = with_adapter(base, str(alone)).params, unstacked(base.params)
+    laid, layers = with_adapter(base, str(alone))[0].params, unstacked(base.params)
     factors = load_file(alone / FILE)
     names = {key.rpartition(".lora_")[0] for key in factors}
     assert whole.params.keys() == merged.params.keys() == laid.keys() == layers.keys()
@@ -183,6 +183,28 @@ def test_a_base_and_an_adapters_file_draw_what_the_run_draws(made, tmp_path):
         (file,) = (f for f in out.glob("*.png") if f.name != "grid.png")
         drawn[name] = file.read_bytes()
     assert drawn["run"] == drawn["file"]
+
+
+def test_factors_of_a_text_encoder_are_merged_into_it(movable_run, tmp_path):
+    """As if the encoder's file had the merged weights."""
+    key = "encoder.layer.0.attention.self.query"
+    file = movable_run / "text" / "model.safetensors"
+    weights = load_file(file)
+    torch.manual_seed(0)
+    down, up = torch.randn(4, 384), torch.randn(384, 4)
+    names = (f"text_encoder.{key}.lora_A.weight", f"text_encoder.{key}.lora_B.weight")
+    adapter = tmp_path / "adapter.safetensors"
+    save_file(dict(zip(names, (down, up), strict=True)), adapter)
+
+    def drawn(**options):
+        return Generator(str(movable_run / "run"), batch_size=1, **options).draw(["a red disc"])[0]
+
+    plain, merged = drawn(), drawn(adapter=str(adapter), adapter_scale=0.5)
+    weights[f"{key}.weight"] = weights[f"{key}.weight"] + 0.5 * up @ down
+    save_file(weights, file)
+    expected = drawn()
+    assert not np.array_equal(plain, merged)
+    assert np.abs(merged.astype(int) - expected).max() <= 1
 
 
 def test_two_devices_that_share_the_factors_learn_the_same(made, tmp_path):

@@ -1,6 +1,7 @@
 """A run's weights as a model folder of ours, in a public layout, or as an adapter file."""
 
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -10,18 +11,27 @@ from emu_jax.assembly.models import locate, open_model
 from emu_jax.checkpoint.adapters import FILE, write_adapter
 from emu_jax.checkpoint.export import Model, load_model, save_model
 from emu_jax.checkpoint.foreign import described_by
-from emu_jax.checkpoint.paths import absolute_paths
+from emu_jax.checkpoint.paths import absolute_paths, opened_paths
 from emu_jax.checkpoint.safetensors_io import cast_floats
 from emu_jax.errors import UserError
 from emu_jax.interop import components, deepfloyd, pipelines, single_file
+from emu_jax.interop.files import copy_encoder_folder
 from emu_jax.nn.stack import unstacked
 
 
-def export_model(checkpoint: str, out: str, *, format: str = "emu_jax", dtype: str = "") -> str:
+def export_model(
+    checkpoint: str,
+    out: str,
+    *,
+    format: str = "emu_jax",
+    dtype: str = "",
+    text_encoders: bool = True,
+) -> str:
     """Writes the model at ``checkpoint`` into ``out``; returns one sentence about it.
 
     ``format`` is ``emu_jax`` or one of :data:`PUBLIC`. ``dtype`` of the weights: ``keep``, or a
-    name; by default bfloat16, in public layouts unchanged. Raises UserError for a model that the
+    name; by default bfloat16, in public layouts unchanged. A folder of ours contains its codec and,
+    unless ``text_encoders`` is False, its text encoders. Raises UserError for a model that the
     format cannot represent.
     """
     write = PUBLIC.get(format)
@@ -40,16 +50,44 @@ def export_model(checkpoint: str, out: str, *, format: str = "emu_jax", dtype: s
     # The data's place on the machine of the training is of no use to others.
     for place in ("data_dir", "cache_dir"):
         model.config.get("data", {}).pop(place, None)
+    needed = _include_parts(model.config, out, text_encoders)
     absolute_paths(model.config)
     recorded = ("step", "seed", "frozen", "chosen", "source")
     meta = {name: model.meta[name] for name in recorded if name in model.meta}
     save_model(out, kept, model.config, meta, target)
     size = sum(value.size for value in kept.values())
-    return f"{out}: step {meta.get('step')}, {size:,} parameters as {name}"
+    done = f"{out}: step {meta.get('step')}, {size:,} parameters as {name}"
+    return f"{done}; it also needs {', '.join(needed)}" if needed else done
 
 
-def export_adapter(checkpoint: str, out: str, *, dtype: str = "") -> str:
-    """Writes the LoRA adapter of the run at ``checkpoint``; returns one sentence about it."""
+def _include_parts(config: dict[str, Any], out: str, text_encoders: bool) -> list[str]:
+    """Copies the models that ``config`` names into folders of ``out`` and makes their paths
+    relative; codecs keep their dtype. Returns what stays outside, as "KEY (PATH)".
+
+    Weights that come with emu_jax are not copied, and models of the hub keep their name.
+    """
+    needed = []
+    for key, section, name in opened_paths(config):
+        path = section[name]
+        if not path or path.startswith("builtin:"):
+            continue
+        part = key.split(".")[0]
+        local = "://" not in out and Path(path.split("@")[0]).expanduser().is_dir()
+        if part.endswith("codec") and local:
+            export_model(path, f"{out}/{part}", dtype="keep")
+            section[name] = part
+        elif part == "text" and local and text_encoders:
+            folder = f"text_encoder_{key.split('.')[1]}"
+            copy_encoder_folder(Path(path).expanduser(), Path(out).expanduser() / folder)
+            section[name] = folder
+        else:
+            needed.append(f"{key} ({path})")
+    return needed
+
+
+def export_adapter(checkpoint: str, out: str, *, dtype: str = "", format: str = "diffusers") -> str:
+    """Writes the LoRA adapter of the run at ``checkpoint``, in the layout of diffusers or of kohya;
+    returns one sentence about it."""
     model = load_model(locate(checkpoint))
     config = ConfigDict(model.config)
     lora = make_lora(config)
@@ -63,7 +101,8 @@ def export_adapter(checkpoint: str, out: str, *, dtype: str = "") -> str:
     write_adapter(
         out,
         model.params,
-        lora.alpha / lora.rank,
+        lora.alpha,
+        format=format,
         prefix=folders.get(config.denoiser.kind, similar),
         dtype=jnp.dtype(name),
     )

@@ -14,6 +14,7 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.cost import training_flops
+from emu_jax.assembly.encoders import make_encoders
 from emu_jax.assembly.models import open_model, with_adapter
 from emu_jax.assembly.sections.runs import upgrade
 from emu_jax.assembly.streams import stream_spec
@@ -173,7 +174,8 @@ class Drawer:
 class Generator(Drawer):
     """What a run's folder, ``DIR@step``, an exported model or builtin:NAME draws.
 
-    ``adapter`` is a file in the public layout that is laid over it, ``adapter_scale`` times.
+    ``adapter`` is a file in a public layout that is merged into it and into its text encoders,
+    ``adapter_scale`` times.
     ``changes`` override the sampling settings of its config (steps, guidance_scale, sampler, ...).
     ``fingerprints`` are those of its own weights and of every frozen network. ``chosen`` is the
     step that the run chose when it ended, and why; None where it chose none.
@@ -188,9 +190,10 @@ class Generator(Drawer):
         adapter_scale: float = 1.0,
         **changes: Any,
     ):
-        model = open_model(checkpoint)
+        model, texts = open_model(checkpoint), {}
         if adapter:
-            model = with_adapter(model, adapter, adapter_scale)
+            encoders = make_encoders(ConfigDict(model.config.get("text", {})))
+            model, texts = with_adapter(model, adapter, adapter_scale, encoders)
         config = ConfigDict(model.config)
         upgrade(config)
         if "sampling" not in config:
@@ -198,7 +201,7 @@ class Generator(Drawer):
             raise UserError(f"{checkpoint} is not a text-to-image generator: its task is {task!r}.")
         config.sampling.update({k: v for k, v in changes.items() if v is not None})
         mesh = make_mesh()
-        task, frozen = open_task(config, mesh)
+        task, frozen = open_task(config, mesh, adapters=texts)
         super().__init__(task, config, mesh, frozen, batch_size)
         self.step, self.chosen = model.meta.get("step"), model.meta.get("chosen")
         self.fingerprints = {"weights": model.fingerprint} | {

@@ -11,7 +11,15 @@ from emu_jax.checkpoint.export import save_model
 from emu_jax.checkpoint.foreign import blaming, read_json
 from emu_jax.checkpoint.huggingface import find_pipeline
 from emu_jax.errors import UserError
-from emu_jax.interop import autoencoder, components, pipelines, pixart, single_file, vq
+from emu_jax.interop import (
+    autoencoder,
+    components,
+    pipelines,
+    pixart,
+    schedulers,
+    single_file,
+    vq,
+)
 from emu_jax.interop.files import CONFIG, watched
 
 # The noise settings for training, which no public config has.
@@ -56,7 +64,13 @@ def import_weights(
         raise UserError(f"--out={out} is the folder that is imported: name another.")
     if (folder / pipelines.INDEX).is_file():
         return _import_generator(source, target, compute_dtype, drop_variance)
-    kind = read_json(folder / CONFIG).get("_class_name")
+    settings = read_json(folder / CONFIG)
+    kind = settings.get("_class_name")
+    if kind is None and isinstance(settings.get("config"), dict):
+        raise UserError(
+            f"{folder} is already a model of emu_jax: use it without an import, "
+            f"--checkpoint={folder}."
+        )
     codecs = {
         autoencoder.CLASS: components.import_autoencoder,
         vq.CLASS: components.import_vq,
@@ -71,7 +85,10 @@ def import_weights(
         _save(imported, {"task": "denoiser", "denoiser": imported.sections["denoiser"]}, target)
         return f"{target}: a denoiser alone, for --config.init_from={target}"
     names = ", ".join([*codecs, *denoisers])
-    raise UserError(f"{folder} is a {kind}; use a whole pipeline, or one of {names}.")
+    raise UserError(
+        f"{folder} has the class {kind} (_class_name in {CONFIG}), which is not supported; use a "
+        f"whole pipeline, or one of {names}."
+    )
 
 
 def _import_generator(
@@ -79,7 +96,11 @@ def _import_generator(
 ) -> str:
     imported = pipelines.import_pipeline(source, out, drop_variance)
     _save(imported, generator_config(imported.sections, compute_dtype), out)
-    return _advice(out, imported.sections)
+    advice = _advice(out, imported.sections)
+    replaced = "; ".join(schedulers.replaced(imported.source["scheduler"]))
+    if replaced and imported.sections["codec"]["kind"] != "identity":
+        advice += f"\nSampling differs from that of the scheduler: {replaced}."
+    return advice
 
 
 def generator_config(sections: Mapping[str, Any], compute_dtype: str) -> dict[str, Any]:
@@ -127,9 +148,11 @@ def _advice(out: Path, sections: Mapping[str, Any]) -> str:
     )
     if sections["codec"]["kind"] == "identity":  # no shipped config has these sizes
         return found
-    paths = [f"--config.codec.path={sections['codec']['path']}"]
-    paths += [f"--config.text.{name}.path={x['path']}" for name, x in sections["text"].items()]
-    # The noise of its training, where the family's config has another.
+    paths = [f"--config.codec.path={out / sections['codec']['path']}"]
+    paths += [
+        f"--config.text.{name}.path={out / x['path']}" for name, x in sections["text"].items()
+    ]
+    # The noise of its training, which the config of the family may not have.
     process = sections["process"]
     differs = () if _masks(sections) else ("schedule", "prediction", "shift", "variance")
     paths += [f"--config.process.{key}={process[key]}" for key in differs if key in process]

@@ -1,8 +1,10 @@
 """Models by name: their folders, and adapters merged into their base."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,16 @@ from emu_jax.checkpoint.adapters import read_adapter
 from emu_jax.checkpoint.export import Model, load_model
 from emu_jax.checkpoint.foreign import blaming
 from emu_jax.errors import UserError
+from emu_jax.interop.original_keys import unet_original
 from emu_jax.nn.functional import Params
-from emu_jax.nn.lora import merge
+from emu_jax.nn.lora import UP, merge
 from emu_jax.nn.stack import unstacked
 from emu_jax.tasks.adapting import BASE
+from emu_jax.text.encoder import TextEncoder
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
+# How public files name the text encoders of a pipeline.
+_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def locate(path: str) -> str:
@@ -70,16 +76,38 @@ def open_model(path: str, dtype: Any = np.float32, chain: tuple[str, ...] = ()) 
     )
 
 
-def with_adapter(model: Model, path: str, scale: float = 1.0) -> Model:
-    """``model`` merged with ``scale`` times the adapter of a file in the public layout."""
+def with_adapter(
+    model: Model,
+    path: str,
+    scale: float = 1.0,
+    encoders: Mapping[str, TextEncoder] = MappingProxyType({}),
+) -> tuple[Model, dict[str, dict[str, Any]]]:
+    """``model`` merged with ``scale`` times the adapter of a file in a public layout, and the
+    factors that the file has for text encoders, by their names in the config, likewise scaled.
+
+    ``encoders``: the model's. A public file numbers them in the order of their names.
+    """
     params = unstacked(model.params)
-    adapter, fingerprint = read_adapter(path, params)
+    shapes: dict[str, Any] = dict(params)
+    names = dict(zip(_ENCODERS, sorted(encoders), strict=False))
+    for part, name in names.items():
+        shapes |= {f"{part}/{key}": x for key, x in encoders[name].shapes().items()}
+    denoiser = [key.split("/")[1:] for key in params if key.startswith("denoiser/")]
+    original = unet_original(".".join(parts) for parts in denoiser)
+    adapter, fingerprint = read_adapter(path, shapes, original)
+    texts: dict[str, dict[str, Any]] = {}
+    for key, value in adapter.items():
+        part, _, rest = key.partition("/")
+        if part in names:
+            scaled = value * np.float32(scale) if f"/{UP}/" in key else value
+            texts.setdefault(names[part], {})[rest] = scaled
     whole = merge(params, adapter, scale)
-    return replace(
+    merged = replace(
         model,
         params={name: np.asarray(value) for name, value in whole.items()},
         fingerprint=_together(model.fingerprint, f"{fingerprint} {scale}"),
     )
+    return merged, texts
 
 
 def _together(*fingerprints: str) -> str:

@@ -4,6 +4,7 @@ A task outside this package is added by its config file, which calls :func:`regi
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from emu_jax.checkpoint.paths import is_config_file
 from emu_jax.checkpoint.safetensors_io import place
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
+from emu_jax.nn.lora import merge
 from emu_jax.nn.stack import relaid
 from emu_jax.parallel.placement import ONE_DEVICE, Placement, placement
 from emu_jax.parallel.sharding import shard_params
@@ -45,15 +47,25 @@ def make_task(config: ConfigDict, on: Placement = ONE_DEVICE) -> Task:
 
 
 def open_task(
-    config: ConfigDict, mesh: Mesh, attention: str = "auto"
+    config: ConfigDict,
+    mesh: Mesh,
+    attention: str = "auto",
+    adapters: Mapping[str, Params] = MappingProxyType({}),
 ) -> tuple[Task, dict[str, Params]]:
     """A config's task, ready to run, and its frozen networks in their shards.
+
+    ``adapters``: low-rank factors of frozen networks by their names, merged into them.
 
     ``attention`` is not taken from the config: a model may draw on other devices than those that it
     was trained on.
     """
     task = make_task(config, placement(mesh, attention))
     frozen = place_frozen(task, mesh)
+    for name, factors in adapters.items():
+        frozen[name] = {
+            path: jax.device_put(x.astype(frozen[name][path].dtype), frozen[name][path].sharding)
+            for path, x in merge(frozen[name], factors, 1.0).items()
+        }
     return task.prepare(frozen), frozen
 
 

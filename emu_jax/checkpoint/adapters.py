@@ -1,11 +1,16 @@
-"""Low-rank adapters as people pass them on: ``pytorch_lora_weights.safetensors``.
+"""Low-rank adapters in the public layouts: ``pytorch_lora_weights.safetensors``, and kohya's.
 
-The layout that diffusers' ``load_lora_weights`` and peft read. Beside every adapted module lie its
-two factors, ``unet.<module>.lora_A.weight`` [rank, in] and ``lora_B.weight`` [out, rank]; of
+The first is the layout that diffusers' ``load_lora_weights`` and peft read. Every adapted module
+has two factors, ``unet.<module>.lora_A.weight`` [rank, in] and ``lora_B.weight`` [out, rank]; for
 transformers ``transformer.<module>``. There W' = W + (alpha / rank) B A. Files are written with
-alpha = rank, which every reader takes for granted where nothing is said.
+alpha = rank, which every reader assumes where no alpha is given.
 
-What is read says its alpha otherwise and its modules without the network's name, too:
+Kohya's layout, which most published adapters have, joins the parts of a module's name by "_":
+``lora_unet_<module>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha``; for text encoders
+``lora_te_``, ``lora_te1_`` and ``lora_te2_``. For Stable Diffusion XL modules often have the names
+of the original layout (``input_blocks_4_1_...``).
+
+Alpha is read from any of these places:
 
     <file's header>         unet.lora_alpha       diffusers' ``save_lora_weights``
     <file's header>         lora_alpha            diffusers' ``save_lora_adapter``
@@ -14,13 +19,15 @@ What is read says its alpha otherwise and its modules without the network's name
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from emu_jax.checkpoint.foreign import entry, parse_json, read_json
+from emu_jax.checkpoint.adapter_factors import ENDINGS, REFUSED, factors, fitted
+from emu_jax.checkpoint.adapter_settings import Settings, read_settings
+from emu_jax.checkpoint.foreign import parse_json, read_json
 from emu_jax.checkpoint.safetensors_io import (
     fingerprint_params,
     iter_safetensors,
@@ -33,15 +40,35 @@ from emu_jax.nn.stack import unstacked
 from emu_jax.nn.torch_layout import from_layout, to_torch
 
 FILE = "pytorch_lora_weights.safetensors"
+FORMATS = ("diffusers", "kohya")
 _PEFT, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# What precedes a module's name in a file -> the network that it is of.
-_NETWORKS = {"unet": "denoiser", "transformer": "denoiser", "conditioner": "conditioner"}
-# How peft spells a factor, and diffusers did over the years.
+# First part of a module's name in a file -> the network.
+_NETWORKS = {
+    "unet": "denoiser",
+    "transformer": "denoiser",
+    "conditioner": "conditioner",
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+    "text_encoder_3": "text_encoder_3",
+}
+# The same in kohya's layout, where the separator is "_".
+_KOHYA = {
+    "lora_unet_": "denoiser",
+    "lora_transformer_": "denoiser",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
+}
+# How peft spells a factor, and how diffusers did over the years.
 _SPELLINGS = (
     (r"^base_model\.model\.", ""),
     (r"\.processor\.", "."),
+    (r"\.lora_linear_layer\.(?=down|up)", ".lora."),
     (r"\.to_out_lora\.", ".to_out.0.lora."),
     (r"\.(\w+)_lora\.(?=down|up)", r".\1.lora."),
+    (r"\.self_attn\.to_([qkv])\.", r".self_attn.\1_proj."),
+    (r"\.self_attn\.to_out\.0\.", ".self_attn.out_proj."),
     (r"\.lora\.down\.weight$", f".{DOWN}.weight"),
     (r"\.lora\.up\.weight$", f".{UP}.weight"),
 )
@@ -49,57 +76,110 @@ _METADATA = "lora_adapter_metadata"
 
 
 def write_adapter(
-    folder: str, adapter: Mapping[str, Any], scale: float, *, prefix: str, dtype: Any
+    folder: str,
+    adapter: Mapping[str, Any],
+    alpha: float,
+    *,
+    prefix: str,
+    dtype: Any,
+    format: str = "diffusers",
 ) -> None:
-    """``adapter`` (as :class:`emu_jax.nn.lora.Lora` trains it) with ``scale`` multiplied into B.
+    """``adapter`` (as :class:`emu_jax.nn.lora.Lora` trains it) with its ``alpha``, which the layout
+    of diffusers has no place for: there alpha / rank is multiplied into B.
 
     ``prefix`` stands for the denoiser: "unet" or "transformer".
+
+    Raises:
+      UserError: kohya's layout, and not only a U-Net is adapted.
     """
-    scaled = {}
+    named = {}
     for path, value in unstacked(adapter).items():
         host = np.asarray(value, np.float32)
         head, _, rest = path.partition("/")
-        named = f"{prefix if head == 'denoiser' else head}/{rest}"
-        scaled[named] = (host * scale if f"/{UP}/" in path else host).astype(dtype)
+        if format == "kohya" and (head, prefix) != ("denoiser", "unet"):
+            raise UserError(
+                f"The layout of kohya has names for U-Nets only, and this adapter has factors of "
+                f"the {head if head != 'denoiser' else prefix}; use --format=diffusers."
+            )
+        if format == "diffusers" and f"/{UP}/" in path:
+            host = host * (alpha / host.shape[-2])
+        named[f"{prefix if head == 'denoiser' else head}/{rest}"] = host.astype(dtype)
+    tensors = to_torch(named)
+    if format == "kohya":
+        tensors = _kohya(tensors, alpha)
     target = epath.Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    write_safetensors(str(target / FILE), to_torch(scaled))
+    write_safetensors(str(target / FILE), tensors)
 
 
-def read_adapter(path: str, shapes: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], str]:
+def _kohya(tensors: Mapping[str, np.ndarray], alpha: float) -> dict[str, np.ndarray]:
+    """The tensors of a U-Net's adapter in kohya's names, each module with its alpha."""
+    found = {}
+    for name, value in tensors.items():
+        for old, new in ((DOWN, "lora_down"), (UP, "lora_up")):
+            module = name.removesuffix(f".{old}.weight")
+            if module != name:
+                flat = "lora_" + module.replace(".", "_")
+                found[f"{flat}.{new}.weight"] = value
+                found[f"{flat}.alpha"] = np.array(alpha, np.float32)
+    return found
+
+
+def read_adapter(
+    path: str,
+    shapes: Mapping[str, Any],
+    original: Callable[[str], str] | None = None,
+) -> tuple[dict[str, np.ndarray], str]:
     """(factors for a model of these ``shapes``, fingerprint); to be merged with a scale of 1.
 
-    ``path``: a file, or a folder with one, peft's too. ``shapes``: path -> anything with a shape,
-    every layer under its own number.
+    ``path``: a file, or a folder with one, also a folder of peft. ``shapes``: path -> anything with
+    a shape, every layer under its own number: those of the generator, and of the text encoders
+    under ``text_encoder/``, ``text_encoder_2/``, ... ``original``: the name of a denoiser's module
+    in the original layout.
 
     Raises:
-      UserError: it is of another model, or damaged.
+      UserError: an adapter of another model, or of a kind that is not supported, or damaged.
     """
     place = epath.Path(path).expanduser()
     if place.is_dir():
         place /= FILE if (place / FILE).exists() or not (place / _PEFT).exists() else _PEFT
     file = str(place)
     tensors = {_current(name): value for name, value in iter_safetensors(file)}
-    if not any(name.endswith(f".{DOWN}.weight") for name in tensors):
-        raise UserError(f"{file} is no adapter: it has no {DOWN}.weight.")
-    said = _said(place)
-    kernels = {_module(p): p for p in shapes if p.endswith("/kernel")}
+    for name in tensors:
+        kind = next((kind for end, kind in REFUSED.items() if name.endswith(end)), None)
+        if kind:
+            raise UserError(
+                f"{file} is {kind} ({name}), which is not supported: merge it into its base with "
+                "the program that made it, and import the result."
+            )
+    if not any(name.endswith(end) for name in tensors for end in ENDINGS):
+        raise UserError(
+            f"{file} is not an adapter: no tensor is a factor, such as MODULE.{DOWN}.weight or "
+            "lora_unet_MODULE.lora_down.weight."
+        )
+    settings, kernels = _settings(place), _spellings(shapes, original or (lambda name: name))
     adapter, unknown = {}, []
-    for module, (down, up, alpha) in _modules(file, tensors):
-        network, _, name = module.partition(".")
-        if network not in _NETWORKS:  # a lone network's file need not name it
-            network, name = "", module
-        kernel = kernels.get(f"{_NETWORKS.get(network, 'denoiser')}.{name}")
-        if kernel is None:
+    for module, found in _modules(file, tensors):
+        if module not in kernels:
             unknown.append(module)
             continue
-        rank = down.shape[0]
-        if alpha is None:
-            alpha = said.get(network, rank)
+        kernel, (head, name) = kernels[module], _split(module)
+        shape = tuple(shapes[kernel].shape)
+        made = fitted(factors(module, found, shape, file), shape)
+        if made is None:
+            raise UserError(
+                f"{file}: the factors of {module} are of another size than this model's kernel "
+                f"{list(shape)}."
+            )
+        scale = 1.0
+        if made.rank is not None and made.alpha is not None:
+            scale = made.alpha / made.rank
+        elif made.rank is not None:
+            own = settings.get(head) or settings.get("") or Settings()
+            scale = own.scale(name, made.rank)
         a, b = factor(kernel, DOWN), factor(kernel, UP)
-        adapter[a] = from_layout(a, down.astype(np.float32))
-        adapter[b] = from_layout(b, up.astype(np.float32)) * np.float32(alpha / rank)
-        _same_shape(file, module, adapter[a], adapter[b], tuple(shapes[kernel].shape))
+        adapter[a] = from_layout(a, made.down)
+        adapter[b] = from_layout(b, made.up) * np.float32(scale)
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise UserError(
@@ -108,60 +188,60 @@ def read_adapter(path: str, shapes: Mapping[str, Any]) -> tuple[dict[str, np.nda
     return adapter, fingerprint_params(tensors)
 
 
-def _modules(file: str, tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Any]]:
-    """Each module's name and its (A, B, alpha or None), in torch's layout."""
-    ends = (f".{DOWN}.weight", f".{UP}.weight", ".alpha")
+def _spellings(shapes: Mapping[str, Any], original: Callable[[str], str]) -> dict[str, str]:
+    """Every name that a file may have for an adapted module -> its kernel."""
+    found: dict[str, str] = {}
+    for path in shapes:
+        network, _, module = path.removesuffix("/kernel").replace("/", ".").partition(".")
+        if not path.endswith("/kernel"):
+            continue
+        # Text encoders are saved with and without this prefix.
+        names = {module, module.removeprefix("text_model.")}
+        if network == "denoiser":
+            found[module] = path  # the file of a single network need not name it
+        for head, home in _NETWORKS.items():
+            if home == network:
+                found |= {f"{head}.{name}": path for name in names}
+        if network == "denoiser":
+            names |= {original(module)}
+        for head, home in _KOHYA.items():
+            if home == network:
+                found |= {head + name.replace(".", "_"): path for name in names}
+    return found
+
+
+def _modules(
+    file: str, tensors: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Each module's name and its tensors by the names of ``ENDINGS``."""
     modules: dict[str, dict[str, np.ndarray]] = {}
     for name, value in tensors.items():
-        end = next((end for end in ends if name.endswith(end)), None)
+        end = next((end for end in ENDINGS if name.endswith(end)), None)
         if end is None:
-            raise UserError(f"{file} holds {name}, which is no factor of an adapter.")
-        modules.setdefault(name.removesuffix(end), {})[end] = value
-    for module, found in modules.items():
-        if len(found.keys() & set(ends[:2])) < 2:
-            raise UserError(f"{file} lacks one of the two factors of {module}.")
-        alpha, (down, up) = found.get(".alpha"), (found[end] for end in ends[:2])
-        if alpha is not None and alpha.size != 1:
-            raise UserError(f"{file}: {module}.alpha is {list(alpha.shape)}, not one number.")
-        if down.ndim not in (2, 4) or down.ndim != up.ndim or not down.size:
-            raise UserError(
-                f"{file}: the factors of {module} are {list(down.shape)} and {list(up.shape)}, "
-                "which are not two matrices."
-            )
-        yield module, (down, up, None if alpha is None else float(alpha.reshape(())))
+            raise UserError(f"{file} contains {name}, which is not a factor of an adapter.")
+        modules.setdefault(name.removesuffix(end), {})[ENDINGS[end]] = value
+    yield from modules.items()
 
 
-def _said(file: epath.Path) -> dict[str, float]:
-    """Network ("": the only one) -> its alpha, where there is one said."""
+def _split(module: str) -> tuple[str, str]:
+    """(network as the file names it, rest of the name); "" where it names none."""
+    head, _, name = module.partition(".")
+    return (head, name) if head in _NETWORKS else ("", module)
+
+
+def _settings(file: epath.Path) -> dict[str, Settings]:
+    """Network ("": the only one) -> its settings, where there are any."""
     if file.name == _PEFT:
         beside = file.parent / _PEFT_CONFIG
         if not beside.exists():
-            raise UserError(f"{file} counts what {_PEFT_CONFIG} says, which is not beside it.")
-        settings, source = read_json(beside), str(beside)
-    else:
-        text = read_metadata(str(file)).get(_METADATA, "{}")
-        settings, source = parse_json(text.encode(), f"{_METADATA} in {file}"), str(file)
-    said = {}
-    for name, value in settings.items():
+            raise UserError(f"{file} needs {_PEFT_CONFIG}, which is not in the same folder.")
+        return {"": read_settings(read_json(beside), beside)}
+    text = read_metadata(str(file)).get(_METADATA, "{}")
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in parse_json(text.encode(), f"{_METADATA} in {file}").items():
         network, _, key = name.rpartition(".")
-        if key == "lora_alpha":
-            said[network] = float(entry(settings, name, (int, float), source))
-        elif key in ("alpha_pattern", "use_rslora", "use_dora") and value:
-            raise UserError(f"{file} says {name}, which is not supported: merge it where it is.")
-    return said
-
-
-def _same_shape(file: str, module: str, a: np.ndarray, b: np.ndarray, wanted: tuple) -> None:
-    fits = a.ndim == b.ndim == len(wanted) and a.shape[-1] == b.shape[-2]
-    if not fits or (*a.shape[:-1], b.shape[-1]) != wanted:
-        raise UserError(
-            f"{file}: the factors of {module} are of another size than this model's kernel "
-            f"{list(wanted)}."
-        )
-
-
-def _module(path: str) -> str:
-    return path.removesuffix("/kernel").replace("/", ".")
+        found.setdefault(network, {})[key] = value
+    return {network: read_settings(entries, file) for network, entries in found.items()}
 
 
 def _current(name: str) -> str:

@@ -57,7 +57,7 @@ def pipeline_patterns(subfolder: str, variant: str, pickle: bool) -> tuple[list[
     names = [f".{variant}", f".{variant}-*"] if variant else [""]
     kinds = [".safetensors", *([".bin"] if pickle else [])]
     ends = [name + kind for name in names for kind in kinds]
-    stems = ("model", "diffusion_pytorch_model")
+    stems = ("model", "diffusion_pytorch_model", "pytorch_model")
     wanted = [f"{head}{stem}*{end}" for stem in stems for end in ends]
     wanted += ["model_index.json", *(f"{head}*{end}" for end in (".json", ".txt", ".model"))]
     # A variant's name stands between two dots.

@@ -10,9 +10,9 @@ needs to know where a config came from:
   contains no ``..``, and no symbolic link leads it out of the folder.
 - ``builtin:NAME`` names the weights that come with emu_jax.
 - Every other path is opened as it was recorded in training: an absolute path, a path relative to
-  the working directory, the name of a model on the hub. A run records its paths this way, and so
-  do its checkpoints and its exports. Whatever such a path names is read as a model, that is as
-  JSON and tensors, under the same rules.
+  the working directory, the name of a model on the hub. A run and its checkpoints record their
+  paths this way; exports and imports contain what they name (:func:`opened_paths` lists it).
+  Whatever such a path names is read as a model, that is as JSON and tensors, under the same rules.
 
 An index of shards names files: :func:`file_in` finds them, in the folder of the index only.
 """
@@ -43,7 +43,7 @@ def checked_config(config: Any, where: str, folder: epath.Path | None = None) ->
     """A stored config under the rules above. ``where``: the file or checkpoint, for messages.
 
     ``folder``: the exported folder that the config lies in; None for a checkpoint. Paths of what
-    lies in the folder are returned with the folder in front.
+    lies in the folder are returned as absolute paths.
 
     Raises:
       UserError: not a config, or a path that breaks a rule; the message names the key.
@@ -59,7 +59,7 @@ def checked_config(config: Any, where: str, folder: epath.Path | None = None) ->
     for key, section in _sections(config):
         if section is not None and not isinstance(section, dict):
             raise UserError(f"{key} in {where} is {section!r}; it must be a section, an object.")
-    for key, section, name in _opened(config):
+    for key, section, name in opened_paths(config):
         path = section[name]
         if path is not None and not isinstance(path, str):
             raise UserError(f"{key} in {where} is {path!r}; it must be a path.")
@@ -78,7 +78,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _opened(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+def opened_paths(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     """(dotted key, section, key in the section) of each path that is opened to use the model."""
     for key, section in _sections(config):
         if section and (key.startswith("text.") or key.endswith("codec")) and "path" in section:
@@ -109,14 +109,19 @@ def _inside(folder: epath.Path, path: str, what: str) -> str:
         raise UserError(
             f"{what}, a symbolic link out of the model folder: write the path of its target."
         )
-    return str(found)
+    name = os.fspath(found)
+    return name if "://" in name else os.path.abspath(name)
 
 
 def absolute_paths(config: dict[str, Any]) -> None:
-    """Makes relative paths with ``..``, which an exported folder may not have, absolute."""
-    for _, section, name in _opened(config):
-        if section[name] and ".." in PurePosixPath(section[name]).parts:
-            section[name] = os.path.abspath(section[name])
+    """Makes absolute what an exported folder would not find: a relative path with ``..``, or one
+    that exists in the working directory."""
+    for _, section, name in opened_paths(config):
+        path = section[name]
+        if not path or path.startswith(("/", "~", "builtin:")) or "://" in path:
+            continue
+        if ".." in PurePosixPath(path).parts or os.path.exists(path):
+            section[name] = os.path.abspath(path)
 
 
 # File names --------------------------------------------------------------------------------------

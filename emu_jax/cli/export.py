@@ -1,11 +1,12 @@
 """``emu-jax export CHECKPOINT --out DIR``: writes a run's weights as a model folder to pass on.
 
-The folder holds ``config.json`` and ``model.safetensors``: the averaged weights where the run keeps
-an average, and what the task measured (a latent space's shift and scale). With
-``--format=diffusers`` it is a pipeline, or for an autoencoder the component, in diffusers' layout;
-with ``--format=single_file`` one file in the original layout of Stable Diffusion 1.5 or XL base.
-An adapter is merged into its base, or with ``--adapter`` written by itself in the layout of
-diffusers' ``load_lora_weights``.
+The folder contains ``config.json`` and ``model.safetensors``: the averaged weights where the run
+keeps an average, and what the task measured (a latent space's shift and scale). The codec and the
+text encoders are copied into it, so that it can be moved; ``--without_text_encoders`` leaves the
+latter out. With ``--format=diffusers`` it is a pipeline, or for an autoencoder the component, in
+diffusers' layout; with ``--format=single_file`` one file in the original layout of Stable Diffusion
+1.5 or XL base. An adapter is merged into its base, or with ``--adapter`` written by itself in the
+layout of diffusers' ``load_lora_weights`` or, with ``--format=kohya``, in kohya's.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,10 @@ def main(argv: Sequence[str]) -> int:
         "--out", type=model, required=True, help="folder for the model, or a single file"
     )
     parser.add_argument(
-        "--format", default="emu_jax", choices=("emu_jax", "diffusers", "single_file")
+        "--format",
+        default="",
+        choices=("emu_jax", "diffusers", "single_file", "kohya"),
+        help="layout; by default emu_jax, and diffusers for --adapter, which also knows kohya",
     )
     parser.add_argument(
         "--dtype",
@@ -30,9 +34,16 @@ def main(argv: Sequence[str]) -> int:
         help="dtype of the weights; by default bfloat16, in public layouts unchanged",
     )
     parser.add_argument("--adapter", action="store_true", help="write a LoRA run's adapter alone")
+    parser.add_argument(
+        "--without_text_encoders",
+        action="store_true",
+        help="do not copy text encoders into the folder: it then needs them where they are",
+    )
     arguments = parser.parse_args(argv)
-    if arguments.adapter and arguments.format != "emu_jax":
-        raise UserError("--adapter has one layout, which diffusers reads: leave --format out.")
+    if arguments.adapter and arguments.format not in ("", "diffusers", "kohya"):
+        raise UserError("--adapter is written with --format=diffusers or --format=kohya.")
+    if arguments.format == "kohya" and not arguments.adapter:
+        raise UserError("--format=kohya is a layout of adapters: add --adapter.")
     if arguments.format == "single_file" and not arguments.out.endswith(".safetensors"):
         raise UserError(f"--format=single_file needs a file, --out={arguments.out}.safetensors.")
 
@@ -40,7 +51,10 @@ def main(argv: Sequence[str]) -> int:
 
     checkpoint, out, dtype = arguments.checkpoint, arguments.out, arguments.dtype
     if arguments.adapter:
-        print(export_adapter(checkpoint, out, dtype=dtype))
+        layout = arguments.format or "diffusers"
+        print(export_adapter(checkpoint, out, dtype=dtype, format=layout))
     else:
-        print(export_model(checkpoint, out, format=arguments.format, dtype=dtype))
+        include = not arguments.without_text_encoders
+        format = arguments.format or "emu_jax"
+        print(export_model(checkpoint, out, format=format, dtype=dtype, text_encoders=include))
     return 0

@@ -1,7 +1,7 @@
 """diffusers' AutoencoderKL <-> our autoencoding model: network, latent shift and scale.
 
-Ours takes latents to zero mean and unit variance by z = (raw - shift) / scale, a figure a channel;
-the public ones by z = (raw - shift_factor) * scaling_factor, one figure for all.
+Ours normalizes latents by z = (raw - shift) / scale, with one shift and scale for each channel. The
+public class uses z = (raw - shift_factor) * scaling_factor, with one number for all channels.
 """
 
 from collections.abc import Mapping
@@ -33,13 +33,13 @@ DEFAULTS: dict[str, Any] = dict(
     use_post_quant_conv=True,
     mid_block_add_attention=True,
 )
-# Read below, or (a picture's side, a precision) of no effect on the network's mathematics.
+# Read below, or without effect on the network's mathematics (image size, precision).
 _READ = {
     *("down_block_types", "up_block_types", "block_out_channels", "layers_per_block"),
     *("latent_channels", "norm_num_groups", "sample_size", "scaling_factor", "shift_factor"),
     *("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"),
 }
-# How files older than today's attention class spell its four layers.
+# Old names of the four layers of attention, from before the current attention class.
 _OLD = {
     ".query.": ".to_q.",
     ".key.": ".to_k.",
@@ -49,7 +49,7 @@ _OLD = {
 
 
 def current_key(key: str) -> str:
-    """A file's key in today's spelling."""
+    """A file's key in the current spelling."""
     if ".attentions." in key:
         for old, new in _OLD.items():
             key = key.replace(old, new)
@@ -57,11 +57,14 @@ def current_key(key: str) -> str:
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of :class:`emu_jax.nn.autoencoder.Autoencoder` of a config.json."""
+    """The arguments of :class:`emu_jax.nn.autoencoder.Autoencoder` for a config.json."""
     c = complete(config, DEFAULTS, _READ, CLASS)
     require_stages(c, CLASS)
     if c["use_quant_conv"] != c["use_post_quant_conv"]:
-        raise UserError(f"This {CLASS} has a quant_conv on one side of its latents only.")
+        raise UserError(
+            f"This {CLASS} has only one of quant_conv and post_quant_conv; both or neither are "
+            "supported."
+        )
     return dict(
         latent_channels=c["latent_channels"],
         widths=c["block_out_channels"],
@@ -73,38 +76,44 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_stages(c: Mapping[str, Any], kind: str) -> None:
-    """Refuses a ``kind`` whose stages are not all of one block's kind down, and of one up."""
+    """Refuses a ``kind`` whose encoder or decoder has different types of blocks."""
     for key, block in (
         ("down_block_types", "DownEncoderBlock2D"),
         ("up_block_types", "UpDecoderBlock2D"),
     ):
         if c[key] != [block] * len(c["block_out_channels"]):
-            raise UserError(f"This {kind} has {key} = {c[key]}, which is not known here.")
+            raise UserError(f"This {kind} has {key} = {c[key]}, which is not supported.")
 
 
 def latent_figures(config: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(shift, scale), fp32 [channels], of a config.json."""
+    """(shift, scale) of a config.json, fp32 [channels]."""
     c = {**DEFAULTS, **config}
     shape = (c["latent_channels"],)
     shift, factor = c["shift_factor"] or 0.0, c["scaling_factor"]
+    if factor is None or not 0 < factor < np.inf:
+        raise UserError(
+            f"This {CLASS} has scaling_factor = {factor!r}; it must be a number above 0, e.g. "
+            f"{DEFAULTS['scaling_factor']}."
+        )
     return np.full(shape, shift, np.float32), np.full(shape, 1 / factor, np.float32)
 
 
 def to_config(
     arguments: Mapping[str, Any], shift: np.ndarray, scale: np.ndarray, side: int
 ) -> dict[str, Any]:
-    """config.json, complete, of an autoencoder's arguments and its latent figures [channels].
+    """The complete config.json for an autoencoder's arguments and its latent shift and scale
+    [channels].
 
     Raises:
       UserError: a network or a latent space that the public class does not have.
     """
     a = require_symmetric(arguments, CLASS)
     if a.get("zero_to_one"):
-        raise UserError(f"{CLASS} has pictures in [-1, 1], not in [0, 1] (zero_to_one).")
+        raise UserError(f"{CLASS} has images in [-1, 1], not in [0, 1] (zero_to_one).")
     if np.ptp(shift) or np.ptp(scale):
         raise UserError(
-            f"{CLASS} has one shift and one scale for all latent channels: this autoencoder's, "
-            "measured after its training, differ from channel to channel."
+            f"{CLASS} has one shift and one scale for all latent channels; those of this "
+            "autoencoder, measured after training, differ from channel to channel."
         )
     return DEFAULTS | dict(
         _class_name=CLASS,
@@ -122,8 +131,8 @@ def require_symmetric(arguments: Mapping[str, Any], kind: str) -> dict[str, Any]
     """An autoencoder's arguments as in JSON.
 
     Raises:
-      UserError: Fourier features, or a decoder that is not the encoder's mirror image, of which
-        ``kind`` knows nothing.
+      UserError: Fourier features, or a decoder that is not the mirror image of the encoder, which
+        ``kind`` does not have.
     """
     a: dict[str, Any] = {key: plain(value) for key, value in arguments.items() if value is not None}
     widths, blocks = a["widths"], a["blocks"]
@@ -135,14 +144,14 @@ def require_symmetric(arguments: Mapping[str, Any], kind: str) -> dict[str, Any]
         blocks + 1
     ):
         raise UserError(
-            f"{kind} has a decoder of the encoder's widths and one block a stage more: this "
-            "autoencoder's is another."
+            f"{kind} has a decoder with the encoder's widths and one more block per stage, "
+            "which this autoencoder does not have."
         )
     return a
 
 
 def stages(a: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of encoder and decoder that public autoencoders share."""
+    """The settings of encoder and decoder, which are the same for both public classes."""
     widths = a["widths"]
     return dict(
         down_block_types=["DownEncoderBlock2D"] * len(widths),
@@ -155,5 +164,5 @@ def stages(a: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shortest(value: Any) -> float:
-    """The fewest digits that are the same number in fp32."""
+    """The shortest decimal number that is equal in fp32."""
     return float(str(np.float32(value)))

@@ -1,8 +1,8 @@
-"""Components of public pipelines, one by one: weights and config.json <-> what ours are.
+"""Components of public pipelines: weights and config.json <-> parameters and arguments of ours.
 
-A denoiser of either kind becomes parameters under ``denoiser/`` and its constructor's arguments, an
-autoencoder a model of its own. On the way out everything that the public class cannot say is
-refused by a ``prepare_...`` function, before anything is written.
+A denoiser becomes parameters under ``denoiser/`` and the arguments of its constructor; an
+autoencoder becomes a model of its own. An export refuses, in a ``prepare_...`` function and before
+anything is written, everything that the public class cannot represent.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,19 +47,19 @@ from emu_jax.nn.pixart import PixArt
 from emu_jax.nn.unet import UNet
 from emu_jax.nn.uvit import UVit
 
-# What the network is told of by what it is joined to, and so no part of ``config.denoiser``.
+# Arguments that follow from the networks around it, and so are not part of ``config.denoiser``.
 _FROM_OTHERS = ("in_channels", "out_channels", "vector_width", "codes", "level")
-# How a denoiser is computed and not what.
+# How a denoiser is computed, which does not change its result.
 _ASIDE = ("kind", "scan", "remat")
 LATENT_SHIFT, LATENT_SCALE = "latent/shift", "latent/scale"
 CODEBOOK = "codebook/embedding"
 
 
 class Parts(Protocol):
-    """A pipeline's parts, by the names that their folders have in diffusers' layout."""
+    """The parts of a pipeline, by the names of their folders in the layout of diffusers."""
 
     def where(self, name: str = "") -> str:
-        """What a message calls the part."""
+        """The name of the part in messages."""
         ...
 
     def settings(self, name: str = "", file: str = CONFIG) -> dict[str, Any]:
@@ -67,17 +67,17 @@ class Parts(Protocol):
         ...
 
     def weights(self, name: str = "", stem: str = DIFFUSERS) -> Lazy:
-        """A part's tensors, in diffusers' or transformers' keys."""
+        """A part's tensors, with the keys of diffusers or transformers."""
         ...
 
     def copy_tokenizer(self, name: str, target: Path) -> None:
-        """Writes a tokenizer's folder."""
+        """Writes the folder of a tokenizer."""
         ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder, which of its weights are meant, and whether a pickle may be opened."""
+    """A folder, the variant of its weights, and whether a pickle may be opened."""
 
     folder: Path
     variant: str = ""
@@ -89,7 +89,7 @@ class Source:
     def settings(self, name: str = "", file: str = CONFIG) -> dict[str, Any]:
         path = self.folder / name / file
         if path.is_file():
-            # What it says may be copied: not the content of a file elsewhere, by a link.
+            # The content may be copied, so a link may not bring in a file from elsewhere.
             file_in(epath.Path(self.folder), f"{name}/{file}".lstrip("/"), self.folder)
         return read_json(path)
 
@@ -102,7 +102,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Imported:
-    """Sections of a config, parameters, and the public config files that they came from."""
+    """Sections of a config, parameters, and the public config files that they were read from."""
 
     sections: dict[str, Any]
     params: Lazy
@@ -111,7 +111,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class Component:
-    """A part on its way out: its config.json and its tensors, in diffusers' keys."""
+    """A part to be exported: its config.json and its tensors, with the keys of diffusers."""
 
     config: dict[str, Any]
     tensors: Lazy
@@ -145,11 +145,11 @@ DENOISERS = (UNET, UVIT, PIXART, MMDIT)
 
 
 def import_denoiser(source: Parts, kind: Denoiser, name: str = "") -> Imported:
-    """A denoiser: parameters and the constructor's arguments."""
+    """A denoiser: parameters and the arguments of its constructor."""
     config = source.settings(name)
     arguments = kind.public.arguments(config)
     params = to_params(source.weights(name), kind.shapes(arguments), source.where(name))
-    # The text's width: of what it is given, which may not be what it attends with.
+    # The width of the text comes from the encoders; a projection may attend with another width.
     others = {*_FROM_OTHERS, "text_width" if arguments.get("text_width") else "context_width"}
     own = {key: value for key, value in arguments.items() if key not in others}
     sections = dict(denoiser={"kind": kind.kind, **own}, arguments=arguments)
@@ -157,7 +157,7 @@ def import_denoiser(source: Parts, kind: Denoiser, name: str = "") -> Imported:
 
 
 def import_autoencoder(source: Parts, name: str = "") -> Imported:
-    """An autoencoding model, with its latent figures."""
+    """An autoencoding model, with its latent shift and scale."""
     config = source.settings(name)
     arguments = autoencoder.arguments(config)
     shapes = Network(partial(_build, Autoencoder, arguments)).shapes()
@@ -191,7 +191,7 @@ def _vq_shapes(sections: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def import_text_encoder(source: Parts, name: str, out: Path) -> None:
-    """A text encoder and its tokenizer, as they are, into folders of ``out``."""
+    """Copies a text encoder and its tokenizer into folders of ``out``, unchanged."""
     tensors = source.weights(name, TRANSFORMERS)
     write_component(out / name, source.settings(name), tensors, TRANSFORMERS)
     tokenizer = tokenizer_folder_of(name)
@@ -199,7 +199,7 @@ def import_text_encoder(source: Parts, name: str, out: Path) -> None:
 
 
 def save_autoencoder(imported: Imported, out: Path) -> None:
-    """As a model folder of ours."""
+    """Writes a model folder of ours."""
     config = {"task": "autoencoding", **imported.sections}
     params = watched(imported.params, "codec", passes=2)
     save_model(str(out), params, config, {"step": 0, "source": imported.source}, dtype=None)
@@ -225,7 +225,7 @@ def prepare_denoiser(model: Model, side: int, conditioner: Mapping[str, Any]) ->
     params = _under("denoiser", model.params)
     arguments = section | kind.public.measured(params)
     if len(params) != len(kind.shapes(arguments)):
-        raise UserError("The model's denoiser is not the one that its config describes.")
+        raise UserError("The parameters of the model's denoiser do not match its config.")
     features = conditioner.get("size_features")
     if kind is UVIT:
         source = model.meta.get("source", {}).get(kind.folder, {})
@@ -276,7 +276,7 @@ def prepare_autoencoder(model: Model, side: int) -> Component:
 
 
 def export_text_encoder(folder: Path, name: str, out: Path) -> None:
-    """The inverse of :func:`import_text_encoder`; the tokenizer may lie in the encoder's folder."""
+    """The inverse of :func:`import_text_encoder`. The tokenizer may be in the encoder's folder."""
     copy_encoder(folder, out / name)
     tokenizer = folder.parent / tokenizer_folder_of(folder.name)
     copy_small(tokenizer if tokenizer.is_dir() else folder, out / tokenizer_folder_of(name))
@@ -285,7 +285,7 @@ def export_text_encoder(folder: Path, name: str, out: Path) -> None:
 def as_it_came(
     model: Model, part: str, own: dict[str, Any], meaning: Callable[[Any], Any], wanted: Any
 ) -> dict[str, Any]:
-    """The public file of a part as it was imported, if it still means what is ``wanted``, else
+    """The public config file of a part as it was imported, if its meaning is still ``wanted``, else
     ``own``."""
     source = model.meta.get("source", {}).get(part)
     if source is not None and plain(meaning(source)) == plain(wanted):

@@ -1,8 +1,8 @@
-"""DeepFloyd IF's two pipelines: pixels drawn from a text, or from a text and a smaller picture.
+"""The two pipelines of DeepFloyd IF: images from a text, or from a text and a smaller image.
 
-The U-Net itself projects and pools T5's states, attends to their padding, and says in a second half
-of its channels how much noise a step is to put in anew (``process.variance``). Its pipelines cannot
-do without that half: of a generator that has none it is written as zeros, which nobody reads.
+The U-Net projects and pools the states of T5, attends to their padding, and predicts a variance in
+a second half of its channels (``process.variance``). The pipelines need that half. For a generator
+without it, zeros are written there, which are never used.
 """
 
 from collections.abc import Mapping
@@ -37,8 +37,8 @@ _NOISING = "image_noising_scheduler"
 _CHANNELS = 3
 _TEXT = dict(kind="t5", length=77, null="empty", padding="attended", lowercase=True)
 _UNTOLD = dict(length=77, null="empty", padding="masked", lowercase=False)
-# What the pipelines take where they are told nothing, and no file says: stage II makes 256 pixels
-# of 64 and is shown them at noise_level 250.
+# Defaults of the pipelines, which are in no file: stage II makes 256 pixels from 64, and its input
+# image has noise_level 250.
 _SAMPLING = {
     BASE: dict(steps=100, guidance_scale=7.0),
     SUPER: dict(steps=50, guidance_scale=4.0),
@@ -55,14 +55,14 @@ def import_pixels(
 ) -> Imported:
     """The generator; its text encoder is written to a folder in ``out``.
 
-    ``drop_variance``: the half of the last convolution that says a variance is left behind.
+    ``drop_variance``: without the half of the last convolution that predicts a variance.
     """
     kind = index["_class_name"]
     for name in ("text_encoder", "tokenizer"):
         if not (index.get(name) or [None])[0]:
             raise UserError(
-                f"{source.where()} has no {name}: put that of stage I beside its unet, and its "
-                f"line into {INDEX}."
+                f"{source.where()} has no {name}: copy the folder {name} of stage I into it, and "
+                f"the entry into {INDEX}."
             )
     public = source.settings(UNET.folder)
     _require_structure(kind, unet.DEFAULTS | public, source)
@@ -76,24 +76,24 @@ def import_pixels(
     params = denoiser.params
     if drop_variance:
         params, process = _without_variance(params), dict(process, variance="fixed")
+    image_size = square(public)
 
     import_text_encoder(source, "text_encoder", out)
-    place = str((out / "text_encoder").absolute())
     sections = dict(
         codec=dict(kind="identity"),
-        text=dict(t5=dict(_TEXT, path=place, dtype="float32")),
+        text=dict(t5=dict(_TEXT, path="text_encoder", dtype="float32")),
         conditioner=dict(width=0, combine="tokens", size_features=0),
         denoiser=denoiser.sections["denoiser"],
         low_resolution=low,
         process=process,
         sampling=dict(sampling, **_SAMPLING[kind]),
-        image_size=square(public),
+        image_size=image_size,
     )
     return Imported(sections, params, files)
 
 
 def _require_structure(kind: str, public: Mapping[str, Any], source: Parts) -> None:
-    """Raises a UserError where the U-Net is told or says other things than the pipeline has."""
+    """Raises a UserError where the U-Net has other inputs or outputs than the pipeline."""
     enlarges = kind == SUPER
     wanted = dict(
         in_channels=2 * _CHANNELS if enlarges else _CHANNELS,
@@ -111,7 +111,7 @@ def _require_structure(kind: str, public: Mapping[str, Any], source: Parts) -> N
 
 
 def _without_variance(params: Lazy) -> Lazy:
-    """The last convolution says the first half of its channels alone."""
+    """The last convolution with the first half of its channels only."""
     shapes = dict(params.shapes)
     for path in _LAST:
         *rest, channels = shapes[path].shape
@@ -130,10 +130,10 @@ def _without_variance(params: Lazy) -> Lazy:
 
 
 def pipeline_of(config: Mapping[str, Any]) -> str:
-    """The pipeline that conditions as a generator of pixels does.
+    """The pipeline whose conditioning is that of a generator of pixels.
 
     Raises:
-      UserError: there is none.
+      UserError: no pipeline has it.
     """
     text = [
         {key: ({**_UNTOLD, "kind": name} | options).get(key) for key in _TEXT}
@@ -144,19 +144,20 @@ def pipeline_of(config: Mapping[str, Any]) -> str:
     alike = not enlarges or (low.get("schedule") and low.get("align_corners"))
     if text != [_TEXT] or joined.get("width") or joined["size_features"] or not alike:
         raise UserError(
-            f"Public pipelines of pixels ({BASE}, {SUPER}) condition by 77 states of T5, texts in "
-            "lower case and padding attended to, without projections and sizes, and by a picture "
-            "that is enlarged by align_corners and noised by steps (low_resolution.schedule): this "
-            "generator is conditioned otherwise, so export it without --format=diffusers."
+            f"Public pipelines of pixels ({BASE}, {SUPER}) condition on 77 states of T5, texts in "
+            "lower case and padding attended to, without projections and sizes, and on an image "
+            "upsampled with align_corners and with noise of discrete steps "
+            "(low_resolution.schedule). The conditioning of this generator is another: export it "
+            "without --format=diffusers."
         )
     if denoiser_of(config) is not UNET:
-        raise UserError(f"The denoiser of {BASE} and {SUPER} is a unet.")
+        raise UserError(f"{BASE} and {SUPER} need a denoiser of the kind unet.")
     return SUPER if enlarges else BASE
 
 
 def export_pixels(model: Model, out: Path) -> str:
-    """Writes a generator of pixels as a pipeline, whose class is returned. Everything that the
-    public classes cannot say is refused before anything is written.
+    """Writes a generator of pixels as a pipeline and returns its class. Everything that the public
+    classes cannot represent is refused before anything is written.
     """
     config, kind = model.config, pipeline_of(model.config)
     own = schedulers.pixels_config(config["process"], config["sampling"])
@@ -182,7 +183,7 @@ def export_pixels(model: Model, out: Path) -> str:
 
 
 def _with_variance(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The last convolution says zeros after its channels."""
+    """The last convolution with zeros after its channels."""
     whole = dict(params)
     for path in _LAST:
         whole[path] = np.concatenate([params[path], np.zeros_like(params[path])], axis=-1)

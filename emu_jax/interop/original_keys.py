@@ -1,9 +1,10 @@
-"""The keys of the layout that Stable Diffusion 1.5 and XL base were first published in, and ours,
-which are diffusers' and transformers'.
+"""The keys of the original layout of Stable Diffusion 1.5 and XL base <-> ours, which are those of
+diffusers and transformers.
 
-Blocks are counted through (``input_blocks.7.1``) instead of by stage and layer, attention in the
-autoencoder is 1 x 1 convolutions, and OpenCLIP has queries, keys and values in one matrix. A
-network's places in both are written down once, block by block from its config, and read either way.
+In the original layout blocks have one running number (``input_blocks.7.1``) instead of stage and
+layer, attention in the autoencoder consists of 1 x 1 convolutions, and OpenCLIP has queries, keys
+and values in one matrix. The names of a network's modules in both layouts are listed once, block by
+block from its config, and used in both directions.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 
 from emu_jax.checkpoint.lazy import Lazy
 
-# What an original key becomes: our key -> what is done to the tensor.
+# For one original key: our keys -> the change of the tensor.
 Pieces = dict[str, Callable[[np.ndarray], np.ndarray]]
 Places = Iterable[tuple[str, str]]
 
@@ -31,8 +32,8 @@ _OPENCLIP = {
 
 
 class Keys:
-    """A network's keys, by the places (original, ours) of its modules or tensors; what lies below a
-    place is called alike in both, and so is what lies in none."""
+    """A network's keys, from the places (original, ours) of its modules or tensors. Names below a
+    place, and names outside all places, are the same in both layouts."""
 
     def __init__(self, places: Places):
         self._ours: dict[str, list[str]] = {}
@@ -42,15 +43,20 @@ class Keys:
             self._original[ours] = original
 
     def pieces(self, key: str) -> Pieces:
-        """An original key's tensor as ours: one, or, of a fused one, thirds."""
+        """Our keys for an original key: one, or three for a fused tensor, each with its third."""
         place, below = _place(key, self._ours)
         names = [name + below for name in self._ours.get(place, [place])]
         if len(names) > 1:
             return {name: partial(_third, i) for i, name in enumerate(names)}
         return {names[0]: np.transpose if key == "text_projection" else partial(_dense, key)}
 
+    def original(self, name: str) -> str:
+        """The original name of a module or tensor of ours."""
+        place, below = _place(name, self._original)
+        return self._original.get(place, place) + below
+
     def originals(self, tensors: Lazy) -> Lazy:
-        """The inverse: our tensors, of a fused one all thirds, in the original layout."""
+        """The inverse: our tensors in the original layout, with the thirds of fused ones joined."""
         sources: dict[str, list[str]] = {}
         for key in tensors:
             place, below = _place(key, self._original)
@@ -70,7 +76,7 @@ class Keys:
 
 
 def _place(key: str, places: Mapping[str, Any]) -> tuple[str, str]:
-    """The longest known place that ``key`` lies in, or else all of it, and what is left of it."""
+    """(the longest known place that is a prefix of ``key``, else the whole key; the rest)."""
     end = len(key)
     while end > 0 and key[:end] not in places:
         end = key.rfind(".", 0, end)
@@ -78,8 +84,8 @@ def _place(key: str, places: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def unet_places(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """A U-Net's, of its config.json. A stage has its blocks and one of resampling on its way down,
-    and on its way up one block more, the last of which resamples."""
+    """The places of a U-Net, for its config.json. In the encoder a stage has its blocks and one
+    that downsamples; in the decoder it has one more block, and the last one upsamples."""
     stages, layers = len(config["block_out_channels"]), config["layers_per_block"]
     attends = ["CrossAttn" in kind for kind in config["up_block_types"]]
     for i in (0, 1):
@@ -103,13 +109,27 @@ def unet_places(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield after, f"{up}.upsamplers.0.conv"
 
 
+def unet_original(names: Iterable[str]) -> Callable[[str], str]:
+    """The original name of a U-Net's module, for a U-Net with these modules or tensors."""
+    places = [name.split(".") for name in names]
+    down = {parts[1] for parts in places if parts[0] == "down_blocks"}
+    layers = {parts[3] for parts in places if parts[:3] == ["down_blocks", "0", "resnets"]}
+    up = {parts[1] for parts in places if parts[0] == "up_blocks" and parts[2] == "attentions"}
+    config = dict(
+        block_out_channels=sorted(down),
+        layers_per_block=len(layers),
+        up_block_types=["CrossAttn" * (str(i) in up) for i in range(len(down))],
+    )
+    return Keys(unet_places(config)).original
+
+
 def _residual(original: str, ours: str) -> Iterator[tuple[str, str]]:
     for inner, own in _RESIDUAL.items():
         yield f"{original}.{inner}", f"{ours}.{own}"
 
 
 def autoencoder_places(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """An autoencoder's, of its config.json. Stages on the way up are counted from the finest."""
+    """The places of an autoencoder, for its config.json. Decoder stages count from the finest."""
     stages, layers = len(config["block_out_channels"]), config["layers_per_block"]
     for side in ("encoder", "decoder"):
         yield f"{side}.norm_out", f"{side}.conv_norm_out"
@@ -131,7 +151,7 @@ def autoencoder_places(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def openclip_places(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """An OpenCLIP text tower's, of the config.json of a CLIPTextModelWithProjection."""
+    """The places of an OpenCLIP text tower, for the config.json of CLIPTextModelWithProjection."""
     embeddings = "text_model.embeddings"
     yield "positional_embedding", f"{embeddings}.position_embedding.weight"
     yield "token_embedding", f"{embeddings}.token_embedding"
@@ -150,7 +170,7 @@ def openclip_places(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _dense(key: str, x: np.ndarray) -> np.ndarray:
-    """An autoencoder's attention as dense layers; everything else as it is."""
+    """An autoencoder's attention as dense layers; everything else unchanged."""
     return x[:, :, 0, 0] if ".attn_1." in key and x.shape[2:] == (1, 1) else x
 
 

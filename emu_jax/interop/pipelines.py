@@ -1,8 +1,9 @@
-"""Whole pipelines: which sections of a config of ours they are, and the way back.
+"""Whole pipelines <-> the sections of a config of ours.
 
-A pipeline becomes a model folder of ours, the denoiser's, with the other parts in folders of their
-own inside it: ``codec`` (an autoencoding model), ``text_encoder`` and ``tokenizer`` as they were.
-The config names them by absolute path. Pipelines of pixels are :mod:`emu_jax.interop.deepfloyd`'s.
+A pipeline becomes a model folder of ours, the denoiser's, with the other parts in folders inside
+it: ``codec`` (an autoencoding model), ``text_encoder`` and ``tokenizer``, both unchanged. The
+config names them by paths relative to the folder. :mod:`emu_jax.interop.deepfloyd` is for pipelines
+of pixels.
 """
 
 from collections.abc import Mapping
@@ -41,11 +42,11 @@ SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 AMUSED, SIGMA = "AmusedPipeline", "PixArtSigmaPipeline"
 SD3 = "StableDiffusion3Pipeline"
 _DENOISERS = {SD: UNET, SDXL: UNET, AMUSED: UVIT, SIGMA: PIXART, SD3: MMDIT}
-# The aesthetic score that aMUSEd was trained with and its pipeline asks for.
+# The aesthetic score of aMUSEd's training, which is the default of its pipeline.
 AESTHETIC_SCORE = 6.0
-# Of a text, the tokens of T5 that a pipeline reads.
+# Length of a text in tokens of T5.
 _T5_LENGTH = {SIGMA: 300, SD3: 256}
-# How a pipeline draws where it is told nothing.
+# Sampling defaults of a pipeline.
 _CUSTOM = {
     SIGMA: dict(steps=20, guidance_scale=4.5),
     SD3: dict(steps=28, guidance_scale=7.0),
@@ -58,7 +59,7 @@ _CUSTOM = {
 def import_pipeline(source: Parts, out: Path, drop_variance: bool = False) -> Imported:
     """The generator; codec and text encoders are written to folders in ``out``.
 
-    ``drop_variance``: without the variance that networks of DeepFloyd IF say.
+    ``drop_variance``: without the variance that networks of DeepFloyd IF predict.
     """
     index = source.settings(file=INDEX)
     kind = index.get("_class_name")
@@ -66,9 +67,11 @@ def import_pipeline(source: Parts, out: Path, drop_variance: bool = False) -> Im
         return deepfloyd.import_pixels(source, index, out, drop_variance)
     if kind not in _DENOISERS:
         known = ", ".join((*_DENOISERS, deepfloyd.BASE, deepfloyd.SUPER))
-        raise UserError(f"{source.where()} is a {kind}; known are {known}.")
+        raise UserError(f"{source.where()} is a {kind}; supported are {known}.")
     if drop_variance:
-        raise UserError(f"--drop_variance is for DeepFloyd IF's pipelines: a {kind} goes without.")
+        raise UserError(
+            f"--drop_variance is for pipelines of DeepFloyd IF; a {kind} predicts no variance."
+        )
     denoiser_kind = _DENOISERS[kind]
     denoiser = import_denoiser(source, denoiser_kind, denoiser_kind.folder)
     public = denoiser.source[denoiser_kind.folder]
@@ -89,35 +92,51 @@ def import_pipeline(source: Parts, out: Path, drop_variance: bool = False) -> Im
             process, sampling = schedulers.flow(noise)
             process["time_density"] = "logit_normal"  # as it was trained
         else:
-            process, sampling = schedulers.process(noise), schedulers.sampling(noise)
-            if kind == SIGMA and pixart.says_variance(public):
+            process, sampling = schedulers.latents(noise, kind)
+            if kind == SIGMA and pixart.predicts_variance(public):
                 process["variance"] = "ignored"
         sampling |= _CUSTOM.get(kind, {})
         features = public.get("addition_time_embed_dim") if kind == SDXL else 0
         combine = {SDXL: "channels", SD3: "padded"}.get(kind, "tokens")
         conditioner = dict(width=0, combine=combine, size_features=features)
-    text = _text_sections(kind, source, index, out)
+    _require_fit(source, denoiser, codec)
+    text = _text_sections(kind, source, index)
     factor = 2 ** (len(codec.sections["autoencoder"]["widths"]) - 1)
+    image_size = factor * square(public)
 
     save_autoencoder(codec, out / "codec")
     for name in _encoders(kind):
         import_text_encoder(source, name, out)
     sections = dict(
-        codec=dict(kind="autoencoder", path=str((out / "codec").absolute())),
+        codec=dict(kind="autoencoder", path="codec"),
         text=text,
         conditioner=conditioner,
         denoiser=denoiser.sections["denoiser"],
         process=process,
         sampling=sampling,
-        image_size=factor * square(public),
+        image_size=image_size,
     )
     return Imported(sections, denoiser.params, dict(denoiser.source, scheduler=noise))
+
+
+def _require_fit(source: Parts, denoiser: Imported, codec: Imported) -> None:
+    """Raises a UserError where the denoiser has other channels than the codec's latents."""
+    arguments, latent = denoiser.sections["arguments"], codec.sections["latent_channels"]
+    if "in_channels" not in arguments:  # tokens
+        return
+    channels, out = arguments["in_channels"], arguments["out_channels"]
+    if channels != latent or out not in (latent, 2 * latent):
+        raise UserError(
+            f"{source.where()} has a denoiser with {channels} channels in and {out} out, and an "
+            f"autoencoder with {latent} latent channels. Only a denoiser of the latents alone is "
+            "supported: no inpainting, no editing, no autoencoder of another model."
+        )
 
 
 def _tokens(
     denoiser: Imported, codec: Imported, scheduler: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``config.process`` and ``config.sampling``, if all three mean the same tokens."""
+    """``config.process`` and ``config.sampling``, if all three parts have the same tokens."""
     arguments, codes = denoiser.sections["arguments"], codec.sections["quantizer"]["codes"]
     if arguments["codes"] != codes:
         raise UserError(
@@ -126,27 +145,34 @@ def _tokens(
     return schedulers.masking(scheduler, arguments["vocabulary"])
 
 
+def _length(settings: Mapping[str, Any], key: str, where: str) -> int:
+    """A number of tokens; CLIP's 77 where it is absent or null."""
+    value = settings.get(key)
+    if value is None:
+        return 77
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
+        raise UserError(f"{where}: {key} is {value!r}; it must be a number of tokens.")
+    return int(min(value, 2**31))
+
+
 def _encoders(kind: str) -> list[str]:
     count = {SDXL: 2, SD3: 3}.get(kind, 1)
     return ["text_encoder", "text_encoder_2", "text_encoder_3"][:count]
 
 
-def _text_sections(
-    kind: str, source: Parts, index: Mapping[str, Any], out: Path
-) -> dict[str, dict[str, Any]]:
-    """``config.text``: SD reads CLIP's last layer, SDXL and aMUSEd penultimate ones and a pooled
-    vector, PixArt-Sigma T5, SD3 penultimate ones, two pooled vectors and T5 with its padding.
+def _text_sections(kind: str, source: Parts, index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """``config.text``: SD uses the last layer of CLIP, SDXL and aMUSEd penultimate layers and a
+    pooled vector, PixArt-Sigma T5, SD3 penultimate layers, two pooled vectors and T5 with padding.
 
-    A config has its entries in the order of their names, and so are they joined.
+    The entries of a config are in the order of their names, and their states are joined in it.
     """
 
     def section(name: str, **options: Any) -> dict[str, Any]:
         config = source.settings(name)
         tokenizer = source.settings(tokenizer_folder_of(name), "tokenizer_config.json")
-        longest = tokenizer.get("model_max_length", 77)
-        length = min(longest, config.get("max_position_embeddings", 77))
-        place = str((out / name).absolute())
-        return dict(kind="clip", path=place, length=length, dtype="float32", **options)
+        sizes = (config, "max_position_embeddings"), (tokenizer, "model_max_length")
+        length = min(_length(settings, key, source.where(name)) for settings, key in sizes)
+        return dict(kind="clip", path=name, length=length, dtype="float32", **options)
 
     if kind == SD:
         return dict(clip=section("text_encoder", layer="last", pooled=False, null="empty"))
@@ -155,9 +181,8 @@ def _text_sections(
         return dict(clip=section("text_encoder", **pooling))
 
     def t5(name: str, **options: Any) -> dict[str, Any]:
-        place = str((out / name).absolute())
         sides = dict(length=_T5_LENGTH[kind], dtype="float32", null="empty")
-        return dict(kind="t5", path=place, **sides, **options)
+        return dict(kind="t5", path=name, **sides, **options)
 
     if kind == SIGMA:
         return dict(t5=t5("text_encoder", lowercase=True))
@@ -181,11 +206,11 @@ def _text_sections(
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline on its way out.
+    """A pipeline to be exported.
 
-    ``kind`` is its class, ``index`` model_index.json, ``noise`` the scheduler's config. Networks
-    go by the folder they come to lie in, and so do text encoders, of which the folder is known
-    that they lie in now.
+    ``kind`` is its class, ``index`` model_index.json, ``noise`` the scheduler's config.
+    ``networks`` and ``encoders`` are by the name of their folder in the pipeline; a text encoder is
+    given by its present folder.
     """
 
     kind: str
@@ -204,8 +229,8 @@ class Pipeline:
 
 
 def prepare_pipeline(model: Model, codec: Model) -> Pipeline:
-    """A generator on a codec's latents or tokens, which is refused where the public classes cannot
-    say all of it."""
+    """A generator on a codec's latents or tokens. Refused where the public classes cannot represent
+    all of it."""
     config = model.config
     kind = pipeline_of(config)
     noise = _scheduler(kind, model)
@@ -221,10 +246,10 @@ def prepare_pipeline(model: Model, codec: Model) -> Pipeline:
 
 
 def pipeline_of(config: Mapping[str, Any]) -> str:
-    """The public class that conditions as a generator does.
+    """The public class whose conditioning is that of a generator.
 
     Raises:
-      UserError: there is none.
+      UserError: no public class has it.
     """
     text = [
         (options.get("kind", name), options.get("layer", "last"), options.get("pooled", True))
@@ -239,18 +264,18 @@ def pipeline_of(config: Mapping[str, Any]) -> str:
         if text == [pooled] and sizes and score is not None:
             return AMUSED
         raise UserError(
-            f"{AMUSED} conditions by one CLIP's penultimate states, its pooled vector and "
-            "micro-conditions (conditioner.aesthetic_score), without projections: this generator "
-            "is conditioned otherwise, so export it without --format=diffusers."
+            f"{AMUSED} conditions on the penultimate states of one CLIP, its pooled vector and "
+            "micro-conditions (conditioner.aesthetic_score), without projections. The conditioning "
+            "of this generator is another: export it without --format=diffusers."
         )
     if denoiser_of(config) is PIXART:
         lowercase = [options.get("lowercase") for options in config["text"].values()]
         if text == [("t5", "last", True)] and lowercase == [True]:
             return SIGMA
         raise UserError(
-            f"{SIGMA} conditions by T5's states of texts in lower case (text.t5.lowercase), "
-            "without projections, on latents: this generator is conditioned otherwise, so export "
-            "it without --format=diffusers."
+            f"{SIGMA} generates latents and conditions on the states of T5 for texts in lower case "
+            "(text.t5.lowercase), without projections. The conditioning of this generator is "
+            "another: export it without --format=diffusers."
         )
     if denoiser_of(config) is MMDIT:
         padding = config["text"].get("t5", {}).get("padding")
@@ -258,10 +283,10 @@ def pipeline_of(config: Mapping[str, Any]) -> str:
         if text == three and joined["combine"] == "padded" and not sizes and padding == "read":
             return SD3
         raise UserError(
-            f"{SD3} conditions by two CLIPs' penultimate states and pooled vectors and by T5's "
-            "states, its padding too (text.t5.padding=read), joined by conditioner.combine=padded, "
-            "on latents: this generator is conditioned otherwise, so export it without "
-            "--format=diffusers."
+            f"{SD3} generates latents and conditions on the penultimate states and pooled vectors "
+            "of two CLIPs and on the states of T5 with padding (text.t5.padding=read), joined by "
+            "conditioner.combine=padded. The conditioning of this generator is another: export it "
+            "without --format=diffusers."
         )
     if text == [("clip", "last", False)] and not sizes:
         return SD
@@ -269,9 +294,10 @@ def pipeline_of(config: Mapping[str, Any]) -> str:
     if text == two and joined["combine"] == "channels" and sizes and score is None:
         return SDXL
     raise UserError(
-        f"Public pipelines condition by one CLIP's last states ({SD}) or by two CLIPs' penultimate "
-        f"states, a pooled vector and sizes ({SDXL}), without projections, on latents: this "
-        "generator is conditioned otherwise, so export it without --format=diffusers."
+        f"Public pipelines generate latents and condition on the last states of one CLIP ({SD}) or "
+        f"on the penultimate states of two CLIPs, a pooled vector and sizes ({SDXL}), without "
+        "projections. The conditioning of this generator is another: export it without "
+        "--format=diffusers."
     )
 
 
@@ -291,16 +317,19 @@ def _scheduler(kind: str, model: Model) -> dict[str, Any]:
     if kind == SD3:
         own = schedulers.flow_config(process, sampling)
         return as_it_came(model, "scheduler", own, schedulers.flow, schedulers.flow(own))
-    if kind == SIGMA and process.get("variance") == "ignored":  # nor does its pipeline read it
+    if kind == SIGMA and process.get("variance") == "ignored":  # unused by its pipeline too
         process = {**process, "variance": "fixed"}
+    keys = ["sampler", "spacing", "threshold"]
+    if sampling.get("threshold") == "dynamic":
+        keys += ["threshold_quantile", "threshold_limit"]
     return as_it_came(
         model,
         "scheduler",
-        schedulers.to_config(process, sampling),
-        lambda c: (schedulers.process(c), schedulers.sampling(c)),
+        schedulers.to_config(process, sampling, kind),
+        lambda c: schedulers.latents(c, kind),
         (
             {key: process[key] for key in ("schedule", "prediction", "time_input")},
-            {key: sampling.get(key) for key in ("sampler", "spacing", "threshold")},
+            {key: {"threshold": "none", **sampling}.get(key) for key in keys},
         ),
     )
 

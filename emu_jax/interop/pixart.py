@@ -1,11 +1,13 @@
 """diffusers' PixArtTransformer2DModel <-> the arguments of :class:`emu_jax.nn.pixart.PixArt`.
 
-Names of parameters agree, so this is config.json alone. The public class numbers places by
-``sample_size``, ``patch_size`` and ``interpolation_scale``, of which only one number counts, ours:
+The names of parameters are the same, so only config.json is translated. The public class scales
+positions by ``sample_size``, ``patch_size`` and ``interpolation_scale``. They have an effect only
+through one number, ours:
 
     span = sample_size // patch_size / interpolation_scale                                 (1)
 
-Twice as many channels out as in say a variance too (:func:`says_variance`).
+With twice as many output as input channels, a variance is predicted too
+(:func:`predicts_variance`).
 """
 
 from collections.abc import Mapping
@@ -15,7 +17,7 @@ from emu_jax.errors import UserError
 from emu_jax.interop.configs import complete, square
 
 CLASS = "PixArtTransformer2DModel"
-# What the published files call it.
+# The name of the class in the published files.
 OLD_CLASS = "Transformer2DModel"
 DEFAULTS: dict[str, Any] = dict(
     num_attention_heads=16,
@@ -40,7 +42,7 @@ DEFAULTS: dict[str, Any] = dict(
     caption_channels=None,
     attention_type="default",
 )
-# Further settings of the class that it was once part of.
+# Further settings of the old class.
 _OLD: dict[str, Any] = dict(
     double_self_attention=False,
     num_vector_embeds=None,
@@ -55,8 +57,8 @@ _SAME = dict(
     depth="num_layers",
     heads="num_attention_heads",
 )
-# Read below, or (groups of a norm that it has not, rows of an embedding that it has not, a
-# precision) of no effect on the network's mathematics.
+# Read below, or without effect on the network's mathematics: groups of a norm and rows of an
+# embedding that it does not have, a precision.
 _READ = {
     *_SAME.values(),
     *("attention_head_dim", "out_channels", "cross_attention_dim", "sample_size"),
@@ -74,18 +76,18 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     c = complete(config, DEFAULTS | _OLD, _READ, CLASS)
     side = square(c)
     sizes = c["use_additional_conditions"]
-    if sizes is None:  # as the class guesses, for the sake of PixArt-alpha's weights
+    if sizes is None:  # the default of the class, made for the weights of PixArt-alpha
         sizes = side == 128
     width = c["num_attention_heads"] * c["attention_head_dim"]
     channels, out = c["in_channels"], c["out_channels"] or c["in_channels"]
-    for refused, said in (
-        (sizes, "is told sizes (use_additional_conditions), as PixArt-alpha is"),
+    for refused, reason in (
+        (sizes, "has size conditioning (use_additional_conditions), as PixArt-alpha has"),
         (not c["caption_channels"], "has no projection of its text (caption_channels)"),
-        (c["cross_attention_dim"] != width, "reads its text in another width than its own"),
+        (c["cross_attention_dim"] != width, "attends to its text in another width than its own"),
         (out not in (channels, 2 * channels), f"has out_channels = {out} for {channels} in"),
     ):
         if refused:
-            raise UserError(f"This {CLASS} {said}, which is not known here.")
+            raise UserError(f"This {CLASS} {reason}, which is not supported.")
     scale = c["interpolation_scale"] or max(side // 64, 1)
     return {ours: c[theirs] for ours, theirs in _SAME.items()} | dict(
         out_channels=out,
@@ -94,8 +96,8 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def says_variance(config: Mapping[str, Any]) -> bool:
-    """Whether half of the channels that it gives say a variance, which its pipeline never reads."""
+def predicts_variance(config: Mapping[str, Any]) -> bool:
+    """Whether half of the output channels are a variance, which its pipeline never uses."""
     c = {**DEFAULTS, **config}
     return c["out_channels"] == 2 * c["in_channels"]
 
@@ -120,7 +122,7 @@ def to_config(arguments: Mapping[str, Any], side: int) -> dict[str, Any]:
 
 
 def measured(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What its parameters say of the networks that it is joined to."""
+    """Arguments that follow from the networks around it, read from the parameters."""
     patch, _, channels, _ = params["pos_embed/proj/kernel"].shape
     return dict(
         in_channels=channels,

@@ -1,11 +1,13 @@
 """diffusers' scheduler_config.json <-> ``config.process`` and ``config.sampling``.
 
-A scheduler's file says two things: which noise the network was trained on, and how to sample. The
-first is taken over exactly or refused. Of the second the nearest of ours is taken: PNDM, which we
-do not have, becomes DPM-Solver++, and "leading" steps become evenly spaced ones from pure noise. Of
-pixels (DeepFloyd IF) both are exact, "leading" steps too, and DDPMScheduler alone is known. Flow
-matching's says how far the straight path is shifted. aMUSEd's says which token is [MASK], and that
-as many stay masked as ours leaves.
+A scheduler's file describes two things: the noise that the network was trained on, and how to
+sample. The noise is imported exactly or refused. For sampling the nearest method here is chosen:
+PNDM, which does not exist here, becomes DPM-Solver++, and "leading" steps become evenly spaced
+steps from pure noise (:func:`replaced` lists this). For pixels (DeepFloyd IF) both are exact,
+"leading" steps too, and only DDPMScheduler is supported. The scheduler of flow matching gives the
+shift of the straight path. The scheduler of aMUSEd gives the id of [MASK] and the masking rate.
+
+Classes and their default settings are in :mod:`emu_jax.interop.scheduler_classes`.
 """
 
 from collections.abc import Mapping
@@ -13,6 +15,15 @@ from typing import Any
 
 from emu_jax.errors import UserError
 from emu_jax.interop.configs import complete
+from emu_jax.interop.scheduler_classes import (
+    CLASSES,
+    DDIM,
+    DDPM,
+    DPM,
+    STEPS,
+    complete_settings,
+    known_class,
+)
 
 # Our name of a schedule -> betas and zero terminal SNR.
 _CURVES: dict[str, dict[str, Any]] = {
@@ -27,114 +38,138 @@ _CURVES: dict[str, dict[str, Any]] = {
     "linear": dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02),
 }
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-# Public class -> our sampler; the first class of each sampler is the one that is written.
-_DPM = "DPMSolverMultistepScheduler"
-_SAMPLERS = {
-    "DDIMScheduler": "ddim",
-    _DPM: "dpmpp_2m",
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "ancestral",
-    "HeunDiscreteScheduler": "heun",
-    "DDPMScheduler": "ancestral",
-    "PNDMScheduler": "dpmpp_2m",
-}
 _SPACINGS = {"trailing": "trailing", "linspace": "uniform", "leading": "uniform"}
-# The same of pixels.
 _PIXEL_SPACINGS = {"trailing": "trailing", "linspace": "uniform", "leading": "leading"}
-# What becomes of the variance that a network of pixels says.
-_VARIANCES = {
-    "learned_range": "learned_range",
-    "fixed_small": "ignored",
-    "fixed_small_log": "ignored",
-}
-_STEPS = 1000
-_NO_LIMIT = 1e6  # where the public class wants a number
-DDPM = "DDPMScheduler"
+# DDPM's posterior variance, which ancestral sampling has.
+_POSTERIOR = ("fixed_small", "fixed_small_log")
+# For networks that predict a variance: how it is used.
+_VARIANCES = {"learned_range": "learned_range", **dict.fromkeys(_POSTERIOR, "ignored")}
+_ALGORITHMS = {"dpmsolver": "dpmpp_2m", "sde-dpmsolver": "ancestral"}
+# This pipeline sets clip_sample to False, whatever the file contains.
+_NEVER_CLIPS = "StableDiffusionPipeline"
+_NO_LIMIT = 1e6  # for no limit, where the public class needs a number
 MASKING = "AmusedScheduler"
-_DEFAULTS: dict[str, Any] = dict(
-    num_train_timesteps=_STEPS,
-    beta_start=1e-4,
-    beta_end=0.02,
-    beta_schedule="linear",
-    trained_betas=None,
-    prediction_type="epsilon",
-    rescale_betas_zero_snr=False,
-    timestep_spacing="leading",
-    use_karras_sigmas=False,
-)
-_DDPM_DEFAULTS: dict[str, Any] = dict(
-    {key: value for key, value in _DEFAULTS.items() if key != "use_karras_sigmas"},
-    variance_type="fixed_small",
-    clip_sample=True,
-    clip_sample_range=1.0,
-    thresholding=False,
-    dynamic_thresholding_ratio=0.995,
-    sample_max_value=1.0,
-    steps_offset=0,
-)
 
 
 def process(config: Mapping[str, Any]) -> dict[str, Any]:
     """schedule, prediction and time_input of a scheduler_config.json.
 
     Raises:
-      UserError: noise or a prediction that ours does not know, by the setting's name.
+      UserError: an unknown class or setting, or noise that does not exist here, by name.
     """
-    c = {**_DEFAULTS, **config}
-    for key in ("num_train_timesteps", "trained_betas"):
-        if c[key] != _DEFAULTS[key]:
-            raise UserError(f"This scheduler has {key} = {c[key]}; only {_DEFAULTS[key]} is known.")
+    c = complete_settings(config)
+    for key, known in (("num_train_timesteps", STEPS), ("trained_betas", None)):
+        if c[key] != known:
+            raise _refused(key, c[key], known)
     if c["prediction_type"] not in _PREDICTIONS:
-        raise UserError(f"This scheduler has prediction_type = {c['prediction_type']}, not known.")
+        raise _refused("prediction_type", c["prediction_type"], *_PREDICTIONS)
     wanted = {key: c[key] for key in ("beta_schedule", "beta_start", "beta_end")}
-    wanted["rescale_betas_zero_snr"] = bool(c["rescale_betas_zero_snr"])
+    wanted["rescale_betas_zero_snr"] = bool(c.get("rescale_betas_zero_snr"))
     for name, curve in _CURVES.items():
         if {**wanted, "rescale_betas_zero_snr": False, **curve} == wanted:
             prediction = _PREDICTIONS[c["prediction_type"]]
             return dict(schedule=name, prediction=prediction, time_input="index")
-    said = ", ".join(f"{key} = {value}" for key, value in wanted.items())
-    raise UserError(f"This scheduler's noise is not known here: {said}.")
+    settings = ", ".join(f"{key} = {value}" for key, value in wanted.items())
+    raise UserError(f"This scheduler's noise does not exist here: {settings}.")
 
 
-def sampling(config: Mapping[str, Any]) -> dict[str, Any]:
-    """sampler, spacing and threshold of a scheduler_config.json.
+def latents(config: Mapping[str, Any], pipeline: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    """``config.process`` and ``config.sampling`` of a scheduler_config.json, for Gaussian noise on
+    latents. ``pipeline``: the class of the pipeline, some of which change a setting.
 
-    DPM-Solver's "linspace" ends a step above the lowest time: "trailing", but for rounding.
+    "linspace" of DPM-Solver ends one step above the lowest time: "trailing", except for rounding.
 
     Raises:
-      UserError: the network says a variance.
+      UserError: an unknown class or setting, or one that does not exist here, by name.
     """
-    c = {**_DEFAULTS, **config}
-    if str(c.get("variance_type")).startswith("learned"):
+    noise = process(config)
+    c, kind = complete_settings(config), config["_class_name"]
+    known = known_class(config)
+    if not known.sampler:
         raise UserError(
-            f"This scheduler has variance_type = {c['variance_type']}; only pipelines of pixels "
-            "are known with that."
+            f"This scheduler is a {kind}, which samples distilled models; there is no such sampler "
+            f"here. For a model that is not distilled, put the config of a {DPM} into its folder."
         )
-    spacing = "karras" if c["use_karras_sigmas"] else _SPACINGS.get(c["timestep_spacing"])
-    if (
-        spacing == "uniform"
-        and c.get("_class_name") == _DPM
-        and c["timestep_spacing"] == "linspace"
-    ):
-        spacing = "trailing"
-    threshold = "none"
-    # Latents are never clipped; a scheduler of theirs says so.
+    wanted: tuple[Any, ...] = _POSTERIOR if kind == DDPM else (None,)
+    if c.get("variance_type") not in wanted:
+        raise _refused("variance_type", c["variance_type"], *wanted)
+    spacing = c.get("timestep_spacing", "linspace")
+    if spacing not in _SPACINGS:
+        raise _refused("timestep_spacing", spacing, *_SPACINGS)
+    ours = _SPACINGS[spacing]
+    if kind == DPM and spacing == "linspace":
+        ours = "trailing"
+    if c.get("use_karras_sigmas"):
+        ours = "karras"
+    if pipeline == _NEVER_CLIPS:
+        c["clip_sample"] = False
+    for key in ("clip_sample", "thresholding"):
+        if kind == DDIM and c[key]:
+            raise UserError(
+                f"This {DDIM} has {key} = True: it limits the predicted image but not the "
+                "predicted noise, which no sampler here does. Write false into its "
+                "scheduler_config.json; latents need no limit."
+            )
+    sampling = dict(sampler=_sampler(c, known.sampler), spacing=ours, **_threshold(c))
+    return noise, sampling
+
+
+def _sampler(c: Mapping[str, Any], usual: str) -> str:
+    """A stochastic solver becomes ancestral sampling."""
+    algorithm = str(c.get("algorithm_type", "")).removesuffix("++")
+    if algorithm not in ("", "deis", *_ALGORITHMS):
+        raise _refused("algorithm_type", c["algorithm_type"], *_ALGORITHMS)
+    return _ALGORITHMS.get(algorithm, usual)
+
+
+def _threshold(c: Mapping[str, Any]) -> dict[str, Any]:
+    """sampling.threshold with its options."""
     if c.get("thresholding"):
-        threshold = "dynamic"
-    elif c.get("clip_sample"):
-        threshold = "static"
-    return dict(
-        sampler=_SAMPLERS.get(c.get("_class_name", ""), "dpmpp_2m"),
-        spacing=spacing or "uniform",
-        threshold=threshold,
+        return dict(
+            threshold="dynamic",
+            threshold_quantile=c["dynamic_thresholding_ratio"],
+            threshold_limit=c["sample_max_value"],
+        )
+    if not c.get("clip_sample"):
+        return dict(threshold="none")
+    if c["clip_sample_range"] != 1:
+        raise _refused("clip_sample_range", c["clip_sample_range"], 1)
+    return dict(threshold="static")
+
+
+def _refused(key: str, value: Any, *known: Any) -> UserError:
+    return UserError(
+        f"This scheduler has {key} = {value}, which is not supported; supported: "
+        f"{', '.join(map(str, known))}."
     )
 
 
-def to_config(process: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """scheduler_config.json of ``config.process`` and ``config.sampling``.
+def replaced(config: Mapping[str, Any]) -> list[str]:
+    """What an import of latents samples otherwise than the scheduler does, one phrase each."""
+    if config.get("_class_name") not in CLASSES:
+        return []
+    c, known = complete_settings(config), known_class(config)
+    sampler = _sampler(c, known.sampler)
+    found = []
+    if not known.exact or c.get("algorithm_type", "dpmsolver++") != "dpmsolver++":
+        found.append(f"{config['_class_name']} becomes sampling.sampler={sampler}")
+    elif c.get("solver_order", 2) != 2 or c.get("solver_type", "midpoint") != "midpoint":
+        found.append("the solver becomes that of order 2 with the midpoint rule")
+    if c.get("timestep_spacing") == "leading" and not c.get("use_karras_sigmas"):
+        found.append('"leading" steps become even ones from pure noise (sampling.spacing=uniform)')
+    if not c.get("set_alpha_to_one", True) or c.get("final_sigmas_type", "zero") != "zero":
+        found.append("the last step ends without noise")
+    return found
+
+
+def to_config(
+    process: Mapping[str, Any], sampling: Mapping[str, Any], pipeline: str = ""
+) -> dict[str, Any]:
+    """scheduler_config.json of ``config.process`` and ``config.sampling``: the inverse of
+    :func:`latents`.
 
     Raises:
-      UserError: noise, a prediction or a way of telling the time that the public classes lack.
+      UserError: noise, a prediction, a time input or a threshold that the public classes lack.
     """
     names = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
     for key, known in (
@@ -148,19 +183,60 @@ def to_config(process: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[s
                 f"Public pipelines have no process.{key}={process[key]}, only "
                 f"{', '.join(known)}: this generator cannot be exported to one."
             )
-    sampler, spacing = sampling["sampler"], sampling.get("spacing", "trailing")
-    kind = next((kind for kind, ours in _SAMPLERS.items() if ours == sampler), None)
-    if kind is None:
-        raise UserError(f"Public pipelines have no sampler {sampler}.")
-    found = dict(_class_name=kind, num_train_timesteps=_STEPS, prediction_type="")
+    spacing = sampling.get("spacing", "trailing")
+    threshold = _threshold_config(sampling)
+    kind = _class_of(sampling, threshold, pipeline)
+    defaults = CLASSES[kind].defaults
+    found = dict(_class_name=kind, num_train_timesteps=STEPS, prediction_type="")
     found |= _CURVES[process["schedule"]]
     found["prediction_type"] = names[process["prediction"]]
     found["timestep_spacing"] = spacing if spacing in ("trailing", "leading") else "linspace"
     if spacing == "karras":
         found["use_karras_sigmas"] = True
-    if kind == "DDIMScheduler":
-        found |= dict(clip_sample=False, set_alpha_to_one=True)
-    return found
+    for key in sorted(found.keys() - defaults.keys() - {"_class_name"}):
+        raise UserError(
+            f"{kind} has no {key}, which this generator needs ({found[key]}): it cannot be "
+            "exported with this sampling.sampler."
+        )
+    if "clip_sample" in defaults:
+        found["clip_sample"] = False
+    if "set_alpha_to_one" in defaults:
+        found["set_alpha_to_one"] = True
+    return found | threshold
+
+
+def _threshold_config(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`_threshold`."""
+    match sampling.get("threshold", "none"):
+        case "dynamic":
+            return dict(
+                thresholding=True,
+                dynamic_thresholding_ratio=sampling.get("threshold_quantile", 0.995),
+                sample_max_value=sampling.get("threshold_limit") or _NO_LIMIT,
+            )
+        case "static":
+            return dict(clip_sample=True)
+    return {}
+
+
+def _class_of(sampling: Mapping[str, Any], threshold: Mapping[str, Any], pipeline: str) -> str:
+    """The class to write. DDIM's thresholds are not ours, see :func:`latents`."""
+    sampler = sampling["sampler"]
+    candidates = [
+        kind for kind, known in CLASSES.items() if known.exact and known.sampler == sampler
+    ]
+    if not candidates:
+        raise UserError(f"Public pipelines have no sampler {sampler}.")
+    never = threshold and sampler == "ddim"
+    never = never or (pipeline == _NEVER_CLIPS and "clip_sample" in threshold)
+    for kind in candidates:
+        if threshold.keys() <= CLASSES[kind].defaults.keys() and not never:
+            return kind
+    raise UserError(
+        f"Public pipelines have no sampling.threshold={sampling['threshold']} with "
+        f"sampling.sampler={sampler}{f' in a {pipeline}' if pipeline else ''}: set the "
+        "threshold to none before the export."
+    )
 
 
 # Pixels ------------------------------------------------------------------------------------------
@@ -168,70 +244,52 @@ def to_config(process: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[s
 
 def pixels(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """``config.process`` and ``config.sampling`` of the scheduler_config.json of a pipeline of
-    pixels, whose network says a variance.
+    pixels, whose network predicts a variance.
 
     Raises:
-      UserError: another class than DDPMScheduler, or something that ours does not know, by name.
+      UserError: another class than DDPMScheduler, or a setting that does not exist here, by name.
     """
     if config.get("_class_name") != DDPM:
         raise UserError(
-            f"This scheduler is a {config.get('_class_name')}; pixels are drawn by {DDPM} alone."
+            f"This scheduler is a {config.get('_class_name')}; for pixels only {DDPM} is supported."
         )
-    c = complete(config, _DDPM_DEFAULTS, _DDPM_DEFAULTS, DDPM)
+    c = complete_settings(config)
     for key, known in (("variance_type", _VARIANCES), ("timestep_spacing", _PIXEL_SPACINGS)):
         if c[key] not in known:
-            raise UserError(f"This scheduler has {key} = {c[key]}; known are {', '.join(known)}.")
+            raise _refused(key, c[key], *known)
     if c["timestep_spacing"] == "leading" and c["steps_offset"]:
-        raise UserError(f"This scheduler has steps_offset = {c['steps_offset']}; only 0 is known.")
-    threshold = dict(threshold="none")
-    if c["thresholding"]:
-        threshold = dict(
-            threshold="dynamic",
-            threshold_quantile=c["dynamic_thresholding_ratio"],
-            threshold_limit=c["sample_max_value"],
-        )
-    elif c["clip_sample"]:
-        if c["clip_sample_range"] != 1:
-            raise UserError(
-                f"This scheduler has clip_sample_range = {c['clip_sample_range']}; only 1 is known."
-            )
-        threshold = dict(threshold="static")
+        raise _refused("steps_offset", c["steps_offset"], 0)
+    ours = dict(process(config), variance=_VARIANCES[c["variance_type"]])
     spacing = _PIXEL_SPACINGS[c["timestep_spacing"]]
-    return dict(process(c), variance=_VARIANCES[c["variance_type"]]), dict(
-        sampler="ancestral", spacing=spacing, **threshold
-    )
+    return ours, dict(sampler="ancestral", spacing=spacing, **_threshold(c))
 
 
 def pixels_config(process: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of :func:`pixels`.
 
     Raises:
-      UserError: what the public class does not have.
+      UserError: a setting that the public class does not have.
     """
     spacing, known = sampling.get("spacing", "trailing"), _PIXEL_SPACINGS.values()
     if sampling["sampler"] != "ancestral" or spacing not in known:
         raise UserError(
-            f"Public pipelines of pixels draw by sampling.sampler=ancestral at {', '.join(known)} "
-            f"steps, and not by {sampling['sampler']} at {spacing} ones."
+            f"Public pipelines of pixels need sampling.sampler=ancestral and sampling.spacing="
+            f"{' or '.join(known)}; this generator has {sampling['sampler']} and {spacing}."
         )
     found = to_config({**process, "variance": "fixed"}, sampling)
     learned = process.get("variance") == "learned_range"
-    threshold = sampling.get("threshold", "none")
     found |= dict(
         _class_name=DDPM,
         variance_type="learned_range" if learned else "fixed_small",
-        thresholding=threshold == "dynamic",
-        clip_sample=threshold == "static",
+        thresholding=False,
+        clip_sample=False,
     )
-    if threshold == "dynamic":
-        found["dynamic_thresholding_ratio"] = sampling.get("threshold_quantile", 0.995)
-        found["sample_max_value"] = sampling.get("threshold_limit") or _NO_LIMIT
-    return found
+    return found | _threshold_config(sampling)
 
 
 def steps_of_noise(config: Mapping[str, Any]) -> str:
-    """``low_resolution.schedule`` of a scheduler_config.json: of its noise alone, nothing is drawn
-    by it."""
+    """``low_resolution.schedule`` of a scheduler_config.json. Only its noise is used; nothing is
+    sampled with it."""
     return process(config)["schedule"]
 
 
@@ -242,14 +300,14 @@ def steps_config(schedule: str) -> dict[str, Any]:
             f"Public pipelines have no low_resolution.schedule={schedule}, only "
             f"{', '.join(_CURVES)}: this generator cannot be exported to one."
         )
-    return dict(_class_name=DDPM, num_train_timesteps=_STEPS, **_CURVES[schedule])
+    return dict(_class_name=DDPM, num_train_timesteps=STEPS, **_CURVES[schedule])
 
 
 # Flow matching -----------------------------------------------------------------------------------
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
 _FLOW_DEFAULTS: dict[str, Any] = dict(
-    num_train_timesteps=_STEPS,
+    num_train_timesteps=STEPS,
     shift=1.0,
     use_dynamic_shifting=False,
     base_shift=0.5,
@@ -264,7 +322,7 @@ _FLOW_DEFAULTS: dict[str, Any] = dict(
     time_shift_type="exponential",
     stochastic_sampling=False,
 )
-# Read below, or of dynamic shifting alone, which is refused.
+# Read below, or only used by dynamic shifting, which is refused.
 _FLOW_READ = {
     *("shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"),
     "time_shift_type",
@@ -272,20 +330,21 @@ _FLOW_READ = {
 
 
 def flow(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``config.process`` and ``config.sampling`` of a straight path's scheduler_config.json.
+    """``config.process`` and ``config.sampling`` of the scheduler_config.json of flow matching.
 
-    The public class spaces times evenly down to its lowest, which it takes shifted already, and
-    then shifts all of them: that time is our lower bound.
+    The public class spaces times evenly down to its lowest time, which is already shifted, and then
+    shifts all of them. That time is the lower bound here.
 
     Raises:
-      UserError: another path, by the setting's name.
+      UserError: another class or path, by name.
     """
     if config.get("_class_name") != FLOW:
         raise UserError(
-            f"This scheduler is {config.get('_class_name')}; of flow matching only {FLOW} is known."
+            f"This scheduler is a {config.get('_class_name')}; for flow matching only {FLOW} is "
+            "supported."
         )
     shift = complete(config, _FLOW_DEFAULTS, _FLOW_READ, FLOW)["shift"]
-    low = shift / (_STEPS + shift - 1)
+    low = shift / (STEPS + shift - 1)
     return (
         dict(
             schedule="flow",
@@ -302,7 +361,7 @@ def flow_config(process: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict
     """The inverse of :func:`flow`.
 
     Raises:
-      UserError: what the public class cannot say, by the setting's name.
+      UserError: a setting that the public class does not have, by name.
     """
     for section, name, key, known in (
         (process, "process", "schedule", "flow"),
@@ -322,26 +381,24 @@ def flow_config(process: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict
 
 
 def masking(config: Mapping[str, Any], vocabulary: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``config.process`` and ``config.sampling`` of aMUSEd's scheduler_config.json, whose
-    denoiser's table has ``vocabulary`` rows.
+    """``config.process`` and ``config.sampling`` of the scheduler_config.json of aMUSEd.
 
-    Steps, guidance and temperature are those that its pipeline takes where it is told none. Its
-    temperature falls from 2 in the first of T steps to 0 in the last, which is T / (T - 1) times 2
-    at the times that steps end at.
+    ``vocabulary``: the number of rows in the embedding table of the denoiser. Steps, guidance and
+    temperature are the defaults of its pipeline. Its temperature falls from 2 in the first of T
+    steps to 0 in the last, which is 2 T / (T - 1) at the times where the steps end.
 
     Raises:
       UserError: another schedule or [MASK] than ours, by the setting's name.
     """
-    schedule = config.get("masking_schedule", "cosine")
-    if config.get("_class_name") != MASKING or schedule != "cosine":
+    kind = config.get("_class_name")
+    if kind != MASKING:
+        raise UserError(f"This scheduler is a {kind}; for tokens only {MASKING} is supported.")
+    defaults = dict(mask_token_id=0, masking_schedule="cosine")
+    token = complete(config, defaults, ["mask_token_id"], MASKING)["mask_token_id"]
+    if token != vocabulary - 1:
         raise UserError(
-            f"This scheduler is {config.get('_class_name')} with masking_schedule = {schedule}; of "
-            f"tokens only {MASKING} with cosine is known here."
-        )
-    if config.get("mask_token_id") != vocabulary - 1:
-        raise UserError(
-            f"This scheduler has mask_token_id = {config.get('mask_token_id')}; only the last of "
-            f"the {vocabulary} rows of the transformer's table is known here."
+            f"This scheduler has mask_token_id = {token}; only {vocabulary - 1} is supported, the "
+            "last row of the transformer's embedding table."
         )
     steps = 12
     return dict(kind="masking"), dict(

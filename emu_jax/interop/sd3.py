@@ -1,6 +1,6 @@
 """diffusers' SD3Transformer2DModel <-> the arguments of :class:`emu_jax.nn.mmdit.MMDiT`.
 
-Names of parameters agree, so this is config.json alone.
+The names of parameters are the same, so only config.json is translated.
 """
 
 from collections.abc import Mapping
@@ -50,13 +50,13 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     c = complete(config, DEFAULTS, _READ, CLASS)
     width = c["num_attention_heads"] * c["attention_head_dim"]
     channels, out = c["in_channels"], c["out_channels"] or c["in_channels"]
-    for refused, said in (
-        (c["caption_projection_dim"] != width, "reads its text in another width than its own"),
+    for refused, reason in (
+        (c["caption_projection_dim"] != width, "attends to its text in another width than its own"),
         (out != channels, f"has out_channels = {out} for {channels} in"),
         (c["qk_norm"] not in (None, "rms_norm"), f"has qk_norm = {c['qk_norm']!r}"),
     ):
         if refused:
-            raise UserError(f"This {CLASS} {said}, which is not known here.")
+            raise UserError(f"This {CLASS} {reason}, which is not supported.")
     return {ours: c[theirs] for ours, theirs in _SAME.items()} | dict(
         out_channels=channels,
         width=width,
@@ -83,7 +83,7 @@ def to_config(arguments: Mapping[str, Any], side: int) -> dict[str, Any]:
 
 
 def measured(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What its parameters say of the networks that it is joined to."""
+    """Arguments that follow from the networks around it, read from the parameters."""
     channels = params["pos_embed/proj/kernel"].shape[2]
     return dict(
         in_channels=channels,

@@ -1,9 +1,9 @@
-"""Single files in the layout that Stable Diffusion 1.5 and XL base were first published in, read as
-if they were diffusers' folders, and written.
+"""Single files in the original layout of Stable Diffusion 1.5 and XL base: read as if they were
+folders of diffusers, and written.
 
-Such a file holds the denoiser, the autoencoder and the text encoders under prefixes and in keys of
-its own (:mod:`emu_jax.interop.original_keys`). Configs, noise and tokenizers are not in it: the
-first two are the family's, as published.
+Such a file contains the denoiser, the autoencoder and the text encoders under prefixes and with
+keys of its own (:mod:`emu_jax.interop.original_keys`). Configs, noise and tokenizers are not in it.
+The first two are assumed to be those of the published family.
 """
 
 import re
@@ -42,14 +42,14 @@ from emu_jax.text.clip import text_config, text_network, tower_key
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _TOKENIZER = "tokenizer_config.json"
-# Padding of the two tokenizers, whose vocabulary is one.
+# Padding of the two tokenizers, which share one vocabulary.
 _PAD = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}
-# Of a training run or a sampler, and of no effect on the networks.
+# Tensors of a training run or a sampler, without effect on the networks.
 ASIDE = re.compile(
     r"model_ema\..*|denoiser\.sigmas|betas|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod"
     r"(_prev)?|posterior_.*|lvlb_weights|logvar|.*\.position_ids|.*\.embedders\.1\.model\.logit_scale"
 )
-# Of a text encoder's config, what its network is made by.
+# The entries of a text encoder's config that define its network.
 _TEXT = (
     *("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers"),
     *("num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps"),
@@ -75,10 +75,10 @@ class SingleFile:
         return dict(self.family.settings[name])
 
     def weights(self, name: str = "", stem: str = DIFFUSERS) -> Lazy:
-        """A part's tensors, in today's keys.
+        """A part's tensors, with the current keys.
 
         Raises:
-          UserError: a tensor that is there twice, or lacks its average.
+          UserError: a tensor is there twice, or has no average.
         """
         del stem
         prefix, keys = self.family.prefixes[name], keys_of(name, self.family.settings[name])
@@ -96,7 +96,7 @@ class SingleFile:
 
         def shape(key: str, fit: Callable[[np.ndarray], np.ndarray]) -> jax.ShapeDtypeStruct:
             whole = self.tensors.shapes[key]
-            # One number seen everywhere: as large as it has to be, without the memory.
+            # One number with broadcast strides: the full shape without the memory.
             seen = fit(np.broadcast_to(np.zeros((), whole.dtype), whole.shape))
             return jax.ShapeDtypeStruct(seen.shape, whole.dtype)
 
@@ -123,11 +123,11 @@ def open_single_file(
 
 
 def parts_of(file: Path, tensors: Lazy, tokenizer: str, variant: str = "") -> SingleFile:
-    """The parts of ``file``; ``tokenizer``: folder or hub name of CLIP's. ``variant`` says which
-    denoiser is meant where there are two, that of the steps (non_ema) or their average (ema).
+    """The parts of ``file``. ``tokenizer``: folder or hub name of the tokenizer of CLIP.
+    ``variant`` selects one of two denoisers: the trained weights (non_ema) or their average (ema).
 
     Raises:
-      UserError: neither family, keys that are of no part of it, text encoders that do not fit.
+      UserError: another family, keys that belong to no part, text encoders that do not fit.
     """
     family = family_of(file, tensors.shapes)
     strange = [
@@ -137,11 +137,11 @@ def parts_of(file: Path, tensors: Lazy, tokenizer: str, variant: str = "") -> Si
     ]
     if strange:
         names = ", ".join(sorted(strange)[:8])
-        raise UserError(f"{file}: {len(strange)} keys are no part of {family.name}: {names}.")
+        raise UserError(f"{file}: {len(strange)} keys belong to no part of {family.name}: {names}.")
     averages = averaged_key(PREFIXES["unet"] + "out.2.bias") in tensors
     if averages != (variant in ("ema", "non_ema")) or variant not in ("", "ema", "non_ema"):
         known = "--variant=ema and --variant=non_ema" if averages else "none, so no --variant"
-        raise UserError(f"{file} has weights of variant {known}: say which is meant.")
+        raise UserError(f"{file} has weights of variant {known}: select one of them.")
     if not tokenizer:
         raise UserError(
             f"{file} holds no tokenizer: name CLIP's with --tokenizer=DIR, a folder or hub name, "
@@ -156,13 +156,13 @@ def parts_of(file: Path, tensors: Lazy, tokenizer: str, variant: str = "") -> Si
 
 
 def keys_of(name: str, settings: Mapping[str, Any]) -> Keys:
-    """Of a part with that config.json; a first text encoder is spelt alike in both layouts."""
+    """The keys of a part with that config.json. Those of the first text encoder do not change."""
     places = dict(unet=unet_places, vae=autoencoder_places, text_encoder_2=openclip_places)
     return Keys(places[name](settings) if name in places else ())
 
 
 def averaged_key(key: str) -> str:
-    """Where the running average of a denoiser's tensor is kept."""
+    """The key of the running average of a denoiser's tensor."""
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
@@ -179,12 +179,12 @@ def _check_text(where: str, name: str, settings: Mapping[str, Any], tensors: Laz
 
 
 def write_single_file(pipeline: Pipeline, file: Path) -> None:
-    """All parts of a pipeline as one file in the original layout; without configs, noise and
+    """Writes all parts of a pipeline as one file in the original layout, without configs, noise and
     tokenizers, for which it has no place.
 
     Raises:
-      UserError: a pipeline that a reader, who takes what is not in the file from the family's
-        published folder, would take for another. Nothing has been written then.
+      UserError: a setting differs from the published family, which readers of the file assume.
+        Nothing is written then.
     """
     family = family_for(pipeline.kind)
     encoders = {name: pipeline.encoders[name] for name in family.text_encoders}
@@ -203,7 +203,7 @@ def write_single_file(pipeline: Pipeline, file: Path) -> None:
 
 
 def _text_tensors(folder: Path) -> Lazy:
-    """A text encoder's tensors in today's keys, without constants that old files hold."""
+    """A text encoder's tensors with the current keys, without the constants of old files."""
     tensors = open_weights(folder, TRANSFORMERS)
     names = {name: key for key in tensors if (name := tower_key("text", key))}
     shapes = {name: tensors.shapes[key] for name, key in names.items()}

@@ -1,7 +1,10 @@
 """An exported model is the run's averaged weights, without what only training needs."""
 
+import json
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.safetensors_io import read_shapes
@@ -44,3 +47,30 @@ def test_an_earlier_step_and_full_precision_can_be_asked_for(autoencoder_run, tm
     then = load_model(f"{autoencoder_run}@2").params
     assert model.meta["step"] == 2
     assert all(np.array_equal(value, then[path]) for path, value in model.params.items())
+
+
+def test_an_export_is_complete_and_can_be_moved(movable_run, tmp_path, capsys):
+    """Its codec and text encoder are inside; without the encoder it says what it needs."""
+
+    def drawn(model):
+        out = tmp_path / f"drawn_{len(list(tmp_path.iterdir()))}"
+        assert main(["sample", "a red disc", f"--checkpoint={model}", f"--out={out}"]) == 0
+        (file,) = (file for file in out.glob("*.png") if file.name != "grid.png")
+        return np.asarray(Image.open(file))
+
+    expected = drawn(movable_run / "run")
+    export = ["export", str(movable_run / "run"), "--dtype=float32"]
+    assert main([*export, f"--out={tmp_path}/out"]) == 0
+    assert "also needs" not in capsys.readouterr().out
+    assert main([*export, f"--out={tmp_path}/part", "--without_text_encoders"]) == 0
+    needed = f"it also needs text.minilm.path ({movable_run}/text)"
+    assert needed in capsys.readouterr().out
+
+    movable_run.rename(tmp_path / "gone")
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    stored = json.loads((tmp_path / "elsewhere" / "config.json").read_text())["config"]
+    assert stored["codec"]["path"] == "codec"
+    assert stored["text"]["minilm"]["path"] == "text_encoder_minilm"
+    np.testing.assert_array_equal(drawn(tmp_path / "elsewhere"), expected)
+    arguments = ["sample", "a red disc", f"--checkpoint={tmp_path}/part", f"--out={tmp_path}/x"]
+    assert main(arguments) == 2 and "text" in capsys.readouterr().err

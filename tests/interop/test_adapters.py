@@ -25,8 +25,10 @@ from emu_jax.checkpoint.adapters import FILE
 from emu_jax.checkpoint.export import Model, save_model
 from emu_jax.cli.main import main
 from emu_jax.interop import components
+from emu_jax.interop.original_keys import unet_original
 from emu_jax.nn.functional import Network
-from emu_jax.nn.lora import Lora
+from emu_jax.nn.lora import DOWN, UP, Lora
+from emu_jax.text.encoder import make_encoder
 
 ATTENTION = generation.Lora().pattern
 # Some modules that others adapt, of attention and beyond.
@@ -194,7 +196,7 @@ def test_theirs_is_read(family, base, tmp_path):
     expected, errors = family.theirs(model), {}
     ours = Model(family.params, {}, {}, "")
     for folder in tmp_path.iterdir():
-        read = with_adapter(ours, str(folder)).params
+        read = with_adapter(ours, str(folder))[0].params
         errors[folder.name] = far(family.ours(read), expected)
     print(f"{family.name}: theirs, read by us, differs by", errors)
     assert len(errors) == (3 if family.kind.pipeline else 1)
@@ -217,7 +219,7 @@ def test_the_oldest_spelling_is_read_as_diffusers_reads_it(prefix, tmp_path):
         for name, value in model.state_dict().items()
         if value.ndim == 2
     }
-    read = with_adapter(Model(params, {}, {}, ""), str(tmp_path)).params
+    read = with_adapter(Model(params, {}, {}, ""), str(tmp_path))[0].params
     model.load_lora_adapter(old, prefix=prefix.removesuffix(".") or None)
     model.fuse_lora()
     fused = model.state_dict()
@@ -226,3 +228,137 @@ def test_the_oldest_spelling_is_read_as_diffusers_reads_it(prefix, tmp_path):
     for name in changed:
         path = f"denoiser/{name.replace('.base_layer.weight', '/kernel').replace('.', '/')}"
         np.testing.assert_allclose(read[path].T, fused[name], atol=1e-5)
+
+
+# Modules in kohya's names: of Stable Diffusion XL in those of the original layout.
+KOHYA = {
+    "sd15": {
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q": "unet",
+        "lora_unet_mid_block_attentions_0_proj_in": "unet",
+        "lora_unet_up_blocks_1_attentions_1_transformer_blocks_0_ff_net_0_proj": "unet",
+        "lora_unet_up_blocks_1_resnets_0_conv2": "unet",
+        "lora_unet_down_blocks_0_downsamplers_0_conv": "unet",
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj": "text_encoder",
+        "lora_te_text_model_encoder_layers_1_mlp_fc2": "text_encoder",
+    },
+    "sdxl": {
+        "lora_unet_input_blocks_3_1_transformer_blocks_1_attn2_to_k": "unet",
+        "lora_unet_middle_block_1_proj_out": "unet",
+        "lora_unet_output_blocks_0_1_transformer_blocks_0_attn1_to_out_0": "unet",
+        "lora_unet_input_blocks_1_0_in_layers_2": "unet",
+        "lora_unet_input_blocks_2_0_op": "unet",
+        "lora_unet_output_blocks_1_2_conv": "unet",
+        "lora_te1_text_model_encoder_layers_0_self_attn_out_proj": "text_encoder",
+        "lora_te2_text_model_encoder_layers_1_self_attn_v_proj": "text_encoder_2",
+        "lora_te2_text_model_encoder_layers_0_mlp_fc1": "text_encoder_2",
+    },
+}
+
+
+@pytest.mark.parametrize("name", KOHYA)
+def test_kohyas_layout_is_read_as_diffusers_reads_it(name, tmp_path):
+    """U-Net, convolutions and text encoders."""
+    folder = pipelines.write(name, tmp_path)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    parts = [part for part in ("unet", "text_encoder", "text_encoder_2") if hasattr(pipe, part)]
+    before = {part: dict(getattr(pipe, part).state_dict()) for part in parts}
+    before = {part: {k: x.clone() for k, x in state.items()} for part, state in before.items()}
+    encoders = {
+        part.replace("text_encoder", "clip"): make_encoder("clip", 20, path=folder / part)
+        for part in parts[1:]
+    }
+    params = {
+        f"denoiser/{key.removesuffix('.weight').replace('.', '/')}/kernel": x.numpy().transpose(
+            *range(2, x.ndim), 1, 0
+        )
+        for key, x in before["unet"].items()
+        if key.endswith(".weight") and x.ndim > 1
+    }
+    model = Model(params, {}, {}, "")
+    original = unet_original(before["unet"])
+    dotted = [path.removeprefix("denoiser/").removesuffix("/kernel") for path in params]
+    homes = {original(m.replace("/", ".")).replace(".", "_"): m for m in dotted}
+    homes |= {module.replace("/", "_"): module for module in dotted}
+    torch.manual_seed(1)
+    tensors = {}
+    for module, part in KOHYA[name].items():
+        short = module.split("_", 2)[2]
+        if part == "unet":
+            *window, into, out = params[f"denoiser/{homes[short]}/kernel"].shape
+        else:
+            state = before[part].items()
+            flat = {key.removesuffix(".weight").replace(".", "_"): x.shape for key, x in state}
+            flat |= {f"text_model_{key}": shape for key, shape in flat.items()}
+            window, (out, into) = [], flat[short]
+        tensors |= {f"{module}.lora_down.weight": torch.randn(3, into, *window)}
+        tensors |= {f"{module}.lora_up.weight": torch.randn(out, 3, *(1 for _ in window))}
+        # diffusers only finds the alphas of all modules if they are equal.
+        tensors |= {f"{module}.alpha": torch.tensor([2.0])}
+    save_file(tensors, tmp_path / FILE)
+    merged, texts = with_adapter(model, str(tmp_path), 0.5, encoders)
+
+    pipe.load_lora_weights({k: x for k, x in tensors.items() if k.startswith("lora_unet_")})
+    pipe.fuse_lora(components=["unet"], lora_scale=0.5)
+    pipe.unload_lora_weights()
+    changed = {part: 0 for part in parts}
+    for key, wanted in pipe.unet.state_dict().items():
+        if not torch.equal(wanted, before["unet"][key]):
+            ours = merged.params[f"denoiser/{key.removesuffix('.weight').replace('.', '/')}/kernel"]
+            ours = ours.transpose(-1, -2, *range(ours.ndim - 2))
+            np.testing.assert_allclose(ours, wanted, atol=1e-4, err_msg=key)
+            changed["unet"] += 1
+    # Text encoders: diffusers and transformers 5 disagree on their names, so this is the formula.
+    for module, part in KOHYA[name].items():
+        if part == "unet":
+            continue
+        own = texts[part.replace("text_encoder", "clip")]
+        short = module.split("_", 2)[2].removeprefix("text_model_")
+        (down,) = (
+            path
+            for path in own
+            if f"/{DOWN}/" in path
+            and path.partition("/lora_")[0].replace("/", "_").removeprefix("text_model_") == short
+        )
+        found = own[down] @ own[down.replace(DOWN, UP)]
+        factors = (tensors[f"{module}.lora_{x}.weight"] for x in ("up", "down"))
+        wanted = 0.5 * 2 / 3 * torch.matmul(*factors).T
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+        changed[part] += 1
+    assert changed == {part: list(KOHYA[name].values()).count(part) for part in parts}
+    assert sum(len(own) for own in texts.values()) == 2 * sum(changed[part] for part in parts[1:])
+
+
+def test_kohyas_layout_is_written_as_diffusers_reads_it(tmp_path):
+    model, config = diffusers.UNet2DConditionModel(**pipelines.UNETS["sd15"]), {}
+    lora, params = Lora(3, 5.0, f"{ATTENTION}|denoiser/conv_in/kernel"), {}
+    for key, x in model.state_dict().items():
+        if key.endswith(".weight") and x.ndim > 1:
+            path = f"denoiser/{key.removesuffix('.weight').replace('.', '/')}/kernel"
+            params[path] = x.numpy().transpose(*range(2, x.ndim), 1, 0)
+    factors = {
+        path: np.float32(0.2 * np.random.standard_normal(value.shape))
+        for path, value in lora.init(jax.random.key(0), params).items()
+    }
+    config = dict(denoiser=dict(kind="unet"), init_from="base", lora=vars(lora))
+    save_model(f"{tmp_path}/run", factors, config, dict(step=1), dtype=None)
+    arguments = ["export", f"{tmp_path}/run", f"--out={tmp_path}/out", "--dtype=float32"]
+    assert main([*arguments, "--adapter", "--format=kohya"]) == 0
+    held = load_file(tmp_path / "out" / FILE)
+    assert {key.rpartition(".lora_")[0] or key.removesuffix(".alpha") for key in held} == {
+        "lora_unet_" + path.split("/", 1)[1].removesuffix("/kernel").replace("/", "_")
+        for path in lora.targets(params)
+    }
+    wanted = lora.merged(params, factors)
+    ours = with_adapter(Model(params, {}, {}, ""), str(tmp_path / "out"))[0].params
+    kind = diffusers.StableDiffusionPipeline
+    pipe = kind(**dict.fromkeys(inspect.signature(kind).parameters) | dict(unet=model))
+    pipe.load_lora_weights(tmp_path / "out")
+    pipe.fuse_lora(components=["unet"])
+    pipe.unload_lora_weights()
+    fused = model.state_dict()
+    for path, value in wanted.items():
+        key = path.removeprefix("denoiser/").removesuffix("/kernel").replace("/", ".") + ".weight"
+        theirs = fused[key].permute(*range(2, fused[key].ndim), 1, 0)
+        np.testing.assert_allclose(theirs, value, atol=1e-5, err_msg=key)
+        np.testing.assert_allclose(ours[path], value, atol=1e-5, err_msg=key)
+    assert main([*arguments, "--format=kohya"]) == 2

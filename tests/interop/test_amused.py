@@ -180,7 +180,7 @@ def test_lone_components_go_there_and_back(trip, tmp_path):
     ("call", "words"),
     [
         (lambda: uvit.arguments(dict(use_bias=True)), "use_bias = True"),
-        (lambda: uvit.arguments(dict(downsample=True)), "on one side"),
+        (lambda: uvit.arguments(dict(downsample=True)), "only one of downsample and upsample"),
         (lambda: uvit.arguments(dict(micro_cond_embed_dim=6)), "micro_cond_embed_dim = 6"),
         (lambda: vq.sections(pipelines.VQ | dict(vq_embed_dim=5)), "vq_embed_dim = 5"),
         (lambda: vq.sections(pipelines.VQ | dict(norm_type="spatial")), "norm_type = 'spatial'"),
@@ -196,7 +196,7 @@ def test_lone_components_go_there_and_back(trip, tmp_path):
             lambda: schedulers.masking(
                 schedulers.masking_config(9) | dict(masking_schedule="linear"), 9
             ),
-            "masking_schedule = linear",
+            "masking_schedule = .linear.",
         ),
         (
             lambda: vq.to_config(dict(autoencoder=dict(widths=[4], blocks=1, quant_conv=True)), 16),

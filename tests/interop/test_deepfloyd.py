@@ -188,7 +188,7 @@ def test_an_import_is_tuned_and_exported_again(home, tmp_path):
         (dict(thresholding=False, clip_sample_range=2.0), r"clip_sample_range = 2\.0"),
         (dict(beta_schedule="sigmoid"), "beta_schedule = sigmoid"),
         (dict(trained_betas=[0.1]), "trained_betas"),
-        (dict(lower_order_final=True), "says lower_order_final"),
+        (dict(novelty=True), "has a setting 'novelty'"),
     ],
 )
 def test_ways_to_draw_that_are_not_known_are_refused_by_name(change, words):
@@ -259,4 +259,4 @@ def test_only_a_generator_conditioned_as_if_becomes_its_pipeline(trip, tmp_path,
     with pytest.raises(UserError, match=r"sampling\.sampler=ancestral"):
         schedulers.pixels_config(config["process"], config["sampling"] | dict(sampler="ddim"))
     assert main(["export", "builtin:pixel_super_64", f"--out={tmp_path}/x", "--format=diffusers"])
-    assert "is conditioned otherwise" in capsys.readouterr().err
+    assert "The conditioning of this generator is another" in capsys.readouterr().err

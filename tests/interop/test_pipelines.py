@@ -9,7 +9,7 @@ import pipelines
 import pytest
 import safetensors.torch
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DConditionModel
 
 from emu_jax.assembly.generator import Generator
 from emu_jax.checkpoint.export import load_model
@@ -151,6 +151,8 @@ def test_without_the_public_files_at_hand_they_are_written_anew(trip, tmp_path):
         assert config.pop("source")
         if folder == ours:
             config["config"]["codec"]["path"] = str(tmp_path / "ours/codec")
+            for options in config["config"]["text"].values():
+                options["path"] = str(ours / options["path"])
         (target / "config.json").write_text(json.dumps(config))
     out = tmp_path / "back"
     assert main(["export", f"{tmp_path}/ours", f"--out={out}", "--format=diffusers"]) == 0
@@ -184,6 +186,46 @@ def test_weights_keep_their_dtype_or_take_the_one_asked_for(trip, tmp_path):
     assert main(["import", str(out), f"--out={again}"]) == 0
     params = load_model(str(again), prefix_filter="denoiser/").params
     assert {str(x.dtype) for x in params.values()} == {"float16"}
+
+
+def test_parts_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, capsys):
+    """An inpainting U-Net, another model's autoencoder, a scheduler, lengths and sizes."""
+    source = pipelines.write("sd15", tmp_path)
+    out = tmp_path / "ours"
+
+    def refused(words, part, file, **changes):
+        path = source / part / file
+        before = path.read_text()
+        path.write_text(json.dumps(json.loads(before) | changes))
+        assert main(["import", str(source), f"--out={out}"]) == 2
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message.startswith("emu-jax: ") and words in message and not out.exists(), message
+        path.write_text(before)
+
+    flow = dict(_class_name="FlowMatchEulerDiscreteScheduler", shift=3.0)
+    refused("is a FlowMatchEuler", "scheduler", "scheduler_config.json", **flow)
+    refused("only square images", "unet", "config.json", sample_size=[8, 12])
+    refused("scaling_factor = None", "vae", "config.json", scaling_factor=None)
+    length = dict(model_max_length="20")
+    refused("a number of tokens", "tokenizer", "tokenizer_config.json", **length)
+    wide = pipelines.vae(latent_channels=16)
+    wide.save_pretrained(source / "vae")
+    refused("4 channels in and 4 out, and an autoencoder with 16", "vae", "config.json")
+    pipelines.vae(latent_channels=4).save_pretrained(source / "vae")
+    inpainting = UNet2DConditionModel(**pipelines.UNETS["sd15"] | dict(in_channels=9))
+    inpainting.save_pretrained(source / "unet")
+    refused("9 channels in and 4 out", "unet", "config.json")
+
+
+def test_an_absent_length_of_the_tokenizer_is_the_encoders(tmp_path):
+    source = pipelines.write("sd15", tmp_path)
+    file = source / "tokenizer" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(model_max_length=None)))
+    assert main(["import", str(source), f"--out={tmp_path}/ours"]) == 0
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())["config"]
+    settings = json.loads((source / "text_encoder" / "config.json").read_text())
+    longest = settings["max_position_embeddings"]
+    assert config["text"]["clip"]["length"] == min(longest, 77)
 
 
 def _plain(value):

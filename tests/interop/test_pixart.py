@@ -169,15 +169,15 @@ def test_a_lone_transformer_goes_there_and_back(trip, tmp_path, published):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (dict(use_additional_conditions=True), "is told sizes"),
-        (dict(use_additional_conditions=None, sample_size=128), "is told sizes"),
+        (dict(use_additional_conditions=True), "has size conditioning"),
+        (dict(use_additional_conditions=None, sample_size=128), "has size conditioning"),
         (dict(caption_channels=None), "no projection of its text"),
         (dict(cross_attention_dim=25), "in another width"),
         (dict(out_channels=5), "out_channels = 5 for 4 in"),
         (dict(attention_bias=False), "attention_bias = False"),
         (dict(norm_type="layer_norm"), "norm_type = 'layer_norm'"),
         (dict(double_self_attention=True), "double_self_attention = True"),
-        (dict(sample_size=[8, 12]), r"sample_size is \[8, 12\]; only square images are known"),
+        (dict(sample_size=[8, 12]), r"sample_size is \[8, 12\]; only square images are supported"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(change, words):
@@ -209,7 +209,7 @@ def test_its_noise_is_known_and_its_steps_are_the_nearest_of_ours():
         **dict(beta_schedule="linear", beta_start=0.0001, beta_end=0.02),
         timestep_spacing="linspace",
     )
-    assert schedulers.process(config)["schedule"] == "linear"
-    assert schedulers.sampling(config)["spacing"] == "trailing"
+    process, sampling = schedulers.latents(config, SIGMA)
+    assert process["schedule"] == "linear" and sampling["spacing"] == "trailing"
     euler = config | dict(_class_name="EulerDiscreteScheduler")
-    assert schedulers.sampling(euler)["spacing"] == "uniform"
+    assert schedulers.latents(euler, SIGMA)[1]["spacing"] == "uniform"

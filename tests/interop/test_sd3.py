@@ -189,5 +189,5 @@ def test_only_a_generator_conditioned_as_sd3_becomes_its_pipeline():
         dict(text=text | dict(clip_l=clip | dict(pooled=False))),
         dict(conditioner=dict(width=0, combine="tokens", size_features=0)),
     ):
-        with pytest.raises(UserError, match="is conditioned otherwise"):
+        with pytest.raises(UserError, match="conditioning of this generator is another"):
             pipeline_of(config | change)

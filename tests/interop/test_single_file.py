@@ -163,7 +163,7 @@ def test_what_a_file_cannot_say_is_refused_and_nothing_is_written(small, tmp_pat
         published(part, **settings)
         with pytest.raises(UserError, match=f"{words}.*--format=diffusers"):
             write_single_file(prepare_pipeline(model, codec), out)
-    with pytest.raises(UserError, match=r"written of Stable .* this is a AmusedPipeline"):
+    with pytest.raises(UserError, match=r"supported for Stable .* this is a AmusedPipeline"):
         families.family_for("AmusedPipeline")
     assert not out.exists()
 
@@ -194,18 +194,18 @@ def test_of_two_denoisers_one_is_asked_for(small, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda t: t.update({"v_pred": torch.zeros(1)}), "1 keys are no part of .*: v_pred"),
+        (lambda t: t.update({"v_pred": torch.zeros(1)}), "1 keys belong to no part of .*: v_pred"),
         (lambda t: t.update({"control_model.a": torch.zeros(1)}), "is a ControlNet"),
         (lambda t: t.update({"cond_stage_model.model.a": torch.zeros(1)}), "Stable Diffusion 2's"),
         (
             lambda t: t.update(
                 {original_layout.UNET + "input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)}
             ),
-            "takes 9 channels and not 4: a model for inpainting",
+            "has 9 input channels and not 4: a model for inpainting",
         ),
         (
             lambda t: [t.pop(key) for key in list(t) if key.startswith(original_layout.UNET)],
-            "no whole model in the original layout",
+            "not a whole model in the original layout",
         ),
         (
             lambda t: [t.pop(key) for key in list(t) if key.endswith("layers.0.mlp.fc1.bias")],

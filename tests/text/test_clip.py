@@ -233,3 +233,15 @@ def test_a_folder_of_another_size_is_refused(tmp_path):
         make_encoder("clip", size="vit_xl")
     with pytest.raises(UserError, match="needs path, a model's folder or hub name"):
         make_encoder("clip")
+
+
+def test_a_token_without_a_row_in_the_table_is_refused(tmp_path):
+    """Added to the tokenizer and not to the network: its embedding would be NaN."""
+    encoders.clip_text(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens(["<novelty>"])
+    tokenizer.save_pretrained(tmp_path)
+    encoder = make_encoder("clip", 8, path=tmp_path)
+    encoder.tokenize(["fox"])
+    with pytest.raises(UserError, match=r"gives the id \d+, but its network has \d+ ids"):
+        encoder.tokenize(["a <novelty>"])
