@@ -34,8 +34,7 @@ STEPS, SIDE, CODES = 12, 5, pipelines.CODES
 def trip(tmp_path_factory):
     """(diffusers' folder, ours, diffusers' again)."""
     folder = tmp_path_factory.mktemp("amused")
-    source = pipelines.write_amused(folder)
-    return (source, *roundtrips.there_and_back(source, folder))
+    return roundtrips.there_and_back(pipelines.write_amused(folder), folder)
 
 
 @pytest.fixture(scope="module")

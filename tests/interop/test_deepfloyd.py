@@ -42,8 +42,7 @@ def trip(request, home):
     """(kind, diffusers' folder, ours, diffusers' again)."""
     kind = request.param
     source = pipelines.write_if(home, kind)
-    ours, back = roundtrips.there_and_back(source, home / f"{kind}_trip")
-    return kind, source, ours, back
+    return kind, *roundtrips.there_and_back(source, home / f"{kind}_trip")
 
 
 def first(x):
@@ -52,8 +51,7 @@ def first(x):
 
 def drawn_and_wanted(ours, theirs, monkeypatch, **changes):
     """Our pictures and those of diffusers' pipeline, unrounded, the same noise in every step."""
-    generator = Generator(str(ours), batch_size=2, steps=STEPS, **changes)
-    generator._generate = jax.jit(generator._draw_batch, static_argnames="decode", **QUICK)
+    generator = roundtrips.quick_generator(ours, steps=STEPS, **changes)
     monkeypatch.setattr(generation, "to_pixels", lambda x: x)
     side, scale = generator.side, generator.config.sampling.guidance_scale
     keys, low = jax.vmap(jax.random.key)(SEEDS), None
