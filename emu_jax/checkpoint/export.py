@@ -46,9 +46,9 @@ def save_model(
 ) -> None:
     """Writes ``params`` (floats as ``dtype``; None: as they are), ``config`` and ``meta``.
 
-    Of a :class:`Lazy` one tensor at a time is in memory. Each file appears whole.
-    The config, written last, carries the weights' fingerprint: a folder
-    with new weights and the config of old ones is told from a complete one.
+    For a :class:`Lazy` one tensor at a time is in memory. Each file is written atomically. The
+    config is written last and contains the fingerprint of the weights, so a folder with new weights
+    and an old config is recognized as incomplete.
     """
     folder = epath.Path(directory)
     if isinstance(params, Lazy):

@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = dict(
     use_post_quant_conv=True,
     mid_block_add_attention=True,
 )
-# Read below, or (a picture's side, a precision) of no effect on the network's mathematics.
+# Settings that are read below, or (image size, precision) do not change the network's function.
 _READ = {
     *("down_block_types", "up_block_types", "block_out_channels", "layers_per_block"),
     *("latent_channels", "norm_num_groups", "sample_size", "scaling_factor", "shift_factor"),
@@ -100,7 +100,7 @@ def to_config(
     """
     a = require_symmetric(arguments, CLASS)
     if a.get("zero_to_one"):
-        raise UserError(f"{CLASS} has pictures in [-1, 1], not in [0, 1] (zero_to_one).")
+        raise UserError(f"{CLASS} has images in [-1, 1], not in [0, 1] (zero_to_one).")
     if np.ptp(shift) or np.ptp(scale):
         raise UserError(
             f"{CLASS} has one shift and one scale for all latent channels: this autoencoder's, "

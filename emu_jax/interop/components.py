@@ -1,8 +1,8 @@
-"""Components of public pipelines, one by one: weights and config.json <-> what ours are.
+"""Single components of public pipelines: weights and config.json <-> parameters and sections.
 
-A denoiser of either kind becomes parameters under ``denoiser/`` and its constructor's arguments, an
-autoencoder a model of its own. On the way out everything that the public class cannot say is
-refused by a ``prepare_...`` function, before anything is written.
+A denoiser becomes parameters under ``denoiser/`` and its constructor's arguments, an autoencoder a
+model of its own. In export the ``prepare_...`` functions refuse everything that the public class
+cannot express, before anything is written.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,27 +47,27 @@ from emu_jax.nn.pixart import PixArt
 from emu_jax.nn.unet import UNet
 from emu_jax.nn.uvit import UVit
 
-# What the network is told of by what it is joined to, and so no part of ``config.denoiser``.
+# Arguments that follow from the other networks, and so are not in ``config.denoiser``.
 _FROM_OTHERS = ("in_channels", "out_channels", "vector_width", "codes", "level")
-# How a denoiser is computed and not what.
+# Arguments that change how a denoiser is computed, not its result.
 _ASIDE = ("kind", "scan", "remat")
 LATENT_SHIFT, LATENT_SCALE = "latent/shift", "latent/scale"
 CODEBOOK = "codebook/embedding"
 
 
 class Parts(Protocol):
-    """A pipeline's parts, by the names that their folders have in diffusers' layout."""
+    """The components of a pipeline, named as their folders in diffusers' layout."""
 
     def where(self, name: str = "") -> str:
-        """What a message calls the part."""
+        """The place of a component, for messages."""
         ...
 
     def settings(self, name: str = "", file: str = CONFIG) -> dict[str, Any]:
-        """The object in a part's JSON file."""
+        """The content of a component's JSON file."""
         ...
 
     def weights(self, name: str = "", stem: str = DIFFUSERS) -> Lazy:
-        """A part's tensors, in diffusers' or transformers' keys."""
+        """A component's tensors, with diffusers' or transformers' keys."""
         ...
 
     def copy_tokenizer(self, name: str, target: Path) -> None:
@@ -77,7 +77,7 @@ class Parts(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A folder, which of its weights are meant, and whether a pickle may be opened."""
+    """A folder, the variant of its weights to read, and whether a pickle may be opened."""
 
     folder: Path
     variant: str = ""
@@ -89,7 +89,7 @@ class Source:
     def settings(self, name: str = "", file: str = CONFIG) -> dict[str, Any]:
         path = self.folder / name / file
         if path.is_file():
-            # What it says may be copied: not the content of a file elsewhere, by a link.
+            # Its content may be copied, so a link must not lead to a file outside the folder.
             file_in(epath.Path(self.folder), f"{name}/{file}".lstrip("/"), self.folder)
         return read_json(path)
 
@@ -102,7 +102,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Imported:
-    """Sections of a config, parameters, and the public config files that they came from."""
+    """Sections of a config, parameters, and the public config files that they were read from."""
 
     sections: dict[str, Any]
     params: Lazy
@@ -111,7 +111,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class Component:
-    """A part on its way out: its config.json and its tensors, in diffusers' keys."""
+    """An exported component: its config.json, and its tensors with diffusers' keys."""
 
     config: dict[str, Any]
     tensors: Lazy
@@ -149,7 +149,7 @@ def import_denoiser(source: Parts, kind: Denoiser, name: str = "") -> Imported:
     config = source.settings(name)
     arguments = kind.public.arguments(config)
     params = to_params(source.weights(name), kind.shapes(arguments), source.where(name))
-    # The text's width: of what it is given, which may not be what it attends with.
+    # The width of the text input: it may differ from the width of the attention's context.
     others = {*_FROM_OTHERS, "text_width" if arguments.get("text_width") else "context_width"}
     own = {key: value for key, value in arguments.items() if key not in others}
     sections = dict(denoiser={"kind": kind.kind, **own}, arguments=arguments)
@@ -157,7 +157,7 @@ def import_denoiser(source: Parts, kind: Denoiser, name: str = "") -> Imported:
 
 
 def import_autoencoder(source: Parts, name: str = "") -> Imported:
-    """An autoencoding model, with its latent figures."""
+    """An autoencoding model with its latent statistics."""
     config = source.settings(name)
     arguments = autoencoder.arguments(config)
     shapes = Network(partial(_build, Autoencoder, arguments)).shapes()
@@ -173,7 +173,7 @@ def import_autoencoder(source: Parts, name: str = "") -> Imported:
 
 
 def import_vq(source: Parts, name: str = "") -> Imported:
-    """An autoencoding model, with its codebook."""
+    """An autoencoding model with its codebook."""
     config = source.settings(name)
     sections = vq.sections(config)
     params = to_params(
@@ -191,7 +191,7 @@ def _vq_shapes(sections: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def import_text_encoder(source: Parts, name: str, out: Path) -> None:
-    """A text encoder and its tokenizer, as they are, into folders of ``out``."""
+    """Copies a text encoder and its tokenizer unchanged into folders of ``out``."""
     tensors = source.weights(name, TRANSFORMERS)
     write_component(out / name, source.settings(name), tensors, TRANSFORMERS)
     tokenizer = tokenizer_folder_of(name)
@@ -199,7 +199,7 @@ def import_text_encoder(source: Parts, name: str, out: Path) -> None:
 
 
 def save_autoencoder(imported: Imported, out: Path) -> None:
-    """As a model folder of ours."""
+    """Writes an imported autoencoder as a model folder of this package."""
     config = {"task": "autoencoding", **imported.sections}
     params = watched(imported.params, "codec", passes=2)
     save_model(str(out), params, config, {"step": 0, "source": imported.source}, dtype=None)
@@ -215,7 +215,7 @@ def denoiser_of(config: Mapping[str, Any]) -> Denoiser:
         if known.kind == kind:
             return known
     names = " or ".join(f"a {known.kind} ({known.public.CLASS})" for known in DENOISERS)
-    raise UserError(f"A public denoiser is {names}; this one is a {kind}.")
+    raise UserError(f"This denoiser is a {kind}; public formats exist only for {names}.")
 
 
 def prepare_denoiser(model: Model, side: int, conditioner: Mapping[str, Any]) -> Component:
@@ -225,7 +225,7 @@ def prepare_denoiser(model: Model, side: int, conditioner: Mapping[str, Any]) ->
     params = _under("denoiser", model.params)
     arguments = section | kind.public.measured(params)
     if len(params) != len(kind.shapes(arguments)):
-        raise UserError("The model's denoiser is not the one that its config describes.")
+        raise UserError("The parameters of the model's denoiser do not fit its config.")
     features = conditioner.get("size_features")
     if kind is UVIT:
         source = model.meta.get("source", {}).get(kind.folder, {})
@@ -276,7 +276,7 @@ def prepare_autoencoder(model: Model, side: int) -> Component:
 
 
 def export_text_encoder(folder: Path, name: str, out: Path) -> None:
-    """The inverse of :func:`import_text_encoder`; the tokenizer may lie in the encoder's folder."""
+    """The inverse of :func:`import_text_encoder`; the tokenizer may be in the encoder's folder."""
     copy_encoder(folder, out / name)
     tokenizer = folder.parent / tokenizer_folder_of(folder.name)
     copy_small(tokenizer if tokenizer.is_dir() else folder, out / tokenizer_folder_of(name))
@@ -285,8 +285,8 @@ def export_text_encoder(folder: Path, name: str, out: Path) -> None:
 def as_it_came(
     model: Model, part: str, own: dict[str, Any], meaning: Callable[[Any], Any], wanted: Any
 ) -> dict[str, Any]:
-    """The public file of a part as it was imported, if it still means what is ``wanted``, else
-    ``own``."""
+    """The public file of a component as it was imported, if it still has the meaning ``wanted``,
+    else ``own``."""
     source = model.meta.get("source", {}).get(part)
     if source is not None and plain(meaning(source)) == plain(wanted):
         return dict(source)

@@ -1,8 +1,8 @@
-"""DeepFloyd IF's two pipelines: pixels drawn from a text, or from a text and a smaller picture.
+"""DeepFloyd IF's two pipelines: pixels from a text, or from a text and a smaller image.
 
-The U-Net itself projects and pools T5's states, attends to their padding, and says in a second half
-of its channels how much noise a step is to put in anew (``process.variance``). Its pipelines cannot
-do without that half: of a generator that has none it is written as zeros, which nobody reads.
+The U-Net projects and pools T5's states itself and attends to their padding. The second half of its
+output channels predicts how much noise a sampling step adds (``process.variance``). The pipelines
+need that half: for a generator without it, export writes zeros, which are not used.
 """
 
 from collections.abc import Mapping
@@ -36,9 +36,9 @@ BASE, SUPER = "IFPipeline", "IFSuperResolutionPipeline"
 _NOISING = "image_noising_scheduler"
 _CHANNELS = 3
 _TEXT = dict(kind="t5", length=77, null="empty", padding="attended", lowercase=True)
-_UNTOLD = dict(length=77, null="empty", padding="masked", lowercase=False)
-# What the pipelines take where they are told nothing, and no file says: stage II makes 256 pixels
-# of 64 and is shown them at noise_level 250.
+_TEXT_DEFAULTS = dict(length=77, null="empty", padding="masked", lowercase=False)
+# Defaults of the pipelines, which are in no file: stage II enlarges 64 pixels to 256 and gets them
+# at noise_level 250.
 _SAMPLING = {
     BASE: dict(steps=100, guidance_scale=7.0),
     SUPER: dict(steps=50, guidance_scale=4.0),
@@ -55,7 +55,7 @@ def import_pixels(
 ) -> Imported:
     """The generator; its text encoder is written to a folder in ``out``.
 
-    ``drop_variance``: the half of the last convolution that says a variance is left behind.
+    ``drop_variance``: omits the half of the last convolution that predicts a variance.
     """
     kind = index["_class_name"]
     for name in ("text_encoder", "tokenizer"):
@@ -93,7 +93,7 @@ def import_pixels(
 
 
 def _require_structure(kind: str, public: Mapping[str, Any], source: Parts) -> None:
-    """Raises a UserError where the U-Net is told or says other things than the pipeline has."""
+    """Raises a UserError if the U-Net has other inputs or outputs than the pipeline."""
     enlarges = kind == SUPER
     wanted = dict(
         in_channels=2 * _CHANNELS if enlarges else _CHANNELS,
@@ -111,7 +111,7 @@ def _require_structure(kind: str, public: Mapping[str, Any], source: Parts) -> N
 
 
 def _without_variance(params: Lazy) -> Lazy:
-    """The last convolution says the first half of its channels alone."""
+    """Keeps only the first half of the last convolution's output channels."""
     shapes = dict(params.shapes)
     for path in _LAST:
         *rest, channels = shapes[path].shape
@@ -130,13 +130,13 @@ def _without_variance(params: Lazy) -> Lazy:
 
 
 def pipeline_of(config: Mapping[str, Any]) -> str:
-    """The pipeline that conditions as a generator of pixels does.
+    """The pipeline with the conditioning of a pixel generator.
 
     Raises:
       UserError: there is none.
     """
     text = [
-        {key: ({**_UNTOLD, "kind": name} | options).get(key) for key in _TEXT}
+        {key: ({**_TEXT_DEFAULTS, "kind": name} | options).get(key) for key in _TEXT}
         for name, options in config["text"].items()
     ]
     joined, low = config["conditioner"], config.get("low_resolution") or {}
@@ -144,10 +144,11 @@ def pipeline_of(config: Mapping[str, Any]) -> str:
     alike = not enlarges or (low.get("schedule") and low.get("align_corners"))
     if text != [_TEXT] or joined.get("width") or joined["size_features"] or not alike:
         raise UserError(
-            f"Public pipelines of pixels ({BASE}, {SUPER}) condition by 77 states of T5, texts in "
-            "lower case and padding attended to, without projections and sizes, and by a picture "
-            "that is enlarged by align_corners and noised by steps (low_resolution.schedule): this "
-            "generator is conditioned otherwise, so export it without --format=diffusers."
+            f"Public pixel pipelines ({BASE}, {SUPER}) are conditioned on 77 states of T5, with "
+            "texts in lower case and padding attended to, without projections and sizes, and on an "
+            "image that is enlarged with align_corners and noised by discrete steps "
+            "(low_resolution.schedule); this generator is conditioned differently, so export it "
+            "without --format=diffusers."
         )
     if denoiser_of(config) is not UNET:
         raise UserError(f"The denoiser of {BASE} and {SUPER} is a unet.")

@@ -1,9 +1,10 @@
-"""The keys of the layout that Stable Diffusion 1.5 and XL base were first published in, and ours,
-which are diffusers' and transformers'.
+"""The keys of the original layout of Stable Diffusion 1.5 and XL base <-> the keys of diffusers and
+transformers, which are ours.
 
-Blocks are counted through (``input_blocks.7.1``) instead of by stage and layer, attention in the
-autoencoder is 1 x 1 convolutions, and OpenCLIP has queries, keys and values in one matrix. A
-network's places in both are written down once, block by block from its config, and read either way.
+The original layout numbers blocks consecutively (``input_blocks.7.1``) instead of by stage and
+layer, stores the autoencoder's attention as 1 x 1 convolutions, and has OpenCLIP's queries, keys
+and values in one matrix. For each network one function lists the pairs of places (original, ours)
+from its config; both directions use this list.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 
 from emu_jax.checkpoint.lazy import Lazy
 
-# What an original key becomes: our key -> what is done to the tensor.
+# The result of an original key: our key -> the function that is applied to the tensor.
 Pieces = dict[str, Callable[[np.ndarray], np.ndarray]]
 Places = Iterable[tuple[str, str]]
 
@@ -31,8 +32,8 @@ _OPENCLIP = {
 
 
 class Keys:
-    """A network's keys, by the places (original, ours) of its modules or tensors; what lies below a
-    place is called alike in both, and so is what lies in none."""
+    """A network's keys, from the places (original, ours) of its modules or tensors. Below a place,
+    and outside all places, the names of both layouts are the same."""
 
     def __init__(self, places: Places):
         self._ours: dict[str, list[str]] = {}
@@ -42,7 +43,7 @@ class Keys:
             self._original[ours] = original
 
     def pieces(self, key: str) -> Pieces:
-        """An original key's tensor as ours: one, or, of a fused one, thirds."""
+        """An original key's tensor in our layout: one tensor, or three for a fused one."""
         place, below = _place(key, self._ours)
         names = [name + below for name in self._ours.get(place, [place])]
         if len(names) > 1:
@@ -50,7 +51,7 @@ class Keys:
         return {names[0]: np.transpose if key == "text_projection" else partial(_dense, key)}
 
     def originals(self, tensors: Lazy) -> Lazy:
-        """The inverse: our tensors, of a fused one all thirds, in the original layout."""
+        """The inverse: our tensors in the original layout; a fused one needs all of its three."""
         sources: dict[str, list[str]] = {}
         for key in tensors:
             place, below = _place(key, self._original)
@@ -59,8 +60,8 @@ class Keys:
             sources[original + below] = [name + below for name in names]
 
         def shape(key: str) -> jax.ShapeDtypeStruct:
-            parts = [tensors.shapes[name] for name in sources[key]]
-            whole = _whole(key, [np.empty(x.shape, x.dtype) for x in parts])
+            thirds = [tensors.shapes[name] for name in sources[key]]
+            whole = _whole(key, [np.empty(x.shape, x.dtype) for x in thirds])
             return jax.ShapeDtypeStruct(whole.shape, whole.dtype)
 
         def read(key: str) -> np.ndarray:
@@ -70,7 +71,7 @@ class Keys:
 
 
 def _place(key: str, places: Mapping[str, Any]) -> tuple[str, str]:
-    """The longest known place that ``key`` lies in, or else all of it, and what is left of it."""
+    """(the longest known place that ``key`` is in, or else the whole key; the rest of the key)."""
     end = len(key)
     while end > 0 and key[:end] not in places:
         end = key.rfind(".", 0, end)
@@ -109,7 +110,7 @@ def _residual(original: str, ours: str) -> Iterator[tuple[str, str]]:
 
 
 def autoencoder_places(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """An autoencoder's, of its config.json. Stages on the way up are counted from the finest."""
+    """The places of an autoencoder with this config.json. Up stages are counted from the finest."""
     stages, layers = len(config["block_out_channels"]), config["layers_per_block"]
     for side in ("encoder", "decoder"):
         yield f"{side}.norm_out", f"{side}.conv_norm_out"
@@ -131,7 +132,7 @@ def autoencoder_places(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def openclip_places(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """An OpenCLIP text tower's, of the config.json of a CLIPTextModelWithProjection."""
+    """The places of an OpenCLIP text tower, from a CLIPTextModelWithProjection's config.json."""
     embeddings = "text_model.embeddings"
     yield "positional_embedding", f"{embeddings}.position_embedding.weight"
     yield "token_embedding", f"{embeddings}.token_embedding"
@@ -150,7 +151,7 @@ def openclip_places(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _dense(key: str, x: np.ndarray) -> np.ndarray:
-    """An autoencoder's attention as dense layers; everything else as it is."""
+    """An autoencoder's attention as dense layers; every other tensor unchanged."""
     return x[:, :, 0, 0] if ".attn_1." in key and x.shape[2:] == (1, 1) else x
 
 
@@ -159,10 +160,10 @@ def _third(i: int, x: np.ndarray) -> np.ndarray:
     return x[i * size : (i + 1) * size]
 
 
-def _whole(key: str, parts: list[np.ndarray]) -> np.ndarray:
-    if len(parts) > 1:
-        return np.concatenate(parts)
-    (x,) = parts
+def _whole(key: str, pieces: list[np.ndarray]) -> np.ndarray:
+    if len(pieces) > 1:
+        return np.concatenate(pieces)
+    (x,) = pieces
     if ".attn_1." in key and x.ndim == 2:
         return x[:, :, None, None]
     return x.T if key == "text_projection" else x

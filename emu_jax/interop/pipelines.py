@@ -43,9 +43,9 @@ SD3 = "StableDiffusion3Pipeline"
 _DENOISERS = {SD: UNET, SDXL: UNET, AMUSED: UVIT, SIGMA: PIXART, SD3: MMDIT}
 # The aesthetic score that aMUSEd was trained with and its pipeline asks for.
 AESTHETIC_SCORE = 6.0
-# Of a text, the tokens of T5 that a pipeline reads.
+# The number of T5 tokens per text that a pipeline uses.
 _T5_LENGTH = {SIGMA: 300, SD3: 256}
-# How a pipeline draws where it is told nothing.
+# Default sampling settings of the pipelines.
 _CUSTOM = {
     SIGMA: dict(steps=20, guidance_scale=4.5),
     SD3: dict(steps=28, guidance_scale=7.0),

@@ -1,11 +1,13 @@
 """diffusers' PixArtTransformer2DModel <-> the arguments of :class:`emu_jax.nn.pixart.PixArt`.
 
-Names of parameters agree, so this is config.json alone. The public class numbers places by
-``sample_size``, ``patch_size`` and ``interpolation_scale``, of which only one number counts, ours:
+The names of parameters are the same, so only config.json is translated. The public class computes
+position embeddings from ``sample_size``, ``patch_size`` and ``interpolation_scale``. They depend on
+one number only, our argument
 
     span = sample_size // patch_size / interpolation_scale                                 (1)
 
-Twice as many channels out as in say a variance too (:func:`says_variance`).
+If there are twice as many output as input channels, half of them predict a variance
+(:func:`says_variance`).
 """
 
 from collections.abc import Mapping
@@ -15,7 +17,7 @@ from emu_jax.errors import UserError
 from emu_jax.interop.configs import complete, square
 
 CLASS = "PixArtTransformer2DModel"
-# What the published files call it.
+# The name of the class in the published files.
 OLD_CLASS = "Transformer2DModel"
 DEFAULTS: dict[str, Any] = dict(
     num_attention_heads=16,
@@ -40,14 +42,14 @@ DEFAULTS: dict[str, Any] = dict(
     caption_channels=None,
     attention_type="default",
 )
-# Further settings of the class that it was once part of.
+# Further settings of that older class.
 _OLD: dict[str, Any] = dict(
     double_self_attention=False,
     num_vector_embeds=None,
     only_cross_attention=False,
     use_linear_projection=False,
 )
-# Our argument -> the setting that is the same number.
+# Our argument -> the setting with the same value.
 _SAME = dict(
     in_channels="in_channels",
     context_width="caption_channels",
@@ -55,8 +57,8 @@ _SAME = dict(
     depth="num_layers",
     heads="num_attention_heads",
 )
-# Read below, or (groups of a norm that it has not, rows of an embedding that it has not, a
-# precision) of no effect on the network's mathematics.
+# Settings that are read below, or (groups of a norm and rows of an embedding that the network does
+# not have, precision) do not change the network's function.
 _READ = {
     *_SAME.values(),
     *("attention_head_dim", "out_channels", "cross_attention_dim", "sample_size"),
@@ -66,26 +68,32 @@ _READ = {
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments of a config.json.
+    """The constructor's arguments for a config.json.
 
     Raises:
-      UserError: a structure that ours does not have, by the setting's name.
+      UserError: names a setting whose structure our network does not have.
     """
     c = complete(config, DEFAULTS | _OLD, _READ, CLASS)
     side = square(c)
     sizes = c["use_additional_conditions"]
-    if sizes is None:  # as the class guesses, for the sake of PixArt-alpha's weights
+    if sizes is None:  # the default of the class, for PixArt-alpha's weights
         sizes = side == 128
     width = c["num_attention_heads"] * c["attention_head_dim"]
     channels, out = c["in_channels"], c["out_channels"] or c["in_channels"]
     for refused, said in (
-        (sizes, "is told sizes (use_additional_conditions), as PixArt-alpha is"),
+        (sizes, "is conditioned on sizes as PixArt-alpha (use_additional_conditions)"),
         (not c["caption_channels"], "has no projection of its text (caption_channels)"),
-        (c["cross_attention_dim"] != width, "reads its text in another width than its own"),
-        (out not in (channels, 2 * channels), f"has out_channels = {out} for {channels} in"),
+        (
+            c["cross_attention_dim"] != width,
+            f"has cross_attention_dim = {c['cross_attention_dim']} for a width of {width}",
+        ),
+        (
+            out not in (channels, 2 * channels),
+            f"has out_channels = {out} for {channels} input channels",
+        ),
     ):
         if refused:
-            raise UserError(f"This {CLASS} {said}, which is not known here.")
+            raise UserError(f"This {CLASS} {said}, which is not supported.")
     scale = c["interpolation_scale"] or max(side // 64, 1)
     return {ours: c[theirs] for ours, theirs in _SAME.items()} | dict(
         out_channels=out,
@@ -95,13 +103,13 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def says_variance(config: Mapping[str, Any]) -> bool:
-    """Whether half of the channels that it gives say a variance, which its pipeline never reads."""
+    """Whether half of the output channels predict a variance, which its pipeline never uses."""
     c = {**DEFAULTS, **config}
     return c["out_channels"] == 2 * c["in_channels"]
 
 
 def to_config(arguments: Mapping[str, Any], side: int) -> dict[str, Any]:
-    """config.json, complete, of a constructor's arguments, for maps of ``side`` positions."""
+    """The complete config.json for a constructor's arguments and maps of ``side`` positions."""
     a = arguments
     scale = side // a["patch"] / a["span"]
     return (
@@ -120,7 +128,7 @@ def to_config(arguments: Mapping[str, Any], side: int) -> dict[str, Any]:
 
 
 def measured(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What its parameters say of the networks that it is joined to."""
+    """The arguments that depend on the other networks, read from the parameters' shapes."""
     patch, _, channels, _ = params["pos_embed/proj/kernel"].shape
     return dict(
         in_channels=channels,

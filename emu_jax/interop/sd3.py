@@ -1,6 +1,6 @@
 """diffusers' SD3Transformer2DModel <-> the arguments of :class:`emu_jax.nn.mmdit.MMDiT`.
 
-Names of parameters agree, so this is config.json alone.
+The names of parameters are the same, so only config.json is translated.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ DEFAULTS: dict[str, Any] = dict(
     dual_attention_layers=[],
     qk_norm=None,
 )
-# Our argument -> the setting that is the same number.
+# Our argument -> the setting with the same value.
 _SAME = dict(
     in_channels="in_channels",
     context_width="joint_attention_dim",
@@ -42,21 +42,24 @@ _READ = {
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments of a config.json.
+    """The constructor's arguments for a config.json.
 
     Raises:
-      UserError: a structure that ours does not have, by the setting's name.
+      UserError: names a setting whose structure our network does not have.
     """
     c = complete(config, DEFAULTS, _READ, CLASS)
     width = c["num_attention_heads"] * c["attention_head_dim"]
     channels, out = c["in_channels"], c["out_channels"] or c["in_channels"]
     for refused, said in (
-        (c["caption_projection_dim"] != width, "reads its text in another width than its own"),
-        (out != channels, f"has out_channels = {out} for {channels} in"),
+        (
+            c["caption_projection_dim"] != width,
+            f"has caption_projection_dim = {c['caption_projection_dim']} for a width of {width}",
+        ),
+        (out != channels, f"has out_channels = {out} for {channels} input channels"),
         (c["qk_norm"] not in (None, "rms_norm"), f"has qk_norm = {c['qk_norm']!r}"),
     ):
         if refused:
-            raise UserError(f"This {CLASS} {said}, which is not known here.")
+            raise UserError(f"This {CLASS} {said}, which is not supported.")
     return {ours: c[theirs] for ours, theirs in _SAME.items()} | dict(
         out_channels=channels,
         width=width,
@@ -66,7 +69,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_config(arguments: Mapping[str, Any], side: int) -> dict[str, Any]:
-    """config.json, complete, of a constructor's arguments, for maps of ``side`` positions."""
+    """The complete config.json for a constructor's arguments and maps of ``side`` positions."""
     a = arguments
     return (
         DEFAULTS
@@ -83,7 +86,7 @@ def to_config(arguments: Mapping[str, Any], side: int) -> dict[str, Any]:
 
 
 def measured(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What its parameters say of the networks that it is joined to."""
+    """The arguments that depend on the other networks, read from the parameters' shapes."""
     channels = params["pos_embed/proj/kernel"].shape[2]
     return dict(
         in_channels=channels,

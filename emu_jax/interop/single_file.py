@@ -1,9 +1,9 @@
-"""Single files in the layout that Stable Diffusion 1.5 and XL base were first published in, read as
-if they were diffusers' folders, and written.
+"""Reads and writes single files in the original layout of Stable Diffusion 1.5 and XL base. Reading
+presents them as diffusers' folders.
 
-Such a file holds the denoiser, the autoencoder and the text encoders under prefixes and in keys of
-its own (:mod:`emu_jax.interop.original_keys`). Configs, noise and tokenizers are not in it: the
-first two are the family's, as published.
+Such a file contains the denoiser, the autoencoder and the text encoders, each with a prefix and
+with keys of its own (:mod:`emu_jax.interop.original_keys`). It has no configs, no noise schedule
+and no tokenizers: configs and schedule are those of the family's published folder.
 """
 
 import re
@@ -42,14 +42,14 @@ from emu_jax.text.clip import text_config, text_network, tower_key
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _TOKENIZER = "tokenizer_config.json"
-# Padding of the two tokenizers, whose vocabulary is one.
+# Padding tokens of the two tokenizers, which share one vocabulary.
 _PAD = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}
-# Of a training run or a sampler, and of no effect on the networks.
+# Tensors of a training run or a sampler, without effect on the networks.
 ASIDE = re.compile(
     r"model_ema\..*|denoiser\.sigmas|betas|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod"
     r"(_prev)?|posterior_.*|lvlb_weights|logvar|.*\.position_ids|.*\.embedders\.1\.model\.logit_scale"
 )
-# Of a text encoder's config, what its network is made by.
+# The keys of a text encoder's config that determine its network.
 _TEXT = (
     *("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers"),
     *("num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps"),
@@ -58,7 +58,7 @@ _TEXT = (
 
 @dataclass(frozen=True)
 class SingleFile:
-    """The parts of a file, as :class:`emu_jax.interop.components.Parts`."""
+    """The components of a file, as :class:`emu_jax.interop.components.Parts`."""
 
     file: Path
     tensors: Lazy
@@ -75,10 +75,10 @@ class SingleFile:
         return dict(self.family.settings[name])
 
     def weights(self, name: str = "", stem: str = DIFFUSERS) -> Lazy:
-        """A part's tensors, in today's keys.
+        """A component's tensors, with the keys of the folder layout.
 
         Raises:
-          UserError: a tensor that is there twice, or lacks its average.
+          UserError: a tensor that occurs twice, or has no average.
         """
         del stem
         prefix, keys = self.family.prefixes[name], keys_of(name, self.family.settings[name])
@@ -91,14 +91,16 @@ class SingleFile:
                 raise UserError(f"{self.file} has no average of {key}.")
             for new, fit in keys.pieces(key.removeprefix(prefix)).items():
                 if new in found:
-                    raise UserError(f"{self.file} holds {new} twice, as {found[new][0]} and {key}.")
+                    raise UserError(
+                        f"{self.file} contains {new} twice, as {found[new][0]} and {key}."
+                    )
                 found[new] = kept, fit
 
         def shape(key: str, fit: Callable[[np.ndarray], np.ndarray]) -> jax.ShapeDtypeStruct:
             whole = self.tensors.shapes[key]
-            # One number seen everywhere: as large as it has to be, without the memory.
-            seen = fit(np.broadcast_to(np.zeros((), whole.dtype), whole.shape))
-            return jax.ShapeDtypeStruct(seen.shape, whole.dtype)
+            # An array of the full shape that takes no memory.
+            fitted = fit(np.broadcast_to(np.zeros((), whole.dtype), whole.shape))
+            return jax.ShapeDtypeStruct(fitted.shape, whole.dtype)
 
         def read(name: str) -> np.ndarray:
             key, fit = found[name]
@@ -116,18 +118,18 @@ class SingleFile:
 def open_single_file(
     file: Path, tokenizer: str, variant: str = "", pickle: bool = False
 ) -> SingleFile:
-    """The parts of a safetensors file, or of a pickle where that is allowed."""
+    """The components of a safetensors file, or of a pickle if ``pickle`` allows it."""
     plain = file.suffix == ".safetensors"
     tensors = open_safetensors(str(file)) if plain else open_pickle(file, pickle)
     return parts_of(file, tensors, tokenizer, variant)
 
 
 def parts_of(file: Path, tensors: Lazy, tokenizer: str, variant: str = "") -> SingleFile:
-    """The parts of ``file``; ``tokenizer``: folder or hub name of CLIP's. ``variant`` says which
-    denoiser is meant where there are two, that of the steps (non_ema) or their average (ema).
+    """The components of ``file``; ``tokenizer``: folder or hub name of CLIP's tokenizer. Some files
+    have two denoisers: ``variant`` selects the last weights (non_ema) or their average (ema).
 
     Raises:
-      UserError: neither family, keys that are of no part of it, text encoders that do not fit.
+      UserError: an unknown family, keys that do not belong to it, text encoders that do not fit.
     """
     family = family_of(file, tensors.shapes)
     strange = [
@@ -137,15 +139,18 @@ def parts_of(file: Path, tensors: Lazy, tokenizer: str, variant: str = "") -> Si
     ]
     if strange:
         names = ", ".join(sorted(strange)[:8])
-        raise UserError(f"{file}: {len(strange)} keys are no part of {family.name}: {names}.")
+        raise UserError(f"{file}: {len(strange)} keys do not belong to {family.name}: {names}.")
     averages = averaged_key(PREFIXES["unet"] + "out.2.bias") in tensors
     if averages != (variant in ("ema", "non_ema")) or variant not in ("", "ema", "non_ema"):
-        known = "--variant=ema and --variant=non_ema" if averages else "none, so no --variant"
-        raise UserError(f"{file} has weights of variant {known}: say which is meant.")
+        raise UserError(
+            f"{file} has two sets of weights; choose one with --variant=ema or --variant=non_ema."
+            if averages
+            else f"{file} has one set of weights; omit --variant."
+        )
     if not tokenizer:
         raise UserError(
-            f"{file} holds no tokenizer: name CLIP's with --tokenizer=DIR, a folder or hub name, "
-            "such as any pipeline's tokenizer folder."
+            f"{file} contains no tokenizer; name CLIP's with --tokenizer=DIR, a folder or hub "
+            "name, such as any pipeline's tokenizer folder."
         )
     folder = find_folder(tokenizer, weights=False)
     read_json(folder / _TOKENIZER)
@@ -156,13 +161,15 @@ def parts_of(file: Path, tensors: Lazy, tokenizer: str, variant: str = "") -> Si
 
 
 def keys_of(name: str, settings: Mapping[str, Any]) -> Keys:
-    """Of a part with that config.json; a first text encoder is spelt alike in both layouts."""
+    """The keys of a component with that config.json. Those of the first text encoder are the same
+    in both layouts.
+    """
     places = dict(unet=unet_places, vae=autoencoder_places, text_encoder_2=openclip_places)
     return Keys(places[name](settings) if name in places else ())
 
 
 def averaged_key(key: str) -> str:
-    """Where the running average of a denoiser's tensor is kept."""
+    """The key of the running average of a denoiser's tensor."""
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
@@ -179,12 +186,12 @@ def _check_text(where: str, name: str, settings: Mapping[str, Any], tensors: Laz
 
 
 def write_single_file(pipeline: Pipeline, file: Path) -> None:
-    """All parts of a pipeline as one file in the original layout; without configs, noise and
-    tokenizers, for which it has no place.
+    """Writes all components of a pipeline as one file in the original layout. The layout has no
+    configs, noise schedule and tokenizers.
 
     Raises:
-      UserError: a pipeline that a reader, who takes what is not in the file from the family's
-        published folder, would take for another. Nothing has been written then.
+      UserError: the pipeline's settings differ from those of the family's published folder, which
+        readers of the file use. Nothing is written.
     """
     family = family_for(pipeline.kind)
     encoders = {name: pipeline.encoders[name] for name in family.text_encoders}
@@ -203,7 +210,7 @@ def write_single_file(pipeline: Pipeline, file: Path) -> None:
 
 
 def _text_tensors(folder: Path) -> Lazy:
-    """A text encoder's tensors in today's keys, without constants that old files hold."""
+    """A text encoder's tensors with current keys, without constants that old files contain."""
     tensors = open_weights(folder, TRANSFORMERS)
     names = {name: key for key in tensors if (name := tower_key("text", key))}
     shapes = {name: tensors.shapes[key] for name, key in names.items()}
@@ -215,14 +222,14 @@ def _require_published(pipeline: Pipeline, family: Family) -> None:
         figures = dict(zip(("shift", "scale"), autoencoder.latent_figures(config), strict=True))
         return autoencoder.arguments(config) | {k: v.tolist() for k, v in figures.items()}
 
-    def compare(part: str, own: Mapping[str, Any], published: Mapping[str, Any]) -> None:
+    def compare(component: str, own: Mapping[str, Any], published: Mapping[str, Any]) -> None:
         for key in sorted({*own, *published}):
             value, found = (plain(settings.get(key)) for settings in (published, own))
             if found != value:
                 raise UserError(
-                    f"A single file has no place for settings, so its readers take those of "
-                    f"{family.name}, whose {part} has {key} = {value!r} and not {found!r}: "
-                    "export with --format=diffusers."
+                    "A single file contains no settings, so its readers use those of "
+                    f"{family.name}. There {component} has {key} = {value!r}, in this model "
+                    f"{found!r}; export with --format=diffusers."
                 )
 
     networks, published = pipeline.networks, family.settings

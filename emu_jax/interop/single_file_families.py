@@ -1,5 +1,5 @@
-"""The two families of single files that are known, and what their files leave unsaid: the config of
-each part and the noise, as the published folders have them.
+"""The two supported families of single files, and what their files do not contain: the config of
+each component and the noise schedule, as in the published folders.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
 _FIRST_CLIP = "conditioner.embedders.0.transformer."
 _SECOND_CLIP = "conditioner.embedders.1.model."
 _CLIP = "cond_stage_model.transformer."
-# A key's beginning that only one other family has -> its name.
+# A prefix of keys that only one other family has -> the name of the family.
 _OTHERS = {
     "cond_stage_model.model.": "Stable Diffusion 2's, with OpenCLIP-H",
     "conditioner.embedders.0.model.": "Stable Diffusion XL's refiner",
@@ -28,7 +28,9 @@ _OTHERS = {
 
 @dataclass(frozen=True)
 class Family:
-    """Part ("": model_index.json) -> its JSON file, part -> the prefix of its keys."""
+    """``settings``: component ("": model_index.json) -> its JSON file. ``prefixes``: component ->
+    the prefix of its keys.
+    """
 
     name: str
     settings: Mapping[str, Mapping[str, Any]]
@@ -104,21 +106,21 @@ SDXL = Family(
 
 
 def family_of(file: Path, shapes: Mapping[str, Any]) -> Family:
-    """Which of the two families a file's keys and shapes are of.
+    """The family of a file with these keys and shapes.
 
     Raises:
-      UserError: neither, by the name of what it is where that is known.
+      UserError: another family, with its name if that is known.
     """
-    known = f"known are {SD15.name} and {SDXL.name}"
+    known = f"supported are {SD15.name} and {SDXL.name}"
     starts = tuple(shapes)
     for prefix, name in _OTHERS.items():
         if any(key.startswith(prefix) for key in starts):
-            raise UserError(f"{file} is {name}; {known}. Give its folder in diffusers' layout.")
+            raise UserError(f"{file} is {name}; {known}. Use its folder in diffusers' layout.")
     entry = shapes.get(PREFIXES["unet"] + "input_blocks.0.0.weight")
     if entry is None:
         raise UserError(
-            f"{file} has no {PREFIXES['unet']}input_blocks, so it is no whole model in the "
-            "original layout: of a model in diffusers' layout give the folder."
+            f"{file} has no {PREFIXES['unet']}input_blocks, so it is not a whole model in the "
+            "original layout; for a model in diffusers' layout name the folder."
         )
     for family in (SDXL, SD15):
         if not any(key.startswith(family.prefixes["text_encoder"]) for key in starts):
@@ -126,23 +128,23 @@ def family_of(file: Path, shapes: Mapping[str, Any]) -> Family:
         channels = family.settings["unet"]["in_channels"]
         if entry.shape[1] != channels:
             raise UserError(
-                f"{file} takes {entry.shape[1]} channels and not {channels}: a model for "
+                f"{file} has {entry.shape[1]} input channels, not {channels}: it is a model for "
                 f"inpainting or editing; {known}."
             )
         return family
-    raise UserError(f"{file} holds no text encoder that is known here; {known}.")
+    raise UserError(f"{file} contains no supported text encoder; {known}.")
 
 
 def family_for(pipeline: str) -> Family:
     """The family of a class of pipelines.
 
     Raises:
-      UserError: there is none.
+      UserError: the class has no such family.
     """
     for family in (SDXL, SD15):
         if family.settings[""]["_class_name"] == pipeline:
             return family
     raise UserError(
-        f"Single files are written of {SD15.name} and {SDXL.name}: this is a {pipeline}, so "
-        "export it with --format=diffusers."
+        f"This is a {pipeline}; single files exist only for {SD15.name} and {SDXL.name}. Export it "
+        "with --format=diffusers."
     )

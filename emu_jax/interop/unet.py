@@ -1,8 +1,8 @@
 """diffusers' UNet2DConditionModel <-> the arguments of :class:`emu_jax.nn.unet.UNet`.
 
-Names of parameters agree, so this is config.json alone. Two traps: ``attention_head_dim`` is the
-*number* of heads of blocks with transformers and the width of a head of blocks with added keys and
-values; and a stage without attention still has an entry there.
+The names of parameters are the same, so only config.json is translated. Two traps:
+``attention_head_dim`` is the *number* of heads in blocks with transformers, but the width of a head
+in blocks with added keys and values; and a stage without attention has an entry there too.
 """
 
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ DEFAULTS: dict[str, Any] = dict(
     cross_attention_norm=None,
     addition_embed_type_num_heads=64,
 )
-# Read below, or (a picture's side, a precision) of no effect on the network's mathematics.
+# Settings that are read below, or (image size, precision) do not change the network's function.
 _READ = {
     *("sample_size", "in_channels", "out_channels", "down_block_types", "mid_block_type"),
     *("up_block_types", "only_cross_attention", "block_out_channels", "layers_per_block"),
@@ -74,7 +74,7 @@ _READ = {
     *("time_embedding_act_fn", "projection_class_embeddings_input_dim"),
     *("mid_block_only_cross_attention", "cross_attention_norm", "addition_embed_type_num_heads"),
 }
-# Of each kind of attention, the blocks down, up and in the middle, with and without it.
+# For each kind of attention the class names of blocks (without attention, with attention).
 _BLOCKS = {
     "transformer": dict(
         down=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -91,10 +91,10 @@ _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu"}
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments of a config.json.
+    """The constructor's arguments for a config.json.
 
     Raises:
-      UserError: a structure that ours does not have, by the setting's name.
+      UserError: names a setting whose structure our network does not have.
     """
     c = complete(config, DEFAULTS, _READ, CLASS)
     widths = c["block_out_channels"]
@@ -134,7 +134,7 @@ def _attention(c: Mapping[str, Any], stages: int) -> tuple[str, list[bool]]:
             mirrored = [blocks["up"][a] for a in reversed(attends)]
             if up != mirrored or len(down) != stages:
                 raise UserError(
-                    f"This {CLASS} goes up by {up} where its way down asks for {mirrored}."
+                    f"This {CLASS} has up_block_types {up}; its down_block_types need {mirrored}."
                 )
             if c["mid_block_type"] != blocks["mid"]:
                 raise _unknown(c, "mid_block_type")
@@ -143,7 +143,7 @@ def _attention(c: Mapping[str, Any], stages: int) -> tuple[str, list[bool]]:
 
 
 def _conditions(c: Mapping[str, Any]) -> dict[str, Any]:
-    """What it is told beside time."""
+    """The conditioning inputs other than the timestep."""
     found: dict[str, Any] = {}
     if c["class_embed_type"] not in (None, "timestep"):
         raise _unknown(c, "class_embed_type")
@@ -170,7 +170,7 @@ def _conditions(c: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _residuals(c: Mapping[str, Any], stages: int) -> dict[str, Any]:
-    """Residual blocks, and which attention sees the text alone."""
+    """Settings of the residual blocks, and which attention layers attend to the text only."""
     found: dict[str, Any] = {}
     if c["resnet_time_scale_shift"] not in ("default", "scale_shift"):
         raise _unknown(c, "resnet_time_scale_shift")
@@ -180,9 +180,9 @@ def _residuals(c: Mapping[str, Any], stages: int) -> dict[str, Any]:
         raise _unknown(c, "mid_block_scale_factor")
     if c["resnet_out_scale_factor"] != 1:
         found["output_scale_factor"] = c["resnet_out_scale_factor"]
-    # Ours applies the activation to the time embedding once, for all blocks: the same thing.
-    told = c["resnet_skip_time_act"], c["time_embedding_act_fn"]
-    if told not in ((False, None), (True, c["act_fn"])):
+    # Our network applies the activation to the time embedding once for all blocks: the same result.
+    activation = c["resnet_skip_time_act"], c["time_embedding_act_fn"]
+    if activation not in ((False, None), (True, c["act_fn"])):
         raise _unknown(c, "time_embedding_act_fn")
     if c["time_embedding_dim"]:
         found["time_width"] = c["time_embedding_dim"]
@@ -198,7 +198,7 @@ def _residuals(c: Mapping[str, Any], stages: int) -> dict[str, Any]:
 
 
 def to_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json, complete, of a constructor's arguments; how it is computed is left out.
+    """The complete config.json for a constructor's arguments, except how the network is computed.
 
     Raises:
       UserError: a structure that the public class does not have.
@@ -210,8 +210,8 @@ def to_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     kind = a.get("attention", "transformer")
     if (kind == "added_kv") != (a.get("resample", "conv") == "resnet"):
         raise UserError(
-            f"{CLASS} has attention=added_kv and resample=resnet together or neither of them: this "
-            "denoiser cannot be exported to it."
+            f"{CLASS} has either both attention=added_kv and resample=resnet or neither; this "
+            "denoiser has one of them and cannot be exported to it."
         )
     blocks = _BLOCKS[kind]
     attends = [depth > 0 for depth in depths]
@@ -219,8 +219,8 @@ def to_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     layers = [depth or 1 for depth in depths[:-1]] + [depths[-1] or middle]
     if layers[-1] != middle:
         raise UserError(
-            f"{CLASS} has as many layers of attention in the middle as in the coarsest stage: this "
-            "denoiser cannot be exported to it."
+            f"{CLASS} has as many attention layers in the middle as in the coarsest stage; this "
+            "denoiser has other numbers and cannot be exported to it."
         )
     scale = a.get("output_scale_factor", 1.0)
     only = joined(per_stage(a.get("only_cross_attention", False), stages))
@@ -264,7 +264,7 @@ def to_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def measured(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What its parameters say of the networks that it is joined to."""
+    """The arguments that depend on the other networks, read from the parameters' shapes."""
     ends = ("/attn2/to_k/kernel", "/add_k_proj/kernel")
     context = [value.shape[0] for path, value in params.items() if path.endswith(ends)]
     vector = params.get("add_embedding/linear_1/kernel")
@@ -280,7 +280,7 @@ def measured(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _heads(a: Mapping[str, Any], kind: str, widths: list[int]) -> list[int]:
-    """What ``attention_head_dim`` says: heads with transformers, else their width."""
+    """``attention_head_dim``: the number of heads with transformers, else the width of a head."""
     stages = len(widths)
     if (kind == "transformer" and "heads" in a) or (kind != "transformer" and "head_width" in a):
         return per_stage(a["heads" if kind == "transformer" else "head_width"], stages)
@@ -295,4 +295,4 @@ def _known(c: Mapping[str, Any], key: str, names: Mapping[str, Any]) -> Any:
 
 
 def _unknown(c: Mapping[str, Any], key: str) -> UserError:
-    return UserError(f"This {CLASS} has {key} = {c[key]!r}, which is not known here.")
+    return UserError(f"This {CLASS} has {key} = {c[key]!r}, which is not supported.")

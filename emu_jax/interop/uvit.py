@@ -1,7 +1,8 @@
 """diffusers' UVit2DModel, aMUSEd's transformer <-> the arguments of :class:`emu_jax.nn.uvit.UVit`.
 
-Names of parameters agree, so this is config.json alone. The public class makes sinusoids of its
-micro-conditions itself; ours is handed them by the conditioner, five behind the pooled text.
+The names of parameters are the same, so only config.json is translated. The public class computes
+the sinusoids of its micro-conditions itself; in this package the conditioner computes them and
+appends five to the pooled text.
 """
 
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ DEFAULTS: dict[str, Any] = dict(
     ln_elementwise_affine=True,
     sample_size=64,
 )
-# Our argument -> the setting that is the same number.
+# Our argument -> the setting with the same value.
 _SAME = dict(
     width="hidden_size",
     depth="num_hidden_layers",
@@ -51,7 +52,7 @@ _SAME = dict(
     eps="layer_norm_eps",
     resample="downsample",
 )
-# Read below, or (a picture's side) of no effect on the network's mathematics.
+# Settings that are read below, or (image size) do not change the network's function.
 _READ = {
     *_SAME.values(),
     *("upsample", "cond_embed_dim", "micro_cond_encode_dim", "micro_cond_embed_dim"),
@@ -61,42 +62,45 @@ _CONDITIONS = 5
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments of a config.json.
+    """The constructor's arguments for a config.json.
 
     Raises:
-      UserError: a structure that ours does not have, by the setting's name.
+      UserError: names a setting whose structure our network does not have.
     """
     c = complete(config, DEFAULTS, _READ, CLASS)
     if c["downsample"] != c["upsample"]:
-        raise UserError(f"This {CLASS} changes its map's size on one side of its layers only.")
+        raise UserError(
+            f"This {CLASS} has downsample = {c['downsample']} and upsample = {c['upsample']}; only "
+            "equal values are supported."
+        )
     if c["micro_cond_embed_dim"] != _CONDITIONS * c["micro_cond_encode_dim"]:
         raise UserError(
-            f"This {CLASS} has micro_cond_embed_dim = {c['micro_cond_embed_dim']}; five numbers of "
-            f"micro_cond_encode_dim = {c['micro_cond_encode_dim']} are known here."
+            f"This {CLASS} has micro_cond_embed_dim = {c['micro_cond_embed_dim']}; only five times "
+            f"micro_cond_encode_dim = {c['micro_cond_encode_dim']} is supported."
         )
     found = {ours: c[theirs] for ours, theirs in _SAME.items()}
     return found | dict(vector_width=c["cond_embed_dim"] + c["micro_cond_embed_dim"])
 
 
 def to_config(arguments: Mapping[str, Any], size_features: int) -> dict[str, Any]:
-    """config.json, complete, of a constructor's arguments and the conditioner's number of sinusoids
-    a micro-condition.
+    """The complete config.json for a constructor's arguments and the conditioner's number of
+    sinusoids per micro-condition.
     """
-    told = _CONDITIONS * size_features
+    embedded = _CONDITIONS * size_features
     same = {theirs: arguments[ours] for ours, theirs in _SAME.items() if ours in arguments}
     return DEFAULTS | dict(
         same,
         _class_name=CLASS,
         vocab_size=arguments.get("vocabulary") or arguments["codes"] + 1,
         upsample=arguments.get("resample", False),
-        cond_embed_dim=arguments["vector_width"] - told,
+        cond_embed_dim=arguments["vector_width"] - embedded,
         micro_cond_encode_dim=size_features,
-        micro_cond_embed_dim=told,
+        micro_cond_embed_dim=embedded,
     )
 
 
 def measured(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What its parameters say of the networks that it is joined to."""
+    """The arguments that depend on the other networks, read from the parameters' shapes."""
     return dict(
         codes=params["mlm_layer/conv2/kernel"].shape[3],
         context_width=params["encoder_proj/kernel"].shape[0],

@@ -1,7 +1,7 @@
 """diffusers' VQModel, aMUSEd's autoencoder <-> our autoencoding model with a codebook.
 
-Such a model decodes the numbers of codes (``lookup_from_codebook``), and its pictures are in
-[0, 1]: no setting says so, its pipeline does.
+Such a model decodes code indices (``lookup_from_codebook``). Its images are in [0, 1]; this is
+defined by its pipeline, not by a setting.
 """
 
 from collections.abc import Mapping
@@ -31,34 +31,34 @@ DEFAULTS: dict[str, Any] = dict(
     lookup_from_codebook=False,
     force_upcast=False,
 )
-# Read below, or (a picture's side, a scale that tokens do not have) of no effect on tokens.
+# Settings that are read below, or (image size, latent scale, precision) have no effect on tokens.
 _READ = {
     *("down_block_types", "up_block_types", "block_out_channels", "layers_per_block"),
     *("latent_channels", "num_vq_embeddings", "norm_num_groups", "vq_embed_dim"),
     *("mid_block_add_attention", "lookup_from_codebook"),
     *("sample_size", "scaling_factor", "force_upcast"),
 }
-# The codebook among the parameters, which are otherwise the autoencoder's.
+# The path of the codebook; all other parameters belong to the autoencoder.
 BOOK = "quantize/embedding/embedding"
 
 
 def sections(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``latent_channels``, ``autoencoder`` and ``quantizer`` of a config.json.
+    """The sections ``latent_channels``, ``autoencoder`` and ``quantizer`` for a config.json.
 
     Raises:
-      UserError: a structure that ours does not have, by the setting's name.
+      UserError: names a setting whose structure our network does not have.
     """
     c = complete(config, DEFAULTS, _READ, CLASS)
     autoencoder.require_stages(c, CLASS)
     if c["vq_embed_dim"] not in (None, c["latent_channels"]):
         raise UserError(
             f"This {CLASS} has codes of vq_embed_dim = {c['vq_embed_dim']} for "
-            f"{c['latent_channels']} latent channels; one width for both is known here."
+            f"{c['latent_channels']} latent channels; only equal widths are supported."
         )
     if not c["lookup_from_codebook"]:
         raise UserError(
-            f"This {CLASS} has lookup_from_codebook = False: it gives latents to a generator, and "
-            "not the tokens that are known here."
+            f"This {CLASS} has lookup_from_codebook = False: its generator works on latents. Only "
+            "models of tokens are supported."
         )
     return dict(
         latent_channels=c["latent_channels"],
@@ -75,19 +75,19 @@ def sections(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_config(config: Mapping[str, Any], side: int) -> dict[str, Any]:
-    """config.json, complete, of an autoencoding model's config.
+    """The complete config.json for an autoencoding model's config.
 
     Raises:
       UserError: a network that the public class does not have.
     """
     a = autoencoder.require_symmetric(config["autoencoder"], CLASS)
     for key, meaning in (
-        ("quant_conv", "1 x 1 convolutions on both sides of its codes"),
-        ("zero_to_one", "pictures in [0, 1]"),
+        ("quant_conv", "1 x 1 convolutions before and after its codes"),
+        ("zero_to_one", "images in [0, 1]"),
     ):
         if not a.get(key):
             raise UserError(
-                f"{CLASS} has {meaning}, this autoencoder does not: autoencoder.{key} is False."
+                f"{CLASS} has {meaning}; this autoencoder does not (autoencoder.{key} is False)."
             )
     return DEFAULTS | dict(
         _class_name=CLASS,

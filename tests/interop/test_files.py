@@ -171,7 +171,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(vae, tmp_path, change, word
         (dict(novelty=1), "says novelty, which is not known"),
         (dict(dual_cross_attention=True), "dual_cross_attention = True"),
         (dict(addition_embed_type="image"), "addition_embed_type = 'image'"),
-        (dict(up_block_types=["UpBlock2D"] * 2), "goes up by"),
+        (dict(up_block_types=["UpBlock2D"] * 2), "down_block_types need"),
         (dict(num_attention_heads=4), "num_attention_heads = 4"),
         (dict(time_embedding_act_fn="gelu"), "time_embedding_act_fn"),
         (dict(mid_block_only_cross_attention=True), "mid_block_only_cross_attention"),
