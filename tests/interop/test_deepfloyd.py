@@ -250,11 +250,11 @@ def test_only_a_generator_conditioned_as_if_becomes_its_pipeline(trip, tmp_path,
         (dict(text=dict(t5=text | dict(padding="masked"))), "padding attended to"),
         (dict(text=dict(t5=text | dict(length=128))), "77 states"),
         (dict(conditioner=config["conditioner"] | dict(width=8)), "without projections"),
-        (dict(denoiser=dict(kind="efficient_unet")), "this one is a efficient_unet"),
+        (dict(denoiser=dict(kind="efficient_unet")), "This denoiser is a efficient_unet"),
     ):
         with pytest.raises(UserError, match=words):
             pipeline_of(config | change)
     with pytest.raises(UserError, match=r"sampling\.sampler=ancestral"):
         schedulers.pixels_config(config["process"], config["sampling"] | dict(sampler="ddim"))
     assert main(["export", "builtin:pixel_super_64", f"--out={tmp_path}/x", "--format=diffusers"])
-    assert "is conditioned otherwise" in capsys.readouterr().err
+    assert "is conditioned differently" in capsys.readouterr().err
