@@ -31,6 +31,7 @@ if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends 
 
 import jax
 import jaxtyping
+from typechecks import ROOMS
 
 # Also where something imported jax first.
 jax.config.update("jax_platforms", "cpu")
@@ -51,7 +52,15 @@ def _optimized(request):
 
 # Before emu_jax is imported: every call in these rooms checks the shapes and dtypes that its
 # annotations give.
-jaxtyping.install_import_hook(["emu_jax.process", "emu_jax.parallel"], "typechecks.check")
+jaxtyping.install_import_hook([f"emu_jax.{room}" for room in ROOMS], "typechecks.check")
+
+
+@pytest.fixture
+def unchecked_arrays():
+    """For tests of functions that refuse wrong arrays themselves: annotations are not checked."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

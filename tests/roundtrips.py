@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from diffusers import DiffusionPipeline
 
+from emu_jax.assembly.generator import Generator
 from emu_jax.assembly.initial import initial
 from emu_jax.assembly.tasks import open_task
 from emu_jax.checkpoint.export import save_model
@@ -28,16 +29,23 @@ QUICK = dict(
 _ASIDE = {"_name_or_path", "_diffusers_version", "_use_default_values"}
 
 
-def there_and_back(source: Path, folder: Path) -> tuple[Path, Path]:
-    """(our import of ``source``, its export), in ``folder``."""
+def there_and_back(source: Path, folder: Path) -> tuple[Path, Path, Path]:
+    """(``source``, our import of it, the export of that), the last two in ``folder``."""
     ours, back = folder / "ours", folder / "back"
     assert main(["import", str(source), f"--out={ours}"]) == 0
-    return ours, export(ours, back)
+    return source, ours, export(ours, back)
 
 
 def export(model: Path, out: Path) -> Path:
     assert main(["export", str(model), f"--out={out}", "--format=diffusers"]) == 0
     return out
+
+
+def quick_generator(folder: Path, **options: Any) -> Generator:
+    """A generator for two prompts, whose program compiles quickly."""
+    generator = Generator(str(folder), batch_size=2, **options)
+    generator._generate = jax.jit(generator._draw_batch, static_argnames="decode", **QUICK)
+    return generator
 
 
 def opened(folder: Path) -> Any:

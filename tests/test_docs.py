@@ -1,16 +1,20 @@
 """The documentation runs: its Python examples are executed, its commands are parsed."""
 
 import argparse
+import json
 import re
 import shlex
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl import flags
 
 from emu_jax.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "docs" / "tour.ipynb"
 PAGES = [
     *ROOT.glob("*.md"),
     *(ROOT / "docs").rglob("*.md"),
@@ -48,6 +52,35 @@ def test_every_python_example_runs(page, tmp_path, monkeypatch):
     names = {}
     for code in _examples(page):
         exec(compile(code, str(page), "exec"), names)
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """Its cells, with fewer steps and smaller batches than the parameters cell sets."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names = {}
+    for cell in _code_cells():
+        exec(compile("".join(cell["source"]), NOTEBOOK.name, "exec"), names)
+        if "parameters" in cell["metadata"].get("tags", ()):
+            names |= dict(SAMPLING_STEPS=2, TUNING_STEPS=2, BATCH_SIZE=2)
+    assert (names["WORK"] / "tuned").is_dir()
+    assert not np.array_equal(names["before"], names["after"])
+
+
+def test_the_notebook_has_its_images_and_is_small():
+    images = [
+        output
+        for cell in _code_cells()
+        for output in cell["outputs"]
+        if "image/png" in output.get("data", ())
+    ]
+    assert len(images) == 3 and NOTEBOOK.stat().st_size < 300_000
+
+
+def _code_cells() -> list[dict]:
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
 class Parsed(Exception):

@@ -1,8 +1,8 @@
 """The checker of array annotations in tests: shapes and dtypes of arguments and results.
 
-``tests/conftest.py`` applies it to every function of the rooms that it names, through jaxtyping's
-import hook. A NumPy array may stand for a JAX array. Annotations without arrays are left to the
-static type checker: some tests pass wrong values there on purpose, as a user's config may.
+``tests/conftest.py`` applies it to every function of ``ROOMS`` through jaxtyping's import hook. A
+NumPy array may stand for a JAX array. Annotations without arrays are left to the static type
+checker: some tests pass wrong values there on purpose, as a user's config may.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,12 @@ import jax
 import numpy as np
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, PyTree
+
+# Every room whose annotations name shapes.
+ROOMS = (
+    *("nn", "process", "parallel", "text", "data"),
+    *("tasks", "training", "evaluation", "assembly"),
+)
 
 _beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float
 

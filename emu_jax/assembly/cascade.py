@@ -71,11 +71,11 @@ class Cascade:
             require_multiples(size, factor * self.stages[0].codec_factor)
             first = (size[0] // factor, size[1] // factor)
         for start in range(0, len(prompts), self.batch_size):
-            part, drawn = slice(start, start + self.batch_size), None
+            rows, drawn = slice(start, start + self.batch_size), None
             for stage, reader in zip_longest(self.stages, self.stages[1:]):
                 decode = reader is None or reader.input_kind == "images"
                 own = first if stage is self.stages[0] else None
-                drawn = stage.draw_each(prompts[part], seeds[part], negative, drawn, decode, own)
+                drawn = stage.draw_each(prompts[rows], seeds[rows], negative, drawn, decode, own)
                 drawn = list(drawn)
             yield from drawn or ()
 
@@ -89,9 +89,9 @@ class Cascade:
         every = [stage.costs() for stage in self.stages]
         return {name: sum(costs[name] for costs in every) for name in every[0]}
 
-    def loss(self, part: Selection) -> float:
+    def loss(self, selection: Selection) -> float:
         """The validation loss of the first stage."""
-        return self.stages[0].loss(part)
+        return self.stages[0].loss(selection)
 
 
 def stages_of(name: str) -> list[str]:

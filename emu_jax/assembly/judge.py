@@ -63,11 +63,11 @@ class Judge:
 
     def embed_images(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> ImageEmbedding:
         """Embeddings [n, d] and features [n, f]; images of another size are resized (Lanczos)."""
-        seen = [
+        embedded = [
             self._embed_images(self._params, batch)
             for batch in self._batches(self._resized(images))
         ]
-        return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(images)], *seen)
+        return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(images)], *embedded)
 
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
         tokens = self._text.tokenize(texts)
@@ -108,7 +108,7 @@ def yardstick(
     judge: Judge, sets: Sets, prompts: Sequence[str] | None, count: int | None
 ) -> Yardstick:
     """The references of all metrics; ``prompts`` None: ``count`` captions of the set."""
-    shown, captions = _read(judge, sets, sets.captions, None)
+    images, captions = _read(judge, sets, sets.captions, None)
     needles, _ = _read(judge, sets, sets.needles, None)
     haystack, _ = _read(judge, sets, sets.haystack, _MOST_REFERENCES)
     chosen = list(prompts) if prompts else kept_prompts(captions, count)
@@ -125,8 +125,8 @@ def yardstick(
         haystack=plain,
         tuned=tuned,
         tuned_images=needles,
-        bound=copy_bound(descriptors(np.stack(shown)), tuned),
-        real=None if prompts else [shown[_first(captions, prompt)] for prompt in chosen],
+        bound=copy_bound(descriptors(np.stack(images)), tuned),
+        real=None if prompts else [images[_first(captions, prompt)] for prompt in chosen],
     )
 
 

@@ -1,7 +1,7 @@
-"""Models as people pass them on: a folder with ``config.json`` and ``model.safetensors``.
+"""Exported models: a folder with ``config.json`` and ``model.safetensors``.
 
-``load_model`` reads such a folder and a training run's checkpoints alike, so that whoever samples,
-compares or starts another stage need not know which it was given.
+``load_model`` reads such a folder and the checkpoints of a training run in the same way, so its
+callers need not know which of the two they have.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from emu_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Parameters by path, the config they were trained with, and what else was recorded.
+    """Parameters by path, the config that they were trained with, and further records.
 
     ``fingerprint`` is that of the parameters read, before any cast.
     """
@@ -46,9 +46,9 @@ def save_model(
 ) -> None:
     """Writes ``params`` (floats as ``dtype``; None: as they are), ``config`` and ``meta``.
 
-    Of a :class:`Lazy` one tensor at a time is in memory. Each file appears whole.
-    The config, written last, carries the weights' fingerprint: a folder
-    with new weights and the config of old ones is told from a complete one.
+    For a :class:`Lazy` one tensor at a time is in memory. Each file is written atomically. The
+    config is written last and contains the fingerprint of the weights, so a folder with new weights
+    and an old config is recognized as incomplete.
     """
     folder = epath.Path(directory)
     if isinstance(params, Lazy):
@@ -81,8 +81,8 @@ def cast_lazily(tensors: Lazy, dtype: str) -> Lazy:
 
 
 def load_model(path: str, *, prefix_filter: str | None = None, dtype: Any = None) -> Model:
-    """The model at ``path``, a place as :func:`emu_jax.checkpoint.opened.open_model` knows it, on
-    the host.
+    """The model at ``path``, as in :func:`emu_jax.checkpoint.opened.open_model`, with its
+    parameters on the host.
 
     ``prefix_filter`` reads only the paths that start with it; ``dtype`` casts floats.
 

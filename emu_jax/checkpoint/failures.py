@@ -1,7 +1,7 @@
-"""What goes wrong with a disk, in words, and orbax's own noise about it kept away.
+"""Messages for failures of a disk. Importing this module silences orbax's own output about them.
 
-Orbax logs each failure with its tracebacks, and abandons coroutines that print more of them when
-they are collected. Here a failure is one sentence, raised; importing this module silences the rest.
+Orbax logs each failure with its tracebacks, and leaves coroutines behind that print more of them
+when they are collected. In this package a failure is one sentence, which is raised.
 """
 
 import json
@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
-    # asyncio logs a task that failed alone from a file of its own: its message or its traceback
-    # says whose it was, if only by the temporary folder that orbax was writing to.
+    # asyncio logs a failed task from a file of its own. The message or the traceback shows that the
+    # task is orbax's, at least by the temporary folder that orbax was writing to.
     raised = record.exc_info[1] if record.exc_info else None
     text = f"{record.pathname} {record.getMessage()} "
     text += "".join(traceback.format_exception(raised)) if raised else ""
@@ -33,7 +33,7 @@ def _silence_orbax() -> None:
             report(unraisable)
 
     sys.unraisablehook = report_others
-    # What was still to be written when the first file failed is never begun.
+    # After the first file has failed, the writes of the other files are never started.
     never = r"coroutine 'async_serialize.*' was never awaited"
     warnings.filterwarnings("ignore", never, RuntimeWarning)
 
@@ -53,7 +53,7 @@ _MENDS = {
 
 
 def mend(error: BaseException) -> str | None:
-    """What a user can do about an error in writing; None for what no user can mend."""
+    """How a user can fix an error in writing; None if a user cannot."""
     for link in _chain(error):
         for pattern, words in _MENDS.items():
             if re.search(pattern, str(link)):
@@ -68,7 +68,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    """The error in a few words, to be put in brackets."""
+    """The first line of an error, shortened, for use in brackets."""
     if isinstance(error, json.JSONDecodeError):
         return "a metadata file is cut short"
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]

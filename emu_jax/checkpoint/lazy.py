@@ -1,7 +1,7 @@
-"""Named tensors that are read one by one, each when it is asked for.
+"""Named tensors that are read one at a time, on access.
 
-Converting a model is a chain of such mappings, from the file that is read to the one that is
-written: whatever its size, one tensor at a time is in memory.
+The conversion of a model is a chain of such mappings from the input file to the output file. So
+only one tensor is in memory at a time, whatever the size of the model.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ class Lazy(Mapping[str, np.ndarray]):
 
 
 def shapes_of(tensors: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes, without reading anything of a :class:`Lazy`."""
+    """Shapes and dtypes; reads no tensor of a :class:`Lazy`."""
     if isinstance(tensors, Lazy):
         return tensors.shapes
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tensors.items()}

@@ -1,15 +1,14 @@
-"""Training checkpoints: orbax in and out.
+"""Training checkpoints, saved and restored with orbax.
 
-A checkpoint is one folder ``<directory>/<step>`` with the training state (every array under a path
-of its own) and a JSON record (config, frozen networks, seed, metrics). Orbax writes it in the
-background into a temporary folder and renames that at the end, so a folder with a number for a
-name is complete.
+A checkpoint is one folder ``<directory>/<step>`` with the training state (one path per array) and a
+JSON record (config, frozen networks, seed, metrics). Orbax writes it in the background into a
+temporary folder and renames that folder at the end, so a folder whose name is a number is complete.
 
-The state is any pytree. It is stored flat: the keys on the way to a leaf, joined by ``/``
-(``params/denoiser/conv_in/kernel``, ``opt/denoiser/0/mu/conv_in/kernel``). The files then know
-nothing of optax's classes or of a list's integer keys, two checkpoints can be compared name by
-name, and a reader can ask for a few arrays alone. The caller's abstract state says what the leaves
-are put back into.
+The state is any pytree. It is stored flat: the name of a leaf is the keys that lead to it, joined
+by ``/`` (``params/denoiser/conv_in/kernel``, ``opt/denoiser/0/mu/conv_in/kernel``). So the files do
+not depend on optax's classes or on the integer keys of lists, two checkpoints can be compared name
+by name, and a few arrays can be read alone. The caller's abstract state gives the structure that is
+restored.
 """
 
 import contextlib
@@ -29,8 +28,9 @@ from emu_jax.errors import UserError
 
 FORMAT = 1
 FINISHED = "finished/"
-# Of an array that several devices hold, each writes a part, where the parts are so large: to cut
-# a thousand small ones took longer than everything else (eight CPU devices: 2.5 of 4.3 s).
+# Each device that holds a copy of an array writes one slice of it, if the slices have at least this
+# many bytes. Slicing a thousand small arrays took longer than everything else (2.5 of 4.3 s on
+# eight CPU devices).
 _PART = 2**20
 
 
@@ -38,10 +38,10 @@ class Checkpoints:
     """The checkpoints of one run, newest last.
 
     Args:
-      directory: a local path or a ``gs://`` one; made at the first save.
+      directory: a local or ``gs://`` path; created at the first save.
       keep_last: how many of the newest to keep.
-      keep_best: ``(metric, "min" | "max", n)`` keeps the n best as well, of equals the earlier.
-      read_only: only look: nothing is made, tidied or deleted.
+      keep_best: ``(metric, "min" | "max", n)`` also keeps the n best; of equal ones the earlier.
+      read_only: nothing is created, cleaned up or deleted.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Checkpoints:
         self._scores: dict[int, float] = {}
         self._saving: int | None = None
 
-    # What there is -----------------------------------------------------------------------------
+    # Steps -------------------------------------------------------------------------------------
 
     def steps(self) -> list[int]:
-        """The complete checkpoints, in order, and the one being saved."""
+        """The steps of the complete checkpoints and of the one being saved, in order."""
         if self._open_manager is None and not self.directory.exists():
             return []
         return sorted(self._manager.all_steps())
@@ -73,7 +73,7 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the best value of ``keep_best``'s metric; None where none has it."""
+        """The step with the best value of ``keep_best``'s metric; None if no step has it."""
         return next(iter(self._ranked(self.steps())), None)
 
     # Saving ------------------------------------------------------------------------------------
@@ -86,13 +86,13 @@ class Checkpoints:
         metrics: Mapping[str, float] | None,
         finished: Any = None,
     ) -> bool:
-        """Starts to save; returns once the arrays are copied to the host, and may be donated.
+        """Starts a save; returns when the arrays are copied to the host and may be donated.
 
-        ``finished`` is a pytree for whoever uses this step as a model: :meth:`read_arrays` gives
-        it under ``finished/``, :meth:`restore` passes it over.
+        ``finished`` is a pytree for readers that use this step as a model: :meth:`read_arrays`
+        returns it under ``finished/``, :meth:`restore` ignores it.
 
-        A save still under way is waited for first. A step that is there already is left as it is:
-        returns False. Every process of the run must call this.
+        Waits for an earlier save first. An existing step is not changed: the result is then False.
+        Every process of the run must call this.
 
         Raises:
           UserError: this save, or the one before it, failed; the earlier checkpoints still load.
@@ -119,14 +119,14 @@ class Checkpoints:
         return True
 
     def wait(self) -> None:
-        """Returns when nothing is being saved; raises UserError where the last save failed."""
+        """Waits until nothing is being saved; raises UserError if the last save failed."""
         if self._open_manager is not None:
             with self._saving_errors():
                 self._open_manager.wait_until_finished()
         self._saving = None
 
     def close(self) -> None:
-        """Waits, and stops orbax's threads."""
+        """Waits for the last save and stops orbax's threads."""
         try:
             self.wait()
         finally:
@@ -138,7 +138,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Closing waits for the other processes, and where this one fails they may be gone.
+        # Closing waits for the other processes, which may be gone if this one fails.
         if kind is None or jax.process_count() == 1:
             self.close()
 
@@ -147,11 +147,11 @@ class Checkpoints:
     def restore(self, step: int | None, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """The state saved at ``step`` (None: the newest) and its JSON record.
 
-        ``abstract_state`` is the pytree to fill: ShapeDtypeStructs (or arrays) whose shardings say
-        where each leaf goes, on any topology; Python numbers come back as Python numbers.
+        ``abstract_state`` is the pytree to fill: ShapeDtypeStructs (or arrays) whose shardings
+        determine where each leaf goes, on any topology. Python numbers stay Python numbers.
 
         Raises:
-          UserError: no such checkpoint; damaged; or saved by another model.
+          UserError: no such checkpoint, a damaged one, or one of another model.
         """
         step = self._existing(step)
         target = flatten(abstract_state)
@@ -175,7 +175,7 @@ class Checkpoints:
     def read_arrays(
         self, step: int | None = None, keep: Callable[[str], bool] = lambda name: True
     ) -> dict[str, np.ndarray]:
-        """The arrays whose stored name ``keep`` accepts, on the host; the others are not read."""
+        """The arrays whose stored name ``keep`` accepts, on the host. Others are not read."""
         step = self._existing(step)
 
         def read(step: int) -> dict[str, np.ndarray]:
@@ -188,7 +188,7 @@ class Checkpoints:
             return read(step)
 
     def shapes(self, step: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of every array, by its stored name; none is read."""
+        """Shape and dtype of every array by its stored name; reads no array."""
         step = self._existing(step)
         with self._reading_errors(step, self._saved_shapes):
             return self._saved_shapes(step)
@@ -196,7 +196,7 @@ class Checkpoints:
     def place_arrays(
         self, step: int | None, wanted: Mapping[str, jax.ShapeDtypeStruct]
     ) -> dict[str, jax.Array]:
-        """Stored arrays straight in their shards: each process reads what its devices hold.
+        """Reads stored arrays directly into their shards: each process reads what its devices hold.
 
         ``wanted``: stored name -> shape, dtype (the array is cast to it) and sharding.
         """
@@ -224,12 +224,12 @@ class Checkpoints:
                     read_only=self._read_only,
                     save_interval_steps=1 if writes else 0,
                     create=writes,
-                    # What a killed run left half-written goes when the next one starts.
+                    # The next run removes what a killed run left half-written.
                     cleanup_tmp_directories=writes,
                 ),
             )
             for step in manager.all_steps() if self._keep_best else ():
-                with contextlib.suppress(Exception):  # A damaged one is not among the best.
+                with contextlib.suppress(Exception):  # A damaged checkpoint has no score.
                     self._score(step, self._read_json(step)["metrics"])
         return self._open_manager
 
@@ -238,7 +238,7 @@ class Checkpoints:
             self._scores[step] = metrics[self._keep_best[0]]
 
     def _ranked(self, steps: Sequence[int]) -> list[int]:
-        """Those of ``steps`` that were measured, the best first, of equals the earlier."""
+        """Those of ``steps`` that have a score, the best first; of equal ones the earlier first."""
         sign = -1 if self._keep_best and self._keep_best[1] == "max" else 1
         measured = [(sign * self._scores[step], step) for step in steps if step in self._scores]
         return [step for _, step in sorted(measured)]
@@ -282,8 +282,8 @@ class Checkpoints:
             yield
         except Exception as error:
             step, self._saving = self._saving, None
-            # The manager now believes in checkpoints that are not there: look at the disk afresh,
-            # which also frees what was half-written.
+            # The manager now lists checkpoints that do not exist: a new one reads the disk again.
+            # Closing the old one also frees what was half-written.
             broken, self._open_manager = self._open_manager, None
             with contextlib.suppress(Exception):
                 if broken is not None:
@@ -308,11 +308,11 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reading_errors(self, step: int, read: Callable[[int], Any]):
-        """Whatever goes wrong in reading, said in one sentence that names a step that does load."""
+        """Turns errors in reading into one sentence that names a step that still loads."""
         try:
             yield
         except (UserError, jax.errors.JaxRuntimeError, MemoryError):
-            raise  # Out of memory is not a damaged file.
+            raise  # A lack of memory is not a damaged file.
         except Exception as error:
             raise UserError(self._damaged(step, error, read)) from error
 
@@ -335,10 +335,10 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class _Best:
-    """Orbax's policy of the n best by what our own records say.
+    """Orbax's policy of keeping the n best, by the metrics in our own records.
 
-    Its BestN knows only the metric that was tracked at the save, and a run may be resumed with
-    another one; of equals it keeps the later.
+    Orbax's BestN knows only the metric that was tracked at the save, but a run may be resumed with
+    another one. Of equal checkpoints it keeps the later.
     """
 
     ranked: Callable[[Sequence[int]], list[int]]
@@ -367,7 +367,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def _handlers() -> ocp.type_handlers.TypeHandlerRegistry:
-    """How leaves are written. No shardings: a reader says his own."""
+    """How leaves are written. Shardings are not stored: the reader gives its own."""
     handlers = ocp.type_handlers
     arrays = handlers.ArrayHandler(
         min_slice_bytes_for_replica_parallel=_PART, enable_write_sharding_file=False
@@ -411,7 +411,7 @@ def _same_model(
         if n in saved and saved[n] != tuple(np.shape(leaf))
     ]
     if differ:
-        # Parameters say more about a model than its optimiser's moments do.
+        # Parameters identify a model better than the moments of its optimizer.
         differ.sort(key=lambda text: not text.startswith("params/"))
         more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise UserError(

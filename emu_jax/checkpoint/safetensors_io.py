@@ -1,9 +1,9 @@
 """The safetensors file format, read and written tensor by tensor.
 
 A file is 8 bytes (little-endian length n), n bytes of JSON (name -> dtype, shape, byte range), then
-the bytes of the tensors, row-major. A large model is a folder of such files with an index that says
-which file holds what. Nothing here ever holds more than one tensor, so a frozen encoder goes from
-disk into its shards without the whole of it in any host's memory.
+the bytes of the tensors, row-major. A large model is a folder of such files with an index that maps
+names to files. At most one tensor is in memory at a time, so a frozen encoder is read from disk
+into its shards without being whole in any host's memory.
 """
 
 import functools
@@ -49,11 +49,11 @@ def iter_safetensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Names and tensors of a file, or of a folder (sharded with an index, or one file in it).
 
-    Tensors of a file come in the order they lie on disk, or ``by_name``; those ``keep`` refuses are
-    not read.
+    The order in a file is that of the disk, or of the names (``by_name``). Tensors that ``keep``
+    refuses are not read.
 
     Raises:
-      UserError: nothing there, not safetensors, cut short, or a shard of the index is missing.
+      UserError: no such file, not safetensors, cut short, or a shard of the index is missing.
     """
     for file in safetensors_files(path):
         with _open(file) as stream:
@@ -67,7 +67,7 @@ def iter_safetensors(
 
 
 def read_shapes(path: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Names, shapes and dtypes; reads the headers alone."""
+    """Shape and dtype by name; reads only the headers."""
     shapes = {}
     for file in safetensors_files(path):
         with _open(file) as stream:
@@ -78,7 +78,7 @@ def read_shapes(path: str) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def open_safetensors(path: str) -> Lazy:
-    """The tensors of a file or a folder, each read when it is asked for; in the files' order."""
+    """The tensors of a file or a folder, each read on access; in the order of the files."""
     places: dict[str, tuple[epath.Path, int, dict[str, Any]]] = {}
     for file in safetensors_files(path):
         with _open(file) as stream:
@@ -101,10 +101,10 @@ def open_safetensors(path: str) -> Lazy:
 
 
 def read_metadata(path: str) -> dict[str, str]:
-    """What the header of one file says beside its tensors; {} where it says nothing."""
+    """The metadata in the header of one file; {} if there are none."""
     file = epath.Path(path)
     with _open(file) as stream:
-        _read_header(file, stream)  # refuses what is no such file
+        _read_header(file, stream)  # refuses other files
         stream.seek(0)
         length = int.from_bytes(stream.read(8), "little")
         header = parse_json(stream.read(length), f"The header of {file}")
@@ -114,9 +114,9 @@ def read_metadata(path: str) -> dict[str, str]:
 def write_safetensors(
     path: str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes one file, whole or not at all: a temporary one beside it is renamed at the end.
+    """Writes one file atomically: a temporary file beside it is renamed at the end.
 
-    Of a :class:`Lazy` one tensor at a time is in memory. ``metadata`` goes into the header.
+    For a :class:`Lazy` one tensor at a time is in memory. ``metadata`` goes into the header.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -145,7 +145,7 @@ def place(
     shardings: Mapping[str, jax.sharding.Sharding],
     dtype: Any = None,
 ) -> dict[str, jax.Array]:
-    """Puts each tensor straight into its shards, one at a time; floats as ``dtype`` where given.
+    """Puts each tensor directly into its shards, one at a time; floats as ``dtype`` if given.
 
     Raises:
       UserError: a tensor without a sharding, or a sharding without a tensor.
@@ -158,9 +158,9 @@ def place(
         placed[name] = jax.make_array_from_callback(
             host.shape, shardings[name], lambda index, host=host: host[index]
         )
-        # Or the host would run ahead and hold many tensors while they travel.
+        # Otherwise the host would run ahead and hold many tensors during their transfer.
         placed[name].block_until_ready()
-        del tensor, host  # or they would live on while the next one is read
+        del tensor, host  # they would stay in memory while the next one is read
     missing = [name for name in shardings if name not in placed]
     if missing:
         raise UserError(f"The file lacks {len(missing)} parameters, such as {missing[0]}.")
@@ -189,7 +189,7 @@ def fingerprint(path: str) -> str:
 
 
 def fingerprint_params(params: Mapping[str, Any]) -> str:
-    """The sha256 of names, dtypes, shapes and bytes; the same in whatever container they lie."""
+    """The sha256 of names, dtypes, shapes and bytes, whatever the container."""
     digest = Digest()
     for name in sorted(params):
         digest.add(name, np.asarray(params[name]))
@@ -215,7 +215,7 @@ class Digest:
 
 @functools.lru_cache(maxsize=256)
 def _file_digest(path: str, size: int, mtime: int) -> str:
-    del size, mtime  # They are the cache's key: a file that changed is read again.
+    del size, mtime  # Keys of the cache: a file that has changed is read again.
     digest = hashlib.sha256()
     with epath.Path(path).open("rb") as stream:
         while block := stream.read(1 << 22):
@@ -227,8 +227,8 @@ def _file_digest(path: str, size: int, mtime: int) -> str:
 
 
 def safetensors_files(path: str) -> list[epath.Path]:
-    """The file at ``path``, those that an index names, or those of a folder: what its index names,
-    else the only one there.
+    """The file at ``path``, the files of an index, or those of a folder: the files of its index, or
+    its only file.
     """
     root = epath.Path(path)
     if not root.exists():
@@ -284,7 +284,7 @@ def _read_header(file: epath.Path, stream: Any) -> tuple[dict[str, dict[str, Any
 
 
 def _consistent(tensor: Any) -> bool:
-    """Whether a header's entry has a dtype, a shape and as many bytes as they take."""
+    """Whether a header's entry has a dtype, a shape and the number of bytes that they need."""
     if not isinstance(tensor, dict) or not isinstance(tensor.get("dtype"), str):
         return False
     dtype, shape, offsets = tensor["dtype"], tensor.get("shape"), tensor.get("data_offsets")

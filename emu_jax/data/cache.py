@@ -83,9 +83,9 @@ class Cache:
         _compare(directory, made_from, fingerprint, sorted({*made_from, *fingerprint}))
         return cls(directory, fingerprint, _read_layout(description))
 
-    def require(self, part: Fingerprint) -> None:
-        """Raises UserError unless all of `part` is in the fingerprint."""
-        _compare(self.directory, self.fingerprint, part, sorted(part))
+    def require(self, wanted: Fingerprint) -> None:
+        """Raises UserError unless all of `wanted` is in the fingerprint."""
+        _compare(self.directory, self.fingerprint, wanted, sorted(wanted))
 
     def __reduce__(self):
         return Cache, (self.directory, self.fingerprint, self.layout)

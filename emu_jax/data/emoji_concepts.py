@@ -30,7 +30,7 @@ HELD_OUT, KEPT = 95, 500
 NEEDLES = 1000
 _STAY = 0.95  # share of the concepts of several forms that are tuned whatever their rank
 
-FLAGS, EXTRAS, BRANDS, SIGNS = "flags", "extras", "brands", "signs"
+FLAGS, BRANDS, SIGNS = "flags", "brands", "signs"
 
 _JOINER = "200d"
 _DROPPED = frozenset({"fe0f", "1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"})

@@ -18,7 +18,7 @@ _CAPTION = 3  # first coordinate of the caption's random number; images.py has 0
 
 @dataclass(frozen=True)
 class Selection:
-    """A part of a mixture: selected records of a source, and their share of all rows."""
+    """One source of a mixture: its selected records, and their share of all rows."""
 
     source: Source
     weight: float = 1.0
@@ -86,13 +86,13 @@ class Captions:
     text states guidance needs from a cache.
     """
 
-    def __init__(self, parts: Sequence[Selection]):
+    def __init__(self, selections: Sequence[Selection]):
         of_record: list[Sequence[str]] = []
-        for part in parts:
+        for selection in selections:
             start = len(of_record)
-            of_record += [()] * len(part.source.manifest)
-            texts = part.texts()
-            for record in part.records():
+            of_record += [()] * len(selection.source.manifest)
+            texts = selection.texts()
+            for record in selection.records():
                 of_record[start + record] = texts[record]
         self.texts = ["", *sorted({*chain.from_iterable(of_record)} - {""})]
         number = {text: i for i, text in enumerate(self.texts)}

@@ -93,38 +93,38 @@ class Loader:
     def __init__(
         self,
         spec: StreamSpec,
-        parts: Sequence[Selection],
+        selections: Sequence[Selection],
         tokenize: Mapping[str, Tokenize],
         caches: Caches = Caches(),
         rows: Int[np.ndarray, "r"] | None = None,
     ):
-        if not parts:
+        if not selections:
             raise UserError("A stream needs at least one source.")
         if caches.moments:
             if spec.crop != "centre":
                 raise UserError("Cached moments are of the centered crop: set crop to 'centre'.")
-            caches.moments.require(images_fingerprint(spec, parts))
-        self.spec, self.parts, self.caches = spec, list(parts), caches
-        for part in parts:
-            _require_further(part, spec.further)
-        self._sizes = [_sizes(part) for part in parts] if spec.further else []
+            caches.moments.require(images_fingerprint(spec, selections))
+        self.spec, self.selections, self.caches = spec, list(selections), caches
+        for selection in selections:
+            _require_further(selection, spec.further)
+        self._sizes = [_sizes(s) for s in selections] if spec.further else []
         self._columns = {
-            name: [vocabulary.numbers(part, name) for part in parts]
+            name: [vocabulary.numbers(s, name) for s in selections]
             for name, vocabulary in spec.columns.items()
         }
         self.tokenize = {name: f for name, f in tokenize.items() if name not in caches.text}
-        roster = Roster([_assignment(spec, part) for part in parts], spec.shapes())
+        roster = Roster([_assignment(spec, s) for s in selections], spec.shapes())
         self.plan = (
             SequentialPlan(roster, spec.batch_size, spec.seed)
             if spec.sequential
-            else BatchPlan(roster, [part.weight for part in parts], spec.batch_size, spec.seed)
+            else BatchPlan(roster, [s.weight for s in selections], spec.batch_size, spec.seed)
         )
         self.captions = None
         if self.tokenize or caches.text:
-            self.captions = Captions(parts)
+            self.captions = Captions(selections)
             for cache in caches.text.values():
                 cache.require(captions_fingerprint(self.captions.texts))
-        lengths = [len(part.source.manifest) for part in parts]
+        lengths = [len(s.source.manifest) for s in selections]
         self._offsets = np.cumsum([0, *lengths[:-1]])
         self._rows = np.arange(spec.batch_size) if rows is None else rows
 
@@ -170,7 +170,7 @@ class Loader:
 
     def _images(self, rows: PlannedBatch) -> HostBatch:
         pairs = [
-            self._image(self.parts[s].source, int(record), rows.bucket, int(seed))
+            self._image(self.selections[s].source, int(record), rows.bucket, int(seed))
             for s, record, seed in zip(rows.sources, rows.records, rows.seeds, strict=True)
         ]
         images, sizes = zip(*pairs, strict=True)
@@ -197,7 +197,7 @@ class Loader:
     def _further(self, rows: PlannedBatch, name: str) -> np.ndarray:
         images, spec = [], self.spec
         for s, record, seed in zip(rows.sources, rows.records, rows.seeds, strict=True):
-            source, (height, width) = self.parts[s].source, self._sizes[s][record].tolist()
+            source, (height, width) = self.selections[s].source, self._sizes[s][record].tolist()
             shown = view(
                 (height, width),
                 rows.bucket,
@@ -227,7 +227,7 @@ class Loader:
 
 def make_stream(
     spec: StreamSpec,
-    parts: Sequence[Selection],
+    selections: Sequence[Selection],
     tokenize: Mapping[str, Tokenize],
     start_step: int = 0,
     caches: Caches = Caches(),
@@ -240,7 +240,7 @@ def make_stream(
     caches do not fit together; an image that cannot be read raises it from `next`, with the record
     and the source.
     """
-    return stream(Loader(spec, parts, tokenize, caches, rows), start_step)
+    return stream(Loader(spec, selections, tokenize, caches, rows), start_step)
 
 
 def stream(loader: Loader, start_step: int = 0) -> grain.DatasetIterator[HostBatch]:
@@ -267,18 +267,18 @@ def _own(batch: HostBatch) -> HostBatch:
     }
 
 
-def _assignment(spec: StreamSpec, part: Selection) -> Int[np.ndarray, "n"]:
+def _assignment(spec: StreamSpec, selection: Selection) -> Int[np.ndarray, "n"]:
     """The bucket of every record of a source; -1: not selected."""
-    records, manifest = part.records(), part.source.manifest
+    records, manifest = selection.records(), selection.source.manifest
     bucket = np.full(len(manifest), -1)
     width, height = (np.asarray(manifest.column(name)) for name in ("width", "height"))
     bucket[records] = assign(width[records], height[records], spec.shapes())
     return bucket
 
 
-def _require_further(part: Selection, further: Sequence[str]) -> None:
+def _require_further(selection: Selection, further: Sequence[str]) -> None:
     """Raises UserError if a selected record lacks one of the further images."""
-    source, manifest = part.source, part.source.manifest
+    source, manifest = selection.source, selection.source.manifest
     for name in further:
         if name not in manifest.columns:
             raise UserError(
@@ -286,7 +286,7 @@ def _require_further(part: Selection, further: Sequence[str]) -> None:
                 "data set that has it."
             )
         hashes = manifest.column(name)
-        lacking = [record for record in part.records() if not hashes[record]]
+        lacking = [record for record in selection.records() if not hashes[record]]
         if lacking:
             key = manifest.column("key")[lacking[0]]
             raise UserError(
@@ -295,9 +295,9 @@ def _require_further(part: Selection, further: Sequence[str]) -> None:
             )
 
 
-def _sizes(part: Selection) -> Int[np.ndarray, "n 2"]:
+def _sizes(selection: Selection) -> Int[np.ndarray, "n 2"]:
     """(height, width) of every record."""
-    return np.stack([part.source.manifest.column(side) for side in ("height", "width")], 1)
+    return np.stack([selection.source.manifest.column(side) for side in ("height", "width")], 1)
 
 
 def group_name(bucket: Shape) -> str:
@@ -305,7 +305,7 @@ def group_name(bucket: Shape) -> str:
     return f"{bucket[0]}x{bucket[1]}"
 
 
-def images_fingerprint(spec: StreamSpec, parts: Sequence[Selection]) -> dict[str, str]:
+def images_fingerprint(spec: StreamSpec, selections: Sequence[Selection]) -> dict[str, str]:
     """Identifies the images of a moments cache and their shapes."""
     made_from = {
         "crop": "centre",
@@ -313,9 +313,11 @@ def images_fingerprint(spec: StreamSpec, parts: Sequence[Selection]) -> dict[str
         "buckets": str(spec.shapes()),
         "background": str(tuple(spec.background)),
     }
-    for i, part in enumerate(parts):
-        made_from[f"source {i}"] = f"{part.source.name} {part.source.manifest.fingerprint}"
-        made_from[f"select {i}"] = part.select
+    for i, selection in enumerate(selections):
+        made_from[f"source {i}"] = (
+            f"{selection.source.name} {selection.source.manifest.fingerprint}"
+        )
+        made_from[f"select {i}"] = selection.select
     return made_from
 
 

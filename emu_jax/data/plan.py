@@ -46,7 +46,7 @@ def mix(*keys: int | np.ndarray) -> UInt64[np.ndarray, "..."]:
             state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             state = state ^ (state >> np.uint64(31))
-    return state
+    return np.asarray(state)  # of numbers alone, numpy makes a scalar
 
 
 def uniform(*keys: int | np.ndarray) -> Float[np.ndarray, "..."]:
@@ -55,8 +55,10 @@ def uniform(*keys: int | np.ndarray) -> Float[np.ndarray, "..."]:
 
 
 def shuffled(
-    index: Int[np.ndarray, "*b"], size: int | Int[np.ndarray, "*b"], key: UInt64[np.ndarray, "*b"]
-) -> Int[np.ndarray, "*b"]:
+    index: Int[np.ndarray, "*#b"],
+    size: int | Int[np.ndarray, "*#b"],
+    key: UInt64[np.ndarray, "*#b"],
+) -> Int[np.ndarray, "*#b"]:
     """The image of each index under the random permutation of range(size) that `key` identifies.
 
     A swap-or-not shuffle (Hoang, Morris and Rogaway 2012): each round pairs x with K - x mod

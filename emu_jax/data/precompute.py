@@ -35,7 +35,7 @@ def text_fingerprint(texts: Sequence[str], encoder: str, dtype: str) -> dict[str
 def cache_moments(
     directory: str | os.PathLike,
     spec: StreamSpec,
-    parts: Sequence[Selection],
+    selections: Sequence[Selection],
     encode: EncodeImages,
     fingerprint: Fingerprint,
 ) -> Cache:
@@ -44,7 +44,7 @@ def cache_moments(
     plain = replace(
         spec, sequential=True, crop="centre", flip=False, num_steps=None, further=(), columns={}
     )
-    loader = Loader(plain, parts, tokenize={})
+    loader = Loader(plain, selections, tokenize={})
     plan = loader.plan
     assert isinstance(plan, SequentialPlan)
     layout = {}
@@ -81,7 +81,7 @@ def cache_text(
     fingerprint: Fingerprint,
     batch_size: int = 64,
 ) -> Cache:
-    """The states of `Captions(parts).texts` in one group, "text", in that order."""
+    """The states of `Captions(selections).texts` in one group, "text", in that order."""
 
     def encoded(start: int) -> dict[str, np.ndarray]:
         batch = list(texts[start : start + batch_size])

@@ -79,11 +79,11 @@ class Assessment:
 
 
 def assess(
-    images: Sequence[UInt8[np.ndarray, "h w 3"]], seen: ImageEmbedding, by: Yardstick
+    images: Sequence[UInt8[np.ndarray, "h w 3"]], embedded: ImageEmbedding, by: Yardstick
 ) -> Assessment:
-    """``images[i]`` was drawn for ``by.prompts[i]``; ``seen`` is what the judge made of it."""
-    features = np.asarray(seen.features, np.float64)
-    similarity = np.asarray(seen.embedding, np.float64) @ np.asarray(by.texts, np.float64).T
+    """``images[i]`` was drawn for ``by.prompts[i]``; ``embedded`` are the judge's embeddings."""
+    features = np.asarray(embedded.features, np.float64)
+    similarity = np.asarray(embedded.embedding, np.float64) @ np.asarray(by.texts, np.float64).T
     truth = np.arange(len(by.prompts))
     scores = np.exp(by.scale * (similarity - similarity.max(1, keepdims=True)))
     distance, index = nearest(descriptors(np.stack(images)), by.tuned)

@@ -35,7 +35,7 @@ class Nearest(NamedTuple):
 
 def descriptors(
     images: UInt8[np.ndarray, "n h w 3"], side: int = 16
-) -> Float[np.ndarray, "n side*side*3"]:
+) -> Float[np.ndarray, "n {side}*{side}*3"]:
     """Flat thumbnails in [0, 1]; each value is the mean over its area, with parts of pixels."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
@@ -91,7 +91,7 @@ def memorised(distance: Float[np.ndarray, " n"], bound: float) -> Bool[np.ndarra
     return distance <= bound
 
 
-def _area_means(size: int, side: int) -> Float[np.ndarray, "side size"]:
+def _area_means(size: int, side: int) -> Float[np.ndarray, "{side} {size}"]:
     """Weights that average ``size`` pixels over ``side`` equal intervals."""
     edges = np.linspace(0, size, side + 1)[:, None]
     pixels = np.arange(size)

@@ -39,6 +39,8 @@ from scipy.special import expit
 
 from emu_jax.errors import UserError
 
+Values = Float[np.ndarray, " n"] | Bool[np.ndarray, " n"]
+
 _TAILS = (0.025, 0.975)
 _DEVIATIONS = 1.96  # leaves the same tails of a Gaussian
 
@@ -130,18 +132,14 @@ def mmd_interval(
     return _percentiles(mmd(a, b), _weighted_mmd(*kernels, counts.astype(float)))
 
 
-def mean_interval(
-    values: Float[np.ndarray, " n"], seed: int = 0, resamples: int = 2000
-) -> Interval:
+def mean_interval(values: Values, seed: int = 0, resamples: int = 2000) -> Interval:
     """The mean with the percentiles of its bootstrap."""
     values = _values(values)
     means = [values[rows].mean() for rows in _draws(values, resamples, seed)]
     return _percentiles(values.mean(), means)
 
 
-def difference_interval(
-    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], seed: int = 0, resamples: int = 2000
-) -> Interval:
+def difference_interval(a: Values, b: Values, seed: int = 0, resamples: int = 2000) -> Interval:
     """mean(b) - mean(a), where row i of both is of the same prompt and resampled together."""
     a, b = _pairs(a, b)
     return mean_interval(b - a, seed, resamples)

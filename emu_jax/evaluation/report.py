@@ -138,10 +138,10 @@ def write_report(
 
 def data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
     """The image as a data URI: PNG if it is small, WebP if it is large."""
-    picture = Image.fromarray(np.asarray(image))
-    kind = "PNG" if max(picture.size) <= _LARGE else "WEBP"
+    pixels = Image.fromarray(np.asarray(image))
+    kind = "PNG" if max(pixels.size) <= _LARGE else "WEBP"
     stream = io.BytesIO()
-    picture.save(stream, kind, **({"optimize": True} if kind == "PNG" else {"quality": 90}))
+    pixels.save(stream, kind, **({"optimize": True} if kind == "PNG" else {"quality": 90}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 

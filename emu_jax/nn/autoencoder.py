@@ -29,6 +29,7 @@ from emu_jax.nn.resnet import ResnetBlock
 from emu_jax.nn.stack import Constrain
 
 Map = Float[Array, "b h w c"]
+Result = Float[Array, "b h2 w2 c2"]  # a map of another size
 
 _EPS = 1e-6
 
@@ -89,13 +90,13 @@ class Autoencoder(nnx.Module):
         self.quant_conv = conv(encoded, encoded, 1, rngs=rngs) if quant_conv else None
         self.post_quant_conv = conv(one, one, 1, rngs=rngs) if quant_conv else None
 
-    def encode(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h/f w/f m"]:
+    def encode(self, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w m"]:
         """Moments (mean, then log-variance if any, on the last axis) of images in [-1, 1]."""
         x = (x + 1) / 2 if self.zero_to_one else x
         moments = self.encoder(fourier_features(x, self.fourier_bands))
         return moments if self.quant_conv is None else self.quant_conv(moments)
 
-    def decode(self, z: Float[Array, "b h/f w/f c"]) -> Float[Array, "b h w 3"]:
+    def decode(self, z: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
         """Images, approximately in [-1, 1] (they are not clipped)."""
         x = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
         return 2 * x - 1 if self.zero_to_one else x
@@ -126,7 +127,7 @@ class Encoder(nnx.Module):
         self.conv_out = conv(widths[-1], out_channels, rngs=rngs)
         self.constrain = constrain
 
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Result:
         x = self.constrain(self.conv_in(x))
         for block in self.down_blocks:
             x = self.constrain(block(x))
@@ -159,7 +160,7 @@ class Decoder(nnx.Module):
         self.conv_out = conv(widths[0], out_channels, rngs=rngs)
         self.constrain = constrain
 
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Result:
         x = self.constrain(self.mid_block(self.conv_in(x)))
         for block in self.up_blocks:
             x = self.constrain(block(x))
@@ -198,7 +199,7 @@ class Stage(nnx.Module):
         )
         self.upsamplers = nnx.List([Upsample(out_channels, rngs=rngs)] if up else [])
 
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Result:
         for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
             x = layer(x)
         return x
@@ -238,7 +239,9 @@ class SpatialAttention(Attention):
         return x + super().__call__(positions).reshape(x.shape)
 
 
-def fourier_features(x: Map, bands: int) -> Float[Array, "b h w d"]:
+def fourier_features(
+    x: Float[Array, "b h w c"], bands: int
+) -> Float[Array, "b h w c*(1+2*{bands})"]:
     """Equation (1): c channels become c (1 + 2 ``bands``): x, sines, cosines."""
     if not bands:
         return x
@@ -248,23 +251,23 @@ def fourier_features(x: Map, bands: int) -> Float[Array, "b h w d"]:
     return jnp.concatenate([x, *(wave.astype(x.dtype) for wave in waves)], axis=-1)
 
 
-def mean(moments: Float[Array, "... 2*c"]) -> Float[Array, "... c"]:
+def mean(moments: Float[Array, "... m"]) -> Float[Array, "... m//2"]:
     """The Gaussian's mean."""
     return jnp.split(moments, 2, axis=-1)[0]
 
 
-def log_variance(moments: Float[Array, "... 2*c"]) -> Float[Array, "... c"]:
+def log_variance(moments: Float[Array, "... m"]) -> Float[Array, "... m//2"]:
     """The Gaussian's log-variance, clipped to [-30, 20] so that its exponential is finite."""
     return jnp.clip(jnp.split(moments, 2, axis=-1)[1], -30.0, 20.0)
 
 
-def sample(moments: Float[Array, "... 2*c"], key: jax.Array) -> Float[Array, "... c"]:
+def sample(moments: Float[Array, "... m"], key: jax.Array) -> Float[Array, "... m//2"]:
     """One sample of the latents."""
     mu = mean(moments)
     return mu + jnp.exp(log_variance(moments) / 2) * jax.random.normal(key, mu.shape, mu.dtype)
 
 
-def kl(moments: Float[Array, "b h w 2*c"]) -> Float[Array, "b"]:
+def kl(moments: Float[Array, "b h w m"]) -> Float[Array, " b"]:
     """Equation (2) in fp32, in nats per image: a sum over positions and channels."""
     moments = moments.astype(jnp.float32)
     mu, log_var = mean(moments), log_variance(moments)

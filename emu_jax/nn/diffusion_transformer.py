@@ -112,7 +112,7 @@ class DiffusionTransformer(nnx.Module):
         return unpatched(y.reshape(b, h, w, -1), self.patch)
 
 
-def _patches(x: Float[Array, "b h w c"], p: int) -> Float[Array, "b h/p w/p p*p*c"]:
+def _patches(x: Float[Array, "b h w c"], p: int) -> Float[Array, "b h//{p} w//{p} c*{p}**2"]:
     b, h, w, c = x.shape
     require_patches(h, w, p)
     x = x.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3)
@@ -127,7 +127,7 @@ def require_patches(h: int, w: int, p: int) -> None:
         )
 
 
-def unpatched(x: Float[Array, "b h w p*p*c"], p: int) -> Float[Array, "b h*p w*p c"]:
+def unpatched(x: Float[Array, "b h w d"], p: int) -> Float[Array, "b h*{p} w*{p} d//{p}**2"]:
     """The map whose patches of p x p positions are given, one vector each."""
     b, h, w, _ = x.shape
     return x.reshape(b, h, w, p, p, -1).swapaxes(2, 3).reshape(b, h * p, w * p, -1)

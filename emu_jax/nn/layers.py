@@ -241,7 +241,7 @@ def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     return jnp.stack([x, x], axis=2).reshape(b, 2 * h, 2 * w, c)
 
 
-def downsample_mean(x: Float[Array, "b 2*h 2*w c"]) -> Float[Array, "b h w c"]:
+def downsample_mean(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
     """Every 2 x 2 block becomes its mean."""
     b, h, w, c = x.shape
     if h % 2 or w % 2:

@@ -125,7 +125,7 @@ class MMDiT(nnx.Module):
         y = self.proj_out(normalized(y, _EPS) * (1 + scale) + shift)
         return unpatched(y.reshape(b, rows, columns, -1), self.patch)
 
-    def _patches(self, x: Float[Array, "b h w c"]) -> Float[Array, "b r c d"]:
+    def _patches(self, x: Float[Array, "b h w c"]) -> Float[Array, "b rows columns d"]:
         """The patch embeddings plus their positions, the middle of the table."""
         _, h, w, _ = x.shape
         rows, columns = h // self.patch, w // self.patch

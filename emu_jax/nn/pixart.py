@@ -155,7 +155,9 @@ def _table(rows: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(nnx.initializers.normal(width**-0.5)(rngs.params(), (rows, width)))
 
 
-def positions(rows: int, columns: int, width: int, span: float) -> Float[Array, "r c {width}"]:
+def positions(
+    rows: int, columns: int, width: int, span: float
+) -> Float[Array, "{rows} {columns} {width}"]:
     """Sinusoids [sin, cos]: half of the vector from the column's number, half from the row's."""
 
     def features(count: int) -> np.ndarray:

@@ -56,7 +56,9 @@ def multi_axis(block: int, attend: Attend = attend) -> Attend:
     return attend_both
 
 
-def _blocks(x: Float[Array, "b n h d"], block: int) -> Float[Array, "b*g s*s h d"]:
+def _blocks(
+    x: Float[Array, "b n h d"], block: int
+) -> Float[Array, "b*n//{block}**2 {block}**2 h d"]:
     """Groups neighbors: one row per block."""
     b, n, *rest = x.shape
     count = math.isqrt(n) // block
@@ -70,7 +72,9 @@ def _from_blocks(x: Array, b: int, side: int, block: int) -> Float[Array, "b n h
     return x.reshape(b, side**2, *rest)
 
 
-def _grids(x: Float[Array, "b n h d"], block: int) -> Float[Array, "b*g s*s h d"]:
+def _grids(
+    x: Float[Array, "b n h d"], block: int
+) -> Float[Array, "b*n//{block}**2 {block}**2 h d"]:
     """Groups positions that lie side / block apart: one row per offset."""
     b, n, *rest = x.shape
     step = math.isqrt(n) // block

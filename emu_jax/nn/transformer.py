@@ -31,16 +31,16 @@ class GEGLU(nnx.Module):
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b o"]:
         return self.activation(self.product(x))
 
-    def product(self, x: Float[Array, "*b c"]) -> Float[Array, "*b 2*o"]:
+    def product(self, x: Float[Array, "*b c"]) -> Float[Array, "*b o2"]:
         return x @ self.proj.kernel[...]
 
-    def activation(self, product: Float[Array, "*b 2*o"]) -> Float[Array, "*b o"]:
+    def activation(self, product: Float[Array, "*b o2"]) -> Float[Array, "*b o2//2"]:
         bias = self.proj.bias
         return _gated(product, jnp.zeros(product.shape[-1]) if bias is None else bias[...])
 
 
 @jax.custom_vjp
-def _gated(x: Float[Array, "*b 2*c"], bias: Float[Array, "2*c"]) -> Float[Array, "*b c"]:
+def _gated(x: Float[Array, "*b c2"], bias: Float[Array, " c2"]) -> Float[Array, "*b c2//2"]:
     """The first half of x + bias times the gelu of the second half."""
     value, gate = _halves(x, bias)
     return (value * gate * _normal(gate)[0]).astype(x.dtype)

@@ -32,7 +32,7 @@ from emu_jax.nn.transformer import FeedForward
 Map = Float[Array, "b h w c"]
 Positions = Float[Array, "b n d"]
 Conditioning = Float[Array, "b p"]  # silu(c), which all layers share
-Text = Float[Array, "b l d"]
+Text = Float[Array, "b l t"]
 Mask = Bool[Array, "b l"] | None  # which of the text's states may be attended to
 
 
@@ -225,7 +225,9 @@ class Block(nnx.Module):
         )
         self.upsample = Double(channels, eps, rngs=rngs) if up else None
 
-    def __call__(self, x: Map, conditioning: Conditioning, text: Text, mask: Mask) -> Map:
+    def __call__(
+        self, x: Map, conditioning: Conditioning, text: Text, mask: Mask
+    ) -> Float[Array, "b h2 w2 c"]:
         if self.downsample is not None:
             x = self.downsample(x)
         b, h, w, c = x.shape
@@ -306,7 +308,7 @@ class Halve(nnx.Module):
         self.norm = RMSNorm(channels, eps=eps, rngs=rngs)
         self.conv = conv(channels, channels, 2, stride=2, padding=(0, 0), bias=False, rngs=rngs)
 
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Float[Array, "b h//2 w//2 c"]:
         h, w = x.shape[1:3]
         if h % 2 or w % 2:
             raise UserError(f"A map of {h} x {w} tokens cannot be halved; use even sizes.")
@@ -320,7 +322,7 @@ class Double(nnx.Module):
         self.norm = RMSNorm(channels, eps=eps, rngs=rngs)
         self.conv = Spread(channels, rngs=rngs)
 
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Float[Array, "b 2*h 2*w c"]:
         return self.conv(self.norm(x))
 
 
@@ -333,7 +335,7 @@ class Spread(nnx.Module):
         init = nnx.initializers.lecun_normal(in_axis=-1, out_axis=-2)
         self.kernel = nnx.Param(init(rngs.params(), (2, 2, channels, channels)))
 
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Float[Array, "b 2*h 2*w c"]:
         b, h, w, c = x.shape
         y = jnp.einsum("bhwi,uvoi->bhuwvo", x, self.kernel[...])
         return y.reshape(b, 2 * h, 2 * w, c)

@@ -60,7 +60,7 @@ def step_flops(
             trained: Params,
             rest: Params,
             frozen: Any,
-            extra: Any,
+            task_state: Any,
             batch: Any,
             handed: Any,
             name=name,
@@ -69,7 +69,7 @@ def step_flops(
             averages = jax.lax.stop_gradient(whole)
             key, step = jax.random.key(0), jax.numpy.int32(0)
             context = Context(
-                whole, frozen, extra, batch, key, step, lambda: averages, dict(handed)
+                whole, frozen, task_state, batch, key, step, lambda: averages, dict(handed)
             )
             return task.loss(name, context)
 

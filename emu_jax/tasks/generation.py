@@ -237,7 +237,7 @@ class Generation(Task):
         sampling: Sampling | None = None,
         low: Data | None = None,
         decode: bool = True,
-    ) -> UInt8[Array, "b H W 3"] | Data:
+    ) -> UInt8[Array, "b H W 3"] | Float[Array, "b *o"] | Int[Array, "b *o"]:
         """Images; row i depends on its text and ``keys[i]`` only, not on the other rows.
 
         ``shape`` is height and width in the generator's space. ``negative`` (default: the null

@@ -40,7 +40,7 @@ LOW_CODEC = "low_codec"  # the frozen network that encodes the low-resolution im
 _LEVEL_SCALE = 1000.0  # the network's input at s = 1, on the same scale as a timestep
 
 
-def shrink(x: Float[Array, "b H W 3"], factor: int) -> Float[Array, "b h w 3"]:
+def shrink(x: Float[Array, "b H W 3"], factor: int) -> Float[Array, "b H//{factor} W//{factor} 3"]:
     """The mean of every factor x factor pixels."""
     b, height, width, c = x.shape
     if height % factor or width % factor:
@@ -129,7 +129,7 @@ class LowResolution:
             low, shape, (1, 2), scale, (1 - scale) / 2, "linear", antialias=False
         )
 
-    def window(self, key: jax.Array, x: Float[Array, "b H W 3"]) -> Float[Array, "b crop crop 3"]:
+    def window(self, key: jax.Array, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 3"]:
         """A random window of every image; without ``crop`` the whole images."""
         if not self.crop:
             return x
@@ -219,7 +219,7 @@ class LowTokens:
         self,
         frozen: Mapping[str, Params],
         given: UInt8[Array, "b h w 3"] | Int[Array, "b h w"],
-    ) -> Int[Array, "b h w"]:
+    ) -> Int[Array, "b h2 w2"]:
         """Given tokens, or the tokens of given images, as low-resolution data."""
         return given if given.ndim == 3 else self._encode(frozen, to_unit_range(given))
 

@@ -1,13 +1,13 @@
-"""CLIP as a frozen encoder: the text tower of any of its sizes, and the picture tower beside it.
+"""CLIP as a frozen encoder: the text tower in every size, and the image tower.
 
-Which CLIP it is, its folder says: ViT-L, SD 2.1's OpenCLIP-H and SDXL's OpenCLIP-bigG differ in
-their config.json alone. Folders of a text model, of a text model with projection and of a whole
-CLIP (both towers) are read, in either spelling: with the prefix ``text_model.``, as public files
-have it, and without, as transformers 5 writes the plain text model.
+The folder determines the model: ViT-L, SD 2.1's OpenCLIP-H and SDXL's OpenCLIP-bigG differ only in
+their config.json. Folders of a text model, of a text model with projection and of a whole CLIP
+(both towers) can be read. Keys may have the prefix ``text_model.``, as in public files, or not, as
+transformers 5 writes a plain text model.
 
-The mask handed on is set at all positions. CLIP pads to a fixed length and its generators have
-always attended to every state, padding included; the causal attention inside keeps padding from
-reaching the text's own states and the pooled vector, so no mask is needed there.
+The returned mask is True at all positions. CLIP pads to a fixed length, and its generators have
+always attended to every state, padding included. Inside CLIP no mask is needed: attention is
+causal, so padding does not reach the states of the text and the pooled vector.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ from emu_jax.text.pretrained import NO_FOLDER, Pretrained, load_tokenizer
 TEXT_KINDS, VISION_KINDS = ("clip_text_model", "clip"), ("clip_vision_model", "clip")
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _SPECIAL_TOKENS = 2  # start and end of text
-# What the published classes take where a config says nothing.
+# The defaults of the published classes, for keys that a config leaves out.
 _TEXT_DEFAULTS = dict(
     vocab_size=49408,
     hidden_size=512,
@@ -84,8 +84,8 @@ _VISION_DEFAULTS = dict(
 
 @dataclass(frozen=True)
 class Clip(Pretrained):
-    """CLIP's text tower. ``layer``: whose states are handed on, the last layer's after the final
-    norm or the penultimate layer's as they are (SDXL).
+    """CLIP's text tower. ``layer`` selects the states: those of the last layer after the final
+    norm, or those of the penultimate layer without a norm (SDXL).
     """
 
     layer: Layer = "last"
@@ -124,8 +124,8 @@ def make_clip(
     dtype: str = "float32",
     null: Null = "empty",
 ) -> Clip:
-    """CLIP's text tower from a folder or hub name, or, to plan with, of a published size: vit_l,
-    openclip_h or openclip_bigg. ``pooled`` False: no pooled vector is given.
+    """CLIP's text tower from a folder or hub name. For planning a published size is enough: vit_l,
+    openclip_h or openclip_bigg. ``pooled`` False: no pooled vector is returned.
     """
     folder, config = Clip.find(name, path, size)
     longest = config["max_position_embeddings"]
@@ -142,8 +142,8 @@ def make_clip(
 
 @dataclass(frozen=True)
 class ClipImages:
-    """CLIP's picture tower: square pictures of ``image_size``, normalised as its folder's
-    preprocessor says, to embeddings in the space of the projected text.
+    """CLIP's image tower: from square images of ``image_size`` pixels, normalized as in the
+    folder's preprocessor config, to embeddings in the space of the projected text.
     """
 
     folder: Path
@@ -162,23 +162,23 @@ class ClipImages:
 
 
 def make_clip_images(path: str | Path, dtype: str = "float32") -> ClipImages:
-    """CLIP's picture tower from a folder or hub name, of a picture model or of a whole CLIP."""
+    """CLIP's image tower from a folder or hub name, of an image model or of a whole CLIP."""
     folder = find_folder(path)
     config = vision_config(folder)
     network = vision_network(config, _projection(folder, "visual"))
     return ClipImages(folder, config["image_size"], network, dtype)
 
 
-# What the files say ------------------------------------------------------------------------------
+# Reading configs and keys ------------------------------------------------------------------------
 
 
 def text_config(folder: Path) -> dict[str, Any]:
-    """The text tower's part of a folder's config, complete."""
+    """The text tower's section of a folder's config, with defaults filled in."""
     return like(_section(folder, TEXT_KINDS, "text"), _TEXT_DEFAULTS, folder / "config.json")
 
 
 def vision_config(folder: Path) -> dict[str, Any]:
-    """The picture tower's part of a folder's config, complete."""
+    """The image tower's section of a folder's config, with defaults filled in."""
     return like(_section(folder, VISION_KINDS, "vision"), _VISION_DEFAULTS, folder / "config.json")
 
 
@@ -186,7 +186,7 @@ def _section(folder: Path, kinds: Sequence[str], tower: str) -> dict[str, Any]:
     config = read_config(folder, kinds)
     if config["model_type"] != "clip":
         return config
-    # Old files of whole CLIPs say it twice, and the second is what counts.
+    # Old files of whole CLIPs have two such sections, and this order gives the effective one.
     for name in (f"{tower}_config_dict", f"{tower}_config"):
         if config.get(name):
             return entry(config, name, dict, folder / "config.json")
@@ -194,7 +194,9 @@ def _section(folder: Path, kinds: Sequence[str], tower: str) -> dict[str, Any]:
 
 
 def text_network(config: Mapping[str, Any], projection: int | None) -> Network:
-    """The network of a complete text config; ``projection``: width of the pooled vector's."""
+    """The network of a complete text config; ``projection``: width of the projected pooled vector,
+    None without projection.
+    """
     return Network(
         lambda rngs: ClipText(
             vocabulary=config["vocab_size"],
@@ -208,7 +210,7 @@ def text_network(config: Mapping[str, Any], projection: int | None) -> Network:
 
 
 def vision_network(config: Mapping[str, Any], projection: int | None) -> Network:
-    """The network of a complete picture config."""
+    """The network of a complete image config; ``projection`` as in :func:`text_network`."""
     return Network(
         lambda rngs: ClipVision(
             image_size=config["image_size"],
@@ -232,8 +234,8 @@ def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tower_key(tower: str, key: str) -> str | None:
-    """A file's key as the network of ``tower`` ("text" or "vision") spells it, None where it is
-    the other tower's, or a constant that old files hold.
+    """The parameter name of a file's key in the network of ``tower`` ("text" or "vision"). None for
+    keys of the other tower and for constants that old files contain.
     """
     other = {"text": ("vision_model.", "visual_"), "vision": ("text_model.", "text_")}[tower]
     if key.startswith(other) or key == "logit_scale" or key.endswith("position_ids"):
@@ -247,8 +249,9 @@ def _text_projection(folder: Path, config: Mapping[str, Any]) -> int | None:
 
 
 def _projection(folder: Path, tower: str) -> int | None:
-    """The width a tower's pooled vector is projected to, which the weights know best: a whole CLIP
-    keeps it outside the tower's config, a plain text model has the number but no projection.
+    """The width of a tower's projected pooled vector, None without projection. It is read from the
+    weights: a whole CLIP has the number outside the tower's config, and a plain text model has the
+    number but no projection.
     """
     key = f"{tower}_projection.weight"
     shapes: Mapping[str, jax.ShapeDtypeStruct] = read_shapes(str(weights_of(folder)))

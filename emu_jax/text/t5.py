@@ -1,12 +1,14 @@
-"""T5 v1.1 as a frozen encoder, up to XXL: states of a text's tokens, and what becomes of padding.
+"""T5 v1.1 as a frozen encoder, up to XXL: the states of a text's tokens.
 
-    padding     T5 itself    the generator
-    masked      masks it     masks it          PixArt
-    attended    masks it     attends to it     DeepFloyd IF
-    read        reads it     attends to it     Stable Diffusion 3
+``padding`` says whether T5 and the generator attend to padding tokens:
 
-Folders of the encoder alone and of the whole model are read; the decoder is left in the file. There
-is no pooled vector.
+    padding     T5     generator
+    masked      no     no           PixArt
+    attended    no     yes          DeepFloyd IF
+    read        yes    yes          Stable Diffusion 3
+
+Folders of the encoder alone and of the whole model can be read; the decoder's weights are not
+loaded. There is no pooled vector.
 """
 
 from collections.abc import Mapping
@@ -29,7 +31,7 @@ from emu_jax.text.pretrained import SENTENCEPIECE, Pretrained, load_tokenizer
 
 Padding = Literal["masked", "attended", "read"]
 _TOKENIZER_FILES = (("tokenizer.json",), (SENTENCEPIECE,))
-# What the published class takes where a config says nothing.
+# The defaults of the published class, for keys that a config leaves out.
 _DEFAULTS = dict(
     vocab_size=32128,
     d_model=512,
@@ -66,8 +68,8 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class T5(Pretrained):
-    """The encoder of T5 v1.1. ``padding``: who attends to it, as the table above has it;
-    ``lowercase``: texts are read in lower case, without spaces around them.
+    """The encoder of T5 v1.1. ``padding`` is a row of the table above. ``lowercase``: texts are
+    converted to lower case and stripped of surrounding spaces.
     """
 
     padding: Padding = "masked"
@@ -123,8 +125,8 @@ def make_t5(
     padding: Padding = "masked",
     lowercase: bool = False,
 ) -> T5:
-    """T5's encoder from a folder or hub name, or, to plan with, of a published size: small, base,
-    large, xl or xxl. Positions are relative, so any length will do.
+    """T5's encoder from a folder or hub name. For planning a published size is enough: small, base,
+    large, xl or xxl. Positions are relative, so every length is possible.
     """
     if length < 2:
         raise UserError(f"Encoder {name} takes lengths from 2 on, not {length}.")
@@ -140,12 +142,12 @@ def make_t5(
 
 
 def read_t5_config(folder: Path) -> dict[str, Any]:
-    """A folder's config, complete; only the gated form of v1.1 is known."""
+    """A folder's config with defaults filled in; only the gated form of v1.1 is supported."""
     config = like(read_config(folder, ("t5",)), _DEFAULTS, folder / "config.json")
     if config["feed_forward_proj"] != "gated-gelu":
         raise UserError(
             f"{folder} is a T5 with feed-forward layers {config['feed_forward_proj']}; only T5 "
-            "v1.1, gated-gelu, is known."
+            "v1.1, gated-gelu, is supported."
         )
     return config
 

@@ -1,8 +1,9 @@
 """The training state: one pytree that holds everything a resumed run needs.
 
-``params``, ``ema`` and ``state`` are flat dicts of fp32 master arrays; ``opt`` holds one optax
-state per group. Frozen networks are not part of it. ``ema`` has only the paths of groups that keep
-an average, and starts as a copy of the parameters at step 0 of every stage.
+``params`` and ``ema`` are flat dicts of fp32 master arrays; ``opt`` holds one optax state for each
+group. ``state`` is the task's own state (latent statistics, a codebook), also a flat dict. The keys
+are those of stored checkpoints. Frozen networks are not included. ``ema`` has only the paths of
+groups that keep an average, and starts as a copy of the parameters at step 0 of every stage.
 """
 
 import contextlib

@@ -53,7 +53,7 @@ def make_step(task: Task, *, seed: int, accumulate: int = 1) -> Step:
         number = state["step"]
         key = jax.random.fold_in(jax.random.key(seed), number)
         params, ema, opt = dict(state["params"]), dict(state["ema"]), dict(state["opt"])
-        extra, metrics, finite = state["state"], {}, jnp.bool_(True)
+        task_state, metrics, finite = state["state"], {}, jnp.bool_(True)
         handed: dict[str, Any] = {}
 
         for index, (name, group) in enumerate(task.groups.items()):
@@ -61,7 +61,7 @@ def make_step(task: Task, *, seed: int, accumulate: int = 1) -> Step:
             context = Context(
                 params=dict(params),
                 frozen=frozen,
-                state=extra,
+                state=task_state,
                 batch=batch,
                 key=jax.random.fold_in(key, index),
                 step=number,
@@ -71,13 +71,13 @@ def make_step(task: Task, *, seed: int, accumulate: int = 1) -> Step:
             update = partial(_update, task, name, group, context, accumulate)
             trained = {path: params[path] for path in group.paths(params)}
             average = {path: ema[path] for path in trained if path in ema}
-            operand = (trained, extra, opt[name], average)
+            operand = (trained, task_state, opt[name], average)
             if group.always:
                 kept, (scalars, values), finite = update(operand, finite)
             else:
                 active = group.active(number)
                 kept, (scalars, values), finite = _maybe(active, update, operand, finite)
-            trained, extra, opt[name], average = kept
+            trained, task_state, opt[name], average = kept
             params.update(trained)
             ema.update(average)
             handed[name] = values
@@ -89,7 +89,7 @@ def make_step(task: Task, *, seed: int, accumulate: int = 1) -> Step:
             "params": params,
             "ema": ema,
             "opt": opt,
-            "state": extra,
+            "state": task_state,
             "skipped": state["skipped"] + skipped,
             "skipped_in_row": jnp.where(finite, 0, state["skipped_in_row"] + 1),
         }
@@ -125,8 +125,8 @@ def _update(
     """The group's (parameters, task state, optimizer state, averages) after one update, its
     (scalars to log, values for later groups), and whether everything so far was finite.
     """
-    trained, extra, opt_state, average = operand
-    grads, found = _accumulated(task, name, context, accumulate, trained, extra)
+    trained, task_state, opt_state, average = operand
+    grads, found = _accumulated(task, name, context, accumulate, trained, task_state)
     # Both before the update: XLA then computes the parameter norm in the same pass as the cast of
     # the parameters.
     param_norm, grad_norm = jax.lax.optimization_barrier(
@@ -152,7 +152,7 @@ def _update(
 
 
 def _accumulated(
-    task: Task, name: str, context: Context, accumulate: int, trained: Params, extra: Params
+    task: Task, name: str, context: Context, accumulate: int, trained: Params, task_state: Params
 ) -> tuple[Params, Loss]:
     """Gradient, loss and metrics as means over ``accumulate`` micro-batches, and the last state.
 
@@ -167,7 +167,7 @@ def _accumulated(
         return jax.grad(loss, has_aux=True)(trained)
 
     if accumulate == 1:
-        return gradients(context._replace(state=extra))
+        return gradients(context._replace(state=task_state))
 
     def split(x: jax.Array) -> jax.Array:
         # Row r goes to micro-batch r mod n: every device keeps the rows it already holds.
@@ -175,19 +175,19 @@ def _accumulated(
         return rows.swapaxes(0, 1)
 
     def body(carry, micro):
-        total, extra = carry
+        total, task_state = carry
         index, batch, handed = micro
         key = jax.random.fold_in(context.key, index)
-        own = context._replace(state=extra, batch=batch, handed=handed, key=key)
+        own = context._replace(state=task_state, batch=batch, handed=handed, key=key)
         grads, found = gradients(own)
         scalars = found.value, dict(found.metrics)
         return (jax.tree.map(jnp.add, total, grads), found.state), (scalars, found.handed)
 
     zeros = jax.tree.map(jnp.zeros_like, trained)
     micros = (jnp.arange(accumulate), jax.tree.map(split, context.batch), context.handed)
-    (total, extra), (scalars, values) = jax.lax.scan(body, (zeros, extra), micros)
+    (total, task_state), (scalars, values) = jax.lax.scan(body, (zeros, task_state), micros)
     value, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), scalars)
-    return jax.tree.map(lambda x: x / accumulate, total), Loss(value, extra, metrics, values)
+    return jax.tree.map(lambda x: x / accumulate, total), Loss(value, task_state, metrics, values)
 
 
 def _maybe(active: jax.Array, update: Callable, operand: tuple, finite: jax.Array):

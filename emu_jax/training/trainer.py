@@ -356,9 +356,9 @@ class Trainer:
         with closing(self.stream(0)) as stream:
             batches = (put_batch(batch, self.mesh) for batch in stream)
             context = self._context(state, {}, jax.random.key(VALIDATION_SEED))
-            extra = self.task.finish(context, batches)
+            task_state = self.task.finish(context, batches)
         shardings = jax.tree.map(lambda x: x.sharding, state["state"])
-        return jax.tree.map(jax.device_put, extra, shardings)
+        return jax.tree.map(jax.device_put, task_state, shardings)
 
     def _chosen_state(self, state: TrainState, number: int) -> Params | None:
         """The finished task state of ``number`` if that is the best step so far, else None: the

@@ -44,6 +44,7 @@ def test_long_captions_are_broken_then_cut():
     assert wrap("x" * 300, 80, font)[0].endswith("...")
 
 
+@pytest.mark.usefixtures("unchecked_arrays")
 def test_bad_pictures_are_refused():
     with pytest.raises(UserError, match="float32"):
         grid(np.zeros((1, 4, 4, 3), np.float32))

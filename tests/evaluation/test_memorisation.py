@@ -73,6 +73,7 @@ def test_the_bound_lets_one_real_picture_in_a_hundred_through():
     assert bound < copy_bound(seen, references, quantile=0.1)
 
 
+@pytest.mark.usefixtures("unchecked_arrays")
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(UserError, match="uint8"):
         descriptors(np.zeros((1, 8, 8, 3), np.float32))

@@ -177,7 +177,7 @@ def test_a_probe_of_one_switch_finds_the_odds_whatever_the_counts():
     positive = np.tile([[1.0], [1.0], [1.0], [0.0]], (20, 1))
     negative = np.array([[0.0], [0.0], [1.0], [0.0]])
     probe = Probe.fit(positive, negative, l2=0)
-    np.testing.assert_allclose(probe.probability([[1.0], [0.0]]), [0.75, 0.25], atol=1e-6)
+    np.testing.assert_allclose(probe.probability(np.array([[1.0], [0.0]])), [0.75, 0.25], atol=1e-6)
 
 
 @pytest.mark.parametrize("mean", [0.5, 10.0])  # overlapping, separable
@@ -238,6 +238,7 @@ def test_rows_that_differ_keep_the_bootstrap():
     )
 
 
+@pytest.mark.usefixtures("unchecked_arrays")
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(UserError, match=r"\[4, 3\] and \[4, 2\]"):
         metrics.frechet(np.ones((4, 3)), np.ones((4, 2)))

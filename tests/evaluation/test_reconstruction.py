@@ -49,6 +49,7 @@ def test_equal_pictures_are_alike_and_others_less(pair):
     np.testing.assert_allclose(ssim(a, b), ssim(b, a))
 
 
+@pytest.mark.usefixtures("unchecked_arrays")
 @pytest.mark.parametrize(
     ("a", "b", "words"),
     [

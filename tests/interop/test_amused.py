@@ -34,8 +34,7 @@ STEPS, SIDE, CODES = 12, 5, pipelines.CODES
 def trip(tmp_path_factory):
     """(diffusers' folder, ours, diffusers' again)."""
     folder = tmp_path_factory.mktemp("amused")
-    source = pipelines.write_amused(folder)
-    return (source, *roundtrips.there_and_back(source, folder))
+    return roundtrips.there_and_back(pipelines.write_amused(folder), folder)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +219,7 @@ def test_only_a_generator_conditioned_as_amused_becomes_its_pipeline():
     for change, words in (
         (dict(conditioner=config["conditioner"] | dict(aesthetic_score=None)), "aesthetic_score"),
         (dict(text=dict(clip=dict(layer="last"))), "penultimate states"),
-        (dict(denoiser=dict(kind="token_transformer")), "this one is a token_transformer"),
+        (dict(denoiser=dict(kind="token_transformer")), "This denoiser is a token_transformer"),
     ):
         with pytest.raises(UserError, match=words):
             pipeline_of(config | change)

@@ -42,8 +42,7 @@ def trip(request, home):
     """(kind, diffusers' folder, ours, diffusers' again)."""
     kind = request.param
     source = pipelines.write_if(home, kind)
-    ours, back = roundtrips.there_and_back(source, home / f"{kind}_trip")
-    return kind, source, ours, back
+    return kind, *roundtrips.there_and_back(source, home / f"{kind}_trip")
 
 
 def first(x):
@@ -52,8 +51,7 @@ def first(x):
 
 def drawn_and_wanted(ours, theirs, monkeypatch, **changes):
     """Our pictures and those of diffusers' pipeline, unrounded, the same noise in every step."""
-    generator = Generator(str(ours), batch_size=2, steps=STEPS, **changes)
-    generator._generate = jax.jit(generator._draw_batch, static_argnames="decode", **QUICK)
+    generator = roundtrips.quick_generator(ours, steps=STEPS, **changes)
     monkeypatch.setattr(generation, "to_pixels", lambda x: x)
     side, scale = generator.side, generator.config.sampling.guidance_scale
     keys, low = jax.vmap(jax.random.key)(SEEDS), None
@@ -252,7 +250,7 @@ def test_only_a_generator_conditioned_as_if_becomes_its_pipeline(trip, tmp_path,
         (dict(text=dict(t5=text | dict(padding="masked"))), "padding attended to"),
         (dict(text=dict(t5=text | dict(length=128))), "77 states"),
         (dict(conditioner=config["conditioner"] | dict(width=8)), "without projections"),
-        (dict(denoiser=dict(kind="efficient_unet")), "this one is a efficient_unet"),
+        (dict(denoiser=dict(kind="efficient_unet")), "This denoiser is a efficient_unet"),
     ):
         with pytest.raises(UserError, match=words):
             pipeline_of(config | change)

@@ -15,7 +15,6 @@ from diffusers import DPMSolverMultistepScheduler
 from roundtrips import QUICK, far, opened
 
 from emu_jax.assembly.config import read
-from emu_jax.assembly.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import pixart, schedulers
@@ -32,15 +31,12 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def trip(tmp_path_factory):
     """(diffusers' folder, ours, diffusers' again)."""
     folder = tmp_path_factory.mktemp("pixart")
-    source = pipelines.write_pixart(folder)
-    return (source, *roundtrips.there_and_back(source, folder))
+    return roundtrips.there_and_back(pipelines.write_pixart(folder), folder)
 
 
 @pytest.fixture(scope="module")
 def generator(trip):
-    made = Generator(str(trip[1]), batch_size=2, steps=STEPS)
-    made._generate = jax.jit(made._draw_batch, static_argnames="decode", **QUICK)
-    return made
+    return roundtrips.quick_generator(trip[1], steps=STEPS)
 
 
 def drawing(folder):
@@ -172,8 +168,8 @@ def test_a_lone_transformer_goes_there_and_back(trip, tmp_path, published):
         (dict(use_additional_conditions=True), "has size conditioning"),
         (dict(use_additional_conditions=None, sample_size=128), "has size conditioning"),
         (dict(caption_channels=None), "no projection of its text"),
-        (dict(cross_attention_dim=25), "in another width"),
-        (dict(out_channels=5), "out_channels = 5 for 4 in"),
+        (dict(cross_attention_dim=25), "cross_attention_dim = 25 for a width"),
+        (dict(out_channels=5), "out_channels = 5 for 4 input channels"),
         (dict(attention_bias=False), "attention_bias = False"),
         (dict(norm_type="layer_norm"), "norm_type = 'layer_norm'"),
         (dict(double_self_attention=True), "double_self_attention = True"),

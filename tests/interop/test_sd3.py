@@ -15,7 +15,6 @@ from diffusers import SD3Transformer2DModel
 from roundtrips import QUICK, far, opened
 
 from emu_jax.assembly.config import read
-from emu_jax.assembly.generator import Generator
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import schedulers, sd3
@@ -32,15 +31,12 @@ FLOW = dict(_class_name="FlowMatchEulerDiscreteScheduler", num_train_timesteps=1
 def trip(tmp_path_factory):
     """(diffusers' folder, ours, diffusers' again)."""
     folder = tmp_path_factory.mktemp("sd3")
-    source = pipelines.write_sd3(folder)
-    return (source, *roundtrips.there_and_back(source, folder))
+    return roundtrips.there_and_back(pipelines.write_sd3(folder), folder)
 
 
 @pytest.fixture(scope="module")
 def generator(trip):
-    made = Generator(str(trip[1]), batch_size=2, steps=STEPS)
-    made._generate = jax.jit(made._draw_batch, static_argnames="decode", **QUICK)
-    return made
+    return roundtrips.quick_generator(trip[1], steps=STEPS)
 
 
 def test_there_and_back_is_the_same_bits_keys_and_settings(trip):
@@ -162,7 +158,10 @@ def test_a_lone_transformer_with_norms_of_queries_and_keys_goes_there_and_back(t
     [
         (lambda: sd3.arguments(pipelines.SD3 | dict(qk_norm="layer_norm")), "qk_norm = 'layer"),
         (lambda: sd3.arguments(pipelines.SD3 | dict(out_channels=5)), "out_channels = 5 for 6"),
-        (lambda: sd3.arguments(pipelines.SD3 | dict(caption_projection_dim=5)), "another width"),
+        (
+            lambda: sd3.arguments(pipelines.SD3 | dict(caption_projection_dim=5)),
+            "caption_projection_dim = 5 for a width",
+        ),
         (lambda: sd3.arguments(pipelines.SD3 | dict(dual_attention_layers=[0])), "dual_attention"),
         (lambda: schedulers.flow(FLOW | dict(use_dynamic_shifting=True)), "use_dynamic_shifting"),
         (lambda: schedulers.flow(FLOW | dict(num_train_timesteps=10)), "num_train_timesteps = 10"),

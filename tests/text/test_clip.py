@@ -227,9 +227,9 @@ def test_a_published_size_without_its_folder_is_known_in_shape(size, parameters,
 
 def test_a_folder_of_another_size_is_refused(tmp_path):
     encoders.clip_text(tmp_path)
-    with pytest.raises(UserError, match="is no vit_l, its hidden_size is 24 and not 768"):
+    with pytest.raises(UserError, match="is not vit_l: its hidden_size is 24, not 768"):
         make_encoder("clip", path=tmp_path, length=LENGTH, size="vit_l")
-    with pytest.raises(UserError, match="size is one of vit_l, openclip_h, openclip_bigg, not"):
+    with pytest.raises(UserError, match="; use one of vit_l, openclip_h, openclip_bigg"):
         make_encoder("clip", size="vit_xl")
     with pytest.raises(UserError, match="needs path, a model's folder or hub name"):
         make_encoder("clip")
