@@ -219,7 +219,7 @@ def test_only_a_generator_conditioned_as_amused_becomes_its_pipeline():
     for change, words in (
         (dict(conditioner=config["conditioner"] | dict(aesthetic_score=None)), "aesthetic_score"),
         (dict(text=dict(clip=dict(layer="last"))), "penultimate states"),
-        (dict(denoiser=dict(kind="token_transformer")), "This denoiser is a token_transformer"),
+        (dict(denoiser=dict(kind="token_transformer")), "this one is a token_transformer"),
     ):
         with pytest.raises(UserError, match=words):
             pipeline_of(config | change)

@@ -250,7 +250,7 @@ def test_only_a_generator_conditioned_as_if_becomes_its_pipeline(trip, tmp_path,
         (dict(text=dict(t5=text | dict(padding="masked"))), "padding attended to"),
         (dict(text=dict(t5=text | dict(length=128))), "77 states"),
         (dict(conditioner=config["conditioner"] | dict(width=8)), "without projections"),
-        (dict(denoiser=dict(kind="efficient_unet")), "This denoiser is a efficient_unet"),
+        (dict(denoiser=dict(kind="efficient_unet")), "this one is a efficient_unet"),
     ):
         with pytest.raises(UserError, match=words):
             pipeline_of(config | change)

@@ -160,7 +160,7 @@ def test_a_lone_transformer_with_norms_of_queries_and_keys_goes_there_and_back(t
         (lambda: sd3.arguments(pipelines.SD3 | dict(out_channels=5)), "out_channels = 5 for 6"),
         (
             lambda: sd3.arguments(pipelines.SD3 | dict(caption_projection_dim=5)),
-            "caption_projection_dim = 5 for a width",
+            "another width",
         ),
         (lambda: sd3.arguments(pipelines.SD3 | dict(dual_attention_layers=[0])), "dual_attention"),
         (lambda: schedulers.flow(FLOW | dict(use_dynamic_shifting=True)), "use_dynamic_shifting"),
