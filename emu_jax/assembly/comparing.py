@@ -130,7 +130,7 @@ def _captions(sets: Sets, count: int | None) -> list[str]:
     """Prompts from the captions of a set."""
     found = open_selection(sets.captions, sets.data_dir)
     captions = found.source.manifest.column("captions")[found.records()]
-    return kept_prompts(captions, count)
+    return kept_prompts(list(captions), count)
 
 
 def _draw(

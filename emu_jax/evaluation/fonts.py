@@ -34,7 +34,14 @@ class Typeface:
         """Pixels that ``text`` takes."""
         return sum(font.getlength(part) for font, part in self._runs(text))
 
-    def draw(self, pen: ImageDraw.ImageDraw, x: float, y: float, text: str, fill: object) -> None:
+    def draw(
+        self,
+        pen: ImageDraw.ImageDraw,
+        x: float,
+        y: float,
+        text: str,
+        fill: str | tuple[int, int, int],
+    ) -> None:
         """Draws ``text`` with its left end at x."""
         for font, part in self._runs(text):
             pen.text((x, y), part, font=font, fill=fill)

@@ -41,7 +41,8 @@ class DeepLab(nnx.Module):
         """Logits of images in [-1, 1]."""
         head = self.classifier
         y = nnx.relu(head["2"](head["1"](head["0"](self.backbone(x)[-1]))))
-        return bilinear(head["4"](y), x.shape[1:3], half_pixel=True)
+        height, width = x.shape[1:3]
+        return bilinear(head["4"](y), (height, width), half_pixel=True)
 
 
 class Aspp(nnx.Module):

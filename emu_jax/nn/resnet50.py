@@ -53,7 +53,8 @@ class ResNet(nnx.Module):
         mean, std = (jnp.asarray(value, x.dtype) for value in (_MEAN, _STD))
         x = ((x + 1) / 2 - mean) / std
         x = nnx.relu(self.bn1(self.conv1(x)))
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # by zeros: nothing is below them
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2))
         maps = []
         for i in range(1, 5):
             for block in getattr(self, f"layer{i}"):

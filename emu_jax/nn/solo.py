@@ -64,10 +64,11 @@ class Solo(nnx.Module):
         """``x``: images in [-1, 1]."""
         maps = self.neck(self.backbone(x))
         if len(self.grids) > 1:
-            half = [length // 2 for length in maps[0].shape[1:3]]
-            maps[0] = bilinear(maps[0], (half[0], half[1]), half_pixel=True)
+            rows, columns = maps[0].shape[1:3]
+            maps[0] = bilinear(maps[0], (rows // 2, columns // 2), half_pixel=True)
         if self.neck.extra:
-            maps[-1] = bilinear(maps[-1], maps[-2].shape[1:3], half_pixel=True)
+            rows, columns = maps[-2].shape[1:3]
+            maps[-1] = bilinear(maps[-1], (rows, columns), half_pixel=True)
         return [self._level(x, i) for i, x in enumerate(maps)]
 
     def _level(self, x: Float[Array, "b i j c"], level: int) -> Level:

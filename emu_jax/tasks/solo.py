@@ -94,7 +94,7 @@ def losses(
     ranges: Sequence[tuple[float, float]] = RANGES,
 ) -> Losses:
     """The terms of (1) for the output of a network; its gradient is what perceptual feedback is."""
-    focal, dice, filled = 0.0, 0.0, 0.0
+    focal = dice = filled = jnp.zeros(())
     for level, span in zip(levels, ranges, strict=True):
         grid, width = level.classes.shape[1], level.classes.shape[-1]
         cells = assign(truth, grid, span).instance.reshape(len(truth.map), -1)
@@ -104,7 +104,8 @@ def losses(
         one_hot = jax.nn.one_hot(jnp.where(positive, label, -1), width)
         focal += _focal(level.classes.reshape(*cells.shape, width), one_hot)
         predicted = jax.nn.sigmoid(level.masks.astype(jnp.float32))
-        target = _masks(truth, predicted.shape[1:3])
+        rows, columns = predicted.shape[1:3]
+        target = _masks(truth, (rows, columns))
         overlap = jnp.einsum("bijk,bnij->bkn", predicted, target)
         overlap = jnp.take_along_axis(overlap, chosen[..., None], axis=2)[..., 0]
         area = jnp.take_along_axis(jnp.sum(target**2, (2, 3)), chosen, axis=1)
