@@ -49,7 +49,7 @@ def export_model(
         return f"{out}: {kind}, step {model.meta.get('step')}"
     # The data's place on the machine of the training is of no use to others.
     for place in ("data_dir", "cache_dir"):
-        model.config.get("data", {}).pop(place, None)
+        (model.config.get("data") or {}).pop(place, None)
     needed = _include_parts(model.config, out, text_encoders)
     absolute_paths(model.config)
     recorded = ("step", "seed", "frozen", "chosen", "source")
@@ -123,7 +123,7 @@ def _export_diffusers(model: Model, out: Path, dtype: str | None) -> str:
             pipeline.write(out)
             return pipeline.kind
         case "autoencoding":
-            side = model.config.get("data", {}).get("image_size", 512)
+            side = (model.config.get("data") or {}).get("image_size", 512)
             components.prepare_autoencoder(_typed(model, dtype), side).write(out)
             return components.codec_class(model)
         case "denoiser":

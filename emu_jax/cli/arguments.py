@@ -65,6 +65,5 @@ def add_data_dir(parser: Parser) -> None:
 
 
 def add_out(parser: Parser, default: str | None, what: str) -> None:
-    """The folder that a command writes to; None: it must be given."""
-    required = default is None
-    parser.add_argument("--out", type=folder, default=default, required=required, help=what)
+    """The folder that a command writes to; None: it has no default."""
+    parser.add_argument("--out", type=folder, default=default, help=what)

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--pictures", type=positive, default=16, help="images drawn at once")
     parser.add_argument("--repeats", type=positive, default=10, help="timed calls")
     parser.add_argument("--warmup", type=counted, default=2, help="untimed calls before them")
-    add_out(parser, "", "folder for bench.json")
+    add_out(parser, None, "folder for bench.json")
     values = parse(argv, parser)
     if not values.out:
         raise UserError(f"{PROGRAM} needs --out=DIR, the folder for bench.json.")

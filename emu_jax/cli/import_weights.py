@@ -8,8 +8,7 @@ file in the original layout (Stable Diffusion 1.5, XL base). Weights keep their 
 
 from collections.abc import Sequence
 
-from emu_jax.assembly.arguments import Parser, path
-from emu_jax.cli.arguments import add_out
+from emu_jax.assembly.arguments import Parser, folder, path
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "pipeline", type=path, help="a folder, a file, or a hub's OWNER/NAME[/SUBFOLDER]"
     )
-    add_out(parser, None, "folder for the model")
+    parser.add_argument("--out", type=folder, required=True, help="folder for the model")
     parser.add_argument(
         "--variant", default="", help="variant of the weights: fp16, non_ema, ema; default: none"
     )

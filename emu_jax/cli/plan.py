@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--slices", type=counted, default=0, help="slices; 0: as in the config")
     parser.add_argument("--profile", action="store_true", help="show the time of each part")
-    add_out(parser, "", "folder for the report")
+    add_out(parser, None, "folder for the report")
     values = parse(argv, parser)
     if not values.topology:
         raise UserError(f"{PROGRAM} needs --topology=CHIP:SIDES, e.g. v5e:16x16 or v5p:4x4x8.")

@@ -19,7 +19,7 @@ from etils import epath
 from emu_jax.checkpoint.foreign import entry, read_json
 from emu_jax.checkpoint.huggingface import tokenizer_folder_of, weights_of
 from emu_jax.checkpoint.lazy import Lazy, shapes_of
-from emu_jax.checkpoint.paths import file_in
+from emu_jax.checkpoint.paths import file_in, refuse_links_out
 from emu_jax.checkpoint.safetensors_io import (
     open_safetensors,
     safetensors_files,
@@ -49,6 +49,8 @@ def open_weights(folder: Path, stem: str, variant: str = "", pickle: bool = Fals
 
     ``pickle``: a pickle is read where there is no safetensors file, only the tensors in it.
     """
+    if folder.is_dir():
+        refuse_links_out(folder)
     found = _weight_files(folder, stem, "safetensors")
     pickles = _weight_files(folder, _PICKLE_STEMS.get(stem, stem), "bin")
     if not pickles:  # under a name of their own

@@ -175,6 +175,11 @@ def test_no_link_out_of_a_folder_is_copied(tmp_path):
         Source(tmp_path / "pipeline").settings()
     with pytest.raises(UserError, match="a symbolic link out of"):
         Source(tmp_path / "pipeline").settings("tokenizer")
+    weights = tmp_path / "pipeline" / "unet"
+    weights.mkdir()
+    (weights / "diffusion_pytorch_model.safetensors").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(UserError, match="a symbolic link out of"):
+        Source(tmp_path / "pipeline").weights("unet")
 
 
 class Trap:
