@@ -95,7 +95,7 @@ class Rows:
         self.weights = weights
 
     def __call__(self, batch):
-        return np.array([len(self.weights) for _ in batch.images])
+        return np.array([len(self.weights) for _ in batch.images], float)
 
 
 def test_the_folder_of_weights_is_handed_on(images, monkeypatch):
