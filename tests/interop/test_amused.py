@@ -18,6 +18,7 @@ from roundtrips import QUICK, far, opened
 from emu_jax.assembly.config import read
 from emu_jax.assembly.generator import Generator
 from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.opened import open_model
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import schedulers, uvit, vq
@@ -135,7 +136,7 @@ def test_without_the_public_files_at_hand_they_are_written_anew(trip, tmp_path):
 def test_an_import_is_what_its_size_is_tuned_from_and_exported_again(trip, tmp_path):
     """The config of that size, with the small network's numbers; every parameter learns."""
     source, ours, _ = trip
-    imported = json.loads((ours / "config.json").read_text())["config"]
+    imported = open_model(str(ours)).config
     config = read(f"{runs.ROOT}/configs/masked.py:size=amused256,stage=quality_tune")
     config.update(dict(init_from=str(ours), compute_dtype="float32"))
     config.data.image_size = 2 * SIDE

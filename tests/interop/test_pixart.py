@@ -15,6 +15,7 @@ from diffusers import DPMSolverMultistepScheduler
 from roundtrips import QUICK, far, opened
 
 from emu_jax.assembly.config import read
+from emu_jax.checkpoint.opened import open_model
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.interop import pixart, schedulers
@@ -117,7 +118,7 @@ def test_an_import_is_what_its_size_is_tuned_from_and_exported_again(trip, tmp_p
     """The config of that size, with the small network's numbers; every parameter learns but those
     of the variance."""
     source, ours, _ = trip
-    imported = json.loads((ours / "config.json").read_text())["config"]
+    imported = open_model(str(ours)).config
     config = read(f"{runs.ROOT}/configs/latent_diffusion.py:size=pixart_sigma,stage=quality_tune")
     config.update(dict(init_from=str(ours), compute_dtype="float32"))
     config.data.update(dict(image_size=16, buckets=False))
