@@ -61,7 +61,7 @@ class Judge:
         one = jax.numpy.ones((1, 1))
         return float(self._task.model(self._params, one, one, method="logits")[0, 0])
 
-    def embed_images(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> ImageEmbedding:
+    def embed_images(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> ImageEmbedding:
         """Embeddings [n, d] and features [n, f]; images of another size are resized (Lanczos)."""
         embedded = [
             self._embed_images(self._params, batch)
@@ -85,7 +85,7 @@ class Judge:
             yield jax.tree.map(lambda x, rows=rows: x[rows], tree)
 
     def _resized(
-        self, images: Iterable[UInt8[np.ndarray, "h w 3"]]
+        self, images: Iterable[UInt8[np.ndarray, "_ _ 3"]]
     ) -> UInt8[np.ndarray, "n s s 3"]:
         size = (self.side, self.side)
         return np.stack(
@@ -136,7 +136,7 @@ def _first(captions: Sequence[Sequence[str]], prompt: str) -> int:
 
 def _read(
     judge: Judge, sets: Sets, text: str, most: int | None
-) -> tuple[list[UInt8[np.ndarray, "h w 3"]], list[list[str]]]:
+) -> tuple[list[UInt8[np.ndarray, "_ _ 3"]], list[list[str]]]:
     """Images of a set in the judge's size, and their captions; at most ``most``, at random."""
     return read_set(text, sets.data_dir, (judge.side, judge.side), judge.background, most)
 
@@ -147,7 +147,7 @@ def read_set(
     size: tuple[int, int],
     background: tuple[int, int, int] = (255, 255, 255),
     most: int | None = _MOST_REFERENCES,
-) -> tuple[list[UInt8[np.ndarray, "h w 3"]], list[list[str]]]:
+) -> tuple[list[UInt8[np.ndarray, "_ _ 3"]], list[list[str]]]:
     """Images of a set in one size, and their captions; at most ``most``, at random."""
     found = open_selection(text, data_dir)
     source, records = found.source, found.records()

@@ -53,9 +53,9 @@ class Yardstick:
     needles: Float[np.ndarray, "m f"]
     haystack: Float[np.ndarray, "k f"]
     tuned: Float[np.ndarray, "r v"]
-    tuned_images: Sequence[UInt8[np.ndarray, "h w 3"]]
+    tuned_images: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     bound: float
-    real: Sequence[UInt8[np.ndarray, "h w 3"]] | None = None
+    real: Sequence[UInt8[np.ndarray, "_ _ 3"]] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Assessment:
 
 
 def assess(
-    images: Sequence[UInt8[np.ndarray, "h w 3"]], embedded: ImageEmbedding, by: Yardstick
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], embedded: ImageEmbedding, by: Yardstick
 ) -> Assessment:
     """``images[i]`` was drawn for ``by.prompts[i]``; ``embedded`` are the judge's embeddings."""
     features = np.asarray(embedded.features, np.float64)

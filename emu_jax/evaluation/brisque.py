@@ -71,7 +71,7 @@ def load_table(path: str | Path = "") -> Table:
 
 
 def brisque(
-    images: Sequence[UInt8[np.ndarray, "h w 3"]], table: Table | None = None
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], table: Table | None = None
 ) -> Float[np.ndarray, " n"]:
     """The score of every image at its own size; NaN where an image is flat."""
     table = table or load_table()

@@ -57,7 +57,7 @@ class Drawn:
     """A model's images in the order of the prompts, and facts about the model and its cost."""
 
     name: str
-    images: list[UInt8[np.ndarray, "h w 3"]]
+    images: list[UInt8[np.ndarray, "_ _ 3"]]
     facts: dict[str, Any]
 
 
@@ -154,7 +154,7 @@ def measured(
     drawn: Sequence[Drawn],
     labels: Mapping[str, str],
     prompts: Sequence[str],
-    originals: Sequence[UInt8[np.ndarray, "h w 3"]] = (),
+    originals: Sequence[UInt8[np.ndarray, "_ _ 3"]] = (),
 ) -> tuple[list[Section], dict[str, Any], str]:
     """Metrics of the registry and their differences: as sections, as a record, and in Markdown.
 

@@ -25,7 +25,7 @@ DEFAULT_WEIGHTS_DIR = os.environ.get("EMU_JAX_WEIGHTS") or "~/emu_jax_weights"
 _ROWS = 32  # of a call on the devices
 _REMEMBERED = 20_000  # images
 
-Images = Sequence[UInt8[np.ndarray, "h w 3"]]
+Images = Sequence[UInt8[np.ndarray, "_ _ 3"]]
 
 
 def find_weights(folder: str | Path, names: Sequence[str], source: str) -> Path:

@@ -25,7 +25,7 @@ from emu_jax.evaluation.metrics import (
 from emu_jax.evaluation.registry import METRICS, Metric
 from emu_jax.registry import loaded, look_up
 
-Images = Sequence[UInt8[np.ndarray, "h w 3"]]
+Images = Sequence[UInt8[np.ndarray, "_ _ 3"]]
 READS_REFERENCES, READS_ORIGINALS = "images and references", "images and originals"
 _BATCH = 64  # images measured at once
 _RESAMPLES = 30  # of a distance between sets

@@ -75,7 +75,10 @@ def test_another_tokenizer_in_the_same_folder_makes_another_cache(config, pictur
     ("changes", "sentence"),
     [
         ({"image_size": 60}, "data.image_size is 60, but a position of the latents or tokens has"),
-        ({"buckets": True, "bucket_step": 12}, "data.bucket_step is 12, but a position"),
+        (
+            {"buckets": True, "bucket_step": 12, "image_size": 48},
+            "data.bucket_step is 12, but a position",
+        ),
     ],
 )
 def test_an_image_size_that_the_codec_does_not_divide_is_refused(changes, sentence):

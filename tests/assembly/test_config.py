@@ -274,7 +274,7 @@ def test_keys_that_a_file_leaves_out_can_be_overridden(tmp_path):
         config = loaded(*(f"--config.{override}" for override in overrides), file=str(file))
         assert (config.beta, config.groups.all.every) == (2.0, 3)
         assert config.data.train.mine.to_dict() == dict(
-            dataset="folder/mine", select="", weight=2.0
+            dataset="folder/mine", select="", captions="captions", weight=2.0
         )
         with pytest.raises(UserError, match=r"config\.beta is 0\.0; use more than 0\."):
             loaded("--config.beta=0", file=str(file))
@@ -496,7 +496,9 @@ def test_sources_sets_and_streams_are_added_on_the_command_line():
         "streams.extra.sources.mine.dataset=folder/mine",
         "streams.extra.batch_size=4",
     )
-    assert data.train.mine.to_dict() == {"dataset": "folder/mine", "select": "", "weight": 2.0}
+    assert data.train.mine.to_dict() == dict(
+        dataset="folder/mine", select="", captions="captions", weight=2.0
+    )
     assert {"openmoji", "fluent", "mine"} == set(data.train)
     assert data.validation.mine.photos.dataset == "folder/photos"
     assert data.validation.nested.train.photos.dataset == "folder/photos"
