@@ -52,7 +52,7 @@ def compare(
     in the folder ``weights``. ``changes`` are sampling settings. Returns the report's file.
     """
     if prompts is not None and not prompts:
-        raise UserError("There are no prompts in the file: write one prompt per line.")
+        raise UserError("There are no prompts: name some, or None for the captions of a set.")
     asked = count if prompts is None else len(prompts)
     if judge and asked is not None and asked < 2:
         raise UserError(

@@ -188,7 +188,7 @@ def test_one_model_is_evaluated_with_the_same_figures(judged, generator_run, jud
         (["--judge=MODEL"], "is not a judge"),
         (["--count=1000"], "1000"),
         (["--count=1"], "A judge needs 2 prompts or more for its intervals, not 1"),
-        ([f"--prompts={os.devnull}"], "There are no prompts in the file"),
+        ([f"--prompts={os.devnull}"], "has no prompts: write one prompt per line"),
         (["--needles=folder/none"], "folder/none"),
     ],
 )
