@@ -25,7 +25,9 @@ Squares = UInt8[np.ndarray, "n s s 3"]
 
 
 def normalized(
-    x: Float[np.ndarray, "n h w 3"] | Squares, mean: Sequence[float], std: Sequence[float]
+    x: Float[np.ndarray, "n h w 3"] | UInt8[np.ndarray, "n h w 3"],
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> Float[np.ndarray, "n h w 3"]:
     """Values of 0 to 255, divided by 255, then normalized per channel."""
     x = np.asarray(x, np.float32) / np.float32(255)
