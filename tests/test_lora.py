@@ -14,6 +14,7 @@ import runs
 import torch
 from etils import epath
 from orbax.checkpoint import PyTreeCheckpointHandler
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from emu_jax.assembly.config import load
