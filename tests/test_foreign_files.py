@@ -162,7 +162,10 @@ def test_the_config_and_the_factors_of_an_adapter(tmp_path):
         (uvit.arguments, uvit.DEFAULTS | pipelines.UVIT),
         (vq.sections, vq.DEFAULTS | pipelines.VQ),
         (autoencoder.arguments, autoencoder.DEFAULTS),
-        (schedulers.latents, pipelines.NOISE | {"_class_name": schedulers.DDIM}),
+        (
+            schedulers.latents,
+            pipelines.NOISE | {"_class_name": schedulers.DDIM, "clip_sample": False},
+        ),
         (schedulers.pixels, pipelines.IF_NOISE | {"_class_name": schedulers.DDPM}),
         (schedulers.flow, {"_class_name": schedulers.FLOW, "shift": 3.0}),
     ],
