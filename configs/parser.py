@@ -5,9 +5,9 @@
 
 size=tiny: 64 x 64 pixels, the 60 things of scenes, one level of 8 x 8 cells, 0.9 M parameters
     hardware, time, result  not measured
-size=coco: SOLO as published, for an instance data set of one's own by name
-    (`--config.data.train.images.dataset`, `--config.labeled.classes`). Its ResNet-50 starts at
-    random unless init_from names trained weights
+size=coco: the published network: ResNet-50, five levels. It needs a data set with the further
+    image `instances` and a column `classes` (`--config.data.train.images.dataset`), and the names
+    of the classes (`--config.labeled.classes`); no builder here makes one from COCO's files yet
     hardware, time, result  not measured
 size=test: a few thousand parameters, for tests
 
@@ -80,7 +80,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
 
 def _coco(config: ConfigDict) -> ConfigDict:
-    """Published where it is known: 1,333 x 800 pixels, SGD of 16 images for 12 epochs."""
+    """The published network and batch size; AdamW in place of SGD, buckets of about 1,024 x 1,024
+    pixels in place of 1,333 x 800.
+    """
     config.labeled = section(Labeled, column="classes", most=100, score=0.1)
     config.solo = section(Solo)
     config.compute_dtype = "bfloat16"

@@ -134,11 +134,14 @@ def open_openclip(folder: Path, name: str, act: str, prepare: Callable | None) -
     pooled = Frozen(lambda params, ids: words(params, ids)[1], to_params(words, found, file))
     length = found["text_model.embeddings.position_embedding.weight"].shape[0]
 
-    def texts(x: list[str]) -> np.ndarray:
+    @cache
+    def tokenizer() -> Any:
         from transformers import CLIPTokenizer  # takes seconds
 
-        tokenizer = load_tokenizer(CLIPTokenizer, folder, TOKENIZER_FILES)
-        ids = tokenizer(x, padding="max_length", truncation=True, max_length=length)["input_ids"]
+        return load_tokenizer(CLIPTokenizer, folder, TOKENIZER_FILES)
+
+    def texts(x: list[str]) -> np.ndarray:
+        ids = tokenizer()(x, padding="max_length", truncation=True, max_length=length)["input_ids"]
         return pooled(np.array(ids, np.int32))
 
     return Towers(images, texts, float(np.exp(tensors["logit_scale"])))

@@ -22,9 +22,10 @@ from emu_jax.evaluation.frozen import (
     to_params,
 )
 from emu_jax.evaluation.measuring import Batch
-from emu_jax.evaluation.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalized, squashed
+from emu_jax.evaluation.preprocessing import normalized, squashed
 from emu_jax.nn.dinov2 import Dinov2
 from emu_jax.nn.functional import Network
+from emu_jax.nn.resnet50 import IMAGENET_MEAN, IMAGENET_STD
 
 FOLDER = "dinov2-large"
 _SIDE = 224

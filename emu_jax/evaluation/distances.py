@@ -103,15 +103,7 @@ def cmmd(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     1000 times the biased MMD with k(x, y) = exp(-|x - y|^2 / (2 10^2)); pairs of a row with itself
     count, as in the published code.
     """
-    a, b = (np.asarray(x, np.float64) for x in (a, b))
-
-    def mean_kernel(x: np.ndarray, y: np.ndarray) -> float:
-        total = sum(
-            np.exp(squared / (-2 * _BANDWIDTH**2)).sum() for squared in _squared_distances(x, y)
-        )
-        return float(total) / (len(x) * len(y))
-
-    return _SCALE * (mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b))
+    return cmmd_to(b)(a)
 
 
 def covered(
@@ -123,13 +115,25 @@ def covered(
     Precision is the share of generated images that real ones cover, recall the share of real images
     that generated ones cover.
     """
-    rows, by = (np.asarray(x, np.float64) for x in (rows, by))
+    return _balls(by, k)(rows)
+
+
+def _balls(
+    by: Float[np.ndarray, "m d"], k: int = NEIGHBOR
+) -> Callable[[Float[np.ndarray, "n d"]], Bool[np.ndarray, " n"]]:
+    """``covered(rows, by, k)`` for many rows: the radii are computed once."""
+    by = np.asarray(by, np.float64)
     if len(by) <= k:
         raise UserError(f"Precision and recall need more than {k} images, not {len(by)}.")
     radius = np.concatenate(  # the 0-th neighbor is the row itself
         [np.partition(squared, k, axis=1)[:, k] for squared in _squared_distances(by, by)]
     )
-    return np.concatenate([(squared <= radius).any(1) for squared in _squared_distances(rows, by)])
+
+    def inside(rows: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
+        blocks = _squared_distances(np.asarray(rows, np.float64), by)
+        return np.concatenate([(squared <= radius).any(1) for squared in blocks])
+
+    return inside
 
 
 def precision_recall(
@@ -172,11 +176,20 @@ def kid_to(real: Float[np.ndarray, "m d"]) -> Figure:
 
 
 def cmmd_to(real: Float[np.ndarray, "m d"]) -> Figure:
-    return lambda rows: cmmd(rows, real)
+    """:func:`cmmd` against these embeddings, whose own term is computed once."""
+    real = np.asarray(real, np.float64)
+    own = _mean_kernel(real, real)
+
+    def distance(rows: Float[np.ndarray, "n d"]) -> float:
+        rows = np.asarray(rows, np.float64)
+        return _SCALE * (_mean_kernel(rows, rows) + own - 2 * _mean_kernel(rows, real))
+
+    return distance
 
 
 def precision_to(real: Float[np.ndarray, "m d"]) -> Figure:
-    return lambda rows: float(covered(rows, real).mean())
+    inside = _balls(real)
+    return lambda rows: float(inside(rows).mean())
 
 
 def recall_to(real: Float[np.ndarray, "m d"]) -> Figure:
@@ -187,6 +200,13 @@ def recall_to(real: Float[np.ndarray, "m d"]) -> Figure:
 def mean_inception_score(logits: Float[np.ndarray, "n c"]) -> float:
     """It reads no references."""
     return float(inception_score(logits).mean())
+
+
+def _mean_kernel(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
+    total = sum(
+        np.exp(squared / (-2 * _BANDWIDTH**2)).sum() for squared in _squared_distances(x, y)
+    )
+    return float(total) / (len(x) * len(y))
 
 
 def _squared_distances(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]):

@@ -5,7 +5,9 @@ BRISQUE (:mod:`emu_jax.evaluation.brisque`) reads them as they are.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -86,14 +88,15 @@ class ImageReward:
         self._length = min(_LENGTH, sizes["positions"])
         self._run = Frozen(network, to_params(network, tensors, file))
 
-    def __call__(self, batch: Batch) -> Float[np.ndarray, " n"]:
+    @cached_property
+    def _tokenizer(self) -> Any:
         from transformers import BertTokenizer  # takes seconds
 
-        tokenizer = load_tokenizer(
-            BertTokenizer, self._folder, (("tokenizer.json",), ("vocab.txt",))
-        )
+        return load_tokenizer(BertTokenizer, self._folder, _BERT_FILES)
+
+    def __call__(self, batch: Batch) -> Float[np.ndarray, " n"]:
         options = dict(padding="max_length", truncation=True, max_length=self._length)
-        tokens = tokenizer(list(batch.prompts), **options)
+        tokens = self._tokenizer(list(batch.prompts), **options)
         return self._run(
             normalized(cropped(batch.images, self._side), CLIP_MEAN, CLIP_STD),
             np.array(tokens["input_ids"], np.int32),

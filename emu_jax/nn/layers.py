@@ -166,7 +166,9 @@ class RMSNorm(nnx.Module):
 
 
 class FixedBatchNorm(nnx.Module):
-    """Batch norm with stored statistics, for networks that are used or tuned as published."""
+    """Batch norm with stored statistics, for networks that are used or tuned as published. No
+    gradient reaches the statistics.
+    """
 
     def __init__(self, channels: int, *, eps: float = 1e-5):
         self.eps = eps
@@ -176,8 +178,9 @@ class FixedBatchNorm(nnx.Module):
         self.running_var = nnx.Param(jnp.ones(channels))
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        factor = self.scale[...] * jax.lax.rsqrt(self.running_var[...] + self.eps)
-        return (x * factor + (self.bias[...] - self.running_mean[...] * factor)).astype(x.dtype)
+        mean, variance = jax.lax.stop_gradient((self.running_mean[...], self.running_var[...]))
+        factor = self.scale[...] * jax.lax.rsqrt(variance + self.eps)
+        return (x * factor + (self.bias[...] - mean * factor)).astype(x.dtype)
 
 
 class Table(nnx.Module):

@@ -15,7 +15,7 @@ from emu_jax.nn.layers import FixedBatchNorm
 
 DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 # Of ImageNet's RGB values in [0, 1].
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _EXPANSION = 4
 
 
@@ -50,7 +50,7 @@ class ResNet(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> list[Float[Array, "b i j c"]]:
         """``x``: images in [-1, 1]."""
-        mean, std = (jnp.asarray(value, x.dtype) for value in (_MEAN, _STD))
+        mean, std = (jnp.asarray(value, x.dtype) for value in (IMAGENET_MEAN, IMAGENET_STD))
         x = ((x + 1) / 2 - mean) / std
         x = nnx.relu(self.bn1(self.conv1(x)))
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # by zeros: nothing is below them

@@ -36,14 +36,10 @@ class Instances(NamedTuple):
     classes: Int[Array, "b n"]
 
 
-class Assigned(NamedTuple):
-    """At every cell of a level: its instance's number less one, or -1."""
-
-    instance: Int[Array, "b s s"]
-
-
-def assign(truth: Instances, grid: int, span: tuple[float, float]) -> Assigned:
-    """The instance of each of ``grid`` x ``grid`` cells; ``span`` is the level's range."""
+def assign(truth: Instances, grid: int, span: tuple[float, float]) -> Int[Array, "b s s"]:
+    """The number less one of the instance of each of ``grid`` x ``grid`` cells, or -1; ``span`` is
+    the level's range.
+    """
     _, h, w = truth.map.shape
     n = truth.classes.shape[1]
     masks = truth.map[:, None] == jnp.arange(1, n + 1, dtype=jnp.uint8)[:, None, None]
@@ -66,7 +62,7 @@ def assign(truth: Instances, grid: int, span: tuple[float, float]) -> Assigned:
     across = cells(columns, box_w, w)[:, :, None, :]
     filled = cells(rows, box_h, h)[..., None] & across & there[..., None, None]
     numbers = jnp.arange(n)[:, None, None]
-    return Assigned(jnp.max(jnp.where(filled, numbers, -1), axis=1))
+    return jnp.max(jnp.where(filled, numbers, -1), axis=1)
 
 
 def _extent(occupied, weight, length: int):
@@ -97,7 +93,7 @@ def losses(
     focal = dice = filled = jnp.zeros(())
     for level, span in zip(levels, ranges, strict=True):
         grid, width = level.classes.shape[1], level.classes.shape[-1]
-        cells = assign(truth, grid, span).instance.reshape(len(truth.map), -1)
+        cells = assign(truth, grid, span).reshape(len(truth.map), -1)
         positive = cells >= 0
         chosen = jnp.maximum(cells, 0)
         label = jnp.take_along_axis(truth.classes, chosen, axis=1)

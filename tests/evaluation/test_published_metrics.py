@@ -14,6 +14,7 @@ from emu_jax.errors import UserError
 from emu_jax.evaluation import clip_metrics, dinov2_features, preprocessing
 from emu_jax.evaluation.measuring import Batch, open_metrics
 from emu_jax.evaluation.preprocessing import CLIP_MEAN, CLIP_STD
+from emu_jax.nn.resnet50 import IMAGENET_MEAN, IMAGENET_STD
 
 PROMPTS = ["a red fox", "cat 7", "fox, fox"]
 DRAWS = np.random.default_rng(0)
@@ -152,7 +153,7 @@ def test_dinov2(tmp_path):
     reference = Dinov2Model(config).eval()
     reference.save_pretrained(tmp_path / dinov2_features.FOLDER)
     squares = preprocessing.squashed(IMAGES, 42)
-    x = preprocessing.normalized(squares, preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_STD)
+    x = preprocessing.normalized(squares, IMAGENET_MEAN, IMAGENET_STD)
     with torch.no_grad():
         want = reference(channels_first(x)).pooler_output.numpy()
     found = dinov2_features.open_dinov2(tmp_path / dinov2_features.FOLDER, 42)(IMAGES)

@@ -11,6 +11,7 @@ from flax import nnx
 from emu_jax.errors import UserError
 from emu_jax.nn import layers
 from emu_jax.nn.embeddings import TimestepEmbedding, sinusoids
+from emu_jax.nn.functional import Network
 from emu_jax.nn.resnet import ResnetBlock
 
 RNG = np.random.default_rng(0)
@@ -166,3 +167,11 @@ def test_a_fresh_resnet_block_is_its_shortcut(resample, size):
     moved = {None: lambda x: x, "up": layers.upsample_nearest, "down": layers.downsample_mean}
     np.testing.assert_array_equal(block(x, jnp.ones((1, 8))), moved[resample](x))
     assert block(x, jnp.ones((1, 8))).shape == (1, size, size, 32)
+
+
+def test_no_gradient_reaches_the_statistics_of_a_fixed_batch_norm():
+    network = Network(lambda rngs: layers.FixedBatchNorm(3))
+    params = network.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 4, 3))
+    gradient = jax.grad(lambda params: jnp.sum(network(params, x) ** 2))(params)
+    assert {name for name, value in gradient.items() if np.any(value)} == {"scale", "bias"}

@@ -66,7 +66,7 @@ def test_validation_counts_instances_and_their_classes(task, monkeypatch):
     image[4:24, 4:24], image[36:60, 30:58] = 1, 2
     truth = [[3, 5], [3, 6], [3, -1], [3, 5]]
     seen = Instances(jnp.asarray([image]), jnp.asarray([[3, 5]]))
-    cells = np.asarray(assign(seen, 8, (0.0, 1e9)).instance[0])
+    cells = np.asarray(assign(seen, 8, (0.0, 1e9))[0])
     classes = np.full((8, 8, 60), -20.0)
     masks = np.full((64, 64, 64), -20.0)
     for i, j in np.argwhere(cells >= 0):

@@ -57,18 +57,18 @@ def test_cells_are_those_of_the_published_rule(grid):
             top, left = rng.integers(0, 40, 2)
             boxes.append((top, left, top + rng.integers(4, 24), left + rng.integers(4, 24)))
         found = truth(*boxes, size=(64, 80), classes=[0, 1, -1, 2, 3])
-        own = assign(found, grid, (3.0, 18.0)).instance[0]
+        own = assign(found, grid, (3.0, 18.0))[0]
         np.testing.assert_array_equal(own, published(found, grid, 3.0, 18.0))
 
 
 def test_a_large_object_fills_at_most_three_by_three_cells():
-    cells = assign(truth((0, 0, 64, 64)), 40, (0.0, 1e4)).instance[0]
+    cells = assign(truth((0, 0, 64, 64)), 40, (0.0, 1e4))[0]
     assert np.argwhere(cells == 0).tolist() == [[i, j] for i in (18, 19, 20) for j in (18, 19, 20)]
 
 
 def perfect(found, grid=8, sure=20.0):
     """Logits that are right everywhere."""
-    cells = np.asarray(assign(found, grid, (0.0, 1e4)).instance[0])
+    cells = np.asarray(assign(found, grid, (0.0, 1e4))[0])
     classes = np.full((1, grid, grid, CLASSES), -sure, np.float32)
     masks = np.full((1, *found.map.shape[1:], grid * grid), -sure, np.float32)
     for i, j in np.argwhere(cells >= 0):
@@ -85,14 +85,14 @@ def test_losses_in_closed_form():
     level = perfect(found)
     zero = losses([level], found, EVERY)
     np.testing.assert_allclose(zero, 0, atol=1e-4)
-    filled = int((assign(found, 8, EVERY[0]).instance >= 0).sum())
+    filled = int((assign(found, 8, EVERY[0]) >= 0).sum())
     # All cells at probability 1/2: each of the 64 x 5 entries costs log 2 / 4 times its alpha.
     even = losses([level._replace(classes=jnp.zeros_like(level.classes))], found, EVERY)
     cost = (0.25 * filled + 0.75 * (64 * CLASSES - filled)) * 0.25 * np.log(2) / (filled + 1)
     np.testing.assert_allclose(even.classes, cost, rtol=1e-5)
     # A mask that is 1/2 everywhere, of an instance of A pixels: 1 - A / (4096 / 4 + A).
     even = losses([level._replace(masks=jnp.zeros_like(level.masks))], found, EVERY)
-    cells = np.asarray(assign(found, 8, EVERY[0]).instance)
+    cells = np.asarray(assign(found, 8, EVERY[0]))
     areas = [256 if n == 0 else 640 for n in cells[cells >= 0]]
     dice = np.mean([1 - area / (1024 + area) for area in areas])
     np.testing.assert_allclose(even.masks, dice, rtol=1e-5)
