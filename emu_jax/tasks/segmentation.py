@@ -119,13 +119,15 @@ class Segmentation(Task):
         return Instances(rows["further"][INSTANCES], rows["columns"][self.column])
 
     def augment(self, context: Context, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        first, second, third = jax.random.split(context.key, 3)
-        if self.codec and self.round_trip:
+        first, second = jax.random.split(context.key)
+        sent = round(self.round_trip * x.shape[0])
+        if self.codec and sent:
+            # The first rows: a stream's order is random, and only these pay for the codec.
             params = context.frozen[CODEC]
-            moments = self.codec.moments(params, x)
-            sent = self.codec.decode(params, self.codec.sample(params, moments, second))
-            chosen = jax.random.bernoulli(third, self.round_trip, (x.shape[0], 1, 1, 1))
-            x = jnp.where(chosen, jax.lax.stop_gradient(sent).astype(x.dtype), x)
+            moments = self.codec.moments(params, x[:sent])
+            decoded = self.codec.decode(params, self.codec.sample(params, moments, second))
+            decoded = jax.lax.stop_gradient(decoded).astype(x.dtype)
+            x = jnp.concatenate([decoded, x[sent:]])
         keys = jax.vmap(lambda key: jax.random.split(key, 5))(jax.random.split(first, x.shape[0]))
         strengths = dict(colour=self.colour, blur=self.blur, noise=self.noise)
         return jax.vmap(lambda keys, x: disturb(keys, x, **strengths))(keys, x)
