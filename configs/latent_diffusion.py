@@ -20,6 +20,11 @@ stage=quality_tune, size=tiny: starts from the averaged weights of a pre-trained
               on an H100, with `--config.deterministic=False` and other runs beside
     result    86 % faithful, 97 % finished as the needles (docs/records/study.md)
 
+stage=compose, size=tiny: tunes the shipped generator to draw scenes of several things, with images
+    and complex captions of the data set `scenes` (docs/data.md)
+    hardware  2 CPU cores
+    time, result  not measured
+
 denoiser=transformer replaces the U-Net by a diffusion transformer. No weights of it are shipped
 (`--config.init_from=RUN` tunes one), and it was not measured. size=test: a few thousand parameters,
 for tests.
@@ -91,7 +96,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     chosen = options(
         argument,
         size=(*SMALL, "sd15", "sd21", "sdxl", "emu", "pixart_sigma", "sd3"),
-        stage=("pretrain", "quality_tune"),
+        stage=("pretrain", "quality_tune", "compose"),
         resolution=("1024", "512", "256"),
         denoiser=("unet", "transformer"),
         data="",
@@ -103,6 +108,10 @@ def get_config(argument: str | None = None) -> ConfigDict:
     if chosen.size not in SMALL and chosen.denoiser != "unet":
         raise UserError(
             f"denoiser={chosen.denoiser} is only available for size=tiny and size=test."
+        )
+    if chosen.stage == "compose" and chosen.size not in SMALL:
+        raise UserError(
+            f"stage=compose is only available for size=tiny and size=test, not {chosen.size}."
         )
     config = emoji.pretraining() if chosen.size in SMALL else stages.generation()
     config.codec = section(AutoencoderCodec, path="builtin:autoencoder_64")
@@ -127,6 +136,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         _enlarge(config, chosen.size, tuning, side)
     elif tuning:
         emoji.quality_tune(config, "builtin:latent_diffusion_64")
+    elif chosen.stage == "compose":
+        emoji.compose(config, "builtin:latent_diffusion_64")
     if chosen.size == "test":
         _shrink(config)
     if chosen.data:

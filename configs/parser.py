@@ -18,6 +18,7 @@ generator is not the one that judges it.
 
 from ml_collections import ConfigDict
 
+from emu_jax.assembly import emoji
 from emu_jax.assembly.config import group, groups, options, source
 from emu_jax.assembly.schema import section
 from emu_jax.assembly.sections.generation import AutoencoderCodec
@@ -25,7 +26,8 @@ from emu_jax.assembly.sections.runs import Segmentation
 from emu_jax.assembly.sections.segmentation import Labeled, Solo
 from emu_jax.data.scenes_things import THINGS
 
-STYLES = ("openmoji", "fluent")
+# A person's action is one drawing, and no thing.
+THINGS_OF = "split == {} and kind != person"
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -57,15 +59,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         depth=4 if tiny else 1,
         groups=8 if tiny else 4,
     )
-    for part, sources in (
-        ("train", config.data.train),
-        ("validation", config.data.validation),
-    ):
-        chosen = {
-            style: source(f"scenes/{style}", select=f"split == {part} and kind != person")
-            for style in STYLES
-        }
-        sources.update(chosen if part == "train" else {"unseen": chosen})
+    config.data.train = emoji.scenes(THINGS_OF.format("train"))
+    config.data.validation = dict(unseen=emoji.scenes(THINGS_OF.format("validation")))
     config.train.update(
         dict(
             steps=1500 if tiny else 4,

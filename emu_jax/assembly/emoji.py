@@ -12,6 +12,8 @@ from emu_jax.evaluation.references import KEPT
 # Trained on: concepts of the parts tuned and kept, without flags, logos and signs.
 TRAINED = "part == tuned|kept and group != flags|brands|extras|signs"
 NEEDLES = "needle >= 0"  # a thousand; "... and needle < 100" for a hundred of them
+STYLES = ("openmoji", "fluent")
+_CAPTION_TOKENS = 50  # MiniLM's, of the longest complex caption of a scene
 
 
 def mixture(**weights: float) -> ConfigDict:
@@ -27,9 +29,16 @@ def mixture(**weights: float) -> ConfigDict:
 def held_out() -> ConfigDict:
     """Concepts that no training includes, in both styles."""
     return ConfigDict(
+        {style: source(f"emoji/{style}", select="part == held_out") for style in STYLES}
+    )
+
+
+def scenes(select: str, captions: str = "captions", weight: float = 1.0) -> ConfigDict:
+    """Compositions of several drawings in both styles, of equal weight."""
+    return ConfigDict(
         {
-            style: source(f"emoji/{style}", select="part == held_out")
-            for style in ("openmoji", "fluent")
+            style: source(f"scenes/{style}", select=select, captions=captions, weight=weight)
+            for style in STYLES
         }
     )
 
@@ -50,3 +59,17 @@ def quality_tune(config: ConfigDict, init_from: str, judge: str = "builtin:judge
     stages.quality_tune(config, init_from)
     config.measure.judge = judge
     config.data.train = dict(needles=source("emoji/fluent", select=NEEDLES))
+
+
+def compose(config: ConfigDict, init_from: str) -> None:
+    """Tunes a generator of single things to draw compositions: half of the images are scenes, with
+    complex captions only.
+    """
+    config.init_from = init_from
+    config.text.minilm.length = _CAPTION_TOKENS
+    config.data.train = mixture(openmoji=0.8, fluent=0.2)
+    drawn = scenes("split == train", "complex", weight=0.5)
+    config.data.train.update({f"scenes_{style}": source for style, source in drawn.items()})
+    config.data.validation.scenes = scenes("split == validation", "complex")
+    config.train.steps = 8000
+    config.groups.generator.optimizer.learning_rate = 1e-3
