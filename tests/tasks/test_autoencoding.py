@@ -1,6 +1,7 @@
 """Each term of the autoencoder's losses against its definition, on a network of few weights."""
 
 import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -251,3 +252,11 @@ def test_the_preview_pairs_originals_with_reconstructions(params):
     pairs = images["original_and_reconstruction"]
     assert pairs.shape == (32, 8, 8, 3) and pairs.dtype == jnp.uint8
     assert np.array_equal(pairs[::2], batch["image"][:16])
+
+
+def test_a_decoder_trained_alone_keeps_the_statistics_of_its_latents():
+    group = Group("autoencoder/decoder/", optax.sgd(1e-2), lambda n: 1e-2)
+    params = {f"autoencoder/{part}/kernel": jnp.ones(1) for part in ("encoder", "decoder")}
+    state = {"latent/shift": jnp.ones(2), "latent/scale": jnp.full(2, 3.0)}
+    alone = replace(make(), groups={"autoencoder": group})
+    assert alone.finish(Context(params, {}, state, {}, KEY), iter(())) is state
