@@ -7,11 +7,15 @@ processes of the suite share and the first of them removes.
 """
 
 import atexit
+import ctypes
 import fcntl
+import gc
 import os
+import resource
 import shutil
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -48,6 +52,23 @@ def _optimized(request):
         jax.config.update("jax_disable_most_optimizations", False)
         yield
         jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_process():
+    """Compiled programs stay in memory until they are dropped; those needed again are read from
+    the shared folder.
+    """
+    yield
+    if _memory() > 2 * 2**30:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _memory() -> int:
+    """Bytes of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 # Before emu_jax is imported: every call in these rooms checks the shapes and dtypes that its
