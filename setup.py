@@ -76,7 +76,15 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["emu_jax", "emu_jax.*"]),
-    package_data={"emu_jax": ["py.typed", "weights/**", "data/*.tsv", "evaluation/*.safetensors"]},
+    package_data={
+        "emu_jax": [
+            "py.typed",
+            "weights/**",
+            "data/*.tsv",
+            "evaluation/*.safetensors",
+            "evaluation/*.tsv",
+        ]
+    },
     install_requires=TRAINING,
     extras_require={
         "cpu": [],  # the default

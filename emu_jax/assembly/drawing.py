@@ -1,8 +1,6 @@
 """Images drawn from prompts, or enlarged, into a folder of PNG files."""
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -17,7 +15,6 @@ from emu_jax.assembly.cascade import Cascade, open_generator
 from emu_jax.assembly.generator import Generator
 from emu_jax.data.decode import open_image
 from emu_jax.data.images import compose, upright
-from emu_jax.data.textfile import read_lines, read_text
 from emu_jax.errors import UserError
 from emu_jax.evaluation.grids import grid
 from emu_jax.progress import watch
@@ -104,52 +101,6 @@ def upsample_images(
         before = np.asarray(image.resize(large.shape[1::-1], Image.Resampling.BICUBIC))
         both = grid(np.stack([before, large]), ["bicubic", "upsampled"], columns=2)
         save_image(both, folder / f"{name}_before_and_after.png")
-
-
-def read_prompts(path: str, column: str = "") -> list[str]:
-    """The prompts of a file: the lines of a text that are not empty, or a column of a table.
-
-    ``.tsv`` and ``.csv`` are tables, whose first row names the columns. ``column`` is by default
-    the one called prompt, in upper or lower case.
-
-    Raises:
-      UserError: no such file, not UTF-8, no such column, or no prompt.
-    """
-    file = epath.Path(path)
-    if not file.exists():
-        raise UserError(f"There is no file of prompts {path}.")
-    delimiter = {".tsv": "\t", ".csv": ","}.get(file.suffix.lower())
-    if delimiter:
-        texts = _column(file, delimiter, column)
-    elif column:
-        raise UserError(f"--prompt_column is for .tsv and .csv files; {path} is neither.")
-    else:
-        texts = read_lines(file)
-    prompts = [text.strip() for text in texts if text.strip()]
-    if not prompts:
-        raise UserError(f"The file {path} has no prompts: write one prompt per line.")
-    return prompts
-
-
-def _column(file: epath.Path, delimiter: str, column: str) -> list[str]:
-    """The cells of one column of a table, top to bottom."""
-    # A quote in a TSV is a character like any other; in a CSV it encloses commas and lines.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    text = read_text(file)
-    try:
-        rows = list(csv.reader(io.StringIO(text, ""), delimiter=delimiter, quoting=quoting))
-    except csv.Error as error:
-        raise UserError(f"{file} is not a table of prompts: {error}.") from error
-    names = [name.strip() for name in rows[0]] if rows else []
-    known = names if column else [name.lower() for name in names]
-    wanted = column or "prompt"
-    if wanted not in known:
-        raise UserError(
-            f"{file} has no column {wanted!r}; its columns are {', '.join(names) or 'none'}: name "
-            "one with --prompt_column."
-        )
-    index = known.index(wanted)
-    return [row[index] for row in rows[1:] if len(row) > index]
 
 
 def save_image(image: Image.Image, path: epath.Path, **about: Any) -> None:

@@ -72,10 +72,10 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
     arguments = parser.parse_args(argv)
 
     from emu_jax.assembly.comparing import compare
-    from emu_jax.assembly.drawing import read_prompts
     from emu_jax.assembly.standards import standards
+    from emu_jax.evaluation.prompt_sets import open_prompts
 
-    prompts = read_prompts(arguments.prompts) if arguments.prompts else None
+    prompts = open_prompts(arguments.prompts).prompts if arguments.prompts else None
     given = {field.name: getattr(arguments, field.name) for field in fields(Sets)}
     sets, judge = standards(arguments.models, given, arguments.judge, prompts)
     index = compare(

@@ -44,11 +44,12 @@ def main(argv: Sequence[str]) -> int:
     if not (arguments.prompts or arguments.file):
         raise UserError('There are no prompts: give some, e.g. emu-jax sample "a red fox".')
 
-    from emu_jax.assembly.drawing import draw_prompts, read_prompts
+    from emu_jax.assembly.drawing import draw_prompts
+    from emu_jax.evaluation.prompt_sets import open_prompts
 
     prompts = list(arguments.prompts)
     if arguments.file:
-        prompts += read_prompts(arguments.file, arguments.prompt_column)
+        prompts += open_prompts(arguments.file, arguments.prompt_column).prompts
     paths = draw_prompts(
         arguments.checkpoint,
         prompts,

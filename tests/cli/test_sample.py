@@ -8,10 +8,9 @@ import pytest
 from PIL import Image
 
 import emu_jax
-from emu_jax.assembly.drawing import read_prompts
 from emu_jax.cli.arguments import seed_or_random
 from emu_jax.cli.main import main
-from emu_jax.errors import UserError
+from emu_jax.evaluation.prompt_sets import open_prompts
 
 PROMPTS = ("a red disc", "blue ball", "a green disc")
 # So drawn, a picture depends on both: after two steps a hardly trained denoiser leaves no trace of
@@ -92,34 +91,16 @@ def test_a_missing_picture_is_drawn_to_the_same_bytes(drawn, generator_run, tmp_
 def test_prompts_come_from_a_file_as_well(drawn, generator_run, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text(f"{PROMPTS[1]}\n\n  {PROMPTS[2]} \n")
-    assert read_prompts(str(file)) == list(PROMPTS[1:])
     out = shutil.copytree(drawn, tmp_path / "out")
     assert sample(generator_run, out, PROMPTS[0], "--prompts", file, "--batch_size=4") == {
         name: pytest.approx(image) for name, image in pictures(drawn).items()
     }
 
 
-def test_prompts_are_a_column_of_a_table(tmp_path):
-    quoted = 'a sign that says "Fly, now"'
-    tsv, csv = tmp_path / "p.tsv", tmp_path / "p.CSV"
-    tsv.write_text(f"Prompt\tNote\n{quoted}\tone\n\ttwo\nein grüner Ball\n", "utf-8-sig")
-    assert read_prompts(str(tsv)) == [quoted, "ein grüner Ball"]
-    assert read_prompts(str(tsv), "Note") == ["one", "two"]
-    csv.write_text('id,prompt\n1,"a fox, red"\n2,"two\nlines"\n')
-    assert read_prompts(str(csv)) == ["a fox, red", "two\nlines"]
-    with pytest.raises(UserError, match="no column 'text'; its columns are id, prompt: name one"):
-        read_prompts(str(csv), "text")
-    with pytest.raises(UserError, match=r"is for \.tsv and \.csv files"):
-        read_prompts(__file__, "text")
-    (tmp_path / "empty.tsv").write_text("")
-    with pytest.raises(UserError, match="its columns are none"):
-        read_prompts(str(tmp_path / "empty.tsv"))
-
-
 def test_a_byte_order_mark_is_no_letter_and_latin_1_is_one_sentence(tmp_path, capsys):
     file = tmp_path / "prompts.txt"
     file.write_text("a red disc\n", "utf-8-sig")
-    assert read_prompts(str(file)) == ["a red disc"]
+    assert open_prompts(str(file)).prompts == ("a red disc",)
     file.write_bytes("ein grüner Ball\n".encode("latin-1"))
     assert main(["sample", f"--prompts={file}"]) == 2
     assert "line 1 is not UTF-8 text" in capsys.readouterr().err
