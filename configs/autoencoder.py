@@ -26,7 +26,8 @@ size=tiny_f4: 64 x 64 pixels to 16 x 16 tokens of 1,024 codes, for super-resolut
 size=f16: 256 x 256 pixels to 16 x 16 tokens, size=f8: 512 x 512 pixels to 64 x 64 tokens. Muse's,
     with 8,192 codes: convolutions only, 2 residual blocks a resolution, 128 channels times
     multiples that are ours, batch 256, a million steps in bf16
-    hardware  TPU v5p:2x4x4, modelled: 51 ms (f16) and 279 ms (f8) a step without perceptual loss
+    hardware  TPU v5p:2x4x4, modeled with an older version: 51 ms (f16) and 279 ms (f8) a step
+              without perceptual loss (docs/records/scaling.md)
     time, result  not measured
 
 The sizes f8 and f16 need a data set of the user, by default `folder/pictures`. The weights of the

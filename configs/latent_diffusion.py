@@ -37,12 +37,12 @@ Published sizes, all in bf16 and on data sets of the user, `folder/pictures` and
 
 size=emu: 2.8 B parameters, CLIP ViT-L and T5-XXL. Emu's: the standard U-Net with more channels and
     more blocks a stage. Its exact widths are unpublished; these are multiples of a TPU's 128 lanes
-    hardware  128 TPU v5p, modelled: 915 ms a tuning step of 1,024 images, 1,244 ms a pre-training
-              step (docs/records/scaling.md); one H200: 489 ms a tuning step of 4 images
-              (docs/records/speed.md)
+    hardware  128 TPU v5p, modeled: 915 ms a tuning step of 1,024 images; with an older version
+              1,244 ms a pre-training step (docs/records/scaling.md). One H200: 489 ms a tuning step
+              of 4 images (docs/records/speed.md)
 size=sdxl: 2.57 B, SDXL's shape, CLIP ViT-L and OpenCLIP-bigG
-    hardware  4 TPU v5p, modelled: 703 ms a tuning step of 32 images, 550 ms without loops; one
-              H200: 558 ms a tuning step of 8 images
+    hardware  4 TPU v5p, modeled: 550 ms a tuning step of 32 images without scans; with scans and
+              an older version 703 ms. One H200: 558 ms a tuning step of 8 images
 size=sd15 and sd21: 0.86 and 0.87 B, one CLIP. size=pixart_sigma: 0.61 B, a transformer, T5-XXL.
     size=sd3: 2.03 B, another transformer, two CLIPs and T5-XXL
     hardware  not measured

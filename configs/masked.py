@@ -35,7 +35,8 @@ size=base: Muse's. 48 layers, width 2,048, MLP 8,192, texts of T5-XXL projected 
     paper calls 3 B. (Adafactor's second moment decays by its own 1 - n^-0.8 here, not by the
     paper's constant 0.96.) Its part=super has 16 low-resolution and 32 layers, width 1,024, MLP
     4,096, 764 M parameters, and samples 512 x 512 pixels as 64 x 64 tokens; 1 M steps
-    hardware  128 TPU v5p, modelled: 99 ms a step, part=super 567 ms (docs/records/scaling.md)
+    hardware  128 TPU v5p, modeled with an older version: 99 ms a step, part=super 567 ms
+              (docs/records/scaling.md)
     time, result  not measured
 size=amused256 and amused512: 603.5 and 608.3 M parameters, what `emu-jax import` makes of the
     public aMUSEd checkpoints (docs/interop.md)

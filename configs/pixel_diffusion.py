@@ -31,7 +31,7 @@ size=imagen: 64 (part=base, 2.00 B parameters), 256 (part=super, 0.60 B) and 102
     (part=super_1024, 0.41 B), conditioned on T5-XXL, on data sets of the user: `folder/pictures`,
     for tuning `folder/needles`. What the paper does not state of the networks is chosen to have
     its numbers of parameters
-    hardware  64 TPU v5p, modelled: 555, 335 and 211 ms a pre-training step
+    hardware  64 TPU v5p, modeled with older versions: 555, 335 and 211 ms a pre-training step
               (docs/records/scaling.md)
     time, result  not measured
 size=test: a few thousand parameters, for tests
