@@ -41,6 +41,7 @@ ROOT = Path(__file__).parents[1]
 LIMIT = 60  # seconds of a processor
 WAIT = 600
 MEMORY = 2**30
+_FRAMES = 30  # of a failure, from the innermost
 # What a case must never read, and what it must never execute: its neighbours.
 SECRET, HOSTILE = "secret", "hostile.py"
 TEXTS = (
@@ -372,20 +373,18 @@ def one(argv: list[str]) -> tuple[str, str]:
     out, err = io.StringIO(), io.StringIO()
     GUARD.found = []
     peak = _reset_peak()
-    for event, timer, seconds in _timers():
-        signal.signal(event, _alarm)
-        signal.setitimer(timer, seconds)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _shallow():
-            GUARD.active = True
-            status = main(argv)
-    except BaseException:
-        GUARD.active = False
-        return "failed", traceback.format_exc()
-    finally:
-        GUARD.active = False
-        for _, timer, _ in _timers():
-            signal.setitimer(timer, 0)
+    failure: BaseException | None = None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _shallow():
+        try:
+            with _limited():
+                GUARD.active = True
+                status = main(argv)
+        except BaseException as error:
+            failure = error
+        finally:
+            GUARD.active = False
+    if failure:
+        return "failed", "".join(traceback.format_exception(failure, limit=-_FRAMES))
     if GUARD.found:
         return "failed", "; ".join(GUARD.found[:5])
     grown = _peak() - peak
@@ -401,13 +400,27 @@ def one(argv: list[str]) -> tuple[str, str]:
     return "refused", lines[0]
 
 
-def _timers() -> tuple[tuple[int, int, float], ...]:
-    computing = (signal.SIGPROF, signal.ITIMER_PROF, LIMIT)
-    return computing, (signal.SIGALRM, signal.ITIMER_REAL, WAIT)
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """Raises Hang in here after ``LIMIT`` seconds of a processor or after ``WAIT`` seconds.
 
+    Not by ITIMER_PROF, whose signal profilers of other libraries send as well.
+    """
 
-def _alarm(number: int, frame: object) -> None:
-    raise Hang(f"longer than {LIMIT} s of a processor, or {WAIT} s")
+    def alarm(number: int, frame: object) -> None:
+        raise Hang(f"longer than {LIMIT} s of a processor, or {WAIT} s")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    before = [signal.signal(number, alarm) for number in (signal.SIGXCPU, signal.SIGALRM)]
+    rest, _ = signal.setitimer(signal.ITIMER_REAL, WAIT)
+    try:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + LIMIT, hard))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+        signal.setitimer(signal.ITIMER_REAL, rest)
+        for number, handler in zip((signal.SIGXCPU, signal.SIGALRM), before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

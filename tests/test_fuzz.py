@@ -36,6 +36,7 @@ def test_the_guard_notices_what_a_case_must_not_do(material, tmp_path, monkeypat
         "os.system": "__import__('os').system('true')",
         "status 2": "print('emu-jax: one\\nemu-jax: two', file=__import__('sys').stderr)",
         "ZeroDivisionError": "1 / 0",
+        "2 s of a processor": "sum(0 for _ in iter(int, 1))",
         "Hang": "__import__('time').sleep(2)",
         "MiB of memory": "b'x' * 2**28",
     }
@@ -47,6 +48,7 @@ def test_the_guard_notices_what_a_case_must_not_do(material, tmp_path, monkeypat
                 eval(deed)
             return 2
 
+        monkeypatch.setattr(fuzz, "LIMIT", 2 if "processor" in why else 60)
         monkeypatch.setattr(fuzz, "WAIT", 1 if why == "Hang" else 60)
         monkeypatch.setattr("emu_jax.cli.main.main", refused)
         monkeypatch.setitem(fuzz.KINDS, "deed", lambda material: lambda folder, chance: ["deed"])
