@@ -13,6 +13,15 @@ import runs
 
 EXAMPLE = r"^```python\n(.*?)^```"
 PAGES = [runs.ROOT / "docs" / f"add_a_{part}.md" for part in ("sampler", "denoiser", "metric")]
+PIXELS = """
+from emu_jax.assembly.config import read
+
+def get_config(argument=None):
+    config = read("{}:size=test")
+    with config.unlocked():
+        config.codec = dict(kind="identity")
+    return config
+"""
 # Trains and compares; then the errors of the sampler where the flow is known: data N(0, c^2) have
 # the posterior mean below, and the flow scales x by the ratio of standard deviations.
 PROGRAM = """
@@ -64,25 +73,30 @@ def copy(tmp_path_factory):
     return folder
 
 
-def test_what_the_pages_add_trains_draws_and_measures(copy, pictures, autoencoder_run, tmp_path):
+def test_what_the_pages_add_trains_draws_and_measures(copy, pictures, tmp_path):
+    """The config of the page, in pixels: an autoencoder would be most of what is compiled. Nor is
+    any validation loss, which every denoiser has.
+    """
     page = (runs.ROOT / "docs" / "add_a_denoiser.md").read_text()
     (config,) = re.findall(r'```python title="convnet.py"\n(.*?)```', page, re.S)
     (tmp_path / "convnet.py").write_text(config)
+    (tmp_path / "pixels.py").write_text(PIXELS.format(tmp_path / "convnet.py"))
     (tmp_path / "prompts").write_text("a red disc\na blue disc\n")
     run, report = tmp_path / "run", tmp_path / "report"
-    shipped = runs.command(
-        "latent_diffusion", run, pictures, f"--config.codec.path={autoencoder_run}"
-    )
+    shipped = runs.command("latent_diffusion", run, pictures)
     train = [
         *(a for a in shipped if not a.startswith(("--config=", "--config.denoiser"))),
-        f"--config={tmp_path}/convnet.py:size=test",
+        f"--config={tmp_path}/pixels.py",
         "--config.denoiser.width=8",
         "--config.denoiser.depth=1",
+        "--config.data.image_size=8",
         "--config.train.steps=1",
+        "--config.train.validate_every=0",
+        "--config.train.preview_every=0",
     ]
     models = [str(run), f"{run}@1-raw"]
-    compare = ["compare", *models, f"--prompts={tmp_path}/prompts", "--judge=", "--batch_size=2"]
-    compare += ["--sampler=midpoint", "--steps=2", f"--out={report}"]
+    compare = ["compare", *models, f"--prompts={tmp_path}/prompts", "--judge=", "--kept="]
+    compare += ["--batch_size=2", "--sampler=midpoint", "--steps=2", f"--out={report}"]
     compare += ["--metrics=white_share,brightness"]
     examples = [e for page in PAGES for e in re.findall(EXAMPLE, page.read_text(), re.S | re.M)]
     assert len(examples) == 2
