@@ -13,6 +13,7 @@ from emu_jax.assembly.tasks import open_task, unused_networks
 from emu_jax.evaluation.grids import grid
 from emu_jax.parallel.distributed import initialize
 from emu_jax.parallel.mesh import make_mesh
+from emu_jax.tasks.base import Task, encoders_of
 from emu_jax.training.stopping import EarlyStopping
 from emu_jax.training.trainer import Trainer, TrainSettings
 
@@ -65,12 +66,19 @@ def make_trainer(config: ConfigDict, workdir: str) -> Trainer:
         previews=shown,
         meta={
             "config": config.to_dict(),
-            "frozen": {
-                name: {"source": network.source, "fingerprint": network.fingerprint}
-                for name, network in task.frozen.items()
-            },
+            "frozen": _record(task),
         },
         initial=partial(initial, config, task, mesh) if config.init_from else None,
         measures=(Samples(config, task, mesh, frozen),) if measured else (),
         draw=grid,
     )
+
+
+def _record(task: Task) -> dict[str, dict[str, str]]:
+    """What a checkpoint says of each frozen network, and of the tokenizer of a text encoder."""
+    encoders = encoders_of(task)
+    return {
+        name: {"source": network.source, "fingerprint": network.fingerprint}
+        | ({"tokenizer": encoders[name].tokenizer_fingerprint} if name in encoders else {})
+        for name, network in task.frozen.items()
+    }

@@ -110,10 +110,12 @@ class Pretrained(TextEncoder):
 
     @property
     def tokenizer_files(self) -> list[Path]:
-        """Those in its folder and in the neighbor that may have the tokenizer."""
+        """Those in its folder and in the neighbor that may have the tokenizer, each once: a copy of
+        the folder has the same, whatever its name.
+        """
         if self.folder == NO_FOLDER:
             return []
-        places = (self.folder, _neighbor(self.folder))
+        places = {self.folder, _neighbor(self.folder)}  # the same where there is no neighbor
         files = (place / name for place in places for name in _TOKENIZER_FILES)
         return [file for file in files if file.is_file()]
 

@@ -210,14 +210,18 @@ class Trainer:
         return history
 
     def _check_frozen(self, meta: Mapping[str, Any]) -> None:
-        """Raises UserError unless the frozen networks are those with which the run was started."""
+        """Raises UserError unless frozen networks and tokenizers are those with which the run was
+        started. Checkpoints of older versions do not name tokenizers.
+        """
         for name, then in meta.get("frozen", {}).items():
             now = self.meta["frozen"].get(name, {})
-            if now.get("fingerprint") != then["fingerprint"]:
-                raise UserError(
-                    f"The run in {self.workdir} was started with another {name} "
-                    f"({then['source']}); use that one, or start a new workdir with init_from."
-                )
+            wanted = {"tokenizer": now.get("tokenizer")} | then
+            for key, what in (("fingerprint", name), ("tokenizer", f"tokenizer of {name}")):
+                if now.get(key) != wanted[key]:
+                    raise UserError(
+                        f"The run in {self.workdir} was started with another {what} "
+                        f"({then['source']}); use that one, or start a new workdir with init_from."
+                    )
 
     def _loop(
         self,

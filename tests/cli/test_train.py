@@ -1,14 +1,17 @@
-"""What is settled before a run's devices are used."""
+"""What is settled before a run's devices are used, and which text encoder it resumes with."""
 
+import json
 import os
 import subprocess
 import sys
 
 import jax
 import pytest
+import runs
 from ml_collections import ConfigDict
 
 from emu_jax.assembly import training
+from emu_jax.cli.main import main
 
 COUNTED = """
 import collections, sys
@@ -50,3 +53,28 @@ def test_a_deterministic_run_on_a_gpu_keeps_its_programs(deterministic, platform
     flags = os.environ["XLA_FLAGS"].split()
     assert "--xla_cpu_enable_fast_math=false" in flags
     assert ("--xla_gpu_exclude_nondeterministic_ops=true" in flags) == deterministic
+
+
+def test_a_run_resumes_with_its_own_tokenizer_only(movable_run, pictures, capsys):
+    """Wherever its files are; a checkpoint of an older version does not say which one it was."""
+    run, text = movable_run / "run", movable_run / "text"
+    command = runs.command(
+        *("latent_diffusion", run, pictures),
+        f"--config.codec.path={movable_run}/codec",
+        f"--config.text.minilm.path={text}",
+        "--config.train.steps=4",  # all of them done
+        "--config.groups.generator.optimizer.learning_rate=0.1",
+    )
+    assert main(command) == 0
+    tokenizer = json.loads((text / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words["red"], words["blue"] = words["blue"], words["red"]
+    (text / "tokenizer.json").write_text(json.dumps(tokenizer))
+    capsys.readouterr()
+    assert main(command) == 2
+    assert f"with another tokenizer of minilm ({text}); use that one" in capsys.readouterr().err
+    for record in run.glob("checkpoints/*/meta/metadata"):
+        meta = json.loads(record.read_text())
+        del meta["frozen"]["minilm"]["tokenizer"]
+        record.write_text(json.dumps(meta))
+    assert main(command) == 0
