@@ -156,6 +156,7 @@ def test_a_tokenizer_runs_no_code_and_reads_its_own_folder(tmp_path):
         ("sampling.steps", "x", r"sampling\.steps is 'x'; it must be a whole number"),
         ("process.gamma", {}, r"process\.gamma is \{\}; it must be a number"),
         ("conditioner.size_features", 0.5, r"Conditioner\.size_features is 0\.5"),
+        ("data", None, "does not describe a model that can be built: .*None"),
     ],
 )
 def test_a_wrong_entry_of_a_config_is_named(tmp_path, capsys, key, value, words):

@@ -1,6 +1,7 @@
 """An exported model is the run's averaged weights, without what only training needs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -47,6 +48,18 @@ def test_an_earlier_step_and_full_precision_can_be_asked_for(autoencoder_run, tm
     then = load_model(f"{autoencoder_run}@2").params
     assert model.meta["step"] == 2
     assert all(np.array_equal(value, then[path]) for path, value in model.params.items())
+
+
+def test_a_model_whose_config_has_no_data_is_exported(exported, tmp_path):
+    """Its weights need none."""
+    folder = shutil.copytree(exported, tmp_path / "model")
+    record = json.loads((folder / "config.json").read_text())
+    record["config"]["data"] = None
+    (folder / "config.json").write_text(json.dumps(record))
+    assert main(["export", str(folder), f"--out={tmp_path}/again"]) == 0
+    again = load_model(f"{tmp_path}/again")
+    assert again.config == record["config"]
+    assert again.fingerprint == load_model(str(folder)).fingerprint
 
 
 def test_an_export_is_complete_and_can_be_moved(movable_run, tmp_path, capsys):
