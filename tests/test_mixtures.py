@@ -10,7 +10,7 @@ from emu_jax.cli.main import main
 MIXTURES = {
     "a transformer on the autoencoder's latents": (
         "latent_diffusion:denoiser=transformer",
-        ("--config.codec.path=builtin:autoencoder_64", "--config.data.image_size=32"),
+        ("--config.codec.path={autoencoder}",),
     ),
     "flow matching on pixels": (
         "pixel_diffusion:part=base",
@@ -20,10 +20,11 @@ MIXTURES = {
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_they_learn_and_draw(name, pictures, tmp_path):
+def test_they_learn_and_draw(name, pictures, autoencoder_run, tmp_path):
     config, changes = MIXTURES[name]
     workdir = tmp_path / "run"
-    runs.train(config, workdir, pictures, *changes)
+    changes = [change.format(autoencoder=autoencoder_run) for change in changes]
+    runs.train(config, workdir, pictures, *changes, "--config.train.validate_every=0")
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     losses = [line["generator/loss"] for line in lines if "generator/loss" in line]
     # A fresh network says 0, whatever it is to say.
