@@ -35,7 +35,7 @@ if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends 
 
 import jax
 import jaxtyping
-from typechecks import ROOMS
+from typechecks import MODULES
 
 # Also where something imported jax first.
 jax.config.update("jax_platforms", "cpu")
@@ -71,9 +71,9 @@ def _memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-# Before emu_jax is imported: every call in these rooms checks the shapes and dtypes that its
+# Before emu_jax is imported: every call in these modules checks the shapes and dtypes that its
 # annotations give.
-jaxtyping.install_import_hook([f"emu_jax.{room}" for room in ROOMS], "typechecks.check")
+jaxtyping.install_import_hook(MODULES, "typechecks.check")
 
 
 @pytest.fixture

@@ -36,11 +36,15 @@ def test_options_are_read_and_default_to_their_first_choice():
     [
         (f"{FILE}:sise=tiny", "The config has no option 'sise'; did you mean size?"),
         (f"{FILE}:colour=red", "it has size, stage, resolution, denoiser and data."),
-        (f"{FILE}:stage=pretrian", "The option stage is 'pretrian'; use pretrain or quality_tune "),
+        (f"{FILE}:stage=pretrian", "The option stage is 'pretrian'; use pretrain, quality_tune or"),
         (f"{FILE}:resolution=256", "resolution=256 is only available for size=sdxl and size=emu."),
         (
             f"{FILE}:size=emu,denoiser=transformer",
             "denoiser=transformer is only available for size=tiny and size=test.",
+        ),
+        (
+            f"{FILE}:size=sdxl,stage=compose",
+            "stage=compose is only available for size=tiny and size=test, not sdxl.",
         ),
         (f"{runs.ROOT}/configs/autoencoder.py:size=f16", "only available for kind=vq; add kind=vq"),
         (

@@ -7,8 +7,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import runs
 from PIL import Image, ImageColor
 
+from emu_jax.assembly.config import read
 from emu_jax.cli.main import main
 from emu_jax.data.decode import open_image
 from emu_jax.data.emoji_concepts import forms
@@ -29,6 +31,7 @@ from emu_jax.data.scenes_plan import (
 )
 from emu_jax.data.scenes_things import ACTIONS, HUES, PERSONS, THINGS, plural
 from emu_jax.data.source import open_source
+from emu_jax.text.encoder import make_encoder
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +155,18 @@ def test_captions():
     assert [plural(word) for word in words] == (
         ["foxes", "butterflies", "octopuses", "fish", "monkeys", "strawberries", "t-shirts"]
     )
+
+
+def test_the_stage_compose_reads_whole_complex_captions(scenes):
+    config = read(f"{runs.ROOT}/configs/latent_diffusion.py:size=tiny,stage=compose")
+    of_scenes = [one for one in config.data.train.values() if one.dataset.startswith("scenes/")]
+    assert {one.captions for one in of_scenes} == {"complex"}
+    weights = [one.weight for one in config.data.train.values()]
+    assert sum(one.weight for one in of_scenes) == pytest.approx(sum(weights) / 2)
+    captions = [complex_caption(scene) for plan in scenes.values() for scene in plan]
+    length = config.text.minilm.length
+    longest = make_encoder("minilm", length + 8).tokenize(captions)["mask"].sum(1).max()
+    assert longest == length  # nothing is cut, and no token is padding in every caption
 
 
 def test_exchanging_tones_recolors_exactly(sprites):
