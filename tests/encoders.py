@@ -1,12 +1,17 @@
-"""Small CLIP and T5 folders, written by transformers itself with random weights and a small real
-tokenizer. A helper, not a test.
+"""Small CLIP, T5 and LLaMA folders, written by transformers itself with random weights and a small
+real tokenizer, and a GGUF file. A helper, not a test.
 """
 
 import json
+import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -16,6 +21,9 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -148,3 +156,131 @@ def t5(folder: Path, *, whole: bool = False, shard="5GB", **changes):
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     T5Tokenizer(vocab=special + pieces, extra_ids=3).save_pretrained(folder)
     return model
+
+
+def llama(folder: Path, *, whole: bool = False, shard="5GB", **changes) -> LlamaModel:
+    """A LLaMA with grouped keys; a ``whole`` one has the matrix of the logits. The torch model, and
+    in its folder a byte-level tokenizer that starts every text with a token of its own.
+    """
+    sizes = dict(
+        vocab_size=70,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    model = (LlamaForCausalLM if whole else LlamaModel)(LlamaConfig(**(sizes | changes)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3).add_(0.1 * torch.randn_like(parameter))
+    model.eval().save_pretrained(folder, max_shard_size=shard)
+    letters = ["<s>", "Ġ", *"abcdefghijklmnopqrstuvwxyz", "Ġr", "Ġre", "Ġred", "fo", "fox"]
+    merges = [("Ġ", "r"), ("Ġr", "e"), ("Ġre", "d"), ("f", "o"), ("fo", "x")]
+    tokenizer = Tokenizer(models.BPE({x: i for i, x in enumerate(letters)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return model.model if whole else model
+
+
+def gguf(file: Path, metadata: Mapping[str, Any], tensors: Mapping[str, tuple]) -> None:
+    """A GGUF file. ``tensors``: name -> (number of the kind, shape in torch's order, bytes)."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value.encode())) + value.encode()
+
+    def value(x: Any) -> bytes:
+        if isinstance(x, list):
+            items = [value(item) for item in x]
+            return (
+                struct.pack("<I", 9)
+                + items[0][:4]
+                + struct.pack("<Q", len(x))
+                + b"".join(item[4:] for item in items)
+            )
+        kinds = {bool: (7, "<?"), int: (5, "<i"), float: (6, "<f")}
+        if isinstance(x, str):
+            return struct.pack("<I", 8) + text(x)
+        number, code = kinds[type(x)]
+        return struct.pack("<I", number) + struct.pack(code, x)
+
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
+    head += b"".join(text(key) + value(x) for key, x in metadata.items())
+    body = b""
+    for name, (kind, shape, data) in tensors.items():
+        sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
+        head += text(name) + sizes + struct.pack("<IQ", kind, len(body))
+        body += data + bytes(-len(data) % 32)
+    file.write_bytes(head + bytes(-len(head) % 32) + body)
+
+
+# Bytes of one block of each kind, and where in it are the fp16 numbers that scale it.
+_BLOCKS = {
+    **{0: (1, 4, ()), 1: (1, 2, (0,)), 2: (32, 18, (0,)), 3: (32, 20, (0, 2)), 8: (32, 34, (0,))},
+    **{12: (256, 144, (0, 2)), 14: (256, 210, (208,)), 30: (1, 2, ())},
+}
+# A vocabulary as SentencePiece writes it: type and score.
+_PIECES = [
+    *(("<unk>", 2, 0.0), ("<s>", 3, 0.0), ("</s>", 3, 0.0)),
+    *((f"<0x{i:02X}>", 6, 0.0) for i in range(256)),
+    *((piece, 1, -float(i)) for i, piece in enumerate(("▁a", "re", "▁red", "fo", "fox", "▁fox"))),
+    *((piece, 1, -float(i)) for i, piece in enumerate("▁abcdefghijklmnopqrstuvwxyz", 6)),
+]
+
+
+def quantized(kind: int, shape: tuple[int, ...], seed: int) -> tuple:
+    """(kind, shape, bytes) of random numbers of about 0.1."""
+    values, size, scales = _BLOCKS[kind]
+    chance, count = np.random.default_rng(seed), int(np.prod(shape))
+    if kind in (0, 30):
+        whole = (0.1 * chance.normal(size=count)).astype(np.float32)
+        return kind, shape, (whole if kind == 0 else whole.view("<u2")[1::2]).tobytes()
+    blocks = chance.integers(0, 256, (count // values, size), dtype=np.uint8)
+    for place in scales:
+        half = chance.normal(size=(len(blocks), 1)) * (1e-4 if values == 256 else 1e-2)
+        blocks[:, place : place + 2] = half.astype(np.float16).view(np.uint8)
+    return kind, shape, blocks.tobytes()
+
+
+def llama_gguf(file: Path, **changes: Any) -> None:
+    """A LLaMA of two blocks with grouped keys, its tensors of every kind, as llama.cpp writes it;
+    and a SentencePiece tokenizer.
+    """
+    pieces, types, scores = (list(column) for column in zip(*_PIECES, strict=True))
+    metadata = {
+        "general.architecture": "llama",
+        "general.name": "small",
+        "llama.block_count": 2,
+        "llama.context_length": 64,
+        "llama.embedding_length": 256,
+        "llama.feed_forward_length": 512,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    shapes = {"token_embd.weight": (len(pieces), 256), "output_norm.weight": (256,)}
+    for i in range(2):
+        for part, shape in {
+            **dict.fromkeys(("attn_norm", "ffn_norm"), (256,)),
+            **dict.fromkeys(("attn_q", "attn_output"), (256, 256)),
+            **dict.fromkeys(("attn_k", "attn_v"), (128, 256)),
+            **dict.fromkeys(("ffn_gate", "ffn_up"), (512, 256)),
+            "ffn_down": (256, 512),
+        }.items():
+            shapes[f"blk.{i}.{part}.weight"] = shape
+    kinds = [2, 3, 8, 12, 14, 30, 1]
+    tensors = {
+        name: quantized(0 if len(shape) == 1 else kinds[seed % 7], shape, seed)
+        for seed, (name, shape) in enumerate(shapes.items())
+    }
+    gguf(file, {key: x for key, x in (metadata | changes).items() if x is not None}, tensors)

@@ -17,6 +17,7 @@ import pytest
 from emu_jax.checkpoint.adapters import FILE, read_adapter, write_adapter
 from emu_jax.checkpoint.export import load_model, save_model
 from emu_jax.checkpoint.foreign import described_by
+from emu_jax.checkpoint.gguf import open_gguf
 from emu_jax.checkpoint.safetensors_io import iter_safetensors, open_safetensors, read_shapes
 from emu_jax.errors import UserError
 from emu_jax.interop import autoencoder, pixart, schedulers, sd3, unet, uvit, vq
@@ -116,6 +117,30 @@ def test_the_header_of_tensors(tmp_path):
             for read in (iter_safetensors, open_safetensors):
                 refused += is_refused(lambda read=read: dict(read(str(file))))
     assert refused > COUNT
+
+
+def test_the_header_of_a_gguf_file(tmp_path):
+    """Every count, length, size and offset, and whatever else, is too large once."""
+    file, chance = tmp_path / "m.gguf", random.Random(0)
+    metadata = {"general.alignment": 32, "a": "text", "b": [1, 2], "c": ["x", "y"], "d": 0.5}
+    tensors = {f"t{kind}": encoders.quantized(kind, (2, 256), kind) for kind in (0, 3, 12)}
+    encoders.gguf(file, metadata, tensors)
+    whole, refused = file.read_bytes(), 0
+
+    def read():
+        dict(open_gguf(file).tensors)
+
+    head = len(whole) - sum(len(data) + -len(data) % 32 for _, _, data in tensors.values())
+    for start in range(head - 8):
+        for value in (2**63, 2**40, 2**31, 0):
+            file.write_bytes(whole[:start] + value.to_bytes(8, "little") + whole[start + 8 :])
+            refused += is_refused(read)
+    assert refused > head
+    for _ in range(4 * COUNT):
+        file.write_bytes(damaged(whole, chance))
+        is_refused(read)
+    file.write_bytes(whole)
+    assert not is_refused(read)
 
 
 def test_an_index_of_shards(tmp_path):

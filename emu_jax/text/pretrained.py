@@ -177,7 +177,7 @@ def open_tokenizer(place: Path, make: Callable[[str], Any]) -> Any:
             read_json(place / name)
     try:
         return make(str(place))
-    except (KeyboardInterrupt, MemoryError, SystemExit):
+    except (KeyboardInterrupt, MemoryError, SystemExit, UserError):
         raise
     except BaseException as error:
         # The library raises plain Exception, and a panic in its Rust code is a BaseException.

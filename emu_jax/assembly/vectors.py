@@ -1,0 +1,104 @@
+"""Computing and opening the cache of a language model's vectors of prompts.
+
+Several processes compute each batch together, every device its rows. The first process reads the
+texts and writes the cache; the others follow the batches that it sends them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from emu_jax.checkpoint.safetensors_io import place
+from emu_jax.data.cache import Cache, digest
+from emu_jax.data.precompute import cache_text, text_fingerprint
+from emu_jax.data.vectors import ARRAY, PromptVectors
+from emu_jax.nn.functional import Params
+from emu_jax.nn.stack import is_scanned, layer_path
+from emu_jax.parallel.distributed import on_every_process
+from emu_jax.parallel.sharding import process_rows, put_batch, replicated, shard_params
+from emu_jax.text.encoder import Tokens
+from emu_jax.text.language_model import LanguageModel
+
+BATCH_SIZE = 32
+
+
+def open_vectors(
+    model: LanguageModel, texts: Sequence[str], cache_dir: str | epath.PathLike
+) -> PromptVectors:
+    """The vectors of ``texts``, in the order of ``Captions(selections).texts``.
+
+    Raises:
+      UserError: they are not computed yet, or were computed with another model.
+    """
+    made_from = _fingerprint(model, texts)
+    return PromptVectors(Cache.open(_folder(cache_dir, made_from), made_from), texts)
+
+
+def compute_vectors(
+    model: LanguageModel,
+    texts: Sequence[str],
+    cache_dir: str | epath.PathLike,
+    mesh: Mesh,
+    batch_size: int = BATCH_SIZE,
+) -> PromptVectors | None:
+    """:func:`open_vectors`, computed where they are not there yet; an interrupted computation
+    continues. All processes must call it, and all but the first get None.
+    """
+    leads = jax.process_index() == 0
+    made_from = _fingerprint(model, texts) if leads else {}
+    folder = _folder(cache_dir, made_from)
+    if not on_every_process(leads and folder.exists())[0]:
+        params, rows = place_model(model, mesh), process_rows(batch_size, mesh)
+        apply = jax.jit(model.vectors, out_shardings=replicated(mesh))
+
+        def compute(tokens: Tokens) -> np.ndarray:
+            own = put_batch({name: x[rows] for name, x in tokens.items()}, mesh)
+            return np.asarray(apply(params, **own))
+
+        def encode(batch: list[str]) -> dict[str, np.ndarray]:
+            tokens = model.tokenize(batch)
+            _exchange(tokens, batch_size)
+            return {ARRAY: compute(tokens)}
+
+        if leads:
+            cache_text(folder, texts, encode, made_from, batch_size)
+            _exchange(None, batch_size)
+        else:
+            while tokens := _exchange(None, batch_size):
+                compute(tokens)
+    return open_vectors(model, texts, cache_dir) if leads else None
+
+
+def _exchange(tokens: Tokens | None, batch_size: int) -> Tokens | None:
+    """The first process's ``tokens`` on every process; None: there are no more."""
+    length = on_every_process(tokens["ids"].shape[1] if tokens else 0)[0]
+    if jax.process_count() == 1 or not length:
+        return tokens
+    kinds = dict(ids=np.int32, mask=bool, counted=bool)
+    blank = {name: np.zeros((batch_size, length), kind) for name, kind in kinds.items()}
+    return multihost_utils.broadcast_one_to_all(tokens or blank)
+
+
+def place_model(model: LanguageModel, mesh: Mesh) -> Params:
+    """The model's parameters, streamed into their shards; the blocks are stacked on the devices."""
+    placed = place(model.tensors(), shard_params(model.shapes(), mesh), model.dtype)
+    wanted = model.network.shapes()
+    for path, sharding in shard_params(wanted, mesh).items():
+        if is_scanned(path):
+            blocks = [placed.pop(layer_path(path, i)) for i in range(wanted[path].shape[0])]
+            placed[path] = jax.jit(lambda *x: jnp.stack(x), out_shardings=sharding)(*blocks)
+            placed[path].block_until_ready()  # before the next blocks need memory
+    return placed
+
+
+def _fingerprint(model: LanguageModel, texts: Sequence[str]) -> dict[str, str]:
+    return text_fingerprint(texts, model.fingerprint, model.dtype) | model.settings
+
+
+def _folder(cache_dir: str | epath.PathLike, made_from: Mapping[str, str]) -> epath.Path:
+    return epath.Path(cache_dir).expanduser() / f"vectors_{digest(made_from)[:16]}"
