@@ -79,9 +79,11 @@ def _exchange(tokens: Tokens | None, batch_size: int) -> Tokens | None:
     length = on_every_process(tokens["ids"].shape[1] if tokens else 0)[0]
     if jax.process_count() == 1 or not length:
         return tokens
-    kinds = dict(ids=np.int32, mask=bool, counted=bool)
-    blank = {name: np.zeros((batch_size, length), kind) for name, kind in kinds.items()}
-    return multihost_utils.broadcast_one_to_all(tokens or blank)
+    packed = np.zeros((3, batch_size, length), np.int32)
+    if tokens:
+        packed[:] = tokens["ids"], tokens["mask"], tokens["counted"]
+    ids, mask, counted = multihost_utils.broadcast_one_to_all(packed)
+    return {"ids": ids, "mask": mask > 0, "counted": counted > 0}
 
 
 def place_model(model: LanguageModel, mesh: Mesh) -> Params:

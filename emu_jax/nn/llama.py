@@ -24,7 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from emu_jax.errors import UserError
-from emu_jax.nn.attention import Attend, attend, key_mask, merge_heads, split_heads
+from emu_jax.nn.attention import Attend, attend, merge_heads, split_heads
 from emu_jax.nn.layers import RMSNorm, Table, linear
 from emu_jax.nn.stack import Constrain, Gather, Stack, drawn
 
@@ -83,7 +83,7 @@ class Llama(nnx.Module):
         """
         length = ids.shape[1]
         cos, sin = rotation(length, self.head_width, self.rope_base)
-        allowed = jnp.tri(length, dtype=bool)[None, None] & key_mask(mask)
+        allowed = jnp.tri(length, dtype=bool)[None, None] & mask[:, None, None]
         x = self.constrain(self.embed_tokens(ids))
         x, streams = self.layers.trace(pool, x, allowed, cos, sin)
         return streams[np.asarray(layers)], self.norm(x)

@@ -86,7 +86,8 @@ def _byte_level(tokens: list[str], merges: list[str], split: str, source: Any) -
             f"{', '.join(_SPLITS)} are supported."
         )
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges]))
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+    tokenizer = Tokenizer(BPE(vocabulary, pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return tokenizer
 
