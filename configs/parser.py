@@ -47,7 +47,13 @@ def get_config(argument: str | None = None) -> ConfigDict:
     if size == "coco":
         return _coco(config)
     tiny = size == "tiny"
-    config.labeled = section(Labeled, classes=tuple(THINGS), round_trip=0.5 if tiny else 0.0)
+    config.labeled = section(
+        Labeled,
+        classes=tuple(THINGS),
+        score=0.2,
+        agnostic=True,  # two things never have the same place
+        round_trip=0.5 if tiny else 0.0,
+    )
     if tiny:
         config.codec = section(AutoencoderCodec, path="builtin:autoencoder_64")
     config.solo = section(

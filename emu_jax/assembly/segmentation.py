@@ -36,6 +36,7 @@ def make_segmentation(config: ConfigDict, on: Placement) -> Segmentation:
         classes=Vocabulary(classes, labeled.most),
         ranges=RANGES if len(config.solo.grids) > 1 else _ALL,
         score=labeled.score,
+        agnostic=labeled.agnostic,
         codec=codec,
         round_trip=labeled.round_trip,
         groups=make_groups(config),

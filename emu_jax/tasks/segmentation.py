@@ -41,7 +41,8 @@ class Segmentation(Task):
     """``network`` gives SOLO's levels; ``ranges`` are the sizes of objects at each of them.
 
     ``classes`` numbers the words of the manifest's column ``column``. An instance
-    counts as found if its score is above ``score``.
+    counts as found if its score is above ``score``. ``agnostic`` is that of
+    :func:`emu_jax.tasks.solo.decode`.
     """
 
     network: Network
@@ -49,6 +50,7 @@ class Segmentation(Task):
     classes: Vocabulary
     ranges: Sequence[tuple[float, float]]
     score: float = 0.3
+    agnostic: bool = False
     colour: float = 0.15
     blur: float = 0.7
     noise: float = 0.1
@@ -112,7 +114,7 @@ class Segmentation(Task):
 
     def found(self, levels: Sequence[Level]) -> Found:
         """The instances, at most twice as many as an image may have."""
-        found = decode(levels, most=2 * self.classes.most)
+        found = decode(levels, most=2 * self.classes.most, agnostic=self.agnostic)
         return found._replace(score=jnp.where(found.score > self.score, found.score, 0.0))
 
     def truth(self, rows: Rows) -> Instances:

@@ -14,6 +14,7 @@ with p_t = p and a_t = a for the right class of a cell, 1 - p and 1 - a for all 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ RANGES = ((1.0, 96.0), (48.0, 192.0), (96.0, 384.0), (192.0, 768.0), (384.0, 204
 SHARE = 0.2
 _SMOOTH = 0.002
 _SIGMA = 2.0  # of matrix NMS
+_CANDIDATES = 500  # cells and classes that matrix NMS compares, as published
 
 
 class Instances(NamedTuple):
@@ -142,11 +144,16 @@ class Found(NamedTuple):
 
 
 def decode(
-    levels: Sequence[Level], most: int = 100, threshold: float = 0.1, keep: float = 0.05
+    levels: Sequence[Level],
+    most: int = 100,
+    threshold: float = 0.1,
+    keep: float = 0.05,
+    agnostic: bool = False,
 ) -> Found:
     """At most ``most`` instances: cells above ``threshold``, after matrix NMS above ``keep``.
 
-    Masks are those of the finest level's size; 1 is inside.
+    An instance is suppressed by better ones of its class that it overlaps; if ``agnostic``, by
+    those of any class. Masks are those of the finest level's size; 1 is inside.
     """
     finest = levels[0].masks.shape[1:3]
     scores, masks = [], []
@@ -157,30 +164,41 @@ def decode(
         soft = jax.image.resize(soft, (b, *finest, soft.shape[-1]), "linear")
         masks.append(jnp.moveaxis(soft, -1, 1))
     every, soft = jnp.concatenate(scores, axis=1), jnp.concatenate(masks, axis=1)
-    return jax.vmap(lambda s, m: _decode_one(s, m, most, threshold, keep))(every, soft)
+    one = partial(_decode_one, most=most, threshold=threshold, keep=keep, agnostic=agnostic)
+    return jax.vmap(one)(every, soft)
 
 
-def _decode_one(scores, soft, most: int, threshold: float, keep: float) -> Found:
+def _decode_one(
+    scores: Float[Array, "k c"],
+    soft: Float[Array, "k i j"],
+    *,
+    most: int,
+    threshold: float,
+    keep: float,
+    agnostic: bool,
+) -> Found:
     cells, classes = scores.shape
-    most = min(most, cells * classes)
+    candidates = min(_CANDIDATES, cells * classes)
     flat = jnp.where(scores > threshold, scores, 0.0).reshape(-1)
-    score, index = jax.lax.top_k(flat, most)
+    score, index = jax.lax.top_k(flat, candidates)
     label, chosen = index % classes, soft[index // classes]
     hard = (chosen > 0.5).astype(jnp.float32)
     area = hard.sum((1, 2))
     score = score * (hard * chosen).sum((1, 2)) / jnp.maximum(area, 1)  # and its mask is certain
-    score, order = jax.lax.top_k(score, most)
+    score, order = jax.lax.top_k(score, candidates)
     label, hard, area = label[order], hard[order], area[order]
 
-    # Matrix NMS: each instance decays by its overlap with better ones of its class, less what
-    # those themselves have decayed by.
+    # Matrix NMS: each instance decays by its overlap with better ones, less what those themselves
+    # have decayed by.
     inter = jnp.einsum("aij,bij->ab", hard, hard)
     iou = inter / jnp.maximum(area[:, None] + area[None] - inter, 1)
-    better = jnp.triu(jnp.ones((most, most)), 1) * (label[:, None] == label[None])
+    better = jnp.triu(jnp.ones((candidates, candidates)), 1)
+    if not agnostic:
+        better *= label[:, None] == label[None]
     iou = iou * better
     covered = iou.max(0)
     decay = jnp.exp(-_SIGMA * iou**2) / jnp.exp(-_SIGMA * covered[:, None] ** 2)
     score = score * jnp.min(jnp.where(better > 0, decay, 1.0), axis=0)
     score = jnp.where((score > keep) & (area > 0), score, 0.0)
-    score, order = jax.lax.top_k(score, most)
+    score, order = jax.lax.top_k(score, min(most, candidates))
     return Found(score, label[order], hard[order])

@@ -21,6 +21,7 @@ MAY_CHANGE = (
     r"deterministic",
     r"measure\..*",
     r"sampling\..*",  # of previews
+    r"labeled\.(score|agnostic)",  # of what is found, not of what is learned
     # Starting points and frozen networks, which a checkpoint knows by fingerprint.
     r"init_from",
     r"init_skip",

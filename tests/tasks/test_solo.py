@@ -123,3 +123,22 @@ def test_instances_of_two_classes_may_overlap():
     found = truth((4, 4, 40, 40), (34, 20, 62, 60), classes=[3, 1])
     seen = decode([perfect(found)], most=12)
     assert sorted(seen.label[0][seen.score[0] > 0.5].tolist()) == [1, 3]
+
+
+def test_cells_of_one_instance_do_not_displace_others():
+    """There are more cells than instances that may be found, and all are candidates."""
+    boxes = [(top, left, top + 20, left + 19) for top in (2, 40) for left in (1, 22, 43)]
+    found = truth(*boxes, classes=[2] * 6)
+    assert int((assign(found, 8, EVERY[0]) >= 0).sum()) > 6
+    seen = decode([perfect(found)], most=6)
+    assert len({np.asarray(mask).tobytes() for mask in seen.mask[0]}) == 6
+    assert np.all(seen.score > 0.5)
+
+
+def test_an_agnostic_decoder_gives_an_instance_one_class():
+    found = truth((4, 4, 30, 30), (34, 20, 62, 60), classes=[3, 1])
+    level = perfect(found)
+    doubted = level.classes.at[..., 4].set(level.classes[..., 3] - 1)
+    for agnostic, labels in ((False, [1, 3, 4]), (True, [1, 3])):
+        seen = decode([level._replace(classes=doubted)], most=12, agnostic=agnostic)
+        assert sorted(seen.label[0][seen.score[0] > 0.5].tolist()) == labels

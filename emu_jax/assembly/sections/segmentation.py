@@ -41,6 +41,9 @@ class Labeled(Section):
     classes: tuple[str, ...] = key((), "Names of the classes, in the order of their numbers.")
     most: int = key(6, "The largest number of instances in an image.", at_least=1, at_most=255)
     score: float = key(0.3, "Score above which an instance counts.", at_least=0, below=1)
+    agnostic: bool = key(
+        False, "An instance suppresses overlapping ones of all classes, not only of its own."
+    )
     round_trip: float = key(
         0.0, "Share of training images that pass the codec first.", at_least=0, at_most=1
     )
