@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from PIL import Image
@@ -15,14 +16,19 @@ from emu_jax.assembly.cascade import Cascade, open_generator
 from emu_jax.assembly.generator import Generator
 from emu_jax.data.decode import open_image
 from emu_jax.data.images import compose, upright
+from emu_jax.data.textfile import read_lines
 from emu_jax.errors import UserError
 from emu_jax.evaluation.grids import grid
+from emu_jax.evaluation.prompt_sets import PromptSet
 from emu_jax.progress import watch
+
+INDEX_FILE = "metadata.jsonl"
+_SHOWN = 64  # images in the grid
 
 
 def draw_prompts(
     checkpoint: str,
-    prompts: Sequence[str],
+    prompts: PromptSet,
     out: str,
     *,
     seed: int = 0,
@@ -30,15 +36,21 @@ def draw_prompts(
     negative: str = "",
     width: int | None = None,
     height: int | None = None,
+    shard: tuple[int, int] | None = None,
     **changes: Any,
-) -> list[epath.Path]:
+) -> list[str]:
     """Draws every prompt ``per_prompt`` times, with the seeds ``seed``, ``seed`` + 1, ...; writes
-    one PNG file per image and ``grid.png``. Returns the files of the images.
+    one PNG file per image, a table of them (:func:`write_index`) and ``grid.png``, of the first 64.
+    Returns the names of the files.
 
     An image whose file exists is not drawn again: an interrupted call continues. A file's name
     depends on everything that its image depends on, and its metadata say what that is. ``width``
     and ``height`` are in pixels, by default those of training. ``changes`` are those of
     :class:`Generator`.
+
+    ``shard`` (i, n) draws every n-th image from the i-th on; by default n are the processes that
+    are connected, and i is this one. The table has the images of all shards, and the first writes
+    the grid. Images are not kept in memory.
     """
     if seed + per_prompt > 2**32:
         raise UserError(
@@ -48,24 +60,69 @@ def draw_prompts(
     side = generator.side
     size = (height or side, width or side)
     size = None if size == (side, side) else size
-    wanted = [(prompt, seed + i) for prompt in prompts for i in range(per_prompt)]
+    index, shards = shard or (jax.process_index(), jax.process_count())
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    recipe, made_by = [generator.recipe, size, negative], _provenance(checkpoint, generator)
-    paths = [folder / _file_name(prompt, seed, recipe) for prompt, seed in wanted]
-    missing = [i for i, path in enumerate(paths) if not path.exists()]
-    drawn = generator.draw_each(
-        [wanted[i][0] for i in missing], [wanted[i][1] for i in missing], negative, size=size
-    )
+    recipe = json.dumps([generator.recipe, size, negative], sort_keys=True, default=str)
+    made_by = _provenance(checkpoint, generator)
+    wanted = {  # file -> row of its prompt, seed; a repeated prompt has one file
+        _file_name(prompt, own_seed, recipe): (row, own_seed)
+        for row, prompt in enumerate(prompts.prompts)
+        for own_seed in range(seed, seed + per_prompt)
+    }
+    write_index(folder, prompts, wanted, index)
+    names = list(wanted)[index::shards]
+    existing = {path.name for path in folder.iterdir()}
+    missing = [name for name in names if name not in existing]
+    texts = [prompts.prompts[wanted[name][0]] for name in missing]
+    seeds = [wanted[name][1] for name in missing]
+    drawn = generator.draw_each(texts, seeds, negative, size=size)
     drawn = watch(drawn, "images", len(missing), compiles="the sampler")
-    for i, image in zip(missing, drawn, strict=True):
-        prompt, own_seed = wanted[i]
+    for name, prompt, own_seed, image in zip(missing, texts, seeds, drawn, strict=True):
         about = {"prompt": prompt, "negative_prompt": negative, "seed": own_seed, **made_by}
-        save_image(Image.fromarray(image), paths[i], **about)
-    images = [np.asarray(Image.open(path.open("rb")).convert("RGB")) for path in paths]
-    captions = [prompt for prompt, _ in wanted]
-    save_image(grid(np.stack(images), captions), folder / "grid.png")
-    return paths
+        save_image(Image.fromarray(image), folder / name, **about)
+    if index == 0:
+        shown = names[:_SHOWN]
+        images = [
+            np.asarray(Image.open((folder / name).open("rb")).convert("RGB")) for name in shown
+        ]
+        captions = [prompts.prompts[wanted[name][0]] for name in shown]
+        save_image(grid(np.stack(images), captions), folder / "grid.png")
+    return names
+
+
+def write_index(
+    folder: epath.Path, prompts: PromptSet, files: Mapping[str, tuple[int, int]], shard: int = 0
+) -> None:
+    """Writes ``metadata.jsonl``, a line for each of ``files``: its ``file_name``, ``text`` (the
+    prompt), ``seed`` and ``columns`` (of the prompt set). ``files`` are name -> (row, seed).
+
+    Lines of other files that the table has are kept. It is written before the images are drawn, so
+    that an interrupted call has it: a file that does not exist is not drawn yet.
+    """
+    path = folder / INDEX_FILE
+    others = (
+        [line for line in read_lines(path) if line and _name_in(line, path) not in files]
+        if path.exists()
+        else []
+    )
+    temporary = folder / f"{INDEX_FILE}.{shard}.tmp"
+    with temporary.open("w") as file:
+        file.writelines(f"{line}\n" for line in others)
+        for name, (row, seed) in files.items():
+            columns = {column: cells[row] for column, cells in prompts.columns.items()}
+            entry = {"file_name": name, "text": prompts.prompts[row], "seed": seed}
+            file.write(json.dumps({**entry, "columns": columns}) + "\n")
+    temporary.replace(path)
+
+
+def _name_in(line: str, path: epath.Path) -> str:
+    try:
+        return json.loads(line)["file_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} has a line that describes no image ({line[:40]!r}): remove the file."
+        ) from error
 
 
 def upsample_images(
@@ -127,8 +184,10 @@ def _provenance(checkpoint: str, generator: Generator | Cascade) -> dict[str, An
     }
 
 
-def _file_name(prompt: str, seed: int, recipe: list[object]) -> str:
-    """Readable, and different for everything that makes a different image."""
+def _file_name(prompt: str, seed: int, recipe: str) -> str:
+    """Readable, and different for everything that makes a different image. ``recipe`` is JSON: of
+    many images it is encoded once.
+    """
     words = "_".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())[:60]
-    text = json.dumps([prompt, seed, recipe], sort_keys=True, default=str)
+    text = f"{json.dumps([prompt, seed])[:-1]}, {recipe}]"
     return f"{words or 'image'}_{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}.png"

@@ -114,7 +114,8 @@ class Drawer:
         if size:
             require_multiples(size, self.codec_factor)
         for start in range(0, len(prompts), self.batch_size):
-            rows = list(zip(prompts, seeds, strict=True))[start : start + self.batch_size]
+            own = slice(start, start + self.batch_size)
+            rows = list(zip(prompts[own], seeds[own], strict=True))
             full = rows + [rows[-1]] * (self.batch_size - len(rows))
             batch = {
                 "tokens": self._tokens([prompt for prompt, _ in full]),
@@ -122,7 +123,7 @@ class Drawer:
                 "seed": np.array([seed for _, seed in full], np.uint32),
             }
             if low is not None:
-                given = list(low[start : start + self.batch_size])
+                given = list(low[own])
                 batch["low"] = np.stack(given + [given[-1]] * (self.batch_size - len(rows)))
             batch = put_batch(batch, self._mesh)
             images = self._generate(params, self._frozen, batch, decode=decode, size=size)
@@ -200,7 +201,8 @@ class Generator(Drawer):
             task = config.get("task")
             raise UserError(f"{checkpoint} is not a text-to-image generator: its task is {task!r}.")
         config.sampling.update({k: v for k, v in changes.items() if v is not None})
-        mesh = make_mesh()
+        # Of several processes each draws by itself, with its own devices.
+        mesh = make_mesh(devices=jax.local_devices())
         task, frozen = open_task(config, mesh, adapters=texts)
         super().__init__(task, config, mesh, frozen, batch_size)
         self.step, self.chosen = model.meta.get("step"), model.meta.get("chosen")

@@ -1,14 +1,19 @@
 """Arguments that several commands share."""
 
 import argparse
+import re
 import secrets
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emu_jax.assembly.arguments import Parser, folder, path, positive, scale, seed
 from emu_jax.assembly.schema import listed, one_of
 from emu_jax.data.places import DEFAULT_DATA_DIR
+from emu_jax.errors import UserError
 from emu_jax.process.registry import SAMPLERS
+
+if TYPE_CHECKING:
+    from emu_jax.evaluation.prompt_sets import PromptSet
 
 
 def names_of(registry: Collection[str]) -> Callable[[str], tuple[str, ...]]:
@@ -55,6 +60,58 @@ def sampling_changes(arguments: argparse.Namespace) -> dict[str, Any]:
         name: getattr(arguments, name)
         for name in ("steps", "sampler", "guidance_scale", "batch_size")
     }
+
+
+def add_prompt_arguments(parser: Parser, count: str) -> None:
+    """Options that name prompts; ``count`` says how many there are by default."""
+    parser.add_argument(
+        "--prompts",
+        dest="prompt_set",
+        type=_prompts,
+        help="FILE of one prompt per line, or a table (.tsv, .csv); parti:FILE; sur; or "
+        "DATASET:CONDITION, a data set's captions",
+    )
+    parser.add_argument(
+        "--prompt_column",
+        default="",
+        help="column of the prompts; default prompt in tables, captions in data sets",
+    )
+    parser.add_argument(
+        "--select", default="", help="condition on columns of --prompts: 'category == Arts|Animals'"
+    )
+    parser.add_argument("--count", type=positive, help=f"number of prompts, {count}")
+
+
+def named_prompts(arguments: argparse.Namespace) -> "PromptSet | None":
+    """The prompts of ``--prompts``, at equal steps where ``--count`` are fewer; None: not given."""
+    if not arguments.prompt_set:
+        if arguments.select or arguments.prompt_column:
+            option = "--select" if arguments.select else "--prompt_column"
+            raise UserError(f"{option} is for the prompts of --prompts: add --prompts=FILE.")
+        return None
+    from emu_jax.evaluation.prompt_sets import open_prompts
+
+    found = open_prompts(
+        arguments.prompt_set,
+        arguments.prompt_column,
+        arguments.select,
+        arguments.data_dir or DEFAULT_DATA_DIR,
+    )
+    return found.spread(arguments.count) if arguments.count else found
+
+
+def share(text: str) -> tuple[int, int]:
+    """``i/n``, the i-th of n shares, as (i - 1, n)."""
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    index, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= index <= count:
+        raise argparse.ArgumentTypeError(f"{text!r}: use i/n with i from 1 to n, e.g. 1/8")
+    return index - 1, count
+
+
+def _prompts(text: str) -> str:
+    path(text.removeprefix("parti:"))
+    return text
 
 
 def add_data_dir(parser: Parser) -> None:

@@ -24,14 +24,18 @@ _LOST = re.compile(
 
 
 def initialize(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    patience: int = 300,
 ) -> None:
     """Connects to the other processes of the run, before any use of devices; does nothing on a
     single machine.
 
     The coordinator (host:port), the number of processes and the index of this process come from the
     arguments, or from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or from the
-    cluster (Slurm, Open MPI, a TPU pod, GKE), which jax detects.
+    cluster (Slurm, Open MPI, a TPU pod, GKE), which jax detects. A process that has ended waits
+    ``patience`` seconds for the others.
 
     Raises:
       UserError: these values are incomplete or not numbers.
@@ -45,7 +49,11 @@ def initialize(
         return
     try:
         jax.distributed.initialize(
-            coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT
+            coordinator,
+            processes,
+            process,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=patience,
         )
     except ValueError as error:
         raise UserError(

@@ -1,16 +1,20 @@
 """``emu-jax sample``: which pictures appear, which are drawn anew, and what they depend on."""
 
 import copy
+import json
 import shutil
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import emu_jax
+from emu_jax.assembly import drawing
 from emu_jax.cli.arguments import seed_or_random
 from emu_jax.cli.main import main
-from emu_jax.evaluation.prompt_sets import open_prompts
+from emu_jax.evaluation.prompt_sets import PromptSet, open_prompts
 
 PROMPTS = ("a red disc", "blue ball", "a green disc")
 # So drawn, a picture depends on both: after two steps a hardly trained denoiser leaves no trace of
@@ -28,6 +32,12 @@ def sample(checkpoint, out, *more: object) -> dict[str, np.ndarray]:
 def pictures(folder) -> dict[str, np.ndarray]:
     files = sorted(path for path in folder.glob("*.png") if path.name != "grid.png")
     return {path.name: np.asarray(Image.open(path)) for path in files}
+
+
+def index(folder) -> dict[str, dict]:
+    """The lines of ``metadata.jsonl`` by file name."""
+    lines = map(json.loads, (folder / "metadata.jsonl").read_text().splitlines())
+    return {line["file_name"]: line for line in lines}
 
 
 def levels(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> int:
@@ -51,6 +61,11 @@ def test_a_picture_a_prompt_and_a_grid_appear(drawn):
     assert all(image.shape == (16, 16, 3) for image in found.values())
     assert (drawn / "grid.png").exists()
     assert not list(drawn.glob("*.tmp"))
+    about = index(drawn)
+    assert about.keys() == found.keys()
+    assert [(one["text"], one["seed"]) for one in about.values()] == [
+        (prompt, seed) for prompt in PROMPTS for seed in (0, 1)
+    ]
 
 
 def test_a_file_says_how_its_image_was_made(drawn, generator_run):
@@ -89,12 +104,62 @@ def test_a_missing_picture_is_drawn_to_the_same_bytes(drawn, generator_run, tmp_
 
 
 def test_prompts_come_from_a_file_as_well(drawn, generator_run, tmp_path):
-    file = tmp_path / "prompts.txt"
-    file.write_text(f"{PROMPTS[1]}\n\n  {PROMPTS[2]} \n")
+    """With their columns, and files that are there are described although none is drawn."""
+    file = tmp_path / "prompts.tsv"
+    file.write_text(f"prompt\tkind\n{PROMPTS[1]}\tball\n\tnone\n  {PROMPTS[2]} \tdisc\n")
     out = shutil.copytree(drawn, tmp_path / "out")
+    (out / "metadata.jsonl").write_text('{"file_name": "other.png", "text": "a fox"}\n')
     assert sample(generator_run, out, PROMPTS[0], "--prompts", file, "--batch_size=4") == {
         name: pytest.approx(image) for name, image in pictures(drawn).items()
     }
+    about = index(out)
+    assert about.pop("other.png")["text"] == "a fox" and about.keys() == pictures(drawn).keys()
+    kinds = [(one["text"], one["columns"]["kind"]) for one in about.values() if not one["seed"]]
+    assert kinds == [*zip(PROMPTS, ("", "ball", "disc"), strict=True)]
+
+
+def test_images_are_written_as_they_come_and_not_kept(monkeypatch, tmp_path):
+    """A hundred thousand prompts fit in memory."""
+    alive = []
+
+    class Generator:
+        side, recipe, fingerprints = 8, {}, {"weights": "w"}
+        config = SimpleNamespace(
+            sampling=SimpleNamespace(sampler="ddim", steps=1, guidance_scale=1.0)
+        )
+
+        def draw_each(self, prompts, seeds, negative, size):
+            for i, _ in enumerate(prompts):
+                assert len(list(tmp_path.glob("*.png"))) == i
+                assert sum(one() is not None for one in alive) <= 2
+                image = np.full((8, 8, 3), i, np.uint8)
+                alive.append(weakref.ref(image))
+                yield image
+
+    monkeypatch.setattr(drawing, "open_generator", lambda *_, **__: Generator())
+    prompts = PromptSet((*map(str, range(70)), "7"))  # one is repeated
+    names = drawing.draw_prompts("model", prompts, str(tmp_path))
+    assert len(names) == len(alive) == 70 and index(tmp_path).keys() == set(names)
+    assert Image.open(tmp_path / names[69]).getpixel((0, 0)) == (69,) * 3
+    width, height = Image.open(tmp_path / "grid.png").size
+    side = (width - 6) / 8  # of 64
+    assert 128 < side < 140 and height > 8 * 128
+
+
+def test_shards_divide_the_images(drawn, generator_run, nursery, tmp_path):
+    """Those of connected processes, and those that are named."""
+    out = tmp_path / "out"
+    command = ["sample", *PROMPTS, *SETTINGS, f"--checkpoint={generator_run}", f"--out={out}"]
+    nursery.run("sample_on_two", command, processes=2)
+    assert levels(pictures(out), pictures(drawn)) <= 1
+    assert index(out) == index(drawn) and (out / "grid.png").exists()
+    for process in (0, 1):
+        assert "3 images in" in nursery.log("sample_on_two", process).read_text()
+    part = tmp_path / "part"
+    nursery.run("sample_a_share", [*command, f"--out={part}", "--shard=2/3"])
+    names = list(index(part))
+    assert pictures(part).keys() == {names[1], names[4]} and not (part / "grid.png").exists()
+    assert levels(pictures(part), {name: pictures(drawn)[name] for name in pictures(part)}) <= 1
 
 
 def test_a_byte_order_mark_is_no_letter_and_latin_1_is_one_sentence(tmp_path, capsys):
@@ -155,7 +220,8 @@ def test_other_settings_make_other_pictures_beside(drawn, generator_run, tmp_pat
     "option",
     [
         *("--steps=0", "--batch_size=-1", "--per_prompt=none", "--seed=-2", "--seed=4294967296"),
-        *("--guidance_scale=-1", "--guidance_scale=nan", "--width=0"),
+        *("--guidance_scale=-1", "--guidance_scale=nan", "--width=0", "--shard=3/2"),
+        *("--shard=0/2", "--select=kind == x", "--prompt_column=text"),
     ],
 )
 def test_a_number_that_makes_no_sense_is_refused(option, capsys):
