@@ -7,19 +7,22 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
 from emu_jax.assembly.cascade import open_generator, stages_of
 from emu_jax.assembly.judge import Judge, open_selection, read_set, yardstick
 from emu_jax.assembly.models import locate
 from emu_jax.errors import UserError
 from emu_jax.evaluation import comparison
-from emu_jax.evaluation.assessment import assess
+from emu_jax.evaluation.assessment import assess, per_image
+from emu_jax.evaluation.categories import Groups, broken_down, by_figure
 from emu_jax.evaluation.comparison import REAL, Drawn
 from emu_jax.evaluation.curves import METRICS_FILE
 from emu_jax.evaluation.distances import read_statistics
 from emu_jax.evaluation.grids import grid
 from emu_jax.evaluation.measuring import Images, against, open_metrics, reads_references
 from emu_jax.evaluation.metrics import Statistics
+from emu_jax.evaluation.prompt_sets import PromptSet
 from emu_jax.evaluation.prompts import KEPT_CONCEPTS, kept_prompts
 from emu_jax.evaluation.references import Sets
 from emu_jax.evaluation.report import Section, write_report
@@ -35,8 +38,9 @@ def compare(
     sets: Sets,
     *,
     name: str = "compare",
-    prompts: Sequence[str] | None = None,
+    prompts: PromptSet | None = None,
     count: int | None = None,
+    by: str = "",
     judge: str = "",
     metrics: Sequence[str] = (),
     weights: str = "",
@@ -49,9 +53,13 @@ def compare(
     ``prompts`` None: ``count`` captions of ``sets``, by default at most 100. An empty name of a set
     leaves it out: without captions the prompts are everyday concepts, without ``kept`` no loss is
     measured. ``judge`` "": no measurements of images but those of ``metrics``, whose networks are
-    in the folder ``weights``. ``changes`` are sampling settings. Returns the report's file.
+    in the folder ``weights``. ``by`` is the column of the prompts by which figures are broken down,
+    by default :meth:`PromptSet.categories`. ``changes`` are sampling settings. Returns the report's
+    file.
+
+    The images of all models are kept in memory.
     """
-    if prompts is not None and not prompts:
+    if prompts is not None and not len(prompts):
         raise UserError("There are no prompts: name some, or None for the captions of a set.")
     asked = count if prompts is None else len(prompts)
     if judge and asked is not None and asked < 2:
@@ -59,39 +67,46 @@ def compare(
             f"A judge needs 2 prompts or more for its intervals, not {asked}: add prompts, or "
             'compare without a judge (--judge="").'
         )
+    if prompts is None and (judge or sets.captions):
+        prompts = kept_prompts(open_selection(sets.captions, sets.data_dir), count)
+    prompts = prompts or PromptSet(KEPT_CONCEPTS)
+    groups = Groups.of(prompts, by)
     meters = open_metrics(metrics, weights)  # Before images are drawn: weights may be missing.
-    scorer = by = None
-    if judge:
-        scorer = Judge(judge)
-        by = yardstick(scorer, sets, prompts, count)
-    elif prompts is None and sets.captions:
-        prompts = _captions(sets, count)
-    texts = list(by.prompts) if by else list(prompts or KEPT_CONCEPTS)
+    scorer = Judge(judge) if judge else None
+    yard = yardstick(scorer, sets, prompts) if scorer else None
+    texts = list(prompts.prompts)
     drawn = [_draw(model, texts, sets.kept, sets.data_dir, seed, changes) for model in models]
     folder = epath.Path(out)
     record: dict[str, Any] = {"prompts": texts}
     labels = _labels(models)
-    sections = [comparison.image_table(drawn, labels, texts[:_SHOWN], seed)]
-    shown = [*drawn, *([Drawn(REAL, list(by.real), {})] if by and by.real else [])]
-    tables = []
-    if scorer and by:
+    real = list(yard.real or ()) if yard else _real_images(prompts, drawn[0])
+    shown = [*drawn, *([Drawn(REAL, real, {})] if real else [])]
+    sections = [comparison.image_table(shown, labels, texts[:_SHOWN], seed)]
+    tables, columns = [], {}
+    if scorer and yard:
         found = {
-            model.name: assess(model.images, scorer.embed_images(model.images), by)
+            model.name: assess(model.images, scorer.embed_images(model.images), yard)
             for model in shown
         }
-        judged, verdicts, table = comparison.judged(found, by, labels)
+        judged, verdicts, table = comparison.judged(found, yard, labels)
         sections += judged
+        columns = by_figure({name: per_image(one) for name, one in found.items()})
         for model in shown:
             label = labels.get(model.name, model.name)
-            sections.append(comparison.copies(model, label, found[model.name], by))
+            sections.append(comparison.copies(model, label, found[model.name], yard))
         record |= {"judge": {"path": scorer.name, "weights": scorer.fingerprint}, **verdicts}
         tables.append(table)
     if metrics:
         meters = against(_references(metrics, sets, drawn[0]), meters)
-        real = list(by.real or ()) if by else []
         measured, record["metrics"], table = comparison.measured(meters, shown, labels, texts, real)
         sections += measured
+        columns |= {
+            metric: one["columns"] for metric, one in record["metrics"].items() if "columns" in one
+        }
         tables.append(table)
+    if columns and groups:
+        section, record["categories"] = broken_down(columns, groups, labels)
+        sections.append(section)
     if tables:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "figures.md").write_text("\n".join(tables))
@@ -126,11 +141,10 @@ def _references(metrics: Sequence[str], sets: Sets, model: Drawn) -> Images | St
     return read_set(sets.references or sets.needles, sets.data_dir, (height, width))[0]
 
 
-def _captions(sets: Sets, count: int | None) -> list[str]:
-    """Prompts from the captions of a set."""
-    found = open_selection(sets.captions, sets.data_dir)
-    captions = found.source.manifest.column("captions")[found.records()]
-    return kept_prompts(list(captions), count)
+def _real_images(prompts: PromptSet, model: Drawn) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """The real images of the prompts in the size of a model's images; none if there are none."""
+    height, width, _ = model.images[0].shape
+    return list(prompts.real.read((height, width))) if prompts.real else []
 
 
 def _draw(

@@ -23,7 +23,7 @@ from emu_jax.errors import UserError
 from emu_jax.evaluation.assessment import Yardstick
 from emu_jax.evaluation.memorisation import copy_bound, descriptors
 from emu_jax.evaluation.metrics import Probe
-from emu_jax.evaluation.prompts import kept_prompts
+from emu_jax.evaluation.prompt_sets import PromptSet
 from emu_jax.evaluation.references import Sets
 from emu_jax.nn.contrastive import ImageEmbedding
 from emu_jax.parallel.placement import ONE_DEVICE
@@ -104,21 +104,19 @@ def open_selection(text: str, data_dir: str) -> Selection:
     return Selection(open_source(name, data_dir), select=select)
 
 
-def yardstick(
-    judge: Judge, sets: Sets, prompts: Sequence[str] | None, count: int | None
-) -> Yardstick:
-    """The references of all metrics; ``prompts`` None: ``count`` captions of the set."""
-    images, captions = _read(judge, sets, sets.captions, None)
+def yardstick(judge: Judge, sets: Sets, prompts: PromptSet) -> Yardstick:
+    """The references of all metrics. Real images of the prompts have the judge's size."""
+    images, _ = _read(judge, sets, sets.captions, None)
     needles, _ = _read(judge, sets, sets.needles, None)
     haystack, _ = _read(judge, sets, sets.haystack, _MOST_REFERENCES)
-    chosen = list(prompts) if prompts else kept_prompts(captions, count)
     order = np.random.default_rng(0).permutation(len(needles))[:_MOST_REFERENCES]
     features = np.asarray(judge.embed_images([needles[i] for i in order]).features)
     plain = np.asarray(judge.embed_images(haystack).features)
-    tuned = descriptors(np.stack(needles))
+    texts = list(prompts.prompts)
+    tuned, size = descriptors(np.stack(needles)), (judge.side, judge.side)
     return Yardstick(
-        prompts=chosen,
-        texts=judge.embed_texts(chosen),
+        prompts=texts,
+        texts=judge.embed_texts(texts),
         scale=judge.scale,
         probe=Probe.fit(features, plain),
         needles=features,
@@ -126,12 +124,8 @@ def yardstick(
         tuned=tuned,
         tuned_images=needles,
         bound=copy_bound(descriptors(np.stack(images)), tuned),
-        real=None if prompts else [images[_first(captions, prompt)] for prompt in chosen],
+        real=list(prompts.real.read(size, judge.background)) if prompts.real else None,
     )
-
-
-def _first(captions: Sequence[Sequence[str]], prompt: str) -> int:
-    return next(i for i, own in enumerate(captions) if prompt in own)
 
 
 def _read(

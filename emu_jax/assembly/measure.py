@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.generator import Drawer
-from emu_jax.assembly.judge import Judge, yardstick
+from emu_jax.assembly.judge import Judge, open_selection, yardstick
 from emu_jax.errors import UserError
 from emu_jax.evaluation.assessment import assess
 from emu_jax.evaluation.measuring import make_meters
 from emu_jax.evaluation.metrics import mmd
+from emu_jax.evaluation.prompts import kept_prompts
 from emu_jax.evaluation.references import Sets
 from emu_jax.nn.functional import Params
 from emu_jax.tasks.base import Task
@@ -49,7 +50,8 @@ class Samples:
             )
         self._judge = Judge(section.judge)
         sets = Sets(config.data.data_dir, section.captions, section.needles, section.haystack)
-        self._by = yardstick(self._judge, sets, None, section.count)
+        prompts = kept_prompts(open_selection(sets.captions, sets.data_dir), section.count)
+        self._by = yardstick(self._judge, sets, prompts)
         self._meters = make_meters(section.get("metrics", ()), self._by.tuned_images)
         self._seeds = list(range(len(self._by.prompts)))
         self._drawer = Drawer(task, config, mesh, frozen)

@@ -15,6 +15,7 @@ from emu_jax.checkpoint.foreign import described_by
 from emu_jax.checkpoint.opened import open_model
 from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.data.source import find
+from emu_jax.evaluation.prompt_sets import PromptSet
 from emu_jax.evaluation.references import Sets
 
 
@@ -22,7 +23,7 @@ def standards(
     models: Sequence[str],
     given: Mapping[str, str | None],
     judge: str | None = None,
-    prompts: Sequence[str] | None = None,
+    prompts: PromptSet | None = None,
 ) -> tuple[Sets, str]:
     """(sets, judge) of a comparison of ``models``, of which the last that was trained on a data set
     of the user decides.

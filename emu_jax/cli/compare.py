@@ -3,7 +3,8 @@
 Writes one self-contained HTML report, a JSON file with the same figures, and an image of the grid.
 Without ``--prompts`` the prompts are kept concepts: pre-training has shown them, quality-tuning
 never does. The judge measures every model; its intervals are 95 %, over prompts. ``--judge=""``
-compares without it, and reads no emoji set.
+compares without it, and reads no emoji set. Where ``--prompts`` has a column category, challenge,
+kind or type, every figure is also broken down by its values; ``--by`` names another column.
 
 Where a model was trained on a data set of your own, the prompts are the captions of its held-out
 images, the loss is measured on these images, and no judge is used unless ``--judge`` names one.
@@ -12,10 +13,12 @@ images, the loss is measured on these images, and no judge is used unless ``--ju
 from collections.abc import Sequence
 from dataclasses import fields
 
-from emu_jax.assembly.arguments import Parser, path, positive
+from emu_jax.assembly.arguments import Parser, path
 from emu_jax.cli.arguments import (
     add_out,
+    add_prompt_arguments,
     add_sampling_arguments,
+    named_prompts,
     names_of,
     sampling_changes,
 )
@@ -37,13 +40,9 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
     parser.add_argument(
         "models", nargs="+", type=path, help="runs, exported models or builtin:NAME"
     )
+    add_prompt_arguments(parser, "default all of --prompts, without it 100")
     parser.add_argument(
-        "--prompts",
-        type=path,
-        help="file with one prompt per line, or a table",
-    )
-    parser.add_argument(
-        "--count", type=positive, help="number of prompts, without --prompts; default 100"
+        "--by", default="", help="column of --prompts by which figures are broken down"
     )
     parser.add_argument(
         "--judge", type=path, help=f"default {JUDGE} for emoji models; empty: no judge"
@@ -71,11 +70,11 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
 
+    prompts = named_prompts(arguments)
+
     from emu_jax.assembly.comparing import compare
     from emu_jax.assembly.standards import standards
-    from emu_jax.evaluation.prompt_sets import open_prompts
 
-    prompts = open_prompts(arguments.prompts).prompts if arguments.prompts else None
     given = {field.name: getattr(arguments, field.name) for field in fields(Sets)}
     sets, judge = standards(arguments.models, given, arguments.judge, prompts)
     index = compare(
@@ -85,6 +84,7 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
         name=program,
         prompts=prompts,
         count=arguments.count,
+        by=arguments.by,
         judge=judge,
         metrics=arguments.metrics,
         weights=arguments.weights,

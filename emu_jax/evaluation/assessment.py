@@ -26,6 +26,7 @@ from emu_jax.evaluation.metrics import (
     Duel,
     Interval,
     Probe,
+    Values,
     duel,
     frechet_to,
     mean_interval,
@@ -83,14 +84,19 @@ def assess(
 ) -> Assessment:
     """``images[i]`` was drawn for ``by.prompts[i]``; ``embedded`` are the judge's embeddings."""
     features = np.asarray(embedded.features, np.float64)
-    similarity = np.asarray(embedded.embedding, np.float64) @ np.asarray(by.texts, np.float64).T
-    truth = np.arange(len(by.prompts))
+    first: dict[str, int] = {}  # prompt -> its first row; a repeated prompt is not its own rival
+    for row, prompt in enumerate(by.prompts):
+        first.setdefault(prompt, row)
+    texts = np.asarray(by.texts, np.float64)[list(first.values())]
+    similarity = np.asarray(embedded.embedding, np.float64) @ texts.T
+    number = {prompt: i for i, prompt in enumerate(first)}
+    rows, truth = np.arange(len(by.prompts)), np.array([number[prompt] for prompt in by.prompts])
     scores = np.exp(by.scale * (similarity - similarity.max(1, keepdims=True)))
     distance, index = nearest(descriptors(np.stack(images)), by.tuned)
     return Assessment(
         top1=top_k(similarity, truth, 1),
         top5=top_k(similarity, truth, 5),
-        belief=scores[truth, truth] / scores.sum(1),
+        belief=scores[rows, truth] / scores.sum(1),
         finish=by.probe.probability(features),
         features=features,
         distance=distance,
@@ -98,6 +104,18 @@ def assess(
         copied=memorised(distance, by.bound),
         contrast=contrast(Batch(images, by.prompts)),
     )
+
+
+def per_image(found: Assessment) -> dict[str, Values]:
+    """The figures that are means over images, before their mean; shares are of type bool."""
+    return {
+        "faithful": found.top1,
+        "faithful_top5": found.top5,
+        "finish": found.finished,
+        "both": found.top1 & found.finished,
+        "copied": found.copied,
+        "contrast": found.contrast,
+    }
 
 
 def figures(found: Assessment, by: Yardstick) -> dict[str, Interval]:

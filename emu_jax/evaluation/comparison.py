@@ -77,13 +77,17 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 def image_table(
     drawn: Sequence[Drawn], labels: Mapping[str, str], prompts: Sequence[str], seed: int
 ) -> Section:
-    """One row per prompt, one column per model."""
+    """One row per prompt, one column per model; real images have no seed."""
     rows = [
-        (prompt, [Tile(model.images[i], f"seed {seed + i}") for model in drawn])
+        (
+            prompt,
+            [Tile(m.images[i], "" if m.name == REAL else f"seed {seed + i}") for m in drawn],
+        )
         for i, prompt in enumerate(prompts)
     ]
-    note = "All images of a row have the same prompt and the same initial noise."
-    return ImageTable("Images", [labels[model.name] for model in drawn], rows, note=note)
+    note = "All drawn images of a row have the same prompt and the same initial noise."
+    columns = [label_of(model.name, labels) for model in drawn]
+    return ImageTable("Images", columns, rows, note=note)
 
 
 def judged(
@@ -263,6 +267,11 @@ def training(
         shares=[name for name in names if name.rsplit("/")[-1] in SHARES],
     )
     return Charts("Training curves", list(metrics), plots, note="\n\n".join(reasons))
+
+
+def label_of(name: str, labels: Mapping[str, str]) -> str:
+    """The short label of a model or of the real images."""
+    return labels.get(name, _LABELS.get(name, name))
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

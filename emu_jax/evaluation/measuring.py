@@ -56,7 +56,7 @@ class Meter:
         if self.metric.reads == READS_ORIGINALS and not len(originals):
             raise UserError(
                 "A metric of --metrics compares images with the real images of their prompts, and "
-                "there are none: use prompts of --captions, and a judge."
+                "there are none: use prompts of a data set, --prompts=DATASET:CONDITION."
             )
         return _rows(self.measure, images, prompts, originals)
 

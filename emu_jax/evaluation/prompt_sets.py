@@ -31,8 +31,9 @@ from emu_jax.data.textfile import read_lines, read_text
 from emu_jax.errors import UserError
 
 FORMS = "FILE (.txt, .tsv, .csv), parti:FILE, sur, or DATASET:CONDITION"
-CATEGORIES = ("category", "challenge", "kind", "type")  # the first that exists is the default
+CATEGORIES = ("category", "challenge", "kind", "type")  # the columns that usually name them
 WHITE = (255, 255, 255)
+MOST_CATEGORIES = 50
 _DELIMITERS = {".tsv": "\t", ".csv": ","}
 _PARTI = ("prompt", "category", "challenge")
 _SUR = "sur_prompts.tsv"
@@ -112,12 +113,23 @@ class PromptSet:
         return [cell.split("|") if cell else [] for cell in self.column(name)]
 
     def categories(self, by: str = "") -> str:
-        """The column by which figures are broken down: ``by``, or the first of CATEGORIES that the
-        prompts have; empty if they have none.
+        """The column by which figures are broken down: ``by``, or the first of CATEGORIES that
+        divides the prompts; empty if none does.
+
+        Raises:
+          UserError: there is no column ``by``, or it has more than MOST_CATEGORIES values.
         """
-        if by:
-            self.column(by)
-        return by or next((name for name in CATEGORIES if name in self.columns), "")
+        by = _named(by)
+        if by and self._distinct(by) > MOST_CATEGORIES:
+            raise UserError(
+                f"The column {by!r} has more than {MOST_CATEGORIES} values: break figures down by "
+                "another."
+            )
+        known = (name for name in CATEGORIES if name in self.columns)
+        return by or next((n for n in known if 1 < self._distinct(n) <= MOST_CATEGORIES), "")
+
+    def _distinct(self, column: str) -> int:
+        return len({item for cell in self.column(column) for item in cell.split("|")})
 
     def __add__(self, other: Self) -> Self:
         """Both, one after the other; a prompt has no text in the other's columns."""
@@ -168,7 +180,7 @@ def read_prompts(path: str, column: str = "") -> PromptSet:
     return PromptSet(prompts)
 
 
-def phrase(captions: Sequence[str]) -> str:
+def _phrase(captions: Sequence[str]) -> str:
     """The caption of an image that suits as a prompt: a natural phrase ("a fox") rather than a bare
     name; empty if it has none.
     """
@@ -179,7 +191,7 @@ def phrase(captions: Sequence[str]) -> str:
 def data_prompts(selection: Selection) -> PromptSet:
     """A prompt for every selected record that has a caption, with its image and its columns."""
     manifest, texts = selection.source.manifest, selection.texts()
-    records = [int(i) for i in selection.records() if phrase(texts[i]).strip()]
+    records = [int(i) for i in selection.records() if _phrase(texts[i]).strip()]
     if not records:
         raise UserError(
             f"The records of {selection.source.name} have no text in their column "
@@ -187,7 +199,7 @@ def data_prompts(selection: Selection) -> PromptSet:
         )
     values = {name: manifest.column(name)[records] for name in manifest.columns}
     columns = {name: tuple(map(_cell, cells)) for name, cells in values.items()}
-    prompts = tuple(phrase(texts[i]).strip() for i in records)
+    prompts = tuple(_phrase(texts[i]).strip() for i in records)
     return PromptSet(prompts, columns, RealImages(selection.source, tuple(records)))
 
 

@@ -61,6 +61,23 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Tables:
+    """Several tables, of which those after the first ``shown`` are folded."""
+
+    title: str
+    tables: Sequence[Table]
+    shown: int
+    note: str = ""
+
+    def body(self) -> str:
+        parts = [_paragraphs(self.note)]
+        for i, table in enumerate(self.tables):
+            kind = "<details open>" if i < self.shown else "<details>"
+            parts.append(f"{kind}<summary>{_escape(table.title)}</summary>{table.body()}</details>")
+        return "".join(parts)
+
+
+@dataclass(frozen=True)
 class Tile:
     """One image of an image table and the text below it (its seed, a score)."""
 
@@ -227,6 +244,8 @@ th { font-weight: 600; text-align: left; overflow-wrap: break-word; }
 .plain td:first-child { min-width: 7em; }
 .plain small { display: block; white-space: nowrap; color: var(--faint); font-size: 0.85em; }
 .number { text-align: right; }
+details { margin: 0 0 12px; }
+summary { font-weight: 600; margin-bottom: 4px; cursor: pointer; }
 .images thead th { text-align: center; padding: 6px 8px; color: var(--faint); font-size: 0.92rem;
   position: sticky; top: 0; background: var(--paper); overflow-wrap: anywhere; }
 .images tbody th { font-weight: 400; min-width: 7em; max-width: 240px; padding: 8px 20px 8px 0;

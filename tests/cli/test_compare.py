@@ -92,6 +92,30 @@ def test_the_same_weights_draw_nearly_the_same(page):
     assert np.abs(run_b - model_b).mean() < 0.5 * between
 
 
+def test_figures_are_broken_down_and_real_images_shown_without_a_judge(
+    generator_run, pictures, tmp_path
+):
+    prompts = (
+        "--prompts=folder/tiny:key != none",
+        "--select=prompt != a black disc",
+        "--by=source",
+    )
+    more = ("--count=4", "--metrics=contrast,color_distance", "--judge=", "--steps=2")
+    more += (f"--data_dir={pictures}", "--needles=folder/tiny", "--kept=", f"--out={tmp_path}")
+    assert main(["evaluate", str(generator_run), *prompts, *more]) == 0
+    record = json.loads((tmp_path / "evaluate.json").read_text())
+    (source,) = (name for name in record["categories"]["n"] if name != "all prompts")
+    assert record["categories"]["n"] == {source: 4, "all prompts": 4}
+    figures = record["categories"]["figures"]
+    assert figures.keys() == {"contrast"}  # of a distance there is no value per image
+    for name in (str(generator_run), "real pictures"):
+        whole = record["metrics"]["contrast"]["figures"][name]
+        assert figures["contrast"][name] == {source: whole, "all prompts": whole}
+    page = Page((tmp_path / "index.html").read_text())
+    assert {"details", "summary"} <= page.tags and "real images" in page.heads
+    assert len(page.images) == 8
+
+
 @pytest.fixture(scope="module")
 def judged(generator_run, judge_run, pictures, tmp_path_factory):
     """The folder of a judged comparison of a run with itself, prompts from a set's captions."""

@@ -1,13 +1,17 @@
 """Labels of models, the sections of a comparison, and its record."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from emu_jax.evaluation import comparison
-from emu_jax.evaluation.assessment import Assessment, Yardstick
+from emu_jax.evaluation.assessment import Assessment, Yardstick, assess
 from emu_jax.evaluation.comparison import REAL, Drawn, short_names
+from emu_jax.evaluation.memorisation import descriptors
 from emu_jax.evaluation.metrics import Probe
 from emu_jax.evaluation.report import ImageTable, Table
+from emu_jax.nn.contrastive import ImageEmbedding
 
 PATHS = {
     "/data/runs/latent/pretrain": "latent/pretrain",
@@ -58,6 +62,26 @@ def judged():
     )
     found = {"runs/a": assessment(0.3), "runs/b": assessment(0.6), REAL: assessment(0.9)}
     return found, by, comparison.judged(found, by, {"runs/a": "a", "runs/b": "b"})
+
+
+def test_a_repeated_prompt_is_not_its_own_rival(judged):
+    """The same image for a prompt that stands twice is as faithful as where it stands once."""
+    _, by, _ = judged
+    texts = np.eye(4, 3)[[0, 1, 0, 2]]
+    twice = replace(by, prompts=["a", "b", "a", "c"], texts=texts)
+    once = replace(by, prompts=["a", "b", "c"], texts=texts[[0, 1, 3]])
+    embedding = np.array([[0.9, 0.1, 0], [0.9, 0.1, 0], [0.9, 0.1, 0], [0, 0.1, 0.9]])
+    features = np.random.default_rng(0).normal(size=(4, 3))
+    image = np.zeros((16, 16, 3), np.uint8)
+    by_size = {"tuned": descriptors(np.stack([image]))}
+
+    def judge(by, rows):
+        embedded = ImageEmbedding(embedding[rows], features[rows])
+        return assess([image] * len(rows), embedded, replace(by, **by_size))
+
+    both, single = judge(twice, [0, 1, 2, 3]), judge(once, [0, 1, 3])
+    assert both.top1.tolist() == [True, False, True, True]
+    np.testing.assert_array_equal(both.belief[[0, 1, 3]], single.belief)
 
 
 def test_the_record_has_full_names_and_the_report_short_ones(judged):
