@@ -1,0 +1,95 @@
+"""A trained segmenter as a detector: the parser that reads generated images.
+
+A parser of scenes and a published SOLO are the same task (configs/parser.py), so both open here.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from emu_jax.assembly.models import locate
+from emu_jax.assembly.segmentation import make_segmentation
+from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.foreign import blaming, require_fit
+from emu_jax.data.buckets import Shape, assign, make_buckets
+from emu_jax.errors import UserError
+from emu_jax.evaluation.instances import Images, Instance
+from emu_jax.parallel.placement import ONE_DEVICE
+from emu_jax.tasks.base import to_unit_range
+from emu_jax.tasks.solo import Found
+
+
+class Segmenter:
+    """From a run's folder, an exported model or builtin:NAME; a detector of
+    :mod:`emu_jax.evaluation.instances`.
+    """
+
+    @blaming("path")
+    def __init__(self, path: str, batch_size: int = 32):
+        model = load_model(locate(path), dtype=np.float32)
+        config = ConfigDict(model.config)
+        if config.get("task") != "segmentation":
+            raise UserError(
+                f"{path} is not a parser: its task is {config.get('task')!r}; use a model of "
+                "configs/parser.py."
+            )
+        config.labeled.round_trip = 0.0  # nothing is augmented: no codec is needed
+        config.pop("codec", None)
+        self.name, self.fingerprint = path, model.fingerprint
+        data = config.data
+        side, step = data.image_size, data.bucket_step
+        self._shapes = make_buckets(side, step) if data.buckets else [(side, side)]
+        self._batch_size = batch_size
+        task = make_segmentation(config, ONE_DEVICE)
+        self.words = task.classes.words
+        require_fit(model.params, jax.eval_shape(task.init, jax.random.key(0))[0], path)
+        self._params = {name: jax.numpy.asarray(value) for name, value in model.params.items()}
+        self._find = jax.jit(
+            lambda params, images: task.found(task.levels(params, to_unit_range(images)))
+        )
+
+    def __call__(self, images: Images) -> list[list[Instance]]:
+        """The instances of each image that the config's ``labeled.score`` counts, best first.
+
+        Images of another size are resized (Lanczos); masks have the size of the image.
+        """
+        shapes = self._shapes_of(images)
+        seen: dict[int, list[Instance]] = {}
+        for shape in self._shapes:
+            rows = [i for i, own in enumerate(shapes) if own == shape]
+            for start in range(0, len(rows), self._batch_size):
+                chosen = rows[start : start + self._batch_size]
+                padded = chosen + chosen[-1:] * (self._batch_size - len(chosen))
+                batch = np.stack([_resized(images[i], shape) for i in padded])
+                found = jax.tree.map(np.asarray, self._find(self._params, batch))
+                for k, i in enumerate(chosen):
+                    one = Found(*(x[k] for x in found))
+                    seen[i] = list(self._instances(one, images[i].shape[:2]))
+        return [seen[i] for i in range(len(images))]
+
+    def _shapes_of(self, images: Images) -> list[Shape]:
+        heights, widths = (np.array([x.shape[axis] for x in images], int) for axis in (0, 1))
+        return [self._shapes[i] for i in assign(widths, heights, self._shapes)]
+
+    def _instances(self, found: Found, shape: Shape) -> Iterator[Instance]:
+        """Those with a score and a pixel, in an image's own size."""
+        for score, label, mask in zip(*found, strict=True):
+            large = _masked(mask, shape)
+            if score > 0 and large.any():
+                yield Instance(self.words[int(label)], float(score), large)
+
+
+def _resized(image: UInt8[np.ndarray, "_ _ 3"], shape: Shape) -> UInt8[np.ndarray, "_ _ 3"]:
+    if image.shape[:2] == shape:
+        return image
+    return np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.LANCZOS))
+
+
+def _masked(mask: np.ndarray, shape: Shape) -> np.ndarray:
+    """A mask of 0 and 1 in another size: pixels of which more than half is inside."""
+    soft = Image.fromarray(np.asarray(mask, np.float32))
+    return np.asarray(soft.resize(shape[::-1], Image.Resampling.BILINEAR)) > 0.5
