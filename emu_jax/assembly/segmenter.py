@@ -38,7 +38,8 @@ class Segmenter:
                 "configs/parser.py."
             )
         config.labeled.round_trip = 0.0  # nothing is augmented: no codec is needed
-        config.pop("codec", None)
+        if "codec" in config:
+            del config.codec
         self.name, self.fingerprint = path, model.fingerprint
         data = config.data
         side, step = data.image_size, data.bucket_step
@@ -68,7 +69,7 @@ class Segmenter:
                 found = jax.tree.map(np.asarray, self._find(self._params, batch))
                 for k, i in enumerate(chosen):
                     one = Found(*(x[k] for x in found))
-                    seen[i] = list(self._instances(one, images[i].shape[:2]))
+                    seen[i] = list(self._instances(one, _size(images[i])))
         return [seen[i] for i in range(len(images))]
 
     def _shapes_of(self, images: Images) -> list[Shape]:
@@ -84,12 +85,21 @@ class Segmenter:
 
 
 def _resized(image: UInt8[np.ndarray, "_ _ 3"], shape: Shape) -> UInt8[np.ndarray, "_ _ 3"]:
-    if image.shape[:2] == shape:
+    if _size(image) == shape:
         return image
-    return np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(image).resize(_across(shape), Image.Resampling.LANCZOS))
 
 
 def _masked(mask: np.ndarray, shape: Shape) -> np.ndarray:
     """A mask of 0 and 1 in another size: pixels of which more than half is inside."""
     soft = Image.fromarray(np.asarray(mask, np.float32))
-    return np.asarray(soft.resize(shape[::-1], Image.Resampling.BILINEAR)) > 0.5
+    return np.asarray(soft.resize(_across(shape), Image.Resampling.BILINEAR)) > 0.5
+
+
+def _size(image: UInt8[np.ndarray, "_ _ 3"]) -> Shape:
+    return image.shape[0], image.shape[1]
+
+
+def _across(shape: Shape) -> tuple[int, int]:
+    """(width, height), as PIL takes it."""
+    return shape[1], shape[0]

@@ -2,7 +2,8 @@
 
 Reconstructions have no noise: latents are the means, tokens the nearest codes. Writes one HTML
 report with the images side by side, and the figures as JSON and Markdown. The judge's features give
-the Frechet distance between images and reconstructions (``--judge=""``: no judge).
+the Frechet distance between images and reconstructions (``--judge=""``: no judge). A parser tells
+how many scenes are read right, before and after.
 """
 
 from collections.abc import Sequence
@@ -27,6 +28,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--judge", type=path, default=JUDGE, help=f"default {JUDGE}; empty: no judge"
     )
+    parser.add_argument(
+        "--parser",
+        type=path,
+        default="",
+        help="a model of configs/parser.py, for --pictures=scenes/...",
+    )
     add_data_dir(parser)
     parser.add_argument("--batch_size", type=positive, default=16, help="images at once")
     add_out(parser, "runs/reconstructions", "folder for the report")
@@ -39,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
         arguments.pictures or HELD_OUT,
         arguments.out,
         judge=arguments.judge,
+        parser=arguments.parser,
         data_dir=arguments.data_dir,
         batch_size=arguments.batch_size,
     )

@@ -154,7 +154,7 @@ class ClipScore:
     """
 
     def __init__(self, weights: str = DEFAULT_WEIGHTS_DIR):
-        self._clip = open_clip(_folder(weights, CLIP_SCORE))
+        self._clip = open_clip(clip_folder(weights, CLIP_SCORE))
 
     def __call__(self, batch: Batch) -> Float[np.ndarray, " n"]:
         return self._clip.cosines(batch)
@@ -172,7 +172,7 @@ class CmmdEmbedding:
     """Unit embeddings of the images' central squares, for :func:`distances.cmmd`."""
 
     def __init__(self, weights: str = DEFAULT_WEIGHTS_DIR):
-        self._clip = open_clip(_folder(weights, CMMD), centered)
+        self._clip = open_clip(clip_folder(weights, CMMD), centered)
 
     def __call__(self, batch: Batch) -> Float[np.ndarray, "n d"]:
         return self._clip.images(batch.images)
@@ -182,7 +182,7 @@ class Aesthetic:
     """The LAION aesthetic predictor, sac+logos+ava1-l14-linearMSE."""
 
     def __init__(self, weights: str = DEFAULT_WEIGHTS_DIR):
-        self._clip = open_clip(_folder(weights, AESTHETIC_CLIP))
+        self._clip = open_clip(clip_folder(weights, AESTHETIC_CLIP))
         names = (AESTHETIC_HEAD, "laion_aesthetic.safetensors")
         source = "the weights of the improved-aesthetic-predictor"
         file = find_weights(weights, names, source)
@@ -197,7 +197,7 @@ class Aesthetic:
 
 class PickScore:
     def __init__(self, weights: str = DEFAULT_WEIGHTS_DIR):
-        self._clip = open_clip(_folder(weights, PICKSCORE, "yuvalkirstain"))
+        self._clip = open_clip(clip_folder(weights, PICKSCORE, "yuvalkirstain"))
 
     def __call__(self, batch: Batch) -> Float[np.ndarray, " n"]:
         return self._clip.scale * self._clip.cosines(batch)
@@ -229,6 +229,7 @@ class ClipIqa:
         return expit(self._clip.images(batch.images) @ self._axis)
 
 
-def _folder(weights: str, name: str, owner: str = "openai") -> Path:
+def clip_folder(weights: str, name: str, owner: str = "openai") -> Path:
+    """The folder of a published CLIP in ``weights``."""
     source = f"the folder {owner}/{name} (config.json, model.safetensors and the tokenizer)"
     return find_weights(weights, (name,), source)

@@ -113,7 +113,7 @@ class Composition:
 
 
 def expected(row: Mapping[str, str]) -> Composition | None:
-    """What a row of a prompt table asks for; None if no detector can answer it.
+    """What a row of a prompt table asks for; None if it names no things.
 
     Raises:
       UserError: a cell cannot be read.

@@ -84,9 +84,13 @@ class Instance:
 
 
 class Detector(Protocol):
-    """``words`` are the labels that its instances can have."""
+    """``name`` is for reports; ``words`` are the labels that its instances can have."""
 
-    words: Sequence[str]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def words(self) -> Sequence[str]: ...
 
     def __call__(self, images: Images) -> list[list[Instance]]:
         """The instances of each image that count, best first, without colors."""
@@ -132,8 +136,10 @@ def hue(image: Pixels, mask: Bool[np.ndarray, "h w"]) -> str:
     return max(votes, key=votes.__getitem__)
 
 
-def outlined(image: Pixels, instances: Sequence[Instance], least: int = 192) -> Pixels:
-    """The image with the outline and the label of every instance, at least ``least`` pixels wide."""
+def outlined(
+    image: Pixels, instances: Sequence[Instance], least: int = 192
+) -> UInt8[np.ndarray, "i j 3"]:
+    """The image, at least ``least`` pixels wide, with outlines and labels of the instances."""
     scale = max(1, -(-least // image.shape[1]))
     large = np.repeat(np.repeat(image, scale, 0), scale, 1)
     edges = [_edge(np.repeat(np.repeat(one.mask, scale, 0), scale, 1)) for one in instances]
