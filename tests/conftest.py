@@ -199,6 +199,23 @@ def judge_run(shared, pictures):
 
 
 @pytest.fixture(scope="session")
+def scenes(shared):
+    """The data_dir of ``scenes/openmoji_tiny``."""
+    from emu_jax.cli.main import main
+
+    build = ["data", "build", "scenes/openmoji_tiny"]
+    return shared("scenes", lambda folder: main([*build, f"--data_dir={folder}"]))
+
+
+@pytest.fixture(scope="session")
+def parser_run(shared, scenes):
+    """The workdir of a minuscule parser of scenes, saved at 2 and 4."""
+    import runs
+
+    return shared("parser", lambda workdir: runs.train_parser(workdir, scenes))
+
+
+@pytest.fixture(scope="session")
 def nursery(tmp_path_factory):
     """Starts commands as processes without the time that their imports take."""
     from nursery import Nursery

@@ -118,6 +118,20 @@ def train(config: str, workdir: Path, data_dir: Path, *more: str) -> None:
     assert main(command(config, workdir, data_dir, *more)) == 0
 
 
+def train_parser(workdir: Path, data_dir: Path) -> None:
+    """Trains the parser's test size on ``scenes/openmoji_tiny``."""
+    from emu_jax.cli.main import main
+
+    sources = (
+        f"--config.data.{part}.{style}.dataset=scenes/openmoji_tiny"
+        for part in ("train", "validation.unseen")
+        for style in ("openmoji", "fluent")
+    )
+    config = f"--config={ROOT}/configs/parser.py:size=test"
+    more = (f"--config.data.data_dir={data_dir}", "--config.train.preview_every=4")
+    assert main(["train", config, f"--workdir={workdir}", *more, *sources]) == 0
+
+
 def devices_flag(devices: int) -> dict[str, str]:
     """The environment variable that gives a child process so many CPU devices."""
     others = os.environ.get("XLA_FLAGS", "")

@@ -7,6 +7,7 @@ import pytest
 
 from emu_jax.checkpoint.export import load_model
 from emu_jax.cli.main import main
+from emu_jax.data.source import open_source
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,41 @@ def test_only_autoencoders_are_taken(generator_run, pictures, tmp_path, capsys):
     arguments = ["--pictures=folder/tiny", f"--data_dir={pictures}", f"--out={tmp_path}"]
     assert main(["reconstruct", str(generator_run), "--judge=", *arguments]) == 2
     assert "is not an autoencoder" in capsys.readouterr().err
+
+
+def test_a_parser_reads_scenes_before_and_after(autoencoder_run, parser_run, scenes, tmp_path):
+    chosen = "scenes/openmoji_tiny:split == test"
+    sets = [f"--pictures={chosen}", f"--data_dir={scenes}", f"--parser={parser_run}"]
+    assert main(["reconstruct", str(autoencoder_run), "--judge=", *sets, f"--out={tmp_path}"]) == 0
+    record = json.loads((tmp_path / "reconstruct.json").read_text())["contents"]
+    manifest = open_source("scenes/openmoji_tiny", scenes).manifest
+    rows = manifest.select("split == test")
+    read = [i for i, row in enumerate(rows) if manifest.column("kind")[row] != "person"]
+    assert 0 < len(read) < len(rows)
+    for name in ("originals", str(autoencoder_run)):
+        images = record["images"][name]
+        assert [one["prompt"] for one in images] == read
+        counts = [
+            len(one["seen"]) == manifest.column("count")[rows[one["prompt"]]] for one in images
+        ]
+        assert [one["count"] for one in images] == counts
+        assert record["figures"][name]["all"]["count"]["value"] == pytest.approx(np.mean(counts))
+    page = (tmp_path / "index.html").read_text()
+    assert "Contents" in page and "1 prompts name no things" in page
+    first, second = (tmp_path / "figures.md").read_text().split("\n\n")
+    assert [line.split(" | ")[0] for line in second.splitlines()[2:]] == [
+        "| originals",
+        f"| {autoencoder_run.name}",
+    ]
+    assert "right: action" in second and len(first.splitlines()) == 3
+
+
+def test_a_parser_needs_images_whose_contents_are_known(
+    autoencoder_run, parser_run, pictures, tmp_path, capsys
+):
+    arguments = ["--judge=", f"--data_dir={pictures}", f"--out={tmp_path}"]
+    command = ["reconstruct", str(autoencoder_run), "--pictures=folder/tiny", *arguments]
+    assert main([*command, f"--parser={parser_run}"]) == 2
+    assert "the images have no columns kind and things" in capsys.readouterr().err
+    assert main([*command, f"--parser={autoencoder_run}"]) == 2
+    assert "is not a parser: its task is 'autoencoding'" in capsys.readouterr().err

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from emu_jax.assembly.config import read
 from emu_jax.assembly.tasks import make_task
-from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.nn.solo import Level
 from emu_jax.tasks.base import Context
@@ -20,42 +19,20 @@ from emu_jax.tasks.solo import Instances, assign, decode
 
 
 @pytest.fixture(scope="module")
-def scenes(shared):
-    build = ["data", "build", "scenes/openmoji_tiny"]
-    return shared("scenes", lambda folder: main([*build, f"--data_dir={folder}"]))
-
-
-@pytest.fixture(scope="module")
 def task():
     return make_task(read(f"{runs.ROOT}/configs/parser.py:size=test"))
 
 
-def test_training_resumes_bit_for_bit(scenes, tmp_path):
-    def train(name):
-        return main(
-            [
-                "train",
-                f"--config={runs.ROOT}/configs/parser.py:size=test",
-                f"--workdir={tmp_path / name}",
-                f"--config.data.data_dir={scenes}",
-                "--config.train.preview_every=4",
-                *(
-                    f"--config.data.{part}.{style}.dataset=scenes/openmoji_tiny"
-                    for part in ("train", "validation.unseen")
-                    for style in ("openmoji", "fluent")
-                ),
-            ]
-        )
-
-    assert train("unbroken") == 0
-    shutil.copytree(tmp_path / "unbroken", tmp_path / "resumed")
-    shutil.rmtree(tmp_path / "resumed/checkpoints/4")
-    assert train("resumed") == 0
-    unbroken, resumed = (runs.arrays(tmp_path / name) for name in ("unbroken", "resumed"))
-    assert all(np.array_equal(unbroken[path], resumed[path]) for path in unbroken)
-    logged = {key for line in runs.lines(tmp_path / "unbroken/metrics.jsonl") for key in line}
+def test_training_resumes_bit_for_bit(parser_run, scenes, tmp_path):
+    resumed = tmp_path / "resumed"
+    shutil.copytree(parser_run, resumed)
+    shutil.rmtree(resumed / "checkpoints/4")
+    runs.train_parser(resumed, scenes)
+    before, after = runs.arrays(parser_run), runs.arrays(resumed)
+    assert all(np.array_equal(before[path], after[path]) for path in before)
+    logged = {key for line in runs.lines(parser_run / "metrics.jsonl") for key in line}
     assert {"parser/classes", "parser/masks", "unseen/loss", "unseen/things"} <= logged
-    assert list((tmp_path / "unbroken/images").glob("unseen_instances*.png"))
+    assert list((parser_run / "images").glob("unseen_instances*.png"))
 
 
 def test_validation_counts_instances_and_their_classes(task, monkeypatch):
