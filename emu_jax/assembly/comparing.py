@@ -12,11 +12,13 @@ from jaxtyping import UInt8
 from emu_jax.assembly.cascade import open_generator, stages_of
 from emu_jax.assembly.judge import Judge, open_selection, read_set, yardstick
 from emu_jax.assembly.models import locate
+from emu_jax.assembly.segmenter import open_reader
 from emu_jax.errors import UserError
 from emu_jax.evaluation import comparison
 from emu_jax.evaluation.assessment import assess, per_image
 from emu_jax.evaluation.categories import Groups, broken_down, by_figure
 from emu_jax.evaluation.comparison import REAL, Drawn
+from emu_jax.evaluation.contents import asked_by, contents, read, summary
 from emu_jax.evaluation.curves import METRICS_FILE
 from emu_jax.evaluation.distances import read_statistics
 from emu_jax.evaluation.grids import grid
@@ -42,6 +44,7 @@ def compare(
     count: int | None = None,
     by: str = "",
     judge: str = "",
+    parser: str | None = "",
     metrics: Sequence[str] = (),
     weights: str = "",
     seed: int = 0,
@@ -54,7 +57,8 @@ def compare(
     leaves it out: without captions the prompts are everyday concepts, without ``kept`` no loss is
     measured. ``judge`` "": no measurements of images but those of ``metrics``, whose networks are
     in the folder ``weights``. ``by`` is the column of the prompts by which figures are broken down,
-    by default :meth:`PromptSet.categories`. ``changes`` are sampling settings. Returns the report's
+    by default :meth:`PromptSet.categories`. A ``parser`` reads whether images show what their
+    prompts ask for (:func:`open_reader`). ``changes`` are sampling settings. Returns the report's
     file.
 
     The images of all models are kept in memory.
@@ -72,6 +76,8 @@ def compare(
     prompts = prompts or PromptSet(KEPT_CONCEPTS)
     groups = Groups.of(prompts, by)
     meters = open_metrics(metrics, weights)  # Before images are drawn: weights may be missing.
+    wanted = asked_by(prompts.columns)
+    reader = open_reader(parser, wanted, weights)
     scorer = Judge(judge) if judge else None
     yard = yardstick(scorer, sets, prompts) if scorer else None
     texts = list(prompts.prompts)
@@ -104,6 +110,15 @@ def compare(
             metric: one["columns"] for metric, one in record["metrics"].items() if "columns" in one
         }
         tables.append(table)
+    if reader:
+        segmenter, colors = reader
+        readings = {model.name: read(model.images, wanted, segmenter, colors) for model in shown}
+        names = {model.name: comparison.label_of(model.name, labels) for model in shown}
+        read_sections, shares = contents(readings, wanted, texts, names, segmenter.name, REAL)
+        sections += read_sections
+        own = {"path": segmenter.name, "weights": segmenter.fingerprint}
+        record["contents"] = {"parser": own, **shares}
+        tables.append(comparison.markdown(*summary(readings, wanted, names)))
     if columns and groups:
         section, record["categories"] = broken_down(columns, groups, labels)
         sections.append(section)

@@ -3,7 +3,7 @@
 A parser of scenes and a published SOLO are the same task (configs/parser.py), so both open here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -11,16 +11,21 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from emu_jax.assembly.models import locate
+from emu_jax.assembly.models import WEIGHTS, locate
 from emu_jax.assembly.segmentation import make_segmentation
 from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.foreign import blaming, require_fit
 from emu_jax.data.buckets import Shape, assign, make_buckets
 from emu_jax.errors import UserError
-from emu_jax.evaluation.instances import Images, Instance
+from emu_jax.evaluation.clip_colors import ClipColors
+from emu_jax.evaluation.contents import Asked, require_words
+from emu_jax.evaluation.geneval import GenEval
+from emu_jax.evaluation.instances import Colors, Images, Instance, hues
 from emu_jax.parallel.placement import ONE_DEVICE
 from emu_jax.tasks.base import to_unit_range
 from emu_jax.tasks.solo import Found
+
+SHIPPED = "parser_64"
 
 
 class Segmenter:
@@ -82,6 +87,35 @@ class Segmenter:
             large = _masked(mask, shape)
             if score > 0 and large.any():
                 yield Instance(self.words[int(label)], float(score), large)
+
+
+def open_reader(
+    parser: str | None, asked: Mapping[int, Asked], weights: str = ""
+) -> tuple[Segmenter, Colors] | None:
+    """What reads images of prompts that ask for something; None: nothing does.
+
+    ``parser`` None: the shipped one for prompts of scenes. Colors of GenEval's prompts are read by
+    CLIP, whose weights are in the folder ``weights``.
+
+    Raises:
+      UserError: the parser cannot read what the prompts ask for.
+    """
+    published = any(isinstance(one, GenEval) for one in asked.values())
+    if parser is None:
+        shipped = (WEIGHTS / SHIPPED).is_dir()
+        parser = f"builtin:{SHIPPED}" if asked and shipped and not published else ""
+    if not parser:
+        return None
+    if not asked:
+        raise UserError(
+            "--parser reads what prompts ask for, and these do not say it: use prompts with the "
+            "columns kind and things, scenes/openmoji:CONDITION or geneval:FILE."
+        )
+    segmenter = Segmenter(parser)
+    require_words(asked, segmenter)
+    if not published:
+        return segmenter, hues
+    return segmenter, ClipColors(weights) if weights else ClipColors()
 
 
 def _resized(image: UInt8[np.ndarray, "_ _ 3"], shape: Shape) -> UInt8[np.ndarray, "_ _ 3"]:

@@ -68,8 +68,8 @@ def add_prompt_arguments(parser: Parser, count: str) -> None:
         "--prompts",
         dest="prompt_set",
         type=_prompts,
-        help="FILE of one prompt per line, or a table (.tsv, .csv); parti:FILE; sur; or "
-        "DATASET:CONDITION, a data set's captions",
+        help="FILE of one prompt per line, or a table (.tsv, .csv); parti:FILE; "
+        "geneval:FILE; sur; or DATASET:CONDITION, a data set's captions",
     )
     parser.add_argument(
         "--prompt_column",
@@ -110,7 +110,7 @@ def share(text: str) -> tuple[int, int]:
 
 
 def _prompts(text: str) -> str:
-    path(text.removeprefix("parti:"))
+    path(text.removeprefix("parti:").removeprefix("geneval:"))
     return text
 
 

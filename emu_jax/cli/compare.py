@@ -48,6 +48,12 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
         "--judge", type=path, help=f"default {JUDGE} for emoji models; empty: no judge"
     )
     parser.add_argument(
+        "--parser",
+        type=path,
+        help="reads whether images show what prompts with the columns kind and things ask for; a "
+        "model of configs/parser.py; empty: none",
+    )
+    parser.add_argument(
         "--metrics", type=names_of(METRICS), default=(), help=f"some of {', '.join(METRICS)}"
     )
     parser.add_argument(
@@ -86,6 +92,7 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
         count=arguments.count,
         by=arguments.by,
         judge=judge,
+        parser=arguments.parser,
         metrics=arguments.metrics,
         weights=arguments.weights,
         seed=arguments.seed,

@@ -2,6 +2,7 @@
 
     FILE                 .txt: one prompt per line; .tsv or .csv: a table with a column `prompt`
     parti:FILE           PartiPrompts, the published TSV file; adds the column `stylised`
+    geneval:FILE         GenEval's JSON lines; adds the columns `kind` and `geneval`
     sur                  45 prompts of the three types of the SUR-adapter (arXiv 2305.05189)
     DATASET:CONDITION    captions of a built data set's records, with their images
 
@@ -29,8 +30,9 @@ from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.data.source import Source, find, open_source
 from emu_jax.data.textfile import read_lines, read_text
 from emu_jax.errors import UserError
+from emu_jax.evaluation import geneval
 
-FORMS = "FILE (.txt, .tsv, .csv), parti:FILE, sur, or DATASET:CONDITION"
+FORMS = "FILE (.txt, .tsv, .csv), parti:FILE, geneval:FILE, sur, or DATASET:CONDITION"
 CATEGORIES = ("category", "challenge", "kind", "type")  # the columns that usually name them
 WHITE = (255, 255, 255)
 MOST_CATEGORIES = 50
@@ -210,6 +212,8 @@ def _open(text: str, column: str, data_dir: epath.PathLike) -> PromptSet:
             return _from_table(epath.Path(file))
     if form == "parti":
         return _parti(rest)
+    if form == "geneval":
+        return _geneval(rest)
     is_file = "://" in text or epath.Path(text).expanduser().is_file()
     if (
         is_file
@@ -226,11 +230,22 @@ def _open(text: str, column: str, data_dir: epath.PathLike) -> PromptSet:
     return data_prompts(Selection(source, select=rest, captions=column or "captions"))
 
 
-def _parti(path: str) -> PromptSet:
-    """PartiPrompts. Its stylised prompts are those of one challenge and of two categories."""
+def _geneval(path: str) -> PromptSet:
+    file = _published(path, "geneval")
+    prompts, columns = geneval.read_lines(read_lines(file), str(file))
+    return PromptSet(tuple(prompts), {name: tuple(cells) for name, cells in columns.items()})
+
+
+def _published(path: str, form: str) -> epath.Path:
     file = epath.Path(path).expanduser()
     if not path or not file.exists() or file.is_dir():
-        raise UserError(f"There is no file {path or 'behind parti:'}; use --prompts=parti:FILE.")
+        raise UserError(f"There is no file {path or f'behind {form}:'}; use --prompts={form}:FILE.")
+    return file
+
+
+def _parti(path: str) -> PromptSet:
+    """PartiPrompts. Its stylised prompts are those of one challenge and of two categories."""
+    file = _published(path, "parti")
     found = _from_table(file, delimiter="\t", needed=_PARTI)
     stylised = (
         challenge == "Style & Format" or category in ("Illustrations", "Arts")

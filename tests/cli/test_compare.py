@@ -234,3 +234,32 @@ def test_a_mistyped_metric_is_answered_with_the_nearest_name(capsys):
 
 def test_the_default_prompts_are_distinct():
     assert len(set(KEPT_CONCEPTS)) == len(KEPT_CONCEPTS) >= 24
+
+
+def test_a_parser_reads_what_scenes_show(generator_run, parser_run, scenes, tmp_path, capsys):
+    prompts = "--prompts=scenes/openmoji_tiny:split == test and kind != single"
+    more = ("--judge=", "--steps=2", f"--data_dir={scenes}", f"--out={tmp_path}")
+    command = ["evaluate", str(generator_run), prompts, f"--parser={parser_run}", *more]
+    assert main(command) == 0
+    record = json.loads((tmp_path / "evaluate.json").read_text())
+    contents, names = record["contents"], (str(generator_run), "real pictures")
+    assert contents["parser"]["path"] == str(parser_run)
+    for name in names:
+        images = contents["images"][name]
+        assert 0 < len(images) < len(record["prompts"])  # without those of persons
+        for figure in ("count", "things"):
+            share = np.mean([image[figure] for image in images])
+            assert contents["figures"][name]["all"][figure]["value"] == pytest.approx(share)
+    assert {"two", "action", "count", "color"} < contents["figures"][names[0]].keys()
+    table = (tmp_path / "figures.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == [
+        f"| {generator_run.name}",
+        "| real images",
+    ]
+    page = Page((tmp_path / "index.html").read_text())
+    assert "right" in (tmp_path / "index.html").read_text() and "real images" in page.heads
+    named = ["evaluate", str(generator_run), f"--parser={parser_run}", f"--out={tmp_path}"]
+    (tmp_path / "prompts.txt").write_text("a red disc")
+    capsys.readouterr()
+    assert main([*named, f"--prompts={tmp_path}/prompts.txt", "--judge="]) == 2
+    assert "--parser reads what prompts ask for, and these do not say it" in capsys.readouterr().err
