@@ -119,7 +119,7 @@ def expected(row: Mapping[str, str]) -> Composition | None:
     Raises:
       UserError: a cell cannot be read.
     """
-    kind = row.get("kind", "")
+    kind = row.get("kind") or "other"
     things = tuple(row["things"].split("|")) if row.get("things") else ()
     if kind == UNREADABLE or not things:
         return None

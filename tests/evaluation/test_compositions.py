@@ -13,6 +13,8 @@ from emu_jax.data.scenes_drawing import Sprites, codes, draw, turn_hue
 from emu_jax.data.scenes_plan import RELATIONS, ROWS, Scene
 from emu_jax.data.scenes_things import HUES, THINGS
 from emu_jax.errors import UserError
+from emu_jax.evaluation import clip_colors
+from emu_jax.evaluation.clip_colors import COLORS
 from emu_jax.evaluation.compositions import (
     LAYOUTS,
     Composition,
@@ -23,6 +25,7 @@ from emu_jax.evaluation.compositions import (
 from emu_jax.evaluation.contents import asked_by, contents, figures, read, require_words, summary
 from emu_jax.evaluation.geneval import from_json, read_lines
 from emu_jax.evaluation.instances import Box, Instance, hue, hues, outlined, see
+from emu_jax.evaluation.prompt_sets import open_prompts
 
 NAMES = {name: name for name in ("a", "b", "real")}
 
@@ -167,7 +170,7 @@ def test_answers():
     assert not same.answers([car])["relation"]
 
 
-class True_:
+class Truth:
     """A detector that knows the instance maps: of each image, by its number."""
 
     name, words = "truth", tuple(THINGS)
@@ -218,14 +221,14 @@ def drawn(sprites):
 
 def test_every_kind_of_real_scene_is_right(drawn):
     images, maps = drawn
-    seen = see(images, True_(SCENES, maps), hues)
+    seen = see(images, Truth(SCENES, maps), hues)
     for scene, own in zip(SCENES, seen, strict=True):
         assert all(expected(row(scene)).answers(own).values()), (scene, [x.name for x in own])
 
 
 def test_a_real_scene_that_shows_something_else_is_wrong(drawn):
     images, maps = drawn
-    seen = dict(zip(SCENES, see(images, True_(SCENES, maps), hues), strict=True))
+    seen = dict(zip(SCENES, see(images, Truth(SCENES, maps), hues), strict=True))
 
     def wrong(scene, **cells):
         answers = expected(row(scene) | cells).answers(seen[scene])
@@ -289,6 +292,43 @@ def test_geneval_is_read_and_judged_by_its_rules():
     assert right_of() == [False] * 6
     answers = asked[4].answers([red, left])
     assert answers == {"things": True, "relation": False}
+
+
+def test_prompts_of_geneval_are_a_prompt_set(tmp_path):
+    file = tmp_path / "evaluation_metadata.jsonl"
+    cat = {"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}]}
+    file.write_text("\n".join(lines(cat | {"prompt": "a photo of a red cat"})) + "\n")
+    found = open_prompts(f"geneval:{file}")
+    assert found.prompts == ("a photo of a red cat",) and found.column("kind") == ("colors",)
+    assert asked_by(found.columns)[0] == from_json(json.dumps(cat))
+    with pytest.raises(UserError, match="use --prompts=geneval:FILE"):
+        open_prompts("geneval:none.jsonl")
+
+
+class Towers:
+    """A CLIP that embeds an image as its mean color, less gray, a text as the color it names."""
+
+    def images(self, images):
+        return np.stack([x.reshape(-1, 3).mean(0) - 0x99 for x in images])
+
+    def texts(self, texts):
+        return np.stack(
+            [next(np.array(ImageColor.getrgb(c)) for c in COLORS if c in t) - 127.5 for t in texts]
+        )
+
+
+def test_clip_reads_the_color_of_what_is_below_the_mask(monkeypatch):
+    monkeypatch.setattr(clip_colors, "open_clip", lambda folder: Towers())
+    monkeypatch.setattr(clip_colors, "clip_folder", lambda weights, name: name)
+    image = np.full((64, 64, 3), (0, 0, 255), np.uint8)
+    image[10:20, 10:30] = (255, 255, 0)
+    seen = [instance("cat", 10, 10, 30, 20), instance("tv", 40, 40, 60, 60)]
+    assert clip_colors.ClipColors()(image, seen) == ["yellow", "blue"]
+    assert clip_colors.ClipColors()(image, []) == []
+    half = Instance("cat", 1.0, box(10, 10, 30, 15) | box(10, 10, 20, 20))
+    alone = clip_colors.cut_out(image, half)
+    assert alone.shape == (10, 20, 3)
+    assert np.all(alone[:5] == (255, 255, 0)) and np.all(alone[5:, 10:] == 0x99)
 
 
 @pytest.mark.parametrize(
