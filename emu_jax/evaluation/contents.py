@@ -22,6 +22,7 @@ from emu_jax.evaluation.instances import (
     Detector,
     Instance,
     Pixels,
+    distinct,
     outlined,
     see,
 )
@@ -104,6 +105,8 @@ def read(
     """A reading of those of the images whose prompts ask for something."""
     own = {i: images[i] for i in asked}
     seen = dict(zip(own, see(list(own.values()), detector, colors), strict=True))
+    # GenEval's rules count every label on its own.
+    seen |= {i: distinct(seen[i]) for i, one in asked.items() if isinstance(one, Composition)}
     return Reading(own, seen, {i: one.answers(seen[i]) for i, one in asked.items()})
 
 

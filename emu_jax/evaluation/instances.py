@@ -35,6 +35,7 @@ HUES = (
 # Dark colors of Okabe and Ito's palette, for outlines and labels on white.
 _INK = ((213, 94, 0), (0, 114, 178), (0, 130, 95), (150, 60, 120), (90, 90, 90))
 _FONT_SIZE = 12
+_SAME = 0.5  # intersection over union
 _CHROMA = 30  # of 255; less is gray
 _COLORED = 0.05  # of an instance's pixels; with fewer of a hue it has no color
 
@@ -99,6 +100,22 @@ class Detector(Protocol):
 
 # From an image and the instances in it to the color of each, empty where it has none.
 Colors = Callable[[Pixels, Sequence[Instance]], list[str]]
+
+
+def distinct(seen: Sequence[Instance]) -> list[Instance]:
+    """Of instances that cover the same pixels, more than half of those of both together, only the
+    best. A detector decides for each label on its own, and may see one thing as two.
+    """
+    kept: list[Instance] = []
+    for one in seen:
+        if all(_overlap(one.mask, other.mask) <= _SAME for other in kept):
+            kept.append(one)
+    return kept
+
+
+def _overlap(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> float:
+    """Intersection over union."""
+    return float(np.sum(a & b) / np.sum(a | b))
 
 
 def see(images: Images, detector: Detector, colors: Colors) -> list[list[Instance]]:

@@ -24,7 +24,7 @@ from emu_jax.evaluation.compositions import (
 )
 from emu_jax.evaluation.contents import asked_by, contents, figures, read, require_words, summary
 from emu_jax.evaluation.geneval import from_json, read_lines
-from emu_jax.evaluation.instances import Box, Instance, hue, hues, outlined, see
+from emu_jax.evaluation.instances import Box, Instance, distinct, hue, hues, outlined, see
 from emu_jax.evaluation.prompt_sets import open_prompts
 
 NAMES = {name: name for name in ("a", "b", "real")}
@@ -367,6 +367,18 @@ class Fixed:
 
     def __call__(self, images):
         return [self.seen[int(image[0, 0, 0])] for image in images]
+
+
+def test_one_thing_is_not_counted_under_two_labels():
+    pear, lemon = instance("pear", 0, 0, 20, 20), instance("lemon", 0, 0, 20, 13)  # IoU 0.65
+    held = instance("lemon", 0, 0, 20, 10)  # 0.5: in front of the other
+    assert distinct([pear, lemon]) == [pear] and distinct([lemon, pear]) == [lemon]
+    assert distinct([pear, held]) == [pear, held] and distinct([]) == []
+    image = [np.zeros((64, 64, 3), np.uint8)]
+    asked = asked_by({"kind": ["single"], "things": ["pear"]})
+    assert read(image, asked, Fixed({0: [pear, lemon]}), hues).answers[0]["count"]
+    asked = asked_by({"geneval": ['{"tag": "x", "include": [{"class": "lemon", "count": 1}]}']})
+    assert read(image, asked, Fixed({0: [pear, lemon]}), hues).answers[0]["things"]
 
 
 def test_a_report_has_figures_by_kind_differences_and_the_worst_images():
