@@ -11,8 +11,8 @@ of it. A composition answers up to four questions about the instances that a det
 
 An image is right if the answer to all of them is yes. Count, color and relation do not depend on
 other things: two blue cars in place of one have a wrong count and the right color. A thing that is
-not there has neither a color nor a place. An instance
-has one label, that of its highest score (:func:`emu_jax.evaluation.instances.distinct`).
+not there has neither a color nor a place. One thing that a detector sees under two labels has the
+label of the higher score (:func:`emu_jax.evaluation.instances.distinct`).
 
 Relations are layouts, as the scenes are drawn. With x, y, w, h the centers and extents of the two
 boxes (y points down), 1 and 2 for the first and second thing,
