@@ -71,7 +71,9 @@ def test_metrics_of_a_clip(tmp_path):
     np.testing.assert_allclose(column("laion_aesthetic", tmp_path), rating, rtol=1e-4, atol=1e-6)
     embedded = clip_metrics.CmmdEmbedding(str(tmp_path))(BATCH)
     np.testing.assert_allclose(embedded, squares.numpy(), atol=1e-5)
-    # SUR-adapter's: softmax over the two images of a prompt.
+    # SUR-adapter's: softmax over the two images of a prompt. In fp64: in fp32 the exponential of
+    # 100 times a cosine has an error of some 1e-6 itself.
+    cosines = cosines.astype(np.float64)
     pair = np.exp(100 * np.stack([cosines, cosines[::-1]]))
     np.testing.assert_allclose(
         # A logit of 25 is exact to 2e-6 in fp32, and its exponential relatively so.
