@@ -27,6 +27,7 @@ _NUMBERS = {
 _STRING, _ARRAY = 8, 9
 _AXES = 4
 _LONGEST_NAME = 2**16
+_LONGEST_SHOWN = 100
 
 
 class Gguf(NamedTuple):
@@ -71,13 +72,13 @@ def open_gguf(path: str | epath.PathLike) -> Gguf:
         for _ in range(entries):
             key = header.name("an entry's key")
             if key in metadata:
-                raise UserError(f"{file} names the entry {key!r} twice; refused.")
+                raise UserError(f"{file} names the entry {_short(key)} twice; refused.")
             metadata[key] = header.value(key)
         places: dict[str, _Place] = {}
         for _ in range(tensors):
             name = header.name("a tensor's name")
             if name in places:
-                raise UserError(f"{file} names the tensor {name!r} twice; refused.")
+                raise UserError(f"{file} names the tensor {_short(name)} twice; refused.")
             places[name] = header.place(name)
         start = header.position
     # The tensors start on a multiple of this number of bytes.
@@ -90,8 +91,8 @@ def open_gguf(path: str | epath.PathLike) -> Gguf:
     for name, place in places.items():
         if place.offset + place.size > size - start:
             raise UserError(
-                f"{file} is cut short or damaged: the tensor {name!r} ends at byte "
-                f"{start + place.offset + place.size} of {size}; copy or fetch it again."
+                f"{file} is cut short or damaged: the tensor {_short(name)} ends at "
+                f"byte {start + place.offset + place.size} of {size}; copy or fetch it again."
             )
 
     def read(name: str) -> np.ndarray:
@@ -144,7 +145,7 @@ class _Header:
         return self.text(what, _LONGEST_NAME)
 
     def value(self, key: str) -> Any:
-        what = f"the entry {key!r}"
+        what = f"the entry {_short(key)}"
         kind = self.number("<u4", what)
         if kind != _ARRAY:
             return self._one(kind, what)
@@ -157,7 +158,7 @@ class _Header:
         return np.frombuffer(self.take(count * dtype.itemsize, what), dtype)
 
     def place(self, name: str) -> _Place:
-        what = f"the tensor {name!r}"
+        what = f"the tensor {_short(name)}"
         axes = self.number("<u4", what)
         if not 1 <= axes <= _AXES:
             raise UserError(f"{self._file} is damaged: {what} has {axes} axes.")
@@ -189,3 +190,9 @@ class _Header:
             f"{self._file} is cut short or damaged: {what} does not fit into its {self._size} "
             "bytes; copy or fetch it again."
         )
+
+
+def _short(name: str) -> str:
+    """A name for a message: a damaged length makes one of all that follows it."""
+    text = repr(name)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} ..."
