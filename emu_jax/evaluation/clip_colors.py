@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from emu_jax.evaluation.clip_metrics import AESTHETIC_CLIP, clip_folder, open_clip
 from emu_jax.evaluation.frozen import DEFAULT_WEIGHTS_DIR
@@ -40,7 +40,7 @@ class ClipColors:
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
-def cut_out(image: Pixels, one: Instance) -> Pixels:
+def cut_out(image: Pixels, one: Instance) -> UInt8[np.ndarray, "i j 3"]:
     """An instance alone, on gray."""
     left, top, right, bottom = map(int, one.box)
     pixels = np.where(one.mask[..., None], image, np.uint8(_GRAY))
