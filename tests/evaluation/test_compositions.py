@@ -384,7 +384,7 @@ def test_one_thing_is_not_counted_under_two_labels():
 def test_a_report_has_figures_by_kind_differences_and_the_worst_images():
     """Of 12 prompts a shows 9 as asked, b 6; two of persons are left out."""
     fox, car = instance("fox", 2, 2, 30, 30), instance("car", 34, 2, 62, 30)
-    detector = Fixed({0: [], 1: [fox], 2: [fox, car], 3: [fox, fox]})
+    detector = Fixed({0: [], 1: [fox], 2: [fox, car], 3: [fox, instance("fox", 34, 34, 62, 62)]})
     things = ["fox"] * 4 + ["fox|car"] * 4 + ["fox|fox"] * 4 + ["surfing"] * 2
     kinds = ["single"] * 4 + ["two"] * 4 + ["count"] * 4 + ["person"] * 2
     columns = {"kind": kinds, "things": things}
