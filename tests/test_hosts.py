@@ -159,4 +159,5 @@ def test_two_processes_compute_the_vectors_of_one(nursery, pictures, tmp_path):
         (file,) = cache.glob("vectors_*/text/vectors.npy")
         found.append(np.load(file))
     assert found[0].shape == (13, 2, 64) and np.abs(found[0][1:]).max((1, 2)).min() > 0
-    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-5)
+    # Sums over halves of a matrix are rounded otherwise in fp32.
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-4)

@@ -19,7 +19,7 @@ from jaxtyping import AbstractArray, PyTree
 
 # Every room whose annotations name shapes.
 ROOMS = (
-    *("nn", "process", "parallel", "text", "data"),
+    *("nn", "process", "parallel", "checkpoint", "text", "data"),
     *("tasks", "training", "evaluation", "assembly"),
 )
 
