@@ -24,6 +24,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from emu_jax.checkpoint.failures import first_line, mend
+from emu_jax.checkpoint.paths import refuse_links_below
 from emu_jax.errors import UserError
 
 FORMAT = 1
@@ -209,6 +210,7 @@ class Checkpoints:
     @property
     def _manager(self) -> ocp.CheckpointManager:
         if self._open_manager is None:
+            refuse_links_below(self.directory)
             kept: list[policy.PreservationPolicy] = [policy.LatestN(self._keep_last)]
             if self._keep_best is not None:
                 kept.append(_Best(self._ranked, self._keep_best[2]))

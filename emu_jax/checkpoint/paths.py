@@ -163,6 +163,19 @@ def refuse_links_out(folder: Path) -> None:
             file_in(epath.Path(folder), file.name, folder)
 
 
+def refuse_links_below(folder: epath.Path) -> None:
+    """Raises UserError where anything below a local folder is a link out of it."""
+    name = os.fspath(folder)
+    real = _real(folder)
+    for place, folders, files in () if "://" in name else os.walk(name):
+        for path in (os.path.join(place, one) for one in (*folders, *files)):
+            if os.path.islink(path) and not _real(epath.Path(path)).is_relative_to(real):
+                raise UserError(
+                    f"{path} is a symbolic link out of {folder}; refused: replace it by a copy of "
+                    "what it names if you trust it."
+                )
+
+
 def _real(path: epath.Path) -> PurePosixPath:
     """Without symbolic links, which a bucket does not have and ``epath`` does not follow."""
     name = os.fspath(path)

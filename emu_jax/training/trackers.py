@@ -165,15 +165,18 @@ def _number(x: float) -> float | str:
 
 
 def _lines_until(path: epath.Path, last_step: int) -> Iterator[str]:
-    """The file's lines up to a step. Reading ends at a line that a killed run left incomplete."""
+    """The file's lines up to a step. Reading ends at a line that is damaged, or that a killed run
+    left incomplete.
+    """
     if not path.exists():
         return
-    for line in path.read_text().splitlines(keepends=True):
+    for data in path.read_bytes().splitlines(keepends=True):
         try:
+            line = data.decode()
             step = json.loads(line)["step"] if line.endswith("\n") else None
-        except (json.JSONDecodeError, KeyError, TypeError):
-            step = None
-        if step is None:
+        except (ValueError, KeyError, TypeError):  # not UTF-8, not JSON, or without a step
+            return
+        if not isinstance(step, int):
             return
         if step <= last_step:
             yield line

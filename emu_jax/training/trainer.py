@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from emu_jax.checkpoint.agreement import newest
+from emu_jax.checkpoint.foreign import entry
 from emu_jax.checkpoint.manager import Checkpoints
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
@@ -182,6 +183,8 @@ class Trainer:
         """(state, record) of the workdir's newest checkpoint; without one, the initial ones."""
         if newest(checkpoints) is not None:
             state, meta = checkpoints.restore(None, abstract_state(self.task, self.mesh))
+            step = int(state["step"])
+            entry(meta, "ended", str, f"The checkpoint of step {step} in {self.workdir}")
             self._check_frozen(meta)
             require_same_config(meta.get("config", {}), self.meta["config"], self.workdir)
             return state, meta

@@ -88,6 +88,25 @@ def test_round_trip_is_bit_exact_with_its_metadata(tmp_path):
     assert all(isinstance(value, np.ndarray) for value in arrays.values())
 
 
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "meta/metadata", "state"])
+def test_a_link_out_of_the_folder_is_refused(tmp_path, name):
+    saved_run(tmp_path / "run").close()
+    part, secret = tmp_path / "run/2" / name, tmp_path / "secret"
+    part.rename(secret)
+    part.symlink_to(secret)
+    with (
+        Checkpoints(str(tmp_path / "run"), read_only=True) as checkpoints,
+        pytest.raises(UserError, match=f"{name} is a symbolic link out of"),
+    ):
+        checkpoints.read_meta(1)
+    part.unlink()
+    secret.rename(tmp_path / "run/inside")
+    part.symlink_to(tmp_path / "run/inside")
+    (tmp_path / "link").symlink_to(tmp_path / "run")  # the folder itself may lie elsewhere
+    with Checkpoints(str(tmp_path / "link"), read_only=True) as checkpoints:
+        assert checkpoints.read_meta(1)["step"] == 1
+
+
 def test_arrays_may_be_donated_once_save_returns(tmp_path):
     overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
     with Checkpoints(str(tmp_path), keep_last=9) as checkpoints:

@@ -43,12 +43,14 @@ def test_a_line_survives_a_kill_without_flush(tmp_path):
     tracker.close()
 
 
-@pytest.mark.parametrize("torn", ["", '{"step": 10, "lo', '{"step": 3, "loss": 0.5}'])
+@pytest.mark.parametrize(
+    "torn", [b"", b'{"step": 10, "lo', b'{"step": 3, "loss": 0.5}', b'{"step": 10, "\xe9": 1}\n']
+)
 def test_a_resumed_run_reads_as_if_never_broken_off(tmp_path, torn):
     write_run(tmp_path / "whole", range(1, 11))
     write_run(tmp_path / "broken", range(1, 10))
-    with (tmp_path / "broken" / METRICS_FILE).open("a") as file:
-        file.write(torn)  # no line end: the kill came in the middle
+    with (tmp_path / "broken" / METRICS_FILE).open("ab") as file:
+        file.write(torn)  # no line end: the kill came in the middle; or a damaged byte
     write_run(tmp_path / "broken", range(7, 11), restored_step=6)
     whole, broken = ([r | {"time": 0} for r in records(tmp_path / x)] for x in ("whole", "broken"))
     assert broken == whole
@@ -121,9 +123,9 @@ class Bucket:
     def exists(self):
         return self.text is not None
 
-    def read_text(self):
+    def read_bytes(self):
         assert self.text is not None
-        return self.text
+        return self.text.encode()
 
     def write_text(self, text):
         self.text, self.writes = text, self.writes + 1

@@ -1,5 +1,6 @@
 """Whole runs in this process of a task whose every number is known in closed form."""
 
+import json
 import os
 import signal
 
@@ -119,6 +120,16 @@ def test_other_frozen_networks_are_refused(tmp_path):
         trainer(tmp_path, steps=4, frozen=other).run()
     assert trainer(tmp_path, steps=4).run() == "done"
     assert int(saved(tmp_path)[1]["step"]) == 4
+
+
+def test_a_record_that_does_not_say_how_the_run_ended_is_refused(tmp_path):
+    trainer(tmp_path, steps=2).run()
+    for record in tmp_path.glob("checkpoints/*/meta/metadata"):
+        meta = json.loads(record.read_text())
+        del meta["ended"]
+        record.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=r"checkpoint of step 2 in .* has no entry 'ended'"):
+        trainer(tmp_path, steps=4).run()
 
 
 def test_a_terminated_run_saves_where_it_is_and_goes_on_from_there(tmp_path):
