@@ -39,7 +39,8 @@ out for validation (docs/data.md).
 
 stage=decoder trains only the decoder of a trained autoencoder. Encoder and codebook stay as they
 are, so that models trained on its latents or tokens still fit. kind=vq replaces the decoder by a
-larger one (not measured); kind=kl goes on with the decoder as it is, with a perceptual loss:
+larger one (not measured); kind=kl goes on with the decoder as it is, with a perceptual loss (not
+measured), of the shipped autoencoder where size=tiny:
 
     emu-jax train --config=configs/autoencoder.py:size=tiny,kind=vq,stage=decoder \\
         --config.init_from=runs/vq --workdir=runs/vq_decoder
@@ -138,7 +139,10 @@ def get_config(argument: str | None = None) -> ConfigDict:
         (_muse if chosen.kind == "vq" else _emu)(config, chosen.size)
     if chosen.stage == "decoder":
         config.groups.autoencoder.pattern = "autoencoder/decoder/"
-        (_larger_decoder if chosen.kind == "vq" else _sharper_decoder)(config)
+        if chosen.kind == "vq":
+            _larger_decoder(config)
+        else:
+            _sharper_decoder(config, chosen.size)
     if chosen.data:
         stages.own_images(config, chosen.data)
     return config
@@ -214,9 +218,12 @@ def _larger_decoder(config: ConfigDict) -> None:
     config.quantizer.frozen = True
 
 
-def _sharper_decoder(config: ConfigDict) -> None:
-    """The same decoder, trained further with a perceptual loss."""
-    config.init_from = "builtin:autoencoder_64"
-    config.loss.perceptual_weight = 0.5
-    config.groups.autoencoder.optimizer.learning_rate = 3e-4
-    config.train.steps = min(config.train.steps, 1000)
+def _sharper_decoder(config: ConfigDict, size: str) -> None:
+    """The same decoder, trained further with a perceptual loss. Where only the decoder is trained,
+    the statistics of the latents stay as well.
+    """
+    config.init_from = "builtin:autoencoder_64" if size == "tiny" else "runs/autoencoder"
+    if size == "tiny":
+        config.loss.perceptual_weight = 0.5
+        config.groups.autoencoder.optimizer.learning_rate = 3e-4
+        config.train.steps = 1000

@@ -4,7 +4,11 @@
     emu-jax train --config=configs/parser.py:size=tiny --workdir=runs/parser
 
 size=tiny: 64 x 64 pixels, the 60 things of scenes, one level of 8 x 8 cells, 0.9 M parameters
-    hardware, time, result  not measured
+    hardware  2 CPU cores (AMD EPYC)
+    time      28 images a second: 57 minutes. The measured run took 95, with other work beside
+    result    3,060 test scenes after the shipped autoencoder: count right 97.5 % (of up to four
+              things), every thing and no other 82.4 %, color 96.2 %; relation 97.9 % where the
+              things are right, 78.1 % of all
 size=coco: the published network: ResNet-50, five levels. It needs a data set with the further
     image `instances` and a column `classes` (`--config.data.train.images.dataset`), and the names
     of the classes (`--config.labeled.classes`); no builder here makes one from COCO's files yet

@@ -1,4 +1,6 @@
-"""What is settled before a run's devices are used, and which text encoder it resumes with."""
+"""What is settled before a run's devices are used, which text encoder it resumes with, and what a
+stage leaves as it was.
+"""
 
 import json
 import os
@@ -6,11 +8,13 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 import runs
 from ml_collections import ConfigDict
 
 from emu_jax.assembly import training
+from emu_jax.checkpoint.export import load_model
 from emu_jax.cli.main import main
 
 COUNTED = """
@@ -78,3 +82,13 @@ def test_a_run_resumes_with_its_own_tokenizer_only(movable_run, pictures, capsys
         del meta["frozen"]["minilm"]["tokenizer"]
         record.write_text(json.dumps(meta))
     assert main(command) == 0
+
+
+def test_a_decoder_is_trained_alone_for_the_same_latents(autoencoder_run, pictures, tmp_path):
+    """What a generator reads, the encoder and the statistics of its latents, keeps every bit."""
+    more = (f"--config.init_from={autoencoder_run}", "--config.train.steps=2")
+    runs.train("autoencoder:stage=decoder", tmp_path / "run", pictures, *more)
+    before, after = (load_model(str(run)).params for run in (autoencoder_run, tmp_path / "run"))
+    changed = {path for path, x in before.items() if not np.array_equal(after[path], x)}
+    assert before.keys() == after.keys() and changed
+    assert all(path.startswith("autoencoder/decoder/") for path in changed), changed
