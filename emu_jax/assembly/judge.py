@@ -125,6 +125,7 @@ def yardstick(judge: Judge, sets: Sets, prompts: PromptSet) -> Yardstick:
         tuned_images=needles,
         bound=copy_bound(descriptors(np.stack(images)), tuned),
         real=list(prompts.real.read(size, judge.background)) if prompts.real else None,
+        repeats=prompts.repeats,
     )
 
 

@@ -24,7 +24,7 @@ from emu_jax.evaluation.contents import Asked, asked_by, contents, read, require
 from emu_jax.evaluation.instances import hues
 from emu_jax.evaluation.lpips import lpips
 from emu_jax.evaluation.metrics import Interval, frechet_to, mean_interval, statistic_interval
-from emu_jax.evaluation.prompt_sets import data_prompts
+from emu_jax.evaluation.prompt_sets import PromptSet, data_prompts
 from emu_jax.evaluation.reconstruction import psnr, ssim
 from emu_jax.evaluation.report import ImageTable, Section, Table, Tile, write_report
 from emu_jax.nn.functional import Params
@@ -63,7 +63,7 @@ def compare_autoencoders(
     """
     scorer = Judge(judge) if judge else None
     segmenter = Segmenter(parser) if parser else None
-    asked, captions = _asked(sets, data_dir) if parser else ({}, [])
+    asked, captions = _asked(sets, data_dir) if parser else ({}, PromptSet(()))
     if segmenter:
         require_words(asked, segmenter)
     found: dict[str, _Found] = {}
@@ -205,7 +205,7 @@ def _read(sets: Sequence[str], data_dir: str, side: int, background: Any) -> Ima
     )
 
 
-def _asked(sets: Sequence[str], data_dir: str) -> tuple[dict[int, Asked], list[str]]:
+def _asked(sets: Sequence[str], data_dir: str) -> tuple[dict[int, Asked], PromptSet]:
     """What the images of scenes show, by their numbers in :func:`_read`; all images' captions."""
     asked: dict[int, Asked] = {}
     captions: list[str] = []
@@ -225,4 +225,4 @@ def _asked(sets: Sequence[str], data_dir: str) -> tuple[dict[int, Asked], list[s
             "--parser reads scenes, and the images have no columns kind and things: use e.g. "
             "--pictures='scenes/openmoji:split == test'."
         )
-    return asked, captions
+    return asked, PromptSet(tuple(captions))

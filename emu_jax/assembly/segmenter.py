@@ -26,6 +26,7 @@ from emu_jax.tasks.base import to_unit_range
 from emu_jax.tasks.solo import Found
 
 SHIPPED = "parser_64"
+Reader = tuple["Segmenter", Colors]
 
 
 class Segmenter:
@@ -89,9 +90,7 @@ class Segmenter:
                 yield Instance(self.words[int(label)], float(score), large)
 
 
-def open_reader(
-    parser: str | None, asked: Mapping[int, Asked], weights: str = ""
-) -> tuple[Segmenter, Colors] | None:
+def open_reader(parser: str | None, asked: Mapping[int, Asked], weights: str = "") -> Reader | None:
     """What reads images of prompts that ask for something; None: nothing does.
 
     ``parser`` None: the shipped one for prompts of scenes. Colors of GenEval's prompts are read by

@@ -62,8 +62,10 @@ def sampling_changes(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def add_prompt_arguments(parser: Parser, count: str) -> None:
-    """Options that name prompts; ``count`` says how many there are by default."""
+def add_prompt_arguments(parser: Parser, count: str, of_each: str = "") -> None:
+    """Options that name prompts; ``count`` says how many there are by default. Where there are
+    several ``of_each``, every one may have its own column of prompts.
+    """
     parser.add_argument(
         "--prompts",
         dest="prompt_set",
@@ -74,7 +76,8 @@ def add_prompt_arguments(parser: Parser, count: str) -> None:
     parser.add_argument(
         "--prompt_column",
         default="",
-        help="column of the prompts; default prompt in tables, captions in data sets",
+        help="column of the prompts; default prompt in tables, captions in data sets"
+        + (f"; A,B,...: columns of the {of_each}, one for each" if of_each else ""),
     )
     parser.add_argument(
         "--select", default="", help="condition on columns of --prompts: 'category == Arts|Animals'"

@@ -13,7 +13,7 @@ images, the loss is measured on these images, and no judge is used unless ``--ju
 from collections.abc import Sequence
 from dataclasses import fields
 
-from emu_jax.assembly.arguments import Parser, path
+from emu_jax.assembly.arguments import Parser, path, positive
 from emu_jax.cli.arguments import (
     add_out,
     add_prompt_arguments,
@@ -23,6 +23,7 @@ from emu_jax.cli.arguments import (
     sampling_changes,
 )
 from emu_jax.data.places import DEFAULT_DATA_DIR
+from emu_jax.errors import UserError
 from emu_jax.evaluation.references import Sets
 from emu_jax.evaluation.registry import METRICS
 
@@ -40,7 +41,13 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
     parser.add_argument(
         "models", nargs="+", type=path, help="runs, exported models or builtin:NAME"
     )
-    add_prompt_arguments(parser, "default all of --prompts, without it 100")
+    add_prompt_arguments(parser, "default all of --prompts, without it 100", of_each="models")
+    parser.add_argument(
+        "--count_each", type=positive, help="number of prompts of each value of --by"
+    )
+    parser.add_argument(
+        "--images_per_prompt", type=positive, default=1, help="each with a seed of its own"
+    )
     parser.add_argument(
         "--by", default="", help="column of --prompts by which figures are broken down"
     )
@@ -76,7 +83,14 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
 
+    columns = arguments.prompt_column.split(",")
+    arguments.prompt_column = columns[0]
     prompts = named_prompts(arguments)
+    if arguments.count_each:
+        by = prompts.categories(arguments.by) if prompts else ""
+        if not (prompts and by):
+            raise UserError("--count_each needs --prompts with the column of --by: name one.")
+        prompts = prompts.spread(arguments.count_each, by)
 
     from emu_jax.assembly.comparing import compare
     from emu_jax.assembly.standards import standards
@@ -89,7 +103,9 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
         sets,
         name=program,
         prompts=prompts,
+        columns=columns if len(columns) > 1 else (),
         count=arguments.count,
+        images_per_prompt=arguments.images_per_prompt,
         by=arguments.by,
         judge=judge,
         parser=arguments.parser,

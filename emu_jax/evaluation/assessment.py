@@ -27,6 +27,7 @@ from emu_jax.evaluation.metrics import (
     Interval,
     Probe,
     Values,
+    by_prompt,
     duel,
     frechet_to,
     mean_interval,
@@ -45,7 +46,8 @@ _MARGIN = 0.1  # difference of probabilities; less is a tie
 @dataclass(frozen=True)
 class Yardstick:
     """What is the same for all models: prompts, their embeddings, references. ``scale`` is the
-    judge's inverse temperature; ``real`` has a real image of every prompt, if there are any."""
+    judge's inverse temperature; ``real`` has a real image of every prompt, if there are any.
+    ``repeats`` rows in a row are of one prompt."""
 
     prompts: Sequence[str]
     texts: Float[np.ndarray, "n d"]
@@ -57,6 +59,7 @@ class Yardstick:
     tuned_images: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     bound: float
     real: Sequence[UInt8[np.ndarray, "_ _ 3"]] | None = None
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -120,28 +123,33 @@ def per_image(found: Assessment) -> dict[str, Values]:
 
 def figures(found: Assessment, by: Yardstick) -> dict[str, Interval]:
     """All figures with their 95 % intervals over prompts."""
-    to_needles, to_haystack = frechet_to(by.needles), frechet_to(by.haystack)
-    return {
-        "faithful": share_interval(found.top1),
-        "faithful_top5": share_interval(found.top5),
-        "finish": share_interval(found.finished),
-        "both": share_interval(found.top1 & found.finished),
-        "frechet_needles": statistic_interval(to_needles, found.features, resamples=30),
-        "frechet_haystack": statistic_interval(to_haystack, found.features, resamples=30),
-        "mmd_needles": mmd_interval(found.features, by.needles),
-        "mmd_haystack": mmd_interval(found.features, by.haystack),
-        "copied": share_interval(found.copied),
-        "contrast": mean_interval(found.contrast),
+    values = {key: by_prompt(x, by.repeats) for key, x in per_image(found).items()}
+    sets = {"needles": by.needles, "haystack": by.haystack}
+    distances = {
+        f"frechet_{name}": statistic_interval(
+            frechet_to(rows), found.features, resamples=30, repeats=by.repeats
+        )
+        for name, rows in sets.items()
+    } | {
+        f"mmd_{name}": mmd_interval(found.features, rows, repeats=by.repeats)
+        for name, rows in sets.items()
     }
+    shares = {key: share_interval(values[key]) for key in SHARES}
+    last = {"copied": shares.pop("copied"), "contrast": mean_interval(values["contrast"])}
+    return {**shares, **distances, **last}
 
 
-def differences(challenger: Assessment, champion: Assessment) -> Mapping[str, Interval]:
+def differences(
+    challenger: Assessment, champion: Assessment, repeats: int = 1
+) -> Mapping[str, Interval]:
     """The challenger's shares minus the champion's, paired by prompt."""
-    both = challenger.top1 & challenger.finished, champion.top1 & champion.finished
+    ours, theirs = (
+        {key: by_prompt(x, repeats) for key, x in per_image(one).items()}
+        for one in (challenger, champion)
+    )
     return {
-        "faithful": share_difference_interval(champion.top1, challenger.top1),
-        "finish": share_difference_interval(champion.finished, challenger.finished),
-        "both": share_difference_interval(both[1], both[0]),
+        key: share_difference_interval(theirs[key], ours[key])
+        for key in ("faithful", "finish", "both")
     }
 
 

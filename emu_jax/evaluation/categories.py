@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from emu_jax.evaluation.comparison import label_of, word
-from emu_jax.evaluation.metrics import Interval, Values, mean_interval, share_interval
+from emu_jax.evaluation.metrics import Interval, Values, by_prompt, mean_interval, share_interval
 from emu_jax.evaluation.prompt_sets import PromptSet
 from emu_jax.evaluation.report import Section, Table, Tables
 
@@ -28,10 +28,11 @@ Columns = Mapping[str, Mapping[str, Sequence[float] | Values]]  # figure -> mode
 @dataclass(frozen=True)
 class Groups:
     """The categories of a column, by name or number, and the indices of their prompts. A prompt
-    whose cell is a list belongs to several."""
+    whose cell is a list belongs to several. ``repeats`` rows in a row are of one prompt."""
 
     column: str
     rows: Mapping[str, Int[np.ndarray, "n"]]
+    repeats: int = 1
 
     @classmethod
     def of(cls, prompts: PromptSet, by: str = "") -> Self | None:
@@ -44,7 +45,7 @@ class Groups:
             for name in dict.fromkeys(names or [NONE]):
                 rows.setdefault(name, []).append(i)
         order = sorted(rows, key=lambda name: (int(name) if name.isdecimal() else -1, name))
-        return cls(column, {name: np.array(rows[name]) for name in order})
+        return cls(column, {name: np.array(rows[name]) for name in order}, prompts.repeats)
 
 
 def by_figure(values: Mapping[str, Mapping[str, Values]]) -> dict[str, dict[str, Values]]:
@@ -63,7 +64,9 @@ def broken_down(
     rows = {**groups.rows, ALL: np.arange(len(next(iter(next(iter(columns.values())).values()))))}
     found = {
         figure: {
-            model: {name: _interval(_values(values)[own]) for name, own in rows.items()}
+            model: {
+                name: _interval(_values(values)[own], groups.repeats) for name, own in rows.items()
+            }
             for model, values in by_model.items()
         }
         for figure, by_model in columns.items()
@@ -98,10 +101,11 @@ def _values(values: Sequence[float] | Values) -> Values:
     return array if array.dtype == bool else array.astype(np.float64)
 
 
-def _interval(values: Values) -> Interval:
+def _interval(values: Values, repeats: int) -> Interval:
+    means = by_prompt(values, repeats)
     if values.dtype == bool:
-        return share_interval(values)
-    return mean_interval(values) if len(values) > 1 else Interval(float(values[0]), *[math.nan] * 2)
+        return share_interval(means)
+    return mean_interval(means) if len(means) > 1 else Interval(float(means[0]), *[math.nan] * 2)
 
 
 def _word(figure: str, interval: Interval) -> str:

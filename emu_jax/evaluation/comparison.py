@@ -25,10 +25,12 @@ from emu_jax.evaluation.assessment import (
 )
 from emu_jax.evaluation.measuring import Meter
 from emu_jax.evaluation.metrics import Interval
+from emu_jax.evaluation.prompt_sets import PromptSet
 from emu_jax.evaluation.report import Charts, ImageTable, Section, Table, Tile
 
 REAL = "real pictures"  # the name of the real images in JSON records
 _WORST = 8  # rows of the images nearest to a needle
+_ALL_PAIRS = 4  # models of which all pairs are compared
 _PLOTTED = ("faithful", "finish", "both", "mmd_needles", "contrast")
 _IN_MARKDOWN = ("faithful", "finish", "both", "copied", "contrast")
 _LABELS = {
@@ -74,16 +76,30 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
     return {path: "".join([short[stem], *path.partition("@")[1:]]) for path, stem in stems.items()}
 
 
+def pairs_of(names: Iterable[str], real: str = REAL) -> list[tuple[str, str]]:
+    """The pairs of models that are compared: all, or with many models each with the first. The
+    ``real`` images are in none.
+    """
+    models = [name for name in names if name != real]
+    return [
+        (a, b) for a, b in combinations(models, 2) if len(models) <= _ALL_PAIRS or a == models[0]
+    ]
+
+
 def image_table(
-    drawn: Sequence[Drawn], labels: Mapping[str, str], prompts: Sequence[str], seed: int
+    drawn: Sequence[Drawn],
+    labels: Mapping[str, str],
+    prompts: Sequence[str],
+    indices: Sequence[int],
+    seed: int,
 ) -> Section:
-    """One row per prompt, one column per model; real images have no seed."""
+    """A row for each of the ``indices``, one column per model; real images have no seed."""
     rows = [
         (
-            prompt,
+            prompts[i],
             [Tile(m.images[i], "" if m.name == REAL else f"seed {seed + i}") for m in drawn],
         )
-        for i, prompt in enumerate(prompts)
+        for i in indices
     ]
     note = "All drawn images of a row have the same prompt and the same initial noise."
     columns = [label_of(model.name, labels) for model in drawn]
@@ -113,8 +129,8 @@ def judged(
         )
         for key in _PLOTTED
     }
-    pairs = list(combinations([name for name in found if name != REAL], 2))
-    leads = {(b, a): differences(found[b], found[a]) for a, b in pairs}
+    pairs = pairs_of(found)
+    leads = {(b, a): differences(found[b], found[a], by.repeats) for a, b in pairs}
     fights = {(b, a): duels(found[b], found[a]) for a, b in pairs}
     sections: list[Section] = [Table("Figures", ["", *columns], rows, note=_NOTE)]
     sections += [Charts("Figures as charts", [], plots)]
@@ -157,7 +173,7 @@ def measured(
     meters: Mapping[str, Meter],
     drawn: Sequence[Drawn],
     labels: Mapping[str, str],
-    prompts: Sequence[str],
+    prompts: PromptSet,
     originals: Sequence[UInt8[np.ndarray, "_ _ 3"]] = (),
 ) -> tuple[list[Section], dict[str, Any], str]:
     """Metrics of the registry and their differences: as sections, as a record, and in Markdown.
@@ -165,15 +181,16 @@ def measured(
     Pairs are of models, without the real images.
     """
     labels, names = {**labels, **_LABELS}, [model.name for model in drawn]
-    pairs = list(combinations([name for name in names if name != REAL], 2))
+    texts, repeats = prompts.prompts, prompts.repeats
+    pairs = pairs_of(names)
     versus = [f"{labels[b]} against {labels[a]}" for a, b in pairs]
     rows: list[list[str]] = []
     apart: list[list[str]] = []
     plots, record = {}, {}
     for metric, meter in meters.items():
-        found = {model.name: meter.rows(model.images, prompts, originals) for model in drawn}
-        figure = {name: meter.interval(values) for name, values in found.items()}
-        leads = [meter.difference(found[a], found[b]) for a, b in pairs]
+        found = {model.name: meter.rows(model.images, texts, originals) for model in drawn}
+        figure = {name: meter.interval(values, repeats) for name, values in found.items()}
+        leads = [meter.difference(found[a], found[b], repeats) for a, b in pairs]
         rows.append([metric, meter.metric.better, *(word(metric, x) for x in figure.values())])
         apart.append([metric, *(word(metric, lead) for lead in leads)])
         plots[metric] = curves.interval_plot(
@@ -182,7 +199,7 @@ def measured(
         record[metric] = {
             "reads": meter.metric.reads,
             "better": meter.metric.better,
-            "images": len(prompts),
+            "images": len(texts),
             "figures": _as_dicts(figure),
             "differences": {
                 f"{b} against {a}": lead._asdict()
@@ -192,7 +209,8 @@ def measured(
         if meter.statistic is None:
             record[metric]["columns"] = {name: one.tolist() for name, one in found.items()}
     columns = ["", "better", *(labels[name] for name in names)]
-    note = f"{len(prompts)} images of each model, one for each prompt. {_METRICS}"
+    each = repeats if repeats > 1 else "one"
+    note = f"{len(texts)} images of each model, {each} for each prompt. {_METRICS}"
     sections: list[Section] = [Table("Metrics", columns, rows, note=note)]
     sections += [Charts("Metrics as charts", [], plots)]
     if pairs:
@@ -221,7 +239,7 @@ def costs(drawn: Sequence[Drawn], labels: Mapping[str, str]) -> Section:
     for model in drawn:
         facts, sampling = model.facts, model.facts["sampling"]
         column = {
-            "path": model.name,
+            "path": facts["path"],
             "step": facts["step"],
             "weights": facts["weights"][:12],
             "sampler": sampling["sampler"],

@@ -8,13 +8,14 @@ own: its figures for real images of the same prompts stand beside those of the m
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from emu_jax.errors import UserError
 from emu_jax.evaluation import geneval
+from emu_jax.evaluation.comparison import pairs_of
 from emu_jax.evaluation.compositions import COLUMNS, QUESTIONS, Composition, expected
 from emu_jax.evaluation.geneval import GenEval
 from emu_jax.evaluation.instances import (
@@ -27,6 +28,7 @@ from emu_jax.evaluation.instances import (
     see,
 )
 from emu_jax.evaluation.metrics import Interval, share_difference_interval, share_interval
+from emu_jax.evaluation.prompt_sets import PromptSet
 from emu_jax.evaluation.report import ImageTable, Section, Table, Tile
 
 Asked = Composition | GenEval
@@ -110,21 +112,23 @@ def read(
     return Reading(own, seen, {i: one.answers(seen[i]) for i, one in asked.items()})
 
 
-def figures(shares: Shares) -> dict[str, Interval]:
-    return {
-        name: share_interval(np.array([*shown.values()], bool)) for name, shown in shares.items()
-    }
+def figures(shares: Shares, repeats: int = 1) -> dict[str, Interval]:
+    """Shares with their intervals, where ``repeats`` images in a row are of one prompt."""
+    return {name: share_interval(_means(shown, repeats)) for name, shown in shares.items()}
 
 
 def summary(
-    readings: Mapping[str, Reading], asked: Mapping[int, Asked], labels: Mapping[str, str]
+    readings: Mapping[str, Reading],
+    asked: Mapping[int, Asked],
+    labels: Mapping[str, str],
+    repeats: int = 1,
 ) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table with one row per model: all figures, and what is right of each
     kind."""
-    rows = {name: figures(one.shares(asked)) for name, one in readings.items()}
+    rows = {name: figures(one.shares(asked), repeats) for name, one in readings.items()}
     for name, one in readings.items():
         for kind in _kinds(asked):
-            rows[name][f"{RIGHT}: {kind}"] = figures(one.shares(asked, kind))[RIGHT]
+            rows[name][f"{RIGHT}: {kind}"] = figures(one.shares(asked, kind), repeats)[RIGHT]
     columns = list(dict.fromkeys(figure for row in rows.values() for figure in row))
     cells = [
         [labels[name], *(f"{row[key]:.1%}" if key in row else "" for key in columns)]
@@ -136,7 +140,7 @@ def summary(
 def contents(
     readings: Mapping[str, Reading],
     asked: Mapping[int, Asked],
-    prompts: Sequence[str],
+    prompts: PromptSet,
     labels: Mapping[str, str],
     detector: str,
     real: str,
@@ -149,20 +153,24 @@ def contents(
         for name, one in readings.items()
     }
     measured = {
-        name: {kind: figures(own) for kind, own in by_kind.items()}
+        name: {kind: figures(own, prompts.repeats) for kind, own in by_kind.items()}
         for name, by_kind in shares.items()
     }
     names = [labels[name] for name in readings]
+    left = _left((len(prompts) - len(asked)) // prompts.repeats)
     sections: list[Section] = [
         Table(
             "Contents",
             ["kind", "", "images", *names],
             list(_rows(shares, measured)),
-            note=_NOTE.format(detector=detector, left=_left(len(prompts) - len(asked))),
+            note=_NOTE.format(detector=detector, left=left),
         )
     ]
     models = [name for name in readings if name != real]
-    leads = {(b, a): _differences(shares[a], shares[b]) for a, b in combinations(models, 2)}
+    leads = {
+        (b, a): _differences(shares[a], shares[b], prompts.repeats)
+        for a, b in pairs_of(models, real)
+    }
     if leads:
         rows = [
             [*key, *(f"{lead[key]:+z.0%}" for lead in leads.values())]
@@ -171,7 +179,7 @@ def contents(
         versus = [f"{labels[b]} against {labels[a]}" for b, a in leads]
         sections.append(Table("Differences of contents", ["kind", "", *versus], rows, note=_PAIRED))
     worst = _worst([readings[name] for name in models], asked)
-    tiles = [(prompts[i], [_tile(one, i) for one in readings.values()]) for i in worst]
+    tiles = [(prompts.prompts[i], [_tile(one, i) for one in readings.values()]) for i in worst]
     if tiles:
         legend = _LEGEND.format(detector=detector)
         sections.append(ImageTable("Worst contents", names, tiles, note=legend, width=192))
@@ -186,7 +194,13 @@ def contents(
         },
         "images": {
             name: [
-                {"prompt": i, "seen": [x.name for x in one.seen[i]], **one.answers[i]}
+                {
+                    "image": i,
+                    "kind": asked[i].kind,
+                    "seen": [x.name for x in one.seen[i]],
+                    RIGHT: all(one.answers[i].values()),
+                    **one.answers[i],
+                }
                 for i in asked
             ]
             for name, one in readings.items()
@@ -221,15 +235,23 @@ def _rows(
 
 
 def _differences(
-    a: Mapping[str, Shares], b: Mapping[str, Shares]
+    a: Mapping[str, Shares], b: Mapping[str, Shares], repeats: int
 ) -> dict[tuple[str, str], Interval]:
     """b minus a, of the figures that are of the same prompts."""
     return {
-        (kind, key): share_difference_interval(*(np.array([*x.values()], bool) for x in pair))
+        (kind, key): share_difference_interval(*(_means(x, repeats) for x in pair))
         for kind in a
         for key in a[kind]
         if key in (RIGHT, *QUESTIONS) and (pair := (a[kind][key], b[kind][key]))
     }
+
+
+def _means(shown: Mapping[int, bool], repeats: int) -> Float[np.ndarray, " p"]:
+    """The share of each prompt's images that count; prompts of which no image is among them are
+    left out."""
+    prompts = np.array([*shown]) // repeats
+    _, rows, images = np.unique(prompts, return_inverse=True, return_counts=True)
+    return np.bincount(rows, np.array([*shown.values()], float)) / images
 
 
 def _worst(readings: Sequence[Reading], asked: Mapping[int, Asked]) -> list[int]:

@@ -17,6 +17,7 @@ from emu_jax.errors import UserError
 from emu_jax.evaluation.metrics import (
     Interval,
     Statistics,
+    by_prompt,
     difference_interval,
     frechet_to,
     mean_interval,
@@ -64,19 +65,23 @@ class Meter:
         """The figure of a set of images."""
         return float(self.statistic(rows) if self.statistic else np.mean(rows))
 
-    def interval(self, rows: Float[np.ndarray, "n ..."]) -> Interval:
+    def interval(self, rows: Float[np.ndarray, "n ..."], repeats: int = 1) -> Interval:
+        """The figure of a set of images, of which ``repeats`` in a row are of one prompt."""
         if self.statistic is None:
-            return mean_interval(rows)
-        return statistic_interval(self.statistic, rows, resamples=_RESAMPLES)
+            return mean_interval(by_prompt(rows, repeats))
+        return statistic_interval(self.statistic, rows, resamples=_RESAMPLES, repeats=repeats)
 
     def difference(
-        self, champion: Float[np.ndarray, "n ..."], challenger: Float[np.ndarray, "n ..."]
+        self,
+        champion: Float[np.ndarray, "n ..."],
+        challenger: Float[np.ndarray, "n ..."],
+        repeats: int = 1,
     ) -> Interval:
         """The challenger's figure minus the champion's, paired by prompt."""
         if self.statistic is None:
-            return difference_interval(champion, challenger)
+            return difference_interval(by_prompt(champion, repeats), by_prompt(challenger, repeats))
         pairs = np.stack([champion, challenger], axis=1)
-        return statistic_interval(self._lead, pairs, resamples=_RESAMPLES)
+        return statistic_interval(self._lead, pairs, resamples=_RESAMPLES, repeats=repeats)
 
     def _lead(self, pairs: Float[np.ndarray, "n 2 f"]) -> float:
         return self.value(pairs[:, 1]) - self.value(pairs[:, 0])

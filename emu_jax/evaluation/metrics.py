@@ -21,8 +21,9 @@ unless resampled), and only pairs of different rows count:
 
 It is unbiased: around 0, and often below 0, for two samples of one distribution.
 
-Intervals are 95 % intervals by bootstrap. Rows are the independent units: if a prompt has several
-images, a row is the mean of the prompt, not one image. A share of n rows that are all equal has no
+Intervals are 95 % intervals by bootstrap over prompts. A prompt's images are no independent units:
+if a prompt has several (``repeats``), means are taken of prompts (:func:`by_prompt`), and distances
+between sets resample the images of a prompt together. A share of n rows that are all equal has no
 spread to resample; its bound is the share p at which n equal rows have a probability of 2.5 %,
 
     p^n = 0.025.                                                                           (4)
@@ -118,13 +119,23 @@ def mmd(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     return float(_weighted_mmd(*_kernels(a, b), np.ones((1, len(a))))[0])
 
 
+def by_prompt(values: Values, repeats: int) -> Float[np.ndarray, " p"] | Bool[np.ndarray, " p"]:
+    """The mean of each prompt's ``repeats`` images, which follow one another."""
+    return values if repeats == 1 else _values(values).reshape(-1, repeats).mean(1)
+
+
 def mmd_interval(
-    a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"], resamples: int = 1000, seed: int = 0
+    a: Float[np.ndarray, "n d"],
+    b: Float[np.ndarray, "m d"],
+    resamples: int = 1000,
+    seed: int = 0,
+    repeats: int = 1,
 ) -> Interval:
-    """(3) and the percentiles of its bootstrap over the rows of ``a``; ``b`` is fixed."""
+    """(3) and the percentiles of its bootstrap over the prompts of ``a``; ``b`` is fixed."""
     a, b = _features(a, b)
     kernels = _kernels(a, b)
-    counts = np.array([np.bincount(rows, minlength=len(a)) for rows in _draws(a, resamples, seed)])
+    drawn = _draws(a, resamples, seed, repeats)
+    counts = np.array([np.bincount(rows, minlength=len(a)) for rows in drawn])
     # A row that is drawn twice must not be paired with itself: k(x, x) is the largest of its
     # values, and since every resample has many such rows, all would lie above the distance itself.
     # (3) leaves such pairs out, and a resample that has no other pairs is dropped.
@@ -145,8 +156,17 @@ def difference_interval(a: Values, b: Values, seed: int = 0, resamples: int = 20
     return mean_interval(b - a, seed, resamples)
 
 
-def share_interval(hits: Bool[np.ndarray, " n"]) -> Interval:
-    """The share of hits: :func:`mean_interval`, or the bound (4) if all rows are equal."""
+def ratio_interval(a: Values, b: Values, seed: int = 0, resamples: int = 2000) -> Interval:
+    """mean(a) / mean(b), where row i of both is of the same prompt and resampled together."""
+    a, b = _pairs(a, b)
+    ratios = [a[rows].mean() / b[rows].mean() for rows in _draws(a, resamples, seed)]
+    return _percentiles(a.mean() / b.mean(), ratios)
+
+
+def share_interval(hits: Values) -> Interval:
+    """The share of hits, or the mean of shares: :func:`mean_interval`, or the bound (4) if all rows
+    are equal.
+    """
     interval = mean_interval(hits)
     bound = _TAILS[0] ** (1 / len(hits))
     if interval.value == 0:
@@ -154,7 +174,7 @@ def share_interval(hits: Bool[np.ndarray, " n"]) -> Interval:
     return interval._replace(low=bound) if interval.value == 1 else interval
 
 
-def share_difference_interval(a: Bool[np.ndarray, " n"], b: Bool[np.ndarray, " n"]) -> Interval:
+def share_difference_interval(a: Values, b: Values) -> Interval:
     """share(b) - share(a): :func:`difference_interval`, or the bound (4) if all rows are equal."""
     interval = difference_interval(a, b)
     value, low, high = interval
@@ -165,16 +185,20 @@ def share_difference_interval(a: Bool[np.ndarray, " n"], b: Bool[np.ndarray, " n
 
 
 def statistic_interval(
-    function: Callable[..., float], *arrays: np.ndarray, resamples: int = 100, seed: int = 0
+    function: Callable[..., float],
+    *arrays: np.ndarray,
+    resamples: int = 100,
+    seed: int = 0,
+    repeats: int = 1,
 ) -> Interval:
-    """``function(*arrays)`` +- 1.96 standard deviations over resampled rows of the first array.
+    """``function(*arrays)`` +- 1.96 standard deviations over resampled prompts of the first array.
 
     Not percentiles: a hundred values estimate their deviation better than their tails, and repeated
     rows shift a distance such as (1) upward, so that its percentiles might exclude its own value.
     """
     first, *others = arrays
     value = float(function(*arrays))
-    drawn = [function(first[rows], *others) for rows in _draws(first, resamples, seed)]
+    drawn = [function(first[rows], *others) for rows in _draws(first, resamples, seed, repeats)]
     reach = _DEVIATIONS * float(np.std(drawn, ddof=1))
     return Interval(value, value - reach, value + reach)
 
@@ -274,11 +298,14 @@ def _weighted_mmd(
     return np.sum(counts @ within_a * counts, 1) / pairs + within_b - 2 * counts @ across / drawn
 
 
-def _draws(x: np.ndarray, resamples: int, seed: int) -> Iterator[Int[np.ndarray, " n"]]:
-    """Row numbers of x, drawn with replacement for every resample."""
-    generator = np.random.default_rng(seed)
+def _draws(
+    x: np.ndarray, resamples: int, seed: int, repeats: int = 1
+) -> Iterator[Int[np.ndarray, " n"]]:
+    """Row numbers of x, for every resample; prompts of ``repeats`` rows, drawn with replacement."""
+    generator, prompts = np.random.default_rng(seed), len(x) // repeats
     for _ in range(resamples):
-        yield generator.integers(len(x), size=len(x))
+        chosen = generator.integers(prompts, size=prompts)
+        yield (chosen[:, None] * repeats + np.arange(repeats)).ravel()
 
 
 def _percentiles(value: float, drawn: np.ndarray | list[float]) -> Interval:

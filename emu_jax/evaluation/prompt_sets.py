@@ -14,7 +14,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Self
 
@@ -61,11 +61,15 @@ class RealImages:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts, columns of texts that describe them, and real images of them where there are any."""
+    """Prompts, columns of texts that describe them, and real images of them where there are any.
+
+    Of a prompt with several images there are ``repeats`` equal rows, one after the other.
+    """
 
     prompts: tuple[str, ...]
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     real: RealImages | None = None
+    repeats: int = 1
 
     def __post_init__(self):
         lengths = {name: len(cells) for name, cells in self.columns.items()}
@@ -85,10 +89,26 @@ class PromptSet:
         real = self.real.rows(chosen) if self.real else None
         return type(self)(_take(self.prompts, chosen), columns, real)
 
-    def spread(self, count: int) -> Self:
-        """``count`` prompts at equal steps; all of them if there are no more."""
-        n = len(self)
-        return self if count >= n else self.rows(i * n // count for i in range(count))
+    def repeated(self, count: int) -> Self:
+        """A row for each of ``count`` images of every prompt."""
+        found = self.rows(i for i in range(len(self)) for _ in range(count))
+        return replace(found, repeats=self.repeats * count)
+
+    def spread(self, count: int, by: str = "") -> Self:
+        """``count`` prompts at equal steps, or of each value of the column ``by``; all of them if
+        there are no more.
+        """
+        if count >= len(self):
+            return self
+        groups: dict[str, list[int]] = {}
+        for i, cell in enumerate(self.column(by) if by else ("",) * len(self)):
+            groups.setdefault(cell, []).append(i)
+        chosen = (
+            own[i * len(own) // count] if count < len(own) else own[i]
+            for own in groups.values()
+            for i in range(min(count, len(own)))
+        )
+        return self.rows(sorted(chosen))
 
     def select(self, condition: str) -> Self:
         """The prompts whose columns satisfy a condition of :meth:`Manifest.select`; a column of

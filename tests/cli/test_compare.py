@@ -214,6 +214,11 @@ def test_one_model_is_evaluated_with_the_same_figures(judged, generator_run, jud
         (["--count=1"], "A judge needs 2 prompts or more for its intervals, not 1"),
         ([f"--prompts={os.devnull}"], "has no prompts: write one prompt per line"),
         (["--needles=folder/none"], "folder/none"),
+        (
+            ["--prompts=folder/tiny:key != none", "--prompt_column=captions,source"],
+            "2 columns for 1 models",
+        ),
+        (["--count_each=2"], "--count_each needs --prompts"),
     ],
 )
 def test_what_cannot_be_judged_is_said(
@@ -232,17 +237,30 @@ def test_a_mistyped_metric_is_answered_with_the_nearest_name(capsys):
     assert "did you mean sharpness?" in said
 
 
+def test_a_model_that_is_named_twice_is_refused(capsys):
+    assert main(["compare", *["builtin:masked_64"] * 2, "--judge=", "--prompts=sur"]) == 2
+    assert "builtin:masked_64 is named twice" in capsys.readouterr().err
+
+
 def test_the_default_prompts_are_distinct():
     assert len(set(KEPT_CONCEPTS)) == len(KEPT_CONCEPTS) >= 24
 
 
 def test_a_parser_reads_what_scenes_show(generator_run, parser_run, scenes, tmp_path, capsys):
     prompts = "--prompts=scenes/openmoji_tiny:kind != single"
-    more = ("--judge=", "--steps=2", "--count=18", f"--data_dir={scenes}", f"--out={tmp_path}")
-    command = ["evaluate", str(generator_run), prompts, f"--parser={parser_run}", *more]
-    assert main(command) == 0
-    record = json.loads((tmp_path / "evaluate.json").read_text())
-    contents, names = record["contents"], (str(generator_run), "real pictures")
+    more = ("--judge=", "--steps=2", "--count_each=3", f"--data_dir={scenes}", f"--out={tmp_path}")
+    more += ("--prompt_column=simple,complex", "--images_per_prompt=2", "--metrics=contrast")
+    models = [str(generator_run)] * 2
+    assert main(["compare", *models, prompts, f"--parser={parser_run}", *more]) == 0
+    record = json.loads((tmp_path / "compare.json").read_text())
+    contents = record["contents"]
+    names = (f"{generator_run} (simple)", f"{generator_run} (complex)", "real pictures")
+    assert record["images_per_prompt"] == 2
+    assert record["prompts"][::2] == record["prompts"][1::2]  # the simple ones
+    contrast = record["metrics"]["contrast"]["columns"]
+    assert len(contrast[names[0]]) == len(record["prompts"]) == 2 * 3 * 5  # of five kinds
+    assert len(set(contrast[names[0]])) > 15  # each image has a seed of its own
+    assert contrast[names[0]] != contrast[names[1]]  # another text
     assert contents["parser"]["path"] == str(parser_run)
     for name in names:
         images = contents["images"][name]
@@ -251,13 +269,15 @@ def test_a_parser_reads_what_scenes_show(generator_run, parser_run, scenes, tmp_
             share = np.mean([image[figure] for image in images])
             assert contents["figures"][name]["all"][figure]["value"] == pytest.approx(share)
     assert {"two", "action", "count", "color"} < contents["figures"][names[0]].keys()
-    table = (tmp_path / "figures.md").read_text().splitlines()
+    table = (tmp_path / "figures.md").read_text().split("\n\n")[1].splitlines()
     assert [line.split(" | ")[0] for line in table[2:]] == [
-        f"| {generator_run.name}",
+        f"| {generator_run.name} (simple)",
+        f"| {generator_run.name} (complex)",
         "| real images",
     ]
     page = Page((tmp_path / "index.html").read_text())
-    assert "right" in (tmp_path / "index.html").read_text() and "real images" in page.heads
+    assert "right" in (text := (tmp_path / "index.html").read_text()) and "2 images each" in text
+    assert "real images" in page.heads
     named = ["evaluate", str(generator_run), f"--parser={parser_run}", f"--out={tmp_path}"]
     (tmp_path / "prompts.txt").write_text("a red disc")
     capsys.readouterr()

@@ -31,6 +31,11 @@ def test_names_are_short_and_unique():
     assert short_names(["a/b"]) == {"a/b": "b"}
 
 
+def test_many_models_are_compared_with_the_first_only():
+    assert comparison.pairs_of(["a", "b", REAL, "c"]) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert comparison.pairs_of("abcde") == [("a", x) for x in "bcde"]
+
+
 @pytest.fixture
 def judged():
     random, n = np.random.default_rng(0), 40
@@ -116,7 +121,7 @@ def test_nearest_needles_and_models_name_the_model_once(judged):
         "flops": 2e9, "seconds": None, "kept_loss": 0.5,
         "sampling": {"sampler": "ddim", "steps": 4, "guidance_scale": 2},
     }  # fmt: skip
-    models = [Drawn(name, [image] * 40, facts) for name in ("runs/a", "runs/b")]
+    models = [Drawn(name, [image] * 40, {**facts, "path": name}) for name in ("runs/a", "runs/b")]
     section = comparison.copies(models[0], "a", found["runs/a"], by)
     assert isinstance(section, ImageTable) and section.title == "Nearest needles: a"
     table = comparison.costs(models, {"runs/a": "a", "runs/b": "b"})

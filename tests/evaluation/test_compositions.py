@@ -3,6 +3,7 @@ instance maps take the place of a detector.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ from emu_jax.evaluation.compositions import (
 from emu_jax.evaluation.contents import asked_by, contents, figures, read, require_words, summary
 from emu_jax.evaluation.geneval import from_json, read_lines
 from emu_jax.evaluation.instances import Box, Instance, distinct, hue, hues, outlined, see
-from emu_jax.evaluation.prompt_sets import open_prompts
+from emu_jax.evaluation.metrics import mean_interval
+from emu_jax.evaluation.prompt_sets import PromptSet, open_prompts
 
 NAMES = {name: name for name in ("a", "b", "real")}
 
@@ -400,7 +402,7 @@ def test_a_report_has_figures_by_kind_differences_and_the_worst_images():
         name: [np.full((64, 64, 3), x, np.uint8) for x in values] for name, values in shown.items()
     }
     readings = {name: read(own, asked, detector, hues) for name, own in images.items()}
-    prompts = [f"prompt {i}" for i in range(14)]
+    prompts = PromptSet(tuple(f"prompt {i}" for i in range(14)))
     sections, record = contents(readings, asked, prompts, NAMES, "fixed", "real")
     values = record["figures"]["a"]
     assert values["all"]["right"]["value"] == pytest.approx(9 / 12)
@@ -413,8 +415,10 @@ def test_a_report_has_figures_by_kind_differences_and_the_worst_images():
     lead = record["differences"]["b against a"]["all right"]
     assert lead["value"] == pytest.approx(-3 / 12) and lead["low"] < -0.25 < lead["high"]
     assert record["images"]["a"][4] == {
-        "prompt": 4,
+        "image": 4,
+        "kind": "two",
         "seen": ["fox"],
+        "right": False,
         "count": False,
         "things": False,
     }
@@ -433,6 +437,11 @@ def test_a_report_has_figures_by_kind_differences_and_the_worst_images():
     names, rows = summary(readings, asked, NAMES)
     assert rows[1][names.index("right: two")].startswith("50.0% (")
     assert figures(readings["a"].shares(asked, "two")).keys() == {"right", "count", "things"}
+    # Two images of each prompt in a row: shares stay, and the six prompts are what is resampled.
+    pairs = replace(prompts, repeats=2)
+    twice = contents(readings, asked, pairs, NAMES, "fixed", "real")[1]["figures"]["a"]["all"]
+    halves = np.array([0.5, 1, 0.5, 1, 0.5, 1])
+    assert twice["right"] == mean_interval(halves)._asdict()
     with pytest.raises(UserError, match="fixed has no word for 'tree'"):
         require_words(asked_by({"kind": ["x"], "things": ["tree"]}), detector)
     assert asked_by({"category": ["Arts"]}) == {}

@@ -22,6 +22,24 @@ def test_an_interval_reads_as_words():
     assert f"{interval:.1%}" == "61.5% (52.0% to 70.0%)"
 
 
+def test_images_of_one_prompt_are_no_independent_units():
+    """Five equal images of each prompt say no more than one."""
+    x, b = normal(20, 3), normal(30, 3, seed=1)
+    five = np.repeat(x, 5, axis=0)
+    assert metrics.by_prompt(five[:, 0], 5) == pytest.approx(x[:, 0])
+    frechet = metrics.frechet_to(b)
+    one = metrics.statistic_interval(lambda a: np.mean(a) + 1, x, resamples=50)
+    assert metrics.statistic_interval(lambda a: np.mean(a) + 1, five, resamples=50, repeats=5) == (
+        pytest.approx(one)
+    )
+    wide, narrow = (
+        np.ptp(metrics.statistic_interval(frechet, five, repeats=repeats)[1:]) for repeats in (5, 1)
+    )
+    assert wide > 1.5 * narrow
+    wide, narrow = (np.ptp(metrics.mmd_interval(five, b, repeats=n)[1:]) for n in (5, 1))
+    assert wide > 1.5 * narrow
+
+
 def test_top_k_counts_better_candidates_and_ties_count_against():
     similarity = np.array([[3, 2, 1], [2, 3, 1], [2, 2, 1], [1, 1, 1], [np.nan, 1, 1]])
     truth = np.zeros(5, int)

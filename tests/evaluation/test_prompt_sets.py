@@ -80,6 +80,10 @@ def test_a_data_set_gives_prompts_columns_and_real_images(pictures):
 
 def test_rows_are_chosen_spread_and_joined(pictures):
     numbers = PromptSet(tuple("abcdef"), {"n": tuple("012345")})
+    halves = PromptSet(numbers.prompts, {"half": ("a", "b", "b", "b", "b", "a")[: len(numbers)]})
+    assert [*map(halves.prompts.index, halves.spread(2, "half").prompts)] == [0, 1, 3, 5]
+    twice = numbers.repeated(2)
+    assert twice.prompts[::2] == twice.prompts[1::2] == numbers.prompts and twice.repeats == 2
     assert numbers.spread(3).columns["n"] == ("0", "2", "4") and numbers.spread(9) is numbers
     assert numbers.rows([5, 0]).prompts == ("f", "a")
     both = PromptSet(("z",), {"kind": ("x",)}) + numbers.rows([1])

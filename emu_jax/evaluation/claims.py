@@ -1,0 +1,288 @@
+"""Claims about models, written down before they are tried, and what a comparison says of them.
+
+A file of claims names the arms of an experiment and what must hold of them:
+
+    title = "Short prompts understood"
+
+    [arms]                              # models as compare.json names them; seeds make a list
+    floor   = "builtin:scenes_64 (simple)"
+    ceiling = "builtin:scenes_64 (complex)"
+    adapted = ["runs/adapted_0 (simple)", "runs/adapted_1 (simple)", "runs/adapted_2 (simple)"]
+
+    [[gates]]                           # premises: where one fails, no claim is decided
+    says = "There is a gap to close."
+    arm = "ceiling"
+    against = "floor"
+    figure = "right"
+    more_than = 0.15
+    kinds = ["count", "two", "action"]  # in each; `at_least` = in how many of them
+
+    [[claims]]
+    name = "S1"
+    says = "The adapter helps."
+    arm = "adapted"
+    against = "floor"
+    figure = "right"
+    more_than = 0.0
+
+    [[claims]]
+    name = "S4"
+    says = "Contrast is kept."
+    arm = "adapted"
+    against = "floor"
+    figure = "contrast"
+    within = 0.02
+
+    [[gaps]]                            # reported, never decided
+    arm = "adapted"
+    floor = "floor"
+    ceiling = "ceiling"
+    figure = "right"
+
+A figure is a question of :mod:`emu_jax.evaluation.contents` or a metric with a value per image.
+Without ``against`` a requirement is on the arm itself. Prompts are the units: the values of an
+arm are means over its seeds and over the images of a prompt, and intervals are 95 % by bootstrap
+over prompts. ``more_than`` holds if the whole interval lies above it and the value of every seed
+does too. ``within`` holds if the whole interval lies between -within and within (an equivalence
+test: that a difference is not significant says nothing); the p-value of the t-test on independent
+means, which papers print in its place, stands beside it.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Self
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+from scipy import stats
+
+from emu_jax.data.textfile import read_text
+from emu_jax.errors import UserError
+from emu_jax.evaluation.metrics import Interval, mean_interval, ratio_interval
+
+Record = Mapping[str, Any]  # compare.json
+Seeds = Float[np.ndarray, "s n"]  # a value of every seed and prompt
+_TYPES: Mapping[Any, Any] = {
+    str: str,
+    int: int,
+    float | None: (int, float),
+    Sequence[str]: list,
+}
+HOLDS, FAILS, VOID = "holds", "does not hold", "void: a gate failed"
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A gate or a claim; see the module's docstring."""
+
+    says: str
+    arm: str
+    figure: str
+    name: str = ""
+    against: str = ""
+    more_than: float | None = None
+    within: float | None = None
+    kinds: Sequence[str] = ()
+    at_least: int = 0
+
+    def __post_init__(self):
+        if (self.more_than is None) == (self.within is None):
+            raise UserError(f"The claim {self.says!r} needs one of more_than and within.")
+        if self.within is not None and not self.against:
+            raise UserError(f"The claim {self.says!r} has no `against`: within what of which arm?")
+        if self.at_least > len(self.kinds):
+            raise UserError(
+                f"The claim {self.says!r} asks for {self.at_least} kinds and names "
+                f"{len(self.kinds)}: lower at_least."
+            )
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The share of the difference between two arms that a third one reaches."""
+
+    arm: str
+    floor: str
+    ceiling: str
+    figure: str
+    kinds: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Claims:
+    """All that an experiment must show."""
+
+    title: str
+    arms: Mapping[str, Sequence[str]]
+    gates: Sequence[Requirement] = ()
+    claims: Sequence[Requirement] = ()
+    gaps: Sequence[Gap] = ()
+
+    @classmethod
+    def read(cls, path: epath.PathLike) -> Self:
+        """Claims from a TOML file.
+
+        Raises:
+          UserError: the file is missing, no TOML, or has an entry that is unknown or missing.
+        """
+        file = epath.Path(path)
+        if not file.is_file():
+            raise UserError(f"There is no file of claims {path}.")
+        try:
+            found = tomllib.loads(read_text(file))
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"{path} is not a file of claims: {error}.") from error
+        arms = {
+            name: [models] if isinstance(models, str) else list(models)
+            for name, models in found.pop("arms", {}).items()
+        }
+        parts = {
+            name: [_made(kind, entry, f"[[{name}]]", path) for entry in found.pop(name, [])]
+            for name, kind in (("gates", Requirement), ("claims", Requirement), ("gaps", Gap))
+        }
+        made = _made(cls, {**found, "arms": arms, **parts}, "the file", path)
+        for one in (*made.gates, *made.claims, *made.gaps):
+            named = [getattr(one, key, "") for key in ("arm", "against", "floor", "ceiling")]
+            unknown = [name for name in named if name and name not in arms]
+            if unknown:
+                raise UserError(f"{path} names an arm {unknown[0]!r} that is not in [arms].")
+        return made
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value with its interval, of one kind or of all together, and of every seed."""
+
+    kind: str
+    interval: Interval
+    seeds: Sequence[float]
+    p: float | None = None  # of the t-test on independent means
+
+
+@dataclass(frozen=True)
+class Verdict:
+    requirement: Requirement
+    measured: Sequence[Measured]
+    result: str
+
+
+@dataclass
+class Comparison:
+    """The values per image of one or more records of ``emu-jax compare`` on the same prompts."""
+
+    records: Sequence[Record]
+    _prompts: Sequence[str] = field(init=False)
+
+    def __post_init__(self):
+        self._prompts = self.records[0]["prompts"]
+        if any(record["prompts"] != self._prompts for record in self.records):
+            raise UserError("The comparisons are of different prompts: compare on the same.")
+
+    def values(self, models: Sequence[str], figure: str, kind: str = "") -> Seeds:
+        """The mean of every prompt's images, of prompts of a kind or of all that have the figure.
+
+        Raises:
+          UserError: no comparison has the model, or the figure.
+        """
+        found = [self._images(model, figure, kind) for model in models]
+        prompts = np.array([*found[0]]) // self.records[0].get("images_per_prompt", 1)
+        _, rows, count = np.unique(prompts, return_inverse=True, return_counts=True)
+        means = [np.bincount(rows, np.array([*own.values()], float)) / count for own in found]
+        return np.stack(means)
+
+    def _images(self, model: str, figure: str, kind: str) -> Mapping[int, float]:
+        for record in self.records:
+            found = dict(_read(record, model, figure, kind))
+            if found:
+                return found
+        known = sorted({name for record in self.records for name in record["models"]})
+        if model not in known:
+            raise UserError(f"No comparison has a model {model!r}; they have {', '.join(known)}.")
+        of = f" of the kind {kind!r}" if kind else ""
+        raise UserError(f"The comparison has no figure {figure!r} of {model}{of}.")
+
+
+def decide(claims: Claims, found: Comparison) -> tuple[list[Verdict], list[Verdict]]:
+    """The verdicts on gates and on claims."""
+    gates = [_decided(one, claims, found) for one in claims.gates]
+    void = any(gate.result != HOLDS for gate in gates)
+    verdicts = [_decided(one, claims, found) for one in claims.claims]
+    if void:
+        verdicts = [Verdict(one.requirement, one.measured, VOID) for one in verdicts]
+    return gates, verdicts
+
+
+def gaps(claims: Claims, found: Comparison) -> list[tuple[Gap, list[Measured]]]:
+    """The shares of gaps that arms close."""
+    return [
+        (gap, [_gap(gap, claims, found, kind) for kind in gap.kinds or [""]]) for gap in claims.gaps
+    ]
+
+
+def _decided(one: Requirement, claims: Claims, found: Comparison) -> Verdict:
+    measured = [_measured(one, claims, found, kind) for kind in one.kinds or [""]]
+    holding = sum(_holds(one, part) for part in measured)
+    enough = holding >= (one.at_least or len(measured))
+    return Verdict(one, measured, HOLDS if enough else FAILS)
+
+
+def _measured(one: Requirement, claims: Claims, found: Comparison, kind: str) -> Measured:
+    ours = found.values(claims.arms[one.arm], one.figure, kind)
+    if not one.against:
+        return Measured(kind, mean_interval(ours.mean(0)), ours.mean(1).tolist())
+    theirs = found.values(claims.arms[one.against], one.figure, kind)
+    each = ours - theirs if len(ours) == len(theirs) else ours - theirs.mean(0)
+    a, b = ours.mean(0), theirs.mean(0)
+    p = float(stats.ttest_ind(a, b).pvalue) if np.ptp(a) and np.ptp(b) else None
+    lead = mean_interval(a - b)
+    return Measured(kind, lead, each.mean(1).tolist(), p)
+
+
+def _holds(one: Requirement, part: Measured) -> bool:
+    if one.within is not None:
+        return -one.within < part.interval.low and part.interval.high < one.within
+    assert one.more_than is not None
+    return part.interval.low > one.more_than and min(part.seeds) > one.more_than
+
+
+def _gap(gap: Gap, claims: Claims, found: Comparison, kind: str) -> Measured:
+    arm, floor, ceiling = (
+        found.values(claims.arms[name], gap.figure, kind)
+        for name in (gap.arm, gap.floor, gap.ceiling)
+    )
+    low, high = floor.mean(0), ceiling.mean(0)
+    share = ratio_interval(arm.mean(0) - low, high - low)
+    return Measured(kind, share, ((arm - low).mean(1) / (high - low).mean()).tolist())
+
+
+def _read(record: Record, model: str, figure: str, kind: str) -> Iterator[tuple[int, float]]:
+    """(image, value) of those images that have the figure."""
+    for image in record.get("contents", {}).get("images", {}).get(model, []):
+        if kind in ("", image["kind"]) and figure in image:
+            yield image["image"], float(image[figure])
+    if not kind:
+        metric = record.get("metrics", {}).get(figure, {}).get("columns", {}).get(model, [])
+        yield from enumerate(metric)
+        yield from enumerate(record.get("pictures", {}).get(model, {}).get(figure, []))
+
+
+def _made(kind: Any, entry: Any, where: str, path: epath.PathLike) -> Any:
+    """A dataclass of the entries of a table in a file."""
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{where} of {path} is {entry!r}; it must be a table.")
+    known = {one.name: one for one in fields(kind)}
+    unknown = [name for name in entry if name not in known]
+    if unknown:
+        raise UserError(
+            f"{where} of {path} has an unknown entry {unknown[0]!r}; use {', '.join(known)}."
+        )
+    for name, value in entry.items():
+        expected = _TYPES.get(known[name].type)
+        if expected and (isinstance(value, bool) or not isinstance(value, expected)):
+            raise UserError(f"{name} in {where} of {path} is {value!r}, which is of another type.")
+    missing = [n for n, one in known.items() if one.default is MISSING and n not in entry]
+    if missing:
+        raise UserError(f"{where} of {path} has no entry {missing[0]!r}: add it.")
+    return kind(**entry)

@@ -1,0 +1,169 @@
+"""Claims from a file, decided by the records of comparisons."""
+
+import json
+
+import numpy as np
+import pytest
+
+from emu_jax.cli.main import main
+from emu_jax.errors import UserError
+from emu_jax.evaluation.claims import FAILS, HOLDS, VOID, Claims, Comparison, decide, gaps
+
+FILE = """
+title = "Does it help?"
+[arms]
+floor = "base (simple)"
+ceiling = "base (complex)"
+ours = ["run_0", "run_1"]
+[[gates]]
+says = "There is a gap."
+arm = "ceiling"
+against = "floor"
+figure = "right"
+more_than = 0.15
+kinds = ["count", "two"]
+[[claims]]
+name = "S1"
+says = "It helps."
+arm = "ours"
+against = "floor"
+figure = "right"
+more_than = 0.0
+kinds = ["count", "two"]
+at_least = 1
+[[claims]]
+name = "S4"
+says = "Contrast is kept."
+arm = "ours"
+against = "floor"
+figure = "contrast"
+within = 0.1
+[[gaps]]
+arm = "ours"
+floor = "floor"
+ceiling = "ceiling"
+figure = "right"
+"""
+PROMPTS, EACH = 40, 5
+SHARES = {
+    "base (simple)": (0.2, 0.3),
+    "base (complex)": (0.9, 0.9),
+    "run_0": (0.6, 0.3),
+    "run_1": (0.7, 0.3),
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "claims.toml"
+    path.write_text(FILE)
+    return path
+
+
+def record(shares=SHARES, bright=0.0, seed=0):
+    """Of each prompt five images; the first half of the prompts asks for counts."""
+    random = np.random.default_rng(seed)
+
+    def images(count, two):
+        hits = random.random(PROMPTS * EACH) < np.repeat([count, two], PROMPTS * EACH // 2)
+        return [
+            {"image": i, "kind": "count" if i < len(hits) // 2 else "two", "right": bool(hit)}
+            for i, hit in enumerate(hits)
+        ]
+
+    contrast = {
+        name: (0.5 + bright * name.startswith("run") + 0.05 * random.normal(size=200)).tolist()
+        for name in shares
+    }
+    return {
+        "prompts": [f"prompt {i // EACH}" for i in range(PROMPTS * EACH)],
+        "images_per_prompt": EACH,
+        "models": dict.fromkeys(shares),
+        "contents": {"images": {name: images(*own) for name, own in shares.items()}},
+        "metrics": {"contrast": {"columns": contrast}},
+    }
+
+
+def test_claims_are_decided_by_intervals_over_prompts_and_by_every_seed(file):
+    claims, found = Claims.read(file), Comparison([record()])
+    (gate,), (helps, kept) = decide(claims, found)
+    assert gate.result == helps.result == kept.result == HOLDS
+    count, two = helps.measured
+    images = found.records[0]["contents"]["images"]
+    rows = {name: np.array([one["right"] for one in own[:100]]) for name, own in images.items()}
+    lead = (rows["run_0"].mean() + rows["run_1"].mean()) / 2 - rows["base (simple)"].mean()
+    assert count.interval.value == pytest.approx(lead) and count.interval.low > 0.2
+    assert count.seeds == pytest.approx(
+        [rows[name].mean() - rows["base (simple)"].mean() for name in ("run_0", "run_1")]
+    )
+    assert two.interval.low < 0 < two.interval.high  # one kind of two is enough for this claim
+    # The interval is over 20 prompts, not over 100 images: its bootstrap by hand.
+    means = np.mean([rows["run_0"], rows["run_1"]], 0) - rows["base (simple)"]
+    means = means.reshape(-1, EACH).mean(1)
+    assert np.ptp(count.interval[1:]) == pytest.approx(
+        2 * 1.96 * means.std() / np.sqrt(len(means)), rel=0.1
+    )
+    ((_, (gap,)),) = gaps(claims, found)
+    shares = {name: np.mean([one["right"] for one in own]) for name, own in images.items()}
+    ours, low = np.mean([shares["run_0"], shares["run_1"]]), shares["base (simple)"]
+    assert gap.interval.value == pytest.approx((ours - low) / (shares["base (complex)"] - low))
+    assert gap.interval.low < gap.interval.value < gap.interval.high
+
+
+def test_a_seed_that_disagrees_or_another_brightness_is_seen(file):
+    claims = Claims.read(file)
+    apart = record({**SHARES, "run_0": (1.0, 0.3), "run_1": (0.0, 0.3)})
+    _, (helps, _) = decide(claims, Comparison([apart]))
+    assert helps.measured[0].interval.low > 0 and helps.result == FAILS
+    _, (helps, kept) = decide(claims, Comparison([record(bright=0.096)]))
+    assert (helps.result, kept.result) == (
+        HOLDS,
+        FAILS,
+    )  # 0.096 with its interval is not within 0.1
+    assert kept.measured[0].p is not None and kept.measured[0].p < 1e-3
+
+
+def test_where_a_gate_fails_nothing_is_decided(file):
+    shallow = record({**SHARES, "base (complex)": (0.3, 0.9)})
+    (gate,), verdicts = decide(Claims.read(file), Comparison([shallow]))
+    assert gate.result == FAILS and {one.result for one in verdicts} == {VOID}
+
+
+def test_arms_may_come_from_several_comparisons_of_the_same_prompts(file, tmp_path, capsys):
+    whole = record()
+    parts = [dict(whole, models=dict.fromkeys(names)) for names in (["run_0"], SHARES)]
+    for i, part in enumerate(parts):
+        kept = {name: whole["contents"]["images"][name] for name in part["models"]}
+        part = part | {"contents": {"images": kept}}
+        (tmp_path / f"{i}.json").write_text(json.dumps(part))
+    names = [str(tmp_path / f"{i}.json") for i in range(2)]
+    assert main(["claims", str(file), *names, f"--out={tmp_path}/out"]) == 0
+    said = capsys.readouterr().out
+    assert "| S1 | It helps. (ours - floor > 0 in 1 of 2) | right | count |" in said
+    assert (tmp_path / "out" / "claims.md").read_text() in said
+    assert "equal" in (tmp_path / "out" / "index.html").read_text()
+    other = whole | {"prompts": ["another"] * 200}
+    with pytest.raises(UserError, match="are of different prompts"):
+        Comparison([whole, other])
+    with pytest.raises(UserError, match="has a model 'nobody'; they have base"):
+        Comparison([whole]).values(["nobody"], "right")
+    with pytest.raises(UserError, match="no figure 'sharpness' of run_0"):
+        Comparison([whole]).values(["run_0"], "sharpness")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("more_than = 0.0", "", "needs one of more_than and within"),
+        ("more_than = 0.0", "more_then = 0.0", "unknown entry 'more_then'"),
+        ("more_than = 0.0", 'more_than = "0"', "more_than in .* is '0'"),
+        ('arm = "ceiling"', 'arm = "roof"', "names an arm 'roof'"),
+        ('says = "It helps."', "", r"\[\[claims\]\] of .* has no entry 'says'"),
+        ("at_least = 1", "at_least = 3", "asks for 3 kinds and names 2"),
+        ("within = 0.1", "within = ", "is not a file of claims"),
+    ],
+)
+def test_what_is_wrong_in_a_file_of_claims_is_named(file, old, new, said):
+    file.write_text(FILE.replace(old, new, 1))
+    with pytest.raises(UserError, match=said):
+        Claims.read(file)
