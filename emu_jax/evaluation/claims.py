@@ -39,6 +39,10 @@ A file of claims names the arms of an experiment and what must hold of them:
     ceiling = "ceiling"
     figure = "right"
 
+    [[tables]]                          # all arms, or some; all kinds together, and those named
+    figure = "right"
+    kinds = ["count", "two", "action"]
+
 A figure is a question of :mod:`emu_jax.evaluation.contents` or a metric with a value per image.
 Without ``against`` a requirement is on the arm itself. Prompts are the units: the values of an
 arm are means over its seeds and over the images of a prompt, and intervals are 95 % by bootstrap
@@ -111,6 +115,15 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class Overview:
+    """A figure of several arms."""
+
+    figure: str
+    arms: Sequence[str] = ()
+    kinds: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Claims:
     """All that an experiment must show."""
 
@@ -119,6 +132,7 @@ class Claims:
     gates: Sequence[Requirement] = ()
     claims: Sequence[Requirement] = ()
     gaps: Sequence[Gap] = ()
+    tables: Sequence[Overview] = ()
 
     @classmethod
     def read(cls, path: epath.PathLike) -> Self:
@@ -140,11 +154,12 @@ class Claims:
         }
         parts = {
             name: [_made(kind, entry, f"[[{name}]]", path) for entry in found.pop(name, [])]
-            for name, kind in (("gates", Requirement), ("claims", Requirement), ("gaps", Gap))
+            for name, kind in _PARTS.items()
         }
         made = _made(cls, {**found, "arms": arms, **parts}, "the file", path)
-        for one in (*made.gates, *made.claims, *made.gaps):
+        for one in (*made.gates, *made.claims, *made.gaps, *made.tables):
             named = [getattr(one, key, "") for key in ("arm", "against", "floor", "ceiling")]
+            named += getattr(one, "arms", ())
             unknown = [name for name in named if name and name not in arms]
             if unknown:
                 raise UserError(f"{path} names an arm {unknown[0]!r} that is not in [arms].")
@@ -221,6 +236,18 @@ def gaps(claims: Claims, found: Comparison) -> list[tuple[Gap, list[Measured]]]:
     ]
 
 
+def overview(table: Overview, claims: Claims, found: Comparison) -> dict[str, list[Measured]]:
+    """The figure of every arm: of all prompts together, and of every kind."""
+    return {
+        arm: [
+            Measured(kind, mean_interval(values.mean(0)), values.mean(1).tolist())
+            for kind in ("", *table.kinds)
+            for values in [found.values(claims.arms[arm], table.figure, kind)]
+        ]
+        for arm in table.arms or claims.arms
+    }
+
+
 def _decided(one: Requirement, claims: Claims, found: Comparison) -> Verdict:
     measured = [_measured(one, claims, found, kind) for kind in one.kinds or [""]]
     holding = sum(_holds(one, part) for part in measured)
@@ -255,6 +282,9 @@ def _gap(gap: Gap, claims: Claims, found: Comparison, kind: str) -> Measured:
     low, high = floor.mean(0), ceiling.mean(0)
     share = ratio_interval(arm.mean(0) - low, high - low)
     return Measured(kind, share, ((arm - low).mean(1) / (high - low).mean()).tolist())
+
+
+_PARTS = {"gates": Requirement, "claims": Requirement, "gaps": Gap, "tables": Overview}
 
 
 def _read(record: Record, model: str, figure: str, kind: str) -> Iterator[tuple[int, float]]:

@@ -1,6 +1,6 @@
 """The report of an experiment: its gates, its claims and what became of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from emu_jax.evaluation.claims import Gap, Measured, Requirement, Verdict
 from emu_jax.evaluation.comparison import markdown
@@ -17,6 +17,7 @@ def report(
     gates: Sequence[Verdict],
     verdicts: Sequence[Verdict],
     gaps: Sequence[tuple[Gap, Sequence[Measured]]],
+    overviews: Mapping[str, Mapping[str, Sequence[Measured]]],
 ) -> tuple[list[Section], str]:
     """Sections of a page, and the same in Markdown."""
     tables = []
@@ -30,6 +31,10 @@ def report(
             for part in measured
         ]
         tables.append(Table("Shares of gaps", _GAP_COLUMNS, rows))
+    for figure, by_arm in overviews.items():
+        kinds = [part.kind or "all" for part in next(iter(by_arm.values()))]
+        rows = [[arm, *(f"{part.interval:z.3f}" for part in own)] for arm, own in by_arm.items()]
+        tables.append(Table(f"Arms: {figure}", ["arm", *kinds], rows))
     return list(tables), "\n".join(markdown(one.columns, one.rows) for one in tables)
 
 

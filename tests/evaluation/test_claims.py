@@ -43,6 +43,10 @@ arm = "ours"
 floor = "floor"
 ceiling = "ceiling"
 figure = "right"
+[[tables]]
+figure = "right"
+arms = ["floor", "ours"]
+kinds = ["two"]
 """
 PROMPTS, EACH = 40, 5
 SHARES = {
@@ -141,6 +145,11 @@ def test_arms_may_come_from_several_comparisons_of_the_same_prompts(file, tmp_pa
     said = capsys.readouterr().out
     assert "| S1 | It helps. (ours - floor > 0 in 1 of 2) | right | count |" in said
     assert (tmp_path / "out" / "claims.md").read_text() in said
+    images = whole["contents"]["images"]
+    ours = np.mean([[one["right"] for one in images[name][100:]] for name in ("run_0", "run_1")])
+    lines = [line for line in said.splitlines() if line.startswith("| ours | ")]
+    (row,) = (line for line in lines if "%" not in line)
+    assert f" | {ours:.3f} (" in row
     assert "equal" in (tmp_path / "out" / "index.html").read_text()
     other = whole | {"prompts": ["another"] * 200}
     with pytest.raises(UserError, match="are of different prompts"):
