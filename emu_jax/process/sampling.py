@@ -9,16 +9,14 @@ network is compiled once for any number of steps:
                         x0 as the process gives it at the time of that step (with noise; tokens
                         unmasked), and at the end by x0 itself
 
-``advance`` is the same loop for any consecutive steps, and takes and returns its state. Feedback
-learning takes k steps and one more with a gradient:
-
-    state = advance(denoise, process, sampler, times, key, start(sampler, x), jnp.arange(k))
-    state = advance(..., jax.lax.stop_gradient(state), jnp.array([k]))
+``advance`` is the same loop for any consecutive steps, and takes and returns its state.
+``advance_to`` takes a number of steps that is known when the program runs, without gradient.
 
 The noise of step i comes from fold_in(key, i), so two halves of a run equal the whole run, bit for
 bit. ``key`` may be one key, or one per row (``emu_jax.process.noise``).
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -104,13 +102,51 @@ def advance(
     """
     if (known is None) != (known_mask is None):
         raise ValueError("known and known_mask are given together or not at all")
+    step = _step(denoise, process, sampler, times, key, known, known_mask, transform)
+    return jax.lax.scan(lambda state, i: (step(state, i), None), state, jnp.asarray(steps))[0]
+
+
+def advance_to(
+    denoise: Denoise,
+    process: Process,
+    sampler: Sampler,
+    times: Float[Array, " n_plus_1"],
+    key: Keys,
+    state: State,
+    first: int | Int[Array, ""],
+    last: int | Int[Array, ""],
+    *,
+    transform: Transform | None = None,
+) -> State:
+    """The state after steps ``first`` to ``last`` - 1, of which there may be none.
+
+    Their number may be traced: one program for any, and no call of the network that is not needed.
+    So the result cannot be differentiated, and ``denoise`` must not depend on what is
+    (``jax.lax.stop_gradient``).
+    """
+    step = _step(denoise, process, sampler, times, key, None, None, transform)
+    state = jax.lax.stop_gradient(state)
+    return jax.lax.fori_loop(first, last, lambda i, state: step(state, i), state)
+
+
+def _step(
+    denoise: Denoise,
+    process: Process,
+    sampler: Sampler,
+    times: Float[Array, " n_plus_1"],
+    key: Keys,
+    known: Data | None,
+    known_mask: Bool[Array, "..."] | None,
+    transform: Transform | None,
+) -> Callable[[State, Int[Array, ""]], State]:
+    """One step of the loop, from times[i] to times[i + 1]."""
     times = jnp.asarray(times, jnp.float32)
 
     def predict(x: Array, t: Array):
         t = jnp.broadcast_to(t, x.shape[:1])
         return process.predict(denoise(x, t), x, t, transform)
 
-    def body(state: State, i: Array) -> tuple[State, None]:
+    def step(state: State, i: Array) -> State:
         x, memory = state
         key_i = fold_in(key, i)
         if known is not None and known_mask is not None:
@@ -118,9 +154,9 @@ def advance(
             x = jnp.where(known_mask, known_x, x)
         key_step = fold_in(key_i, 0)
         x, memory = sampler.step(predict, process, x, memory, times[i], times[i + 1], key_step)
-        return State(x, memory), None
+        return State(x, memory)
 
-    return jax.lax.scan(body, state, jnp.asarray(steps))[0]
+    return step
 
 
 def time_grid(
