@@ -1,5 +1,5 @@
-"""Small CLIP, T5 and LLaMA folders, written by transformers itself with random weights and a small
-real tokenizer, and a GGUF file. A helper, not a test.
+"""Small CLIP, T5, LLaMA and BLIP folders, written by transformers itself with random weights and a
+small real tokenizer, and a GGUF file. A helper, not a test.
 """
 
 import json
@@ -13,6 +13,8 @@ import safetensors.torch
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
     CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
@@ -185,6 +187,57 @@ def llama(folder: Path, *, whole: bool = False, shard="5GB", **changes) -> Llama
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
     tokenizer.save(str(folder / "tokenizer.json"))
     return model.model if whole else model
+
+
+BLIP_WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "picture",
+    "of",
+    "red",
+    "fox",
+    "##es",
+)
+
+
+def blip(folder: Path, **changes: Any) -> BlipForConditionalGeneration:
+    """A captioner with 60 words, of which [DEC], the last one, begins every text; ``changes`` are
+    of its text section. Its captions differ between images and have several lengths.
+    """
+    text = dict(
+        vocab_size=60,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        max_position_embeddings=20,
+        bos_token_id=59,
+        sep_token_id=3,
+        pad_token_id=0,
+        initializer_range=0.4,
+    )
+    vision = dict(
+        hidden_size=16,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+        initializer_range=0.4,
+    )
+    torch.manual_seed(0)
+    config = BlipConfig(text_config=text | changes, vision_config=vision)
+    model = _shaken(BlipForConditionalGeneration(config).eval())
+    with torch.no_grad():
+        model.text_decoder.cls.predictions.bias[3] += 1.5  # captions of any length
+    model.save_pretrained(folder)
+    words = [*BLIP_WORDS, *(f"word{i}" for i in range(59 - len(BLIP_WORDS))), "[DEC]"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    return model
 
 
 def gguf(file: Path, metadata: Mapping[str, Any], tensors: Mapping[str, tuple]) -> None:

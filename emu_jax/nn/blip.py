@@ -1,5 +1,7 @@
-"""BLIP as ImageReward uses it: a ViT, and a BERT that attends to the image's patches (Li et al.
-2022, arXiv:2201.12086; Xu et al. 2023, arXiv:2304.05977).
+"""BLIP: a ViT, and a BERT that attends to the image's patches (Li et al. 2022, arXiv:2201.12086).
+
+ImageReward (Xu et al. 2023, arXiv:2304.05977) reads the text in both directions. The captioner
+(:mod:`emu_jax.nn.captioner`) reads it token by token, with keys and values of earlier tokens.
 
 Parameters are named as in ImageReward's file, without the prefix ``blip.``. Sizes by default are
 its own: ViT-L/16 at 224 pixels, BERT-base with a vocabulary of two more tokens.
@@ -15,6 +17,9 @@ from emu_jax.nn.bert import Dense, Residual
 from emu_jax.nn.clip import Mlp
 from emu_jax.nn.layers import LayerNorm, Table, linear
 from emu_jax.nn.score_head import ScoreHead
+
+# Keys and values, [b, n, heads, head width] each.
+Keys = tuple[jax.Array, jax.Array]
 
 _VISION_EPS, _TEXT_EPS = 1e-6, 1e-12
 # Of the rewards of its validation set.
@@ -73,16 +78,22 @@ class VisionTransformer(nnx.Module):
         layers: int,
         heads: int,
         *,
+        feed_forward: int | None = None,
+        eps: float = _VISION_EPS,
         rngs: nnx.Rngs,
     ):
+        """``feed_forward`` None: four times the width."""
         normal, size = nnx.initializers.normal(0.02), (patch_size, patch_size)
         count = (image_size // patch_size) ** 2
         self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
         self.pos_embed = nnx.Param(normal(rngs.params(), (1, count + 1, width)))
         projection = nnx.Conv(3, width, size, strides=size, padding="VALID", rngs=rngs)
         self.patch_embed = nnx.Dict(proj=projection)
-        self.blocks = nnx.List(VisionBlock(width, heads, rngs=rngs) for _ in range(layers))
-        self.norm = LayerNorm(width, eps=_VISION_EPS, rngs=rngs)
+        hidden = feed_forward or 4 * width
+        self.blocks = nnx.List(
+            VisionBlock(width, heads, hidden, eps, rngs=rngs) for _ in range(layers)
+        )
+        self.norm = LayerNorm(width, eps=eps, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b n width"]:
         x = self.patch_embed.proj(x)
@@ -95,13 +106,13 @@ class VisionTransformer(nnx.Module):
 
 
 class VisionBlock(nnx.Module):
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
-        self.norm1 = LayerNorm(width, eps=_VISION_EPS, rngs=rngs)
+    def __init__(self, width: int, heads: int, feed_forward: int, eps: float, *, rngs: nnx.Rngs):
+        self.norm1 = LayerNorm(width, eps=eps, rngs=rngs)
         self.attn = nnx.Dict(
             qkv=linear(width, 3 * width, rngs=rngs), proj=linear(width, width, rngs=rngs)
         )
-        self.norm2 = LayerNorm(width, eps=_VISION_EPS, rngs=rngs)
-        self.mlp = Mlp(width, 4 * width, "gelu", rngs=rngs)
+        self.norm2 = LayerNorm(width, eps=eps, rngs=rngs)
+        self.mlp = Mlp(width, feed_forward, "gelu", rngs=rngs)
         self.heads = heads
 
     def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
@@ -124,16 +135,18 @@ class TextEncoder(nnx.Module):
         positions: int,
         image_width: int,
         *,
+        eps: float = _TEXT_EPS,
         rngs: nnx.Rngs,
     ):
         self.embeddings = nnx.Dict(
             word_embeddings=Table(vocabulary, width, rngs=rngs),
             position_embeddings=Table(positions, width, rngs=rngs),
-            LayerNorm=LayerNorm(width, eps=_TEXT_EPS, rngs=rngs),
+            LayerNorm=LayerNorm(width, eps=eps, rngs=rngs),
         )
         self.encoder = nnx.Dict(
             layer=nnx.List(
-                TextLayer(width, heads, feed_forward, image_width, rngs=rngs) for _ in range(layers)
+                TextLayer(width, heads, feed_forward, image_width, eps, rngs=rngs)
+                for _ in range(layers)
             )
         )
 
@@ -143,22 +156,35 @@ class TextEncoder(nnx.Module):
         mask: Bool[Array, "b l"],
         image: Float[Array, "b n image_width"],
     ) -> Float[Array, "b l width"]:
-        tables = self.embeddings
-        x = tables.word_embeddings(ids) + tables.position_embeddings(jnp.arange(ids.shape[1]))
-        x = tables.LayerNorm(x)
+        x = self.embed(ids, jnp.arange(ids.shape[1]))
         for layer in self.encoder.layer:
             x = layer(x, mask, image)
         return x
 
+    def embed(
+        self, ids: Int[Array, "*n"], positions: Int[Array, "..."]
+    ) -> Float[Array, "*n width"]:
+        """The input of the first layer."""
+        tables = self.embeddings
+        x = tables.word_embeddings(ids) + tables.position_embeddings(positions)
+        return tables.LayerNorm(x)
+
 
 class TextLayer(nnx.Module):
     def __init__(
-        self, width: int, heads: int, feed_forward: int, image_width: int, *, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        feed_forward: int,
+        image_width: int,
+        eps: float,
+        *,
+        rngs: nnx.Rngs,
     ):
-        self.attention = Attention(width, width, heads, rngs=rngs)
-        self.crossattention = Attention(width, image_width, heads, rngs=rngs)
+        self.attention = Attention(width, width, heads, eps, rngs=rngs)
+        self.crossattention = Attention(width, image_width, heads, eps, rngs=rngs)
         self.intermediate = Dense(width, feed_forward, rngs=rngs)
-        self.output = Residual(feed_forward, width, _TEXT_EPS, rngs=rngs)
+        self.output = Residual(feed_forward, width, eps, rngs=rngs)
 
     def __call__(
         self,
@@ -167,19 +193,21 @@ class TextLayer(nnx.Module):
         image: Float[Array, "b n image_width"],
     ) -> Float[Array, "b l width"]:
         x = self.attention(x, x, key_mask(mask))
-        x = self.crossattention(x, image, None)
+        return self.feed_forward(self.crossattention(x, image, None))
+
+    def feed_forward(self, x: Float[Array, "b l width"]) -> Float[Array, "b l width"]:
         hidden = jax.nn.gelu(self.intermediate.dense(x), approximate=False)
         return self.output(hidden, x)
 
 
 class Attention(nnx.Module):
-    def __init__(self, width: int, context: int, heads: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, context: int, heads: int, eps: float, *, rngs: nnx.Rngs):
         self.self = nnx.Dict(
             query=linear(width, width, rngs=rngs),
             key=linear(context, width, rngs=rngs),
             value=linear(context, width, rngs=rngs),
         )
-        self.output = Residual(width, width, _TEXT_EPS, rngs=rngs)
+        self.output = Residual(width, width, eps, rngs=rngs)
         self.heads = heads
 
     def __call__(
@@ -188,9 +216,18 @@ class Attention(nnx.Module):
         context: Float[Array, "b n c"],
         mask: Bool[Array, "b 1 1 n"] | None,
     ) -> Float[Array, "b l width"]:
-        project = self.self
-        q, k, v = (
-            split_heads(y, self.heads)
-            for y in (project.query(x), project.key(context), project.value(context))
+        return self.read(x, self.keys(context), mask)
+
+    def keys(self, context: Float[Array, "b n c"]) -> Keys:
+        """Keys and values of the context."""
+        return (
+            split_heads(self.self.key(context), self.heads),
+            split_heads(self.self.value(context), self.heads),
         )
-        return self.output(merge_heads(attend(q, k, v, mask)), x)
+
+    def read(
+        self, x: Float[Array, "b l width"], keys: Keys, mask: Bool[Array, "#b 1 1 n"] | None
+    ) -> Float[Array, "b l width"]:
+        """The output for keys and values that :meth:`keys` has computed."""
+        q = split_heads(self.self.query(x), self.heads)
+        return self.output(merge_heads(attend(q, *keys, mask)), x)
