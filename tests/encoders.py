@@ -233,7 +233,10 @@ def blip(folder: Path, **changes: Any) -> BlipForConditionalGeneration:
     config = BlipConfig(text_config=text | changes, vision_config=vision)
     model = _shaken(BlipForConditionalGeneration(config).eval())
     with torch.no_grad():
-        model.text_decoder.cls.predictions.bias[3] += 1.5  # captions of any length
+        for name, parameter in model.named_parameters():
+            if "crossattention.output.dense" in name or "crossattention.self.value" in name:
+                parameter.mul_(2)
+        model.text_decoder.bert.embeddings.word_embeddings.weight[3] *= 2
     model.save_pretrained(folder)
     words = [*BLIP_WORDS, *(f"word{i}" for i in range(59 - len(BLIP_WORDS))), "[DEC]"]
     (folder / "vocab.txt").write_text("\n".join(words))

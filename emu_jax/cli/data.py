@@ -1,4 +1,5 @@
-"""`emu-jax data`: build data sets, list them and look at them; compute vectors of their prompts.
+"""`emu-jax data`: build data sets, list them and look at them; compute vectors of their prompts;
+caption images, and filter and describe pairs of captions and prompts.
 
 emu-jax data build emoji/openmoji --data_dir=DIR
 emu-jax data build scenes/openmoji --data_dir=DIR
@@ -6,12 +7,16 @@ emu-jax data build folder/mine --path=IMAGES --data_dir=DIR
 emu-jax data list --data_dir=DIR
 emu-jax data show emoji/fluent --data_dir=DIR --select="needle >= 0" --out=grid.png
 emu-jax data vectors scenes/openmoji --data_dir=DIR --column=simple --layers=0,7,15,22,29
+emu-jax data caption IMAGES --model=BLIP --out=captions.jsonl
+emu-jax data pair IMAGES --captions=captions.jsonl --out=PAIRS
+emu-jax data statistics PAIRS --out=statistics.html
 """
 
 import argparse
 from collections.abc import Sequence
 
 from emu_jax.assembly.arguments import Parser, counted, folder, path, positive, seed
+from emu_jax.cli import data_pairs
 from emu_jax.cli.arguments import add_data_dir
 from emu_jax.data.places import DEFAULT_DATA_DIR
 
@@ -20,6 +25,8 @@ def main(argv: Sequence[str]) -> None:
     args = _parser().parse_args(argv)
     if args.command == "vectors":
         return _vectors(args)
+    if args.command in data_pairs.COMMANDS:
+        return data_pairs.run(args)
 
     from emu_jax.assembly.data_sets import list_data_sets, show, summary
     from emu_jax.data.builder import build
@@ -116,6 +123,7 @@ def _parser() -> Parser:
         default=f"{DEFAULT_DATA_DIR}/cache",
         help="folder of the caches (%(default)s)",
     )
+    data_pairs.add_parsers(commands, place)
     return parser
 
 

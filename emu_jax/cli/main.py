@@ -28,7 +28,7 @@ COMMANDS = {
     "reconstruct": "measure autoencoders by their reconstructions of held-out images",
     "plan": "compile a training step for TPUs that need not be present: memory, time, traffic",
     "bench": "time a training step and a sampler on the devices of this machine",
-    "data": "build data sets, list and show them; compute vectors of their captions",
+    "data": "build data sets, list and show them; vectors and captions; pairs of texts",
 }
 
 # Where the module is not called as its command is: a keyword names no module.

@@ -39,7 +39,7 @@ def read_table(root: epath.Path, table: str) -> Captions:
     """The captions of a table, a path inside `root`; images are named relative to `root`."""
     path = root / table
     captions: Captions = {}
-    for place, row in _rows(path):
+    for place, row in read_rows(path):
         where = f"{path}, {place}"
         column = next((name for name in CAPTION_COLUMNS if name in row), None)
         if FILE_COLUMN not in row or column is None:
@@ -69,6 +69,14 @@ def _image(root: epath.Path, directory: PurePosixPath, value: Any, where: str) -
     return (directory / name).as_posix()
 
 
+def clean_text(value: Any, where: str) -> str:
+    """A cell of a table without extra white space; "" for null and NaN.
+
+    Raises UserError, with the place ``where``, for anything else that is not text.
+    """
+    return " ".join(_text(value, where).split())
+
+
 def _text(value: Any, where: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -89,7 +97,7 @@ def _clean(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(filter(None, (" ".join(text.split()) for text in texts))))
 
 
-def _rows(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("line 3", row) for every row."""
     read = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
     return read[path.suffix.lower()](path)
@@ -141,7 +149,7 @@ def _parquet_rows(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         file = open_parquet(content)
         names = file.schema_arrow.names
-        used = [name for name in names if name in (FILE_COLUMN, *CAPTION_COLUMNS)]
+        used = [name for name in names if name in (FILE_COLUMN, *CAPTION_COLUMNS, "prompt")]
         rows = file.read(used, use_threads=False).to_pylist()
     except Exception as error:  # Arrow raises whatever its decoders run into, OSError among them
         reason = (str(error) or repr(error)).splitlines()[0]

@@ -77,7 +77,7 @@ class Folder(ImageBuilder):
 
         def read(name: str) -> tuple[bytes, tuple[int, int] | str]:
             try:
-                data = _read(root / name)
+                data = read_file(root / name)
                 return data, check(data)
             except UserError as error:
                 return b"", str(error)
@@ -115,7 +115,7 @@ class Folder(ImageBuilder):
             if row["key"] not in files:
                 return b"", ""
             try:
-                data = _read(root / files[row["key"]])
+                data = read_file(root / files[row["key"]])
                 check_further(data, name, (row["height"], row["width"]))
                 return data, ""
             except UserError as error:
@@ -157,7 +157,7 @@ class Folder(ImageBuilder):
         note(f"{len(names):,} files {what} ({shown}; see {file_name})")
 
 
-def _read(path: epath.Path) -> bytes:
+def read_file(path: epath.Path) -> bytes:
     """The content of a regular file of at most MAX_BYTES."""
     if "://" in os.fspath(path):
         length = path.stat().length

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from emu_jax.data.textfile import read_lines
 from emu_jax.errors import UserError
@@ -26,6 +26,8 @@ _Axis = Callable[[float], float]
 _WIDTH, _HEIGHT = 460, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 14, 34
 _ROW = 26
+_BAR = 17  # height of a bar's row
+_MOST_BINS = 40
 _LETTER = 6.2  # average width of a letter
 _LONGEST_LABEL = 34  # letters: about half of the width
 
@@ -200,6 +202,64 @@ def interval_plot(
     return "".join([*parts, "</svg>"])
 
 
+def histogram(
+    values: Float[np.ndarray, " n"] | Int[np.ndarray, " n"],
+    *,
+    title: str = "",
+    x_label: str = "",
+    color: int = 0,
+) -> str:
+    """Counts of numbers of 0 or more, in at most 40 bins of one round width from 0 on."""
+    if not len(values):
+        raise UserError(f"There is nothing to plot in {title or 'this chart'}.")
+    steps = (m * 10**power for power in range(16) for m in (1, 2, 5))
+    width = next(step for step in steps if max(values) < _MOST_BINS * step)
+    counts = np.bincount(np.asarray(values) // width)
+    y_ticks = ticks(0, max(counts))
+    x_at = _scale(0, len(counts) * width, _LEFT, _WIDTH - _RIGHT)
+    y_at = _scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
+    foot = _HEIGHT - _BOTTOM
+    parts = [_opening(title, _HEIGHT)]
+    for tick in y_ticks:
+        y = y_at(tick)
+        parts.append(f'<path class="rule" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for i, count in enumerate(counts):
+        x, y = x_at(i * width), y_at(count)
+        size = f'width="{x_at((i + 1) * width) - x - 1:.1f}" height="{foot - y:.1f}"'
+        parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size} {_fill(color)}/>')
+    for tick in ticks(0, len(counts) * width):
+        if tick <= len(counts) * width:
+            x = x_at(tick)
+            parts.append(f'<text x="{x:.1f}" y="{foot + 17}" text-anchor="middle">{tick:g}</text>')
+    parts.append(
+        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 3}" text-anchor="end">{html.escape(x_label)}'
+        "</text>"
+    )
+    return "".join([*parts, "</svg>"])
+
+
+def bar_plot(rows: Mapping[str, int], *, title: str = "", color: int = 0) -> str:
+    """One row each: its name, a bar, its number."""
+    if not rows:
+        raise UserError(f"There is nothing to plot in {title or 'this chart'}.")
+    labels = [_shortened(name, keep="start") for name in rows]
+    left = max(_LEFT, max(map(len, labels)) * _LETTER + 12)
+    numbers = [f"{value:,}" for value in rows.values()]
+    right = _WIDTH - max(map(len, numbers)) * _LETTER - 12
+    x_at = _scale(0, max(*rows.values(), 1), left, right)
+    parts = [_opening(title, _TOP + len(rows) * _BAR)]
+    for i, (label, number, value) in enumerate(zip(labels, numbers, rows.values(), strict=True)):
+        y = _TOP + i * _BAR
+        parts.append(
+            f'<text x="{left - 8:.1f}" y="{y + 12}" text-anchor="end">{html.escape(label)}</text>'
+        )
+        size = f'width="{x_at(value) - left:.1f}" height="{_BAR - 5}"'
+        parts.append(f'<rect x="{left:.1f}" y="{y + 1}" {size} {_fill(color)}/>')
+        parts.append(f'<text x="{x_at(value) + 6:.1f}" y="{y + 12}">{number}</text>')
+    return "".join([*parts, "</svg>"])
+
+
 def key(i: int) -> str:
     """A small SVG of the i-th line, for a legend."""
     return f'<svg class="key" viewBox="0 0 28 6"><path d="M0 3H28" {_stroke(i)}/></svg>'
@@ -228,9 +288,13 @@ def _opening(title: str, height: float) -> str:
     )
 
 
-def _shortened(label: str) -> str:
+def _shortened(label: str, keep: str = "end") -> str:
+    if len(label) <= _LONGEST_LABEL:
+        return label
+    if keep == "start":
+        return label[: _LONGEST_LABEL - 3] + "..."
     # The ends of paths differ more than their beginnings.
-    return label if len(label) <= _LONGEST_LABEL else "..." + label[3 - _LONGEST_LABEL :]
+    return "..." + label[3 - _LONGEST_LABEL :]
 
 
 def _thin(curve: Curve) -> Curve:
@@ -260,6 +324,10 @@ def _stroke(i: int) -> str:
     dash = _DASHES[i // COLORS % len(_DASHES)]
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
     return f'fill="none" stroke="var(--line-{i % COLORS})" stroke-width="1.6"{dashes}'
+
+
+def _fill(i: int) -> str:
+    return f'fill="var(--line-{i % COLORS})"'
 
 
 def _label(tick: float, limits: Limits | None) -> str:

@@ -52,12 +52,10 @@ def test_logits_of_each_token(folder, reference, images):
 
 SETTINGS = (
     Settings(num_beams=1, min_length=0, max_length=14),
-    Settings(num_beams=1, min_length=9, max_length=12, repetition_penalty=1.4),
+    Settings(num_beams=1, min_length=7, max_length=12, repetition_penalty=1.4),
     Settings(num_beams=3, min_length=0, max_length=14),
-    Settings(num_beams=3, min_length=8, max_length=14),
     Settings(num_beams=3, min_length=7, max_length=13, repetition_penalty=1.5),
     Settings(num_beams=2, min_length=0, max_length=14, length_penalty=-1.0),
-    Settings(num_beams=4, min_length=0, max_length=14, length_penalty=2.0),
 )
 
 
@@ -76,11 +74,11 @@ def test_captions_are_those_of_generate(settings, folder, reference, images):
         np.testing.assert_array_equal(ours[: ends[0]], theirs[: ends[0]])
         assert (ours[ends[0] :] == 3).all()
     assert len({tuple(row) for row in found}) > 3
-    assert len(lengths) > 2 or settings.length_penalty > 1
+    assert len(lengths) > 2
 
 
 def test_decoded_captions_have_no_prompt(folder):
-    model = make_blip(folder, "a picture of")
+    model = make_blip(folder, "a picture of", Settings(max_length=20))
     rows = np.array([[59, 5, 6, 7, 8, 9, 10, 3, 3], [59, 5, 6, 7, 3, 3, 3, 3, 3]])
     assert model.decode(rows) == ["red foxes", ""]
 
