@@ -1,12 +1,13 @@
-"""Building SURD: images with a complex prompt and a simple caption, filtered by a CLIP, as a folder
-that a data set is built from (:mod:`emu_jax.data.pairs` has the rules).
+"""Building SURD: images with a complex prompt and a simple caption, filtered by a CLIP
+(:mod:`emu_jax.data.pairs` has the rules). The output folder has
 
-    metadata.jsonl   file_name, text (the simple caption), prompt (the complex one), both scores
-    images/          the images of these rows
-    dropped.jsonl    every other image, with its texts and the reason
-    sheet*.html      the pairs that passed, for checking by hand
-    check.txt        the list in which a person marks the pairs to reject
-    scores.jsonl     the scores of all pairs; an interrupted command continues from them
+    data/           SURD's form, from which a data set is built: the images that are kept, and
+                    metadata.jsonl with file_name, text (the simple caption), prompt (the complex
+                    one) and both scores
+    dropped.jsonl   every other image, with its texts and the reason
+    sheet*.html     the pairs that passed the filter, for checking by hand
+    check.txt       the list in which a person marks the pairs to reject
+    scores.jsonl    the scores of all pairs; an interrupted command continues from them
 """
 
 import hashlib
@@ -47,8 +48,8 @@ from emu_jax.errors import UserError
 from emu_jax.evaluation.clip_metrics import open_clip
 from emu_jax.evaluation.pair_sheet import SIDE, Shown, write_sheets
 
-TABLE, DROPPED, CHECK, SCORES = "metadata.jsonl", "dropped.jsonl", "check.txt", "scores.jsonl"
-_IMAGES = "images"
+DATA, TABLE = "data", "metadata.jsonl"
+DROPPED, CHECK, SCORES = "dropped.jsonl", "check.txt", "scores.jsonl"
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif"}  # of other formats: their name
 
 
@@ -63,11 +64,13 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Result:
-    """The names of all pairs that passed filter and hand, and the reasons of all other images."""
+    """The pairs that passed filter and hand, the reasons of all other images, and the names of the
+    pages for checking by hand."""
 
     kept: list[Pair]
     dropped: Mapping[str, str]
     pairs: Mapping[str, Pair]
+    sheets: Sequence[str] = ()
 
     def lines(self) -> list[str]:
         """What the command prints."""
@@ -151,8 +154,7 @@ def build_pairs(
     kept = [pair for pair in passed if pair.name not in marked]
     by_hand = {pair.name: REJECTED for pair in passed if pair.name in marked}
     result = Result(kept, reasons | damaged | failed | by_hand, pairs)
-    _write(folder, images, passed, result, marked)
-    return result
+    return replace(result, sheets=_write(folder, images, passed, result, marked))
 
 
 def _marked(folder: epath.Path, rejected: str, names: Sequence[str]) -> set[str]:
@@ -175,9 +177,9 @@ def _scored(
     batch_size: int,
 ) -> tuple[dict[str, Pair], dict[str, str]]:
     """(the pairs of all images in ``captions``, the reasons of those that cannot be read)."""
-    if (folder / TABLE).exists() and not (folder / SCORES).exists():
+    if (folder / DATA).exists() and not (folder / SCORES).exists():
         raise UserError(
-            f"{folder} has a {TABLE} that this command did not write; name another --out."
+            f"{folder / DATA} exists, and this command did not write it; name another --out."
         )
     scorer = open_scorer(clip)
     ledger = Ledger(folder / SCORES, scorer.made_from)
@@ -232,25 +234,28 @@ def _write(
     passed: Sequence[Pair],
     result: Result,
     marked: set[str],
-) -> None:
-    table, before = folder / TABLE, set()
-    if table.exists():
-        before = {json.loads(line)[FILE_COLUMN] for line in read_lines(table) if line}
+) -> list[str]:
+    """Writes everything but the scores; returns the names of the sheets."""
+    data, before = folder / DATA, set()
+    if (data / TABLE).exists():
+        before = {json.loads(line)[FILE_COLUMN] for line in read_lines(data / TABLE) if line}
+    data.mkdir(parents=True, exist_ok=True)
     rows = []
     for pair in result.kept:
-        data = images.read(pair.name)
-        file = _file_name(pair.name, open_image(data).format or "PNG")
-        if not (folder / file).exists() or (folder / file).read_bytes() != data:
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file).write_bytes(data)
-        rows.append({FILE_COLUMN: file} | pair.row())
+        content = images.read(pair.name)
+        file = data / _file_name(pair.name, open_image(content).format or "PNG")
+        if not file.exists() or file.read_bytes() != content:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        rows.append({FILE_COLUMN: file.relative_to(data).as_posix()} | pair.row())
     _write_rows(folder / DROPPED, [_dropped(name, result) for name in result.dropped])
     write_checklist(folder / CHECK, passed, marked)
-    write_sheets(folder, _shown(images, passed, marked), len(passed))
-    _write_rows(table, rows)
+    sheets = write_sheets(folder, _shown(images, passed, marked), len(passed))
+    _write_rows(data / TABLE, rows)
     for name in before - {row[FILE_COLUMN] for row in rows}:  # images of an earlier selection
-        if name.startswith(f"{_IMAGES}/") and ".." not in PurePosixPath(name).parts:
-            (folder / name).unlink(missing_ok=True)
+        if _is_inside(name):
+            (data / name).unlink(missing_ok=True)
+    return sheets
 
 
 def _shown(images: Collection, passed: Sequence[Pair], marked: set[str]) -> Iterator[Shown]:
@@ -268,11 +273,15 @@ def _shown(images: Collection, passed: Sequence[Pair], marked: set[str]) -> Iter
 
 def _file_name(name: str, image_format: str) -> str:
     """Where an image lies in the folder: its own path or key, with a suffix."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"The image {name!r} is not named by a path inside its folder.")
+    if not _is_inside(name):
+        raise UserError(f"The image {name!r} is not named by a path inside a folder; rename it.")
     suffix = _SUFFIXES.get(image_format, f".{image_format.lower()}")
-    return f"{_IMAGES}/{path if path.suffix.lower() in SUFFIXES else f'{path}{suffix}'}"
+    return name if PurePosixPath(name).suffix.lower() in SUFFIXES else name + suffix
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _dropped(name: str, result: Result) -> dict[str, Any]:

@@ -9,7 +9,7 @@ emu-jax data show emoji/fluent --data_dir=DIR --select="needle >= 0" --out=grid.
 emu-jax data vectors scenes/openmoji --data_dir=DIR --column=simple --layers=0,7,15,22,29
 emu-jax data caption IMAGES --model=BLIP --out=captions.jsonl
 emu-jax data pair IMAGES --captions=captions.jsonl --out=PAIRS
-emu-jax data statistics PAIRS --out=statistics.html
+emu-jax data statistics PAIRS/data --out=statistics.html
 """
 
 import argparse

@@ -4,7 +4,7 @@ complex prompt, as SURD was built.
 emu-jax data caption IMAGES --model=BLIP --out=captions.jsonl
 emu-jax data pair IMAGES --captions=captions.jsonl --out=PAIRS
 emu-jax data pair IMAGES --captions=captions.jsonl --out=PAIRS --rejected=PAIRS/check.txt
-emu-jax data statistics PAIRS --out=statistics.html
+emu-jax data statistics PAIRS/data --out=statistics.html
 """
 
 import argparse
@@ -122,13 +122,13 @@ def _caption(args: argparse.Namespace) -> None:
 
 
 def _pair(args: argparse.Namespace) -> None:
-    from emu_jax.assembly.pairing import TABLE, build_pairs
-    from emu_jax.data.collection import Collection, first, longest
+    from emu_jax.assembly.pairing import build_pairs
+    from emu_jax.data.collection import PROMPT_COLUMNS, Collection, first, longest
 
     images = Collection(args.name, args.data_dir, args.select)
     result = build_pairs(
         images,
-        images.texts(args.prompts, longest),
+        images.texts(args.prompts, longest, PROMPT_COLUMNS),
         images.texts(args.captions, first),
         args.out,
         clip=args.clip,
@@ -138,7 +138,7 @@ def _pair(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
     )
     print("\n".join(result.lines()))
-    print(f"  in {args.out}: {TABLE}, sheet.html to check by hand, dropped.jsonl")
+    print(f"  in {args.out}/data; check them by hand in {args.out}/{result.sheets[0]}")
 
 
 def _statistics(args: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from emu_jax.data.folder import read_file
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
 
+PROMPT_COLUMNS = ("prompt", *CAPTION_COLUMNS)
 # Which of an image's several texts is taken.
 Choice = Callable[[list[str]], str]
 
@@ -56,15 +57,18 @@ class Collection:
         """The encoded bytes of an image."""
         return self._read(name)
 
-    def texts(self, where: str, choose: Choice) -> dict[str, str]:
-        """A text by image: from the column ``where`` of a data set, or from the table of that path;
-        for a folder "captions" are those beside its images. Images without a text are left out.
+    def texts(
+        self, where: str, choose: Choice, columns: tuple[str, ...] = CAPTION_COLUMNS
+    ) -> dict[str, str]:
+        """A text by image: from the column ``where`` of a data set, or from the table of that path
+        (the first of ``columns`` that it has); for a folder "captions" are those beside its images.
+        Images without a text are left out.
 
         Raises:
           UserError: there is no such column or file, or the file cannot be read.
         """
         if PurePosixPath(where).suffix.lower() in TABLES:
-            found = read_texts(where)
+            found = read_texts(where, columns)
         elif self._manifest is not None:
             values = self._manifest.column(where)[self._records]
             found = dict(zip(self.names, map(_listed, values), strict=True))
@@ -78,13 +82,14 @@ class Collection:
         return {name: choose(found[name]) for name in self.names if found.get(name)}
 
 
-def read_texts(path: epath.PathLike, columns: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    """The texts in a table by ``file_name``: of the first of ``columns`` that it has, by default
-    ``prompt`` or one of those of captions. A file that several shards have written is named as if
-    it were one: NAME.jsonl for NAME.1-of-2.jsonl and NAME.2-of-2.jsonl.
+def read_texts(
+    path: epath.PathLike, columns: tuple[str, ...] = CAPTION_COLUMNS
+) -> dict[str, list[str]]:
+    """The texts in a table by ``file_name``, of the first of ``columns`` that it has. A file that
+    several shards have written is named as if it were one: NAME.jsonl for NAME.1-of-2.jsonl and
+    NAME.2-of-2.jsonl.
     """
     found: dict[str, list[str]] = {}
-    columns = columns or (*CAPTION_COLUMNS, "prompt")
     for file in files_of(epath.Path(path).expanduser()):
         for place, row in read_rows(file):
             column = next((name for name in columns if name in row), None)

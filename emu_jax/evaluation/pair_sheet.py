@@ -21,7 +21,7 @@ _HOW = """\
 Each row has an image, its simple caption, its complex prompt, and the scores of both. Reject a pair
 whose texts do not match its image, or that must not be in the data set: open check.txt beside this
 page in a text editor and put an x into the brackets of the pair's line. Then run the same command
-again with --rejected=check.txt."""
+again and name that file with --rejected."""
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def write_statistics(
 
 
 def _sections(kinds: dict[str, Statistics]) -> list[Section]:
-    columns = ["texts", "words: mean", "median", "90 %", "most"]
+    columns = ["words", "mean", "median", "90 % of the texts have at most", "maximum"]
     rows = [
         [kind, x.lengths.mean(), *np.quantile(x.lengths, (0.5, 0.9)), x.lengths.max()]
         for kind, x in kinds.items()

@@ -28,6 +28,7 @@ from emu_jax.text.pretrained import load_tokenizer
 from emu_jax.text.search import Settings, search
 
 PROMPT = "a picture of "
+_MOST_LAYERS = 1000
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",))
 # The defaults of the published classes, for keys that a config leaves out.
 _VISION = dict(
@@ -208,7 +209,12 @@ def blip_config(folder: Path) -> dict[str, dict[str, Any]]:
                 f"multiple of its num_attention_heads, {section['num_attention_heads']}."
             )
         found[name] = {key: section[key] for key in defaults}
-    if not (found["text"]["tie_word_embeddings"] and config.get("tie_word_embeddings", True)):
+        if section["num_hidden_layers"] > _MOST_LAYERS:
+            raise UserError(
+                f"{file} has {section['num_hidden_layers']} layers, more than any model has."
+            )
+    tied = entry({"tie_word_embeddings": True} | config, "tie_word_embeddings", bool, file)
+    if not (found["text"]["tie_word_embeddings"] and tied):
         raise UserError(f"{file}: tie_word_embeddings is false; only tied ones are supported.")
     if (folder / "generation_config.json").is_file():
         file = folder / "generation_config.json"

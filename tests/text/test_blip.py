@@ -1,6 +1,7 @@
 """BLIP's captioner against transformers' BlipForConditionalGeneration with random weights."""
 
 import json
+import shutil
 
 import encoders
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from test_foreign_files import attack
 
 from emu_jax.errors import UserError
 from emu_jax.text.blip import Blip, blip_config, make_blip
@@ -114,6 +116,12 @@ def test_foreign_configs_are_refused_by_name(file, changes, sentence, folder, tm
     with pytest.raises(UserError, match=sentence.replace("(", r"\(")) as refused:
         blip_config(place)
     assert str(place / file) in str(refused.value)
+
+
+def test_damaged_configs_are_one_sentence(folder, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "copy")
+    settings = Settings(max_length=12)
+    attack(place / "config.json", lambda: dict(make_blip(place, "", settings).tensors()), 15)
 
 
 def test_neutral_settings_of_old_configs_are_read(folder, tmp_path):
