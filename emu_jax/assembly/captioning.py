@@ -21,7 +21,7 @@ from emu_jax.evaluation.preprocessing import CLIP_MEAN, CLIP_STD, normalized, sq
 from emu_jax.text.blip import Blip
 
 WHITE = (255, 255, 255)
-Pixels = UInt8[np.ndarray, "h w 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]
 T = TypeVar("T")
 
 

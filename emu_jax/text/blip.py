@@ -91,9 +91,10 @@ _NAMES = (
     (r"^(visual_encoder\.blocks\.\d+\.)self_attn\.projection\.", r"\1attn.proj."),
     (r"^(visual_encoder\.blocks\.\d+\.)self_attn\.", r"\1attn."),
     (r"^(visual_encoder\.blocks\.\d+\.)layer_norm(\d)\.", r"\1norm\2."),
+    (r"^text_decoder\.cls\.predictions\.decoder\.bias$", "text_decoder.cls.predictions.bias"),
 )
-# The output layer is the table of words, and its bias is beside it.
-_UNUSED = re.compile(r".*position_ids|text_decoder\.cls\.predictions\.decoder\.(weight|bias)")
+# The output layer is the table of words.
+_UNUSED = re.compile(r".*position_ids|text_decoder\.cls\.predictions\.decoder\.weight")
 
 
 @dataclass(frozen=True)
