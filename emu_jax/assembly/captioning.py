@@ -39,6 +39,7 @@ def caption_images(
     ``shard`` (i, n) captions every n-th image from the i-th on and writes a file of its own
     (:func:`shard_file`); by default n are the processes that are connected, and i is this one.
     """
+    images.refuse_inside(out)
     index, count = shard or (jax.process_index(), jax.process_count())
     ledger = Ledger(shard_file(epath.Path(out).expanduser(), (index, count)), model.recipe)
     missing = [name for name in images.names[index::count] if name not in ledger.rows]

@@ -142,6 +142,7 @@ def build_pairs(
     these the filter drops.
     """
     folder = epath.Path(out).expanduser()
+    images.refuse_inside(out)
     names, reasons = both(prompts, captions, images.names)
     marked = _marked(folder, rejected, images.names)
     exchanged = exchange({name: captions[name] for name in names}, wrong, seed)

@@ -7,7 +7,7 @@ table (.jsonl, .csv or .parquet) with the column ``file_name`` and the text.
 
 import re
 from collections.abc import Callable, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from etils import epath
@@ -29,6 +29,7 @@ class Collection:
     def __init__(self, place: str, data_dir: str, select: str = ""):
         root = epath.Path(place).expanduser()
         self.place = place
+        self._root = root if root.is_dir() else None
         if root.is_dir():
             if select:
                 raise UserError(
@@ -52,6 +53,13 @@ class Collection:
         self.names = list(self._captions)
         if not self.names:
             raise UserError(f"There is no image in {place}{f' with {select}' if select else ''}.")
+
+    def refuse_inside(self, out: epath.PathLike) -> None:
+        """Raises UserError if ``out`` lies in the folder of the images: what is written there would
+        be read as their captions."""
+        here = Path(out).expanduser().resolve()
+        if self._root is not None and here.is_relative_to(Path(self._root).resolve()):
+            raise UserError(f"--out={out} lies in {self.place}, the images' folder; use another.")
 
     def read(self, name: str) -> bytes:
         """The encoded bytes of an image."""
@@ -130,7 +138,8 @@ def files_of(path: epath.Path) -> list[epath.Path]:
         raise UserError(f"There is no file {path}, and there are no shards of it.")
     if len(counts) > 1:
         raise UserError(f"{path} has shards of several numbers; keep the files of one of them.")
-    files = [shard_file(path, (i, *counts)) for i in range(*counts)]
+    (count,) = counts
+    files = [shard_file(path, (i, count)) for i in range(count)]
     for file in files:
         if not file.exists():
             raise UserError(f"{file} is missing; write it, or remove the other shards.")

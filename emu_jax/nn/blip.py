@@ -138,11 +138,7 @@ class TextEncoder(nnx.Module):
         eps: float = _TEXT_EPS,
         rngs: nnx.Rngs,
     ):
-        self.embeddings = nnx.Dict(
-            word_embeddings=Table(vocabulary, width, rngs=rngs),
-            position_embeddings=Table(positions, width, rngs=rngs),
-            LayerNorm=LayerNorm(width, eps=eps, rngs=rngs),
-        )
+        self.embeddings = Embeddings(vocabulary, width, positions, eps, rngs=rngs)
         self.encoder = nnx.Dict(
             layer=nnx.List(
                 TextLayer(width, heads, feed_forward, image_width, eps, rngs=rngs)
@@ -156,18 +152,22 @@ class TextEncoder(nnx.Module):
         mask: Bool[Array, "b l"],
         image: Float[Array, "b n image_width"],
     ) -> Float[Array, "b l width"]:
-        x = self.embed(ids, jnp.arange(ids.shape[1]))
+        x = self.embeddings(ids, jnp.arange(ids.shape[1]))
         for layer in self.encoder.layer:
             x = layer(x, mask, image)
         return x
 
-    def embed(
-        self, ids: Int[Array, "*n"], positions: Int[Array, "..."]
-    ) -> Float[Array, "*n width"]:
-        """The input of the first layer."""
-        tables = self.embeddings
-        x = tables.word_embeddings(ids) + tables.position_embeddings(positions)
-        return tables.LayerNorm(x)
+
+class Embeddings(nnx.Module):
+    def __init__(self, vocabulary: int, width: int, positions: int, eps: float, *, rngs: nnx.Rngs):
+        self.word_embeddings = Table(vocabulary, width, rngs=rngs)
+        self.position_embeddings = Table(positions, width, rngs=rngs)
+        self.LayerNorm = LayerNorm(width, eps=eps, rngs=rngs)
+
+    def __call__(
+        self, ids: Int[Array, "b l"], positions: Int[Array, "..."]
+    ) -> Float[Array, "b l width"]:
+        return self.LayerNorm(self.word_embeddings(ids) + self.position_embeddings(positions))
 
 
 class TextLayer(nnx.Module):

@@ -74,8 +74,7 @@ class Captioner(nnx.Module):
             eps=eps,
             rngs=rngs,
         )
-        head = nnx.Dict(predictions=Predictions(vocabulary, width, eps, rngs=rngs))
-        self.text_decoder = nnx.Dict({"bert": bert, "cls": head})
+        self.text_decoder = Decoder(bert, Predictions(vocabulary, width, eps, rngs=rngs))
         self.shape = heads, width // heads
 
     def start(self, x: Float[Array, "b s s 3"], sequences: int, length: int) -> Memory:
@@ -92,22 +91,31 @@ class Captioner(nnx.Module):
         """The logits after a further token of each of an image's k sequences, which all have
         ``position`` tokens before it."""
         bert = self.text_decoder.bert
-        x = bert.embed(ids, position)
+        x = bert.embeddings(ids, position)
         (b, k, width), length = x.shape, memory.text[0][0].shape[1]
         past = (jnp.arange(length) <= position)[None, None, None]
         text = []
         for layer, image, keys in zip(bert.encoder.layer, *memory, strict=True):
             x = x.reshape(b * k, 1, width)
             new = layer.attention.keys(x)
-            keys = tuple(
+            k_all, v_all = (
                 jax.lax.dynamic_update_slice_in_dim(old, one, position, axis=1)
                 for old, one in zip(keys, new, strict=True)
             )
+            keys = k_all, v_all
             text.append(keys)
             x = layer.attention.read(x, keys, past).reshape(b, k, width)
             x = layer.feed_forward(layer.crossattention.read(x, image, None))
         table = bert.embeddings.word_embeddings.embedding[...]
         return self.text_decoder.cls.predictions(x, table), Memory(memory.image, tuple(text))
+
+
+class Decoder(nnx.Module):
+    """The parts of the text decoder under their published names."""
+
+    def __init__(self, bert: TextEncoder, predictions: "Predictions"):
+        self.bert = bert
+        self.cls = nnx.Dict(predictions=predictions)
 
 
 class Predictions(nnx.Module):

@@ -34,6 +34,9 @@ def test_a_folder(pictures, tmp_path):
     assert images.texts(table, longest) == {"01.png": "short"}
     with pytest.raises(UserError, match="has no column 'simple'; name a table"):
         images.texts("simple", first)
+    images.refuse_inside(tmp_path)
+    with pytest.raises(UserError, match="the images' folder; use another"):
+        images.refuse_inside(pictures / "other" / ".." / "source" / "captions.jsonl")
     with pytest.raises(UserError, match="is for data sets"):
         Collection(str(pictures / "source"), str(tmp_path), "part == train")
 
