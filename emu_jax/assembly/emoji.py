@@ -13,7 +13,7 @@ from emu_jax.evaluation.references import KEPT
 TRAINED = "part == tuned|kept and group != flags|brands|extras|signs"
 NEEDLES = "needle >= 0"  # a thousand; "... and needle < 100" for a hundred of them
 STYLES = ("openmoji", "fluent")
-_CAPTION_TOKENS = 50  # MiniLM's, of the longest complex caption of a scene
+CAPTION_TOKENS = 50  # MiniLM's, of the longest complex caption of a scene
 
 
 def mixture(**weights: float) -> ConfigDict:
@@ -66,7 +66,7 @@ def compose(config: ConfigDict, init_from: str) -> None:
     complex captions only.
     """
     config.init_from = init_from
-    config.text.minilm.length = _CAPTION_TOKENS
+    config.text.minilm.length = CAPTION_TOKENS
     config.data.train = mixture(openmoji=0.8, fluent=0.2)
     drawn = scenes("split == train", "complex", weight=0.5)
     config.data.train.update({f"scenes_{style}": source for style, source in drawn.items()})

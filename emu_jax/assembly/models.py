@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.adapters import make_adapters
+from emu_jax.assembly.sections.runs import drawn_by
 from emu_jax.checkpoint.adapters import read_adapter
 from emu_jax.checkpoint.export import Model, load_model
 from emu_jax.checkpoint.foreign import blaming
@@ -48,6 +49,7 @@ def open_model(path: str, dtype: Any = np.float32, chain: tuple[str, ...] = ()) 
       UserError: the base is missing, or is not the one that the adapter was trained on.
     """
     model = load_model(locate(path), dtype=dtype)
+    model = replace(model, config=drawn_by(model.config))
     config = ConfigDict(model.config)
     adapters = make_adapters(config)
     if not adapters:

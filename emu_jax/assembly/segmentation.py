@@ -1,19 +1,27 @@
 """From a config to the segmentation task."""
 
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.codecs import make_codec
+from emu_jax.assembly.config import read
 from emu_jax.assembly.groups import make_groups
-from emu_jax.assembly.networks import compute_dtype, module
+from emu_jax.assembly.models import locate
+from emu_jax.assembly.networks import compute_dtype, frozen_arrays, module, untrained
+from emu_jax.checkpoint.export import load_model
+from emu_jax.checkpoint.foreign import described_by, require_fit
+from emu_jax.checkpoint.paths import is_config_file
 from emu_jax.data.mixture import Vocabulary
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Network
 from emu_jax.nn.resnet50 import DEPTHS, ResNet
 from emu_jax.nn.solo import SmallBackbone, Solo
-from emu_jax.parallel.placement import Placement
+from emu_jax.parallel.placement import ONE_DEVICE, Placement
+from emu_jax.tasks.base import Frozen
 from emu_jax.tasks.segmentation import Segmentation
 from emu_jax.tasks.solo import RANGES
 
@@ -43,6 +51,33 @@ def make_segmentation(config: ConfigDict, on: Placement) -> Segmentation:
         frozen=frozen,
         compute_dtype=compute_dtype(config),
     )
+
+
+def trained_segmentation(path: str) -> tuple[Segmentation, Frozen, ConfigDict]:
+    """The task of a segmenter's run, exported model or builtin:NAME, its weights and its config. If
+    the path is a config file there are shapes only, as for a codec.
+
+    Raises:
+      UserError: there is no such model, it is no segmenter, or its weights do not fit its config.
+    """
+    model = None if is_config_file(path) else load_model(locate(path), dtype=np.float32)
+    config = ConfigDict(model.config) if model else read(path)
+    if config.get("task") != "segmentation":
+        raise UserError(
+            f"{path} is not a parser: its task is {config.get('task')!r}; use a model of "
+            "configs/parser.py."
+        )
+    config.labeled.round_trip = 0.0  # nothing is augmented: no codec is needed
+    if "codec" in config:
+        del config.codec
+    with described_by(path):
+        task = make_segmentation(config, ONE_DEVICE)
+    shapes = task.network.shapes()
+    if model is None:
+        return task, Frozen(path, "none", shapes, untrained("path", path)), config
+    require_fit(model.params, shapes, path)
+    weights = frozen_arrays(path, model.params)
+    return task, replace(weights, fingerprint=model.fingerprint), config
 
 
 def _solo(section: ConfigDict, classes: int, rngs: nnx.Rngs) -> Solo:

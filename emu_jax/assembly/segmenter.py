@@ -8,20 +8,17 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from ml_collections import ConfigDict
 from PIL import Image
 
-from emu_jax.assembly.models import WEIGHTS, locate
-from emu_jax.assembly.segmentation import make_segmentation
-from emu_jax.checkpoint.export import load_model
-from emu_jax.checkpoint.foreign import blaming, require_fit
+from emu_jax.assembly.models import WEIGHTS
+from emu_jax.assembly.segmentation import trained_segmentation
+from emu_jax.checkpoint.foreign import blaming
 from emu_jax.data.buckets import Shape, assign, make_buckets
 from emu_jax.errors import UserError
 from emu_jax.evaluation.clip_colors import ClipColors
 from emu_jax.evaluation.contents import Asked, require_words
 from emu_jax.evaluation.geneval import GenEval
 from emu_jax.evaluation.instances import Colors, Images, Instance, hues
-from emu_jax.parallel.placement import ONE_DEVICE
 from emu_jax.tasks.base import to_unit_range
 from emu_jax.tasks.solo import Found
 
@@ -36,25 +33,14 @@ class Segmenter:
 
     @blaming("path")
     def __init__(self, path: str, batch_size: int = 32):
-        model = load_model(locate(path), dtype=np.float32)
-        config = ConfigDict(model.config)
-        if config.get("task") != "segmentation":
-            raise UserError(
-                f"{path} is not a parser: its task is {config.get('task')!r}; use a model of "
-                "configs/parser.py."
-            )
-        config.labeled.round_trip = 0.0  # nothing is augmented: no codec is needed
-        if "codec" in config:
-            del config.codec
-        self.name, self.fingerprint = path, model.fingerprint
+        task, weights, config = trained_segmentation(path)
+        self.name, self.fingerprint = path, weights.fingerprint
         data = config.data
         side, step = data.image_size, data.bucket_step
         self._shapes = make_buckets(side, step) if data.buckets else [(side, side)]
         self._batch_size = batch_size
-        task = make_segmentation(config, ONE_DEVICE)
         self.words = task.classes.words
-        require_fit(model.params, jax.eval_shape(task.init, jax.random.key(0))[0], path)
-        self._params = {name: jax.numpy.asarray(value) for name, value in model.params.items()}
+        self._params = {name: jax.numpy.asarray(value) for name, value in weights.tensors()}
         self._find = jax.jit(
             lambda params, images: task.found(task.levels(params, to_unit_range(images)))
         )

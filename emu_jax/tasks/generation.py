@@ -170,7 +170,7 @@ class Generation(Task):
 
     def losses(self, context: Context, rows: Rows) -> Float[Array, " b"]:
         """The process's weighted loss of each row."""
-        rows, key = self._encoded(context.frozen, rows), context.key
+        rows, key = self.with_latents(context.frozen, rows), context.key
         k_latent, k_drop, k_process = jax.random.split(key, 3)
         x0 = self._window(key, self.clean(context.frozen, rows, k_latent))
         drop = jax.random.bernoulli(k_drop, self.drop_text, (x0.shape[0],))
@@ -185,7 +185,7 @@ class Generation(Task):
 
     def validate(self, context: Context) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Loss with the text at stratified times: the mean, and by bin of t (0 = clean)."""
-        rows, key = self._encoded(context.frozen, context.batch[self.stream]), context.key
+        rows, key = self.with_latents(context.frozen, context.batch[self.stream]), context.key
         k_latent, k_time, k_process = jax.random.split(key, 3)
         x0 = self._window(key, self.clean(context.frozen, rows, k_latent))
         n = x0.shape[0]
@@ -210,7 +210,7 @@ class Generation(Task):
         """Images for the batch's first captions; in super-resolution, from its shrunk images."""
         frozen, key = context.frozen, context.key
         rows = jax.tree.map(lambda x: x[: self.previews], context.batch[self.stream])
-        rows = self._encoded(frozen, rows)
+        rows = self.with_latents(frozen, rows)
         n = rows["sizes"].shape[0]
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
         encoded = self.encode(frozen, rows)
@@ -333,7 +333,7 @@ class Generation(Task):
             made_from |= {"low factor": str(self.low.factor if self.low else 1)}
         return Latents(self.latents, ("codec", *networks), made_from)
 
-    def _encoded(self, frozen: Mapping[str, Params], rows: Rows) -> Rows:
+    def with_latents(self, frozen: Mapping[str, Params], rows: Rows) -> Rows:
         """The rows with their latents, computed unless a cache has provided them."""
         return rows if "moments" in rows else rows | self.latents(frozen, rows["image"])
 

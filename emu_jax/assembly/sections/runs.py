@@ -17,6 +17,7 @@ from emu_jax.assembly.sections.autoencoding import (
 )
 from emu_jax.assembly.sections.data import Data, Source, Stream
 from emu_jax.assembly.sections.denoisers import Denoiser
+from emu_jax.assembly.sections.feedback import Feedback, Teacher
 from emu_jax.assembly.sections.generation import (
     AutoencoderCodec,
     Codec,
@@ -113,6 +114,15 @@ class Generation(Run):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeedbackLearning(Generation):
+    """A generator that learns from frozen networks. It has the keys of task=generation as well."""
+
+    task: Literal["feedback"] = key("feedback", "The task.")
+    feedback: Feedback = key(Feedback, "The images that teachers get.")
+    teachers: dict[str, Teacher] = required("The teachers by name.", filled=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Autoencoding(Run):
     """An autoencoder, with Gaussian latents or a codebook."""
 
@@ -156,17 +166,24 @@ class Segmentation(Run):
 
 class TaskKind(NamedTuple):
     """The config of a task, and what builds it: ``make(config, placement)``, a
-    :class:`emu_jax.tasks.base.Task`.
+    :class:`emu_jax.tasks.base.Task`. ``training``: sections that only training reads; without
+    them, what the task has trained is a model of task=generation.
     """
 
     section: type[Run]
     make: Callable[..., Any]
+    training: tuple[str, ...] = ()
 
 
 TASKS: dict[str, TaskKind] = {
     "generation": TaskKind(Generation, Lazy("emu_jax.assembly.generation:make_generation")),
     "autoencoding": TaskKind(Autoencoding, Lazy("emu_jax.assembly.autoencoding:make_autoencoding")),
     "contrastive": TaskKind(Contrastive, Lazy("emu_jax.assembly.contrastive:make_contrastive")),
+    "feedback": TaskKind(
+        FeedbackLearning,
+        Lazy("emu_jax.assembly.feedback:make_feedback"),
+        training=("feedback", "teachers"),
+    ),
     "segmentation": TaskKind(Segmentation, Lazy("emu_jax.assembly.segmentation:make_segmentation")),
 }
 
@@ -175,6 +192,15 @@ def run_of(config: ConfigDict | Mapping[str, Any]) -> type[Run] | None:
     """The section of a whole config, by its ``task``."""
     named = next((kind for task, kind in TASKS.items() if task == config.get("task")), None)
     return named and named.section
+
+
+def drawn_by(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a model as it draws: without the sections that only training reads."""
+    task = config.get("task")
+    only = TASKS[task].training if task in TASKS else ()
+    if not only:
+        return dict(config)
+    return {k: v for k, v in config.items() if k not in only} | {"task": "generation"}
 
 
 def check(config: ConfigDict | Mapping[str, Any]) -> Run:

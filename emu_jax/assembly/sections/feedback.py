@@ -1,0 +1,68 @@
+"""Feedback learning: what looks at images, and at which of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from emu_jax.assembly.kinds import Kinds
+from emu_jax.assembly.registry import TEACHERS
+from emu_jax.assembly.schema import Section, key, required
+from emu_jax.assembly.sections.generation import Sampling
+
+BLOCKS = 5  # of VGG-16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure(Section):
+    """The loss of a trained segmenter with the true instances."""
+
+    kind: Literal["structure"] = key("structure", "The teacher.")
+    weight: float = key(1.0, "Weight of its loss.", at_least=0)
+    path: str = required(
+        "A segmenter: a run, an exported model, builtin:NAME, or a config file to plan with.",
+        filled=True,
+        path=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style(Section):
+    """The distance to the original's Gram matrices of VGG-16."""
+
+    kind: Literal["style"] = key("style", "The teacher.")
+    weight: float = key(1.0, "Weight of its loss.", at_least=0)
+    path: str = key("", "VGG-16 in a file or folder; empty: the installed package.", path=True)
+    blocks: tuple[float, ...] = key(
+        (1.0, 1.0, 1.0, 1.0, 0.0), "Weights of the blocks; 0: left out.", at_least=0, filled=True
+    )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if len(self.blocks) != BLOCKS or not any(self.blocks):
+            yield "blocks", f"{BLOCKS} weights, of which one at least is above 0"
+
+
+Teacher = Annotated[Section, Kinds(TEACHERS, Structure, Style, given=("name", "on"))]
+
+
+def _sampling() -> Sampling:
+    return Sampling(sampler="ddim", steps=20, guidance_scale=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feedback(Section):
+    """The images that teachers get (:mod:`emu_jax.tasks.feedback`)."""
+
+    sampling: Sampling = field(
+        default_factory=_sampling, metadata=key(None, "How they are sampled.").metadata
+    )
+    start: Literal["image", "noise"] = key(
+        "image", "Sampling starts from the row's noised image, or from pure noise."
+    )
+    log_snr: float = key(-0.96, "Log-SNR of the noised image; as UniFL's half of its steps.")
+    latest: int = key(1, "Fewest steps before the end at which x0 is predicted.", at_least=1)
+    earliest: int = key(5, "Most steps before the end.", at_least=1)
+    diffusion: float = key(1.0, "Weight of the generator's own loss; 0: none.", at_least=0)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.latest <= self.earliest <= self.sampling.steps:
+            yield "earliest", f"from latest ({self.latest}) to sampling.steps"
