@@ -20,12 +20,21 @@ Image = UInt8[np.ndarray, "h w 3"]
 
 
 class Cascade:
-    """Draws like a :class:`Generator`; ``changes`` apply to the first stage, which draws."""
+    """Draws like a :class:`Generator`; ``changes`` apply to the first stage, which draws, and
+    ``prompt_weighting`` to all, because all of them read the prompt.
+    """
 
-    def __init__(self, checkpoints: Sequence[str], batch_size: int = 16, **changes: Any):
-        base = Generator(checkpoints[0], batch_size, **changes)
+    def __init__(
+        self,
+        checkpoints: Sequence[str],
+        batch_size: int = 16,
+        prompt_weighting: str = "none",
+        **changes: Any,
+    ):
+        common: dict[str, Any] = dict(batch_size=batch_size, prompt_weighting=prompt_weighting)
+        base = Generator(checkpoints[0], **common, **changes)
         refuse_upsampler(base, checkpoints[0])
-        self.stages = [base, *(Generator(name, batch_size) for name in checkpoints[1:])]
+        self.stages = [base, *(Generator(name, **common) for name in checkpoints[1:])]
         side = base.side
         for i, (name, stage) in enumerate(zip(checkpoints[1:], self.stages[1:], strict=True)):
             if not stage.input_kind:
@@ -42,6 +51,7 @@ class Cascade:
                 )
             side = stage.side
         self.side, self.batch_size = side, base.batch_size
+        self.prompt_weighting = prompt_weighting
         self.config, self.step, self.chosen = base.config, base.step, base.chosen
         self.fingerprints = dict(base.fingerprints)
         for i, stage in enumerate(self.stages[1:], 1):

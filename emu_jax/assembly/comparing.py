@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from emu_jax.evaluation.prompt_sets import PromptSet
 from emu_jax.evaluation.prompts import KEPT_CONCEPTS, kept_prompts
 from emu_jax.evaluation.references import Sets
 from emu_jax.evaluation.report import Section, write_report
+from emu_jax.text.weighting import plain
 
 _SHOWN = len(KEPT_CONCEPTS)  # rows of images in the report
 _NAMED = 3  # models in the title; more are counted
@@ -74,16 +75,19 @@ def compare(
         prompts = kept_prompts(open_selection(sets.captions, sets.data_dir), count)
     prompts = (prompts or PromptSet(KEPT_CONCEPTS)).repeated(images_per_prompt)
     entered = contestants(models, prompts, columns)
+    # The judge and the metrics read the prompts without the markup of weights.
+    weighting = changes.get("prompt_weighting", "none")
+    unmarked = replace(prompts, prompts=tuple(plain(prompts.prompts, weighting)))
     groups = Groups.of(prompts, by)
     meters = open_metrics(metrics, weights)  # Before images are drawn: weights may be missing.
     wanted = asked_by(prompts.columns)
     reader = open_reader(parser, wanted, weights)
     scorer = Judge(judge) if judge else None
-    yard = yardstick(scorer, sets, prompts) if scorer else None
+    yard = yardstick(scorer, sets, unmarked) if scorer else None
     drawn = [one.draw(sets.kept, sets.data_dir, seed, changes) for one in entered]
     real = list((yard.real if yard else real_images(prompts, drawn[0])) or ())
     shown = [*drawn, *([Drawn(REAL, real, {})] if real else [])]
-    report = _Report(shown, {one.name: one.label for one in entered}, prompts)
+    report = _Report(shown, {one.name: one.label for one in entered}, prompts, unmarked)
     rows = range(0, len(prompts), images_per_prompt)[:_SHOWN]
     report.show(rows, seed)
     if scorer and yard:
@@ -112,6 +116,7 @@ class _Report:
     shown: Sequence[Drawn]  # models, and the real images where there are any
     labels: Mapping[str, str]  # of the models
     prompts: PromptSet
+    unmarked: PromptSet  # without the markup of weights
     sections: list[Section] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     columns: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -146,7 +151,7 @@ class _Report:
     def measure(self, meters: Mapping[str, Meter], real: Images) -> None:
         """Measures the images by metrics."""
         sections, found, table = comparison.measured(
-            meters, self.shown, self.labels, self.prompts, real
+            meters, self.shown, self.labels, self.unmarked, real
         )
         self.sections += sections
         self.columns |= {name: one["columns"] for name, one in found.items() if "columns" in one}

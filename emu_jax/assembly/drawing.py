@@ -21,6 +21,7 @@ from emu_jax.errors import UserError
 from emu_jax.evaluation.grids import grid
 from emu_jax.evaluation.prompt_sets import PromptSet
 from emu_jax.progress import watch
+from emu_jax.text.weighting import plain
 
 INDEX_FILE = "metadata.jsonl"
 _SHOWN = 64  # images in the grid
@@ -56,6 +57,7 @@ def draw_prompts(
         raise UserError(
             f"The seeds {seed} to {seed + per_prompt - 1} have more than 32 bits; lower --seed."
         )
+    plain([*prompts.prompts, negative], changes.get("prompt_weighting", "none"))  # or a UserError
     generator = open_generator(checkpoint, **changes)
     side = generator.side
     size = (height or side, width or side)
@@ -173,8 +175,9 @@ def save_image(image: Image.Image, path: epath.Path, **about: Any) -> None:
 
 def _provenance(checkpoint: str, generator: Generator | Cascade) -> dict[str, Any]:
     """The entries of an image's metadata on its model and how it was sampled."""
-    sampling = generator.config.sampling
-    return {
+    sampling, weighting = generator.config.sampling, generator.prompt_weighting
+    about = {} if weighting == "none" else {"prompt_weighting": weighting}
+    return about | {
         "model": checkpoint,
         "weights": generator.fingerprints["weights"],
         "sampler": sampling.sampler,

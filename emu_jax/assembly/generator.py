@@ -34,6 +34,8 @@ from emu_jax.tasks.base import Context, Task
 from emu_jax.tasks.codecs import CODEBOOK
 from emu_jax.tasks.generation import Generation
 from emu_jax.tasks.upsampling import LOW_CODEC
+from emu_jax.text.weighting import encode as encode_text
+from emu_jax.text.weighting import parse, tokenize
 from emu_jax.training.trainer import VALIDATION_SEED
 
 Image = UInt8[np.ndarray, "h w 3"]
@@ -50,7 +52,8 @@ _DRAWN_BY = (
 class Drawer:
     """Draws from parameters that are handed in, compiled once: a generator in training, say.
 
-    ``batch_size`` is rounded up to a multiple of the devices.
+    ``batch_size`` is rounded up to a multiple of the devices. ``prompt_weighting`` is the syntax of
+    weights in prompts and negative prompts (:mod:`emu_jax.text.weighting`).
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Drawer:
         mesh: Mesh,
         frozen: Mapping[str, Params],
         batch_size: int = 16,
+        prompt_weighting: str = "none",
     ):
         generator = task.generator
         if generator is None:
@@ -67,6 +71,7 @@ class Drawer:
         self._generator: Generation = generator
         self.config, self._task, self._mesh, self._frozen = config, task, mesh, frozen
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self.prompt_weighting = prompt_weighting
         self._generate = jax.jit(self._draw_batch, static_argnames=("decode", "size"))
 
     @property
@@ -130,7 +135,7 @@ class Drawer:
             yield from np.asarray(images)[: len(rows)]
 
     def _tokens(self, texts: list[str]) -> dict[str, Any]:
-        return {name: encoder.tokenize(texts) for name, encoder in self._generator.encoders.items()}
+        return tokenize(self._generator.encoders, texts, self.prompt_weighting)
 
     def _draw_batch(
         self,
@@ -144,7 +149,7 @@ class Drawer:
 
         def encode(tokens: Mapping[str, Any]) -> dict[str, Any]:
             return {
-                name: task.encoders[name].apply(frozen[name], rows["ids"], rows["mask"])
+                name: encode_text(task.encoders[name], frozen[name], rows, self.prompt_weighting)
                 for name, rows in tokens.items()
             }
 
@@ -176,7 +181,7 @@ class Generator(Drawer):
     """What a run's folder, ``DIR@step``, an exported model or builtin:NAME draws.
 
     ``adapter`` is a file in a public layout that is merged into it and into its text encoders,
-    ``adapter_scale`` times.
+    ``adapter_scale`` times. ``prompt_weighting`` is that of :class:`Drawer`.
     ``changes`` override the sampling settings of its config (steps, guidance_scale, sampler, ...).
     ``fingerprints`` are those of its own weights and of every frozen network. ``chosen`` is the
     step that the run chose when it ended, and why; None where it chose none.
@@ -189,8 +194,10 @@ class Generator(Drawer):
         batch_size: int = 16,
         adapter: str = "",
         adapter_scale: float = 1.0,
+        prompt_weighting: str = "none",
         **changes: Any,
     ):
+        parse("", prompt_weighting)  # before anything is read
         model, texts = open_model(checkpoint), {}
         if adapter:
             encoders = make_encoders(ConfigDict(model.config.get("text", {})))
@@ -204,7 +211,7 @@ class Generator(Drawer):
         # Of several processes each draws by itself, with its own devices.
         mesh = make_mesh(devices=jax.local_devices())
         task, frozen = open_task(config, mesh, adapters=texts)
-        super().__init__(task, config, mesh, frozen, batch_size)
+        super().__init__(task, config, mesh, frozen, batch_size, prompt_weighting)
         self.step, self.chosen = model.meta.get("step"), model.meta.get("chosen")
         self.fingerprints = {"weights": model.fingerprint} | {
             name: network.fingerprint for name, network in task.frozen.items()
@@ -251,7 +258,9 @@ class Generator(Drawer):
             name: encoder.tokenizer_fingerprint
             for name, encoder in self._generator.encoders.items()
         }
-        return {
+        # Only where it is set: files of older versions keep their names.
+        weighting = self.prompt_weighting
+        return ({} if weighting == "none" else {"prompt_weighting": weighting}) | {
             "parts": {name: _without_paths(part) for name, part in parts.items()},
             "image_size": self.side,
             "weights": dict(self.fingerprints),

@@ -52,13 +52,20 @@ def add_sampling_arguments(parser: Parser) -> None:
     parser.add_argument("--sampler", help=f"{listed(SAMPLERS, 'or')}; parallel is for tokens")
     parser.add_argument("--guidance_scale", type=scale, help="scale of classifier-free guidance")
     parser.add_argument("--batch_size", type=positive, default=16, help="images drawn at once")
+    parser.add_argument(
+        "--prompt_weighting",
+        choices=("none", "a1111", "compel"),
+        default="none",
+        help="weights in prompts: a1111 reads (word:1.3), ((word)) and [word]; compel reads "
+        "word++, word-- and (several words)1.2; none (default): brackets and signs are text",
+    )
 
 
 def sampling_changes(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of :func:`add_sampling_arguments` that open_generator takes."""
     return {
         name: getattr(arguments, name)
-        for name in ("steps", "sampler", "guidance_scale", "batch_size")
+        for name in ("steps", "sampler", "guidance_scale", "batch_size", "prompt_weighting")
     }
 
 

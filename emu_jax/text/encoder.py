@@ -76,6 +76,15 @@ class TextEncoder(ABC):
     def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids int32 [b, length], mask bool [b, length])."""
 
+    def spans(self, texts: Sequence[str]) -> Int[np.ndarray, "b l 2"]:
+        """Start and end in the text of the characters of every token of :meth:`tokenize`; equal
+        for tokens that no character became (start, end, padding).
+        """
+        raise UserError(
+            f"The tokenizer of the encoder {self.name} does not say which characters its tokens "
+            "are; draw without prompt_weighting."
+        )
+
     @abstractmethod
     def apply(self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Encoded:
         """Pure; computes in the dtype of ``params``."""

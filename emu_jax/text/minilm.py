@@ -8,7 +8,7 @@ states = the last hidden states; pooled = their mean over the text's tokens, not
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,6 +68,11 @@ class MiniLM(Pretrained):
         with described_by(self.folder):
             rows = self._tokenizer.encode_batch(texts)
             return self._arrays([row.ids for row in rows], [row.attention_mask for row in rows])
+
+    def spans(self, texts: Sequence[str]) -> Int[np.ndarray, "b l 2"]:
+        with described_by(self.folder):
+            rows = self._tokenizer.encode_batch(list(texts))
+        return np.array([row.offsets for row in rows], np.int32).reshape(-1, self.length, 2)
 
     def _network(self, config: Mapping[str, Any]) -> Network:
         return Network(

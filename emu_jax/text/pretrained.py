@@ -6,7 +6,7 @@ needs no weights.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from emu_jax.checkpoint.foreign import described_by, read_json
 from emu_jax.checkpoint.huggingface import (
@@ -150,6 +151,14 @@ class Pretrained(TextEncoder):
         with described_by(self.folder):
             rows = self._tokenizer(texts, **sides)
             return self._arrays(rows["input_ids"], rows["attention_mask"])
+
+    def spans(self, texts: Sequence[str]) -> Int[np.ndarray, "b l 2"]:
+        if not getattr(self._tokenizer, "is_fast", False):
+            return super().spans(texts)
+        sides = dict(padding="max_length", truncation=True, max_length=self.length)
+        with described_by(self.folder):
+            rows = self._tokenizer(list(texts), return_offsets_mapping=True, **sides)
+        return np.array(rows["offset_mapping"], np.int32).reshape(-1, self.length, 2)
 
     def _arrays(self, ids: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
         """A tokenizer's rows as arrays; refuses ids that are outside the network's vocabulary."""

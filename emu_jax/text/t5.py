@@ -11,7 +11,7 @@ Folders of the encoder alone and of the whole model can be read; the decoder's w
 loaded. There is no pooled vector.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -107,6 +107,20 @@ class T5(Pretrained):
         return super()._tokenize(
             [text.lower().strip() for text in texts] if self.lowercase else texts
         )
+
+    def spans(self, texts: Sequence[str]) -> Int[np.ndarray, "b l 2"]:
+        if not self.lowercase:
+            return super().spans(texts)
+        spans = super().spans([text.lower().strip() for text in texts])
+        for row, text in zip(spans, texts, strict=True):
+            # Lower case may have more characters; of the spaces before the text none is left.
+            origins = [i for i, letter in enumerate(text) for _ in letter.lower()]
+            lower, real = text.lower(), row[:, 1] > row[:, 0]
+            first = len(lower) - len(lower.lstrip())
+            for token in np.flatnonzero(real):
+                start, end = row[token] + first
+                row[token] = origins[start], origins[end - 1] + 1
+        return spans
 
     def apply(self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Encoded:
         everything = jnp.ones_like(mask)

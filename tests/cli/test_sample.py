@@ -79,6 +79,25 @@ def test_a_file_says_how_its_image_was_made(drawn, generator_run):
     assert len(text["weights"]) == 64 and text["software"].startswith("emu_jax ")
 
 
+def test_weights_in_prompts_change_their_images_only(drawn, generator_run, tmp_path, capsys):
+    """Files carry the prompts as typed; a prompt without weights is drawn to the same bits."""
+    prompts = ("a (red:3) disc", "a (green:1) disc", PROMPTS[0], PROMPTS[1])
+    more = ("--prompt_weighting=a1111", "--per_prompt=1", "--batch_size=4")
+    found = sample(generator_run, tmp_path, *prompts, *more)
+    about = {one["text"]: found[name] for name, one in index(tmp_path).items()}
+    assert [*about] == [*prompts]
+    first = {one["text"]: name for name, one in reversed(index(drawn).items())}
+    plain = {prompt: pictures(drawn)[name] for prompt, name in first.items()}
+    for prompt, same in zip(prompts[1:], (PROMPTS[2], *PROMPTS[:2]), strict=True):
+        np.testing.assert_array_equal(about[prompt], plain[same])
+    assert np.abs(about[prompts[0]].astype(int) - plain[PROMPTS[0]]).max() > 8
+    (file,) = tmp_path.glob("a_red_3_disc_0_*.png")
+    text = Image.open(file).text
+    assert (text["prompt"], text["prompt_weighting"]) == (prompts[0], "a1111")
+    assert main(["sample", "fox", "a (red", "--checkpoint=/no", f"--out={tmp_path}", *more]) == 2
+    assert "does not close the '(' at character 3" in capsys.readouterr().err
+
+
 def test_prompt_and_seed_make_the_picture(drawn):
     """What the tests of equality below rest on."""
     found = list(pictures(drawn).values())
@@ -123,7 +142,7 @@ def test_images_are_written_as_they_come_and_not_kept(monkeypatch, tmp_path):
     alive = []
 
     class Generator:
-        side, recipe, fingerprints = 8, {}, {"weights": "w"}
+        side, recipe, fingerprints, prompt_weighting = 8, {}, {"weights": "w"}, "none"
         config = SimpleNamespace(
             sampling=SimpleNamespace(sampler="ddim", steps=1, guidance_scale=1.0)
         )
