@@ -289,7 +289,7 @@ def test_what_does_not_fit_is_one_sentence(masked_run, vq_run, pictures, tmp_pat
         ("--config.denoiser.kind=unet", "no key config.denoiser.depth of kind unet"),
         ("--config.codec.path=builtin:autoencoder_64", "gives no tokens|use one of unet"),
         (
-            f"--config.codec.path={vq_run} --config.sampling.guidance_rescale=1",
+            f"--config.codec.path={vq_run} --config.sampling.sag_scale=0.75",
             "do not apply to tokens",
         ),
     ):

@@ -177,6 +177,8 @@ def _provenance(checkpoint: str, generator: Generator | Cascade) -> dict[str, An
     """The entries of an image's metadata on its model and how it was sampled."""
     sampling, weighting = generator.config.sampling, generator.prompt_weighting
     about = {} if weighting == "none" else {"prompt_weighting": weighting}
+    if getattr(sampling, "sag_scale", 0):
+        about["sag_scale"] = sampling.sag_scale
     return about | {
         "model": checkpoint,
         "weights": generator.fingerprints["weights"],

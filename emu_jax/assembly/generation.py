@@ -46,13 +46,22 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
         *(config.denoiser, codec, process, side, outputs.context_width, outputs.vector_width),
         *(low, on),
     )
+    sampling = make_sampling(config.sampling, process)
+    if sampling.sag_scale:
+        if not DENOISERS[config.denoiser.kind].attention:
+            names = ", ".join(name for name, kind in DENOISERS.items() if kind.attention)
+            raise UserError(
+                f"sampling.sag_scale is {sampling.sag_scale}, but a denoiser of kind "
+                f"{config.denoiser.kind} returns no attention: set it to 0, or use {names}."
+            )
+        denoiser(denoiser.shapes(), method="require_attention")
     return Generation(
         denoiser=denoiser,
         conditioner=Network(conditioner),
         codec=codec,
         process=process,
         encoders=encoders,
-        sampling=make_sampling(config.sampling, process),
+        sampling=sampling,
         groups=make_groups(config),
         frozen=frozen,
         drop_text=config.drop_text,
@@ -163,10 +172,11 @@ def make_sampling(section: ConfigDict, process: GaussianProcess | MaskingProcess
     for key in ("previews", "temperature"):
         arguments.pop(key, None)
     check_arguments(Sampling, arguments, "sampling")
-    for_pixels = arguments.get("threshold", "none") != "none" or arguments.get("guidance_rescale")
-    if for_pixels and not isinstance(process, GaussianProcess):
+    defaults = {"threshold": "none", "guidance_rescale": 0.0, "sag_scale": 0.0}
+    changed = any(arguments.get(name, value) != value for name, value in defaults.items())
+    if changed and not isinstance(process, GaussianProcess):
         raise UserError(
-            "sampling.threshold and sampling.guidance_rescale do not apply to tokens: leave them "
-            "at none and 0."
+            "sampling.threshold, sampling.guidance_rescale and sampling.sag_scale do not apply to "
+            "tokens: leave them at none and 0."
         )
     return Sampling(sampler, **arguments)

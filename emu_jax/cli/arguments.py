@@ -51,6 +51,9 @@ def add_sampling_arguments(parser: Parser) -> None:
     parser.add_argument("--steps", type=positive, help="number of sampling steps")
     parser.add_argument("--sampler", help=f"{listed(SAMPLERS, 'or')}; parallel is for tokens")
     parser.add_argument("--guidance_scale", type=scale, help="scale of classifier-free guidance")
+    parser.add_argument(
+        "--sag_scale", type=scale, help="scale of self-attention guidance (U-Nets); 0.75 is usual"
+    )
     parser.add_argument("--batch_size", type=positive, default=16, help="images drawn at once")
     parser.add_argument(
         "--prompt_weighting",
@@ -65,7 +68,9 @@ def sampling_changes(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of :func:`add_sampling_arguments` that open_generator takes."""
     return {
         name: getattr(arguments, name)
-        for name in ("steps", "sampler", "guidance_scale", "batch_size", "prompt_weighting")
+        for name in (
+            *("steps", "sampler", "guidance_scale", "sag_scale", "batch_size", "prompt_weighting"),
+        )
     }
 
 

@@ -81,6 +81,15 @@ class Attention(nnx.Module):
         v = split_heads(self.to_v(source), self.heads)
         return self.to_out[0](merge_heads(self.attend(q, k, v, key_mask(mask))))
 
+    def received(self, x: Float[Array, "b n c"]) -> Float[Array, "b n"]:
+        """How much attention each token gets in self-attention: the mean over heads of the sum over
+        queries, 1 on average.
+        """
+        q, k = split_heads(self.to_q(x), self.heads), split_heads(self.to_k(x), self.heads)
+        logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
+        return weights.mean(1).sum(1)
+
 
 class AddedKVAttention(nnx.Module):
     """A residual block on a feature map: x + attention of the pixels over text and pixels.

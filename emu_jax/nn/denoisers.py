@@ -11,7 +11,9 @@ All denoisers are called with the same argument names:
     low [b, h, w]       low-resolution tokens
     residuals           the outputs of a ControlNet; only the U-Net accepts them
 
-The last three are left out if the denoiser has no such input.
+The last three are left out if the denoiser has no such input. A kind with ``attention`` also takes
+``attention=True``, returns the attention of its middle block beside its output, and has a method
+``require_attention()`` that refuses a network without it.
 
 All constructors take ``context_width``, ``vector_width`` (None for no vector; a pixart accepts no
 other value), ``remat``, ``attend``, ``constrain`` and ``gather``, and further arguments by the kind
@@ -45,7 +47,8 @@ class DenoiserKind:
 
     - ``level``: takes ``level=True`` for a super-resolution stage, which has a noise level;
     - ``side``: takes ``side``, the number of positions along the longest side of an image;
-    - ``text_width``: takes ``text_width`` if the text is to be projected to ``context_width``.
+    - ``text_width``: takes ``text_width`` if the text is to be projected to ``context_width``;
+    - ``attention``: can return its attention, for self-attention guidance.
 
     ``fixed`` is a regular expression for the paths of parameters that never train, "" for none.
     """
@@ -55,11 +58,14 @@ class DenoiserKind:
     level: bool = False
     side: bool = False
     text_width: bool = False
+    attention: bool = False
     fixed: str = ""
 
 
 DENOISERS: dict[str, DenoiserKind] = {
-    "unet": DenoiserKind(Lazy("emu_jax.nn.unet:UNet"), "continuous", level=True, text_width=True),
+    "unet": DenoiserKind(
+        Lazy("emu_jax.nn.unet:UNet"), "continuous", level=True, text_width=True, attention=True
+    ),
     "efficient_unet": DenoiserKind(
         Lazy("emu_jax.nn.efficient_unet:EfficientUNet"), "continuous", level=True
     ),

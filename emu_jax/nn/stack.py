@@ -129,6 +129,14 @@ class Stack(nnx.Module):
             kept.append(jax.tree.map(lambda y: y[None], keep(x)))
         return x, jax.tree.map(lambda *y: jnp.concatenate(y), *kept) if kept else None
 
+    @property
+    def first(self) -> Any:
+        """The first layer, by itself."""
+        if self.blocks_scan is None:
+            return getattr(self, self.unrolled[0])
+        graph, stacked = nnx.split(self.blocks_scan)
+        return nnx.merge(graph, jax.tree.map(lambda x: x[0], stacked))
+
     def _layer(self, layer: nnx.Module, x: Any, *rest: Any) -> Any:
         return jax.tree.map(self.constrain, rematerialize(layer, self.remat, self.gather)(x, *rest))
 

@@ -236,3 +236,10 @@ class SpatialTransformer(nnx.Module):
         y = self.proj_in(self.norm(x))
         y = self.transformer_blocks(self.constrain(y.reshape(b, h * w, -1)), context, mask)
         return x + self.proj_out(y.reshape(b, h, w, -1))
+
+    def received(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w"]:
+        """How much attention each pixel gets in the self-attention of the first layer."""
+        b, h, w, _ = x.shape
+        layer = self.transformer_blocks.first
+        y = self.proj_in(self.norm(x)).reshape(b, h * w, -1)
+        return layer.attn1.received(layer.norm1(y)).reshape(b, h, w)

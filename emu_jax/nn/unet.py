@@ -289,12 +289,16 @@ class UNet(nnx.Module):
         *,
         level: Float[Array, "b"] | None = None,
         residuals: Sequence[Float[Array, "b _ _ _"]] | None = None,
-    ) -> Float[Array, "b h w o"]:
+        attention: bool = False,
+    ) -> Float[Array, "b h w o"] | tuple[Float[Array, "b h w o"], Float[Array, "b m n"]]:
         """``timestep`` is as in training (SD: integers 0..999); ``level`` is the noise level of a
         spatial condition; ``mask`` says which tokens are attended to.
 
         ``residuals`` (of a ControlNet) are added to the skip connections, in the order of the down
         stages from the first convolution on, and the last one to the middle block's output.
+
+        ``attention``: also returns how much attention each pixel of the middle block gets in its
+        first self-attention, the mean over heads of the sum over queries.
         """
         for name, given, wanted in (
             ("context", context, self.takes_context),
@@ -329,6 +333,7 @@ class UNet(nnx.Module):
                 x = self.constrain(stage.resample(x, temb))
                 skips.append(x)
 
+        received = self._received(x, temb) if attention else None
         for i in range(len(self.mid_block.resnets)):
             x = self.constrain(self.mid_block.block(i, x, temb, *text))
 
@@ -349,7 +354,28 @@ class UNet(nnx.Module):
             if stage.upsamplers:
                 size = skips[-1].shape[1], skips[-1].shape[2]
                 x = self.constrain(stage.resample(x, temb, size))
-        return self.gathered(self.conv_out)(self.act(self.conv_norm_out(x)))
+        x = self.gathered(self.conv_out)(self.act(self.conv_norm_out(x)))
+        return x if received is None else (x, received)
+
+    def require_attention(self) -> None:
+        """Raises UserError if there is no self-attention in the middle block to return."""
+        (middle,) = self.mid_block.attentions or (None,)
+        if not isinstance(middle, SpatialTransformer) or (
+            middle.transformer_blocks.first.only_cross_attention
+        ):
+            raise UserError(
+                "Self-attention guidance needs a U-Net with self-attention of its own in the "
+                "middle block (attention='transformer', mid_depth from 1 on, no "
+                "only_cross_attention); set sampling.sag_scale to 0."
+            )
+
+    def _received(self, x: Array, temb: Array) -> Float[Array, "b m n"]:
+        """The middle block's attention for its input. What is computed twice, the compiler finds,
+        and the program without it stays as it is.
+        """
+        self.require_attention()
+        first = rematerialize(self.mid_block.resnets[0], "none", self.mid_block.gather)
+        return self.mid_block.attentions[0].received(first(x, temb))
 
 
 def _per_stage(name: str, value: Any, stages: int) -> tuple[int, ...]:

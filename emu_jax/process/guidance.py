@@ -80,18 +80,44 @@ def guided(
     """
     if uncond is None:
         return lambda x, t: network(x, t, cond)
-    both = jax.tree.map(_interleave, cond, uncond)
+    call = paired(network, cond, uncond)
 
     def denoise(x: Data, t: Float[Array, " b"]) -> Float[Array, "b *o"]:
-        output = network(_interleave(x, x), _interleave(t, t), both)
-        output = output.reshape(x.shape[0], 2, *output.shape[1:])
-        w = scale(t).reshape(-1, *(1,) * (output.ndim - 2)) if callable(scale) else scale
-        (c, rest), (u, _) = split(output[:, 0]), split(output[:, 1])
-        result = guide(c, u, w)
-        result = rescale(result, c, phi) if phi else result
-        return result if rest is None else jnp.concatenate([result, rest], axis=-1)
+        return combined(*call(x, t), t, scale, phi, split)
 
     return denoise
+
+
+def paired(
+    network: Callable[[Data, Float[Array, " b"], Any], PyTree[Array]],
+    cond: PyTree[Array],
+    uncond: PyTree[Array],
+) -> Callable[[Data, Float[Array, " b"]], tuple[Any, Any]]:
+    """The network's results for cond and for uncond as a function of x and t, from one call."""
+    both = jax.tree.map(_interleave, cond, uncond)
+
+    def call(x: Data, t: Float[Array, " b"]) -> tuple[Any, Any]:
+        found = network(_interleave(x, x), _interleave(t, t), both)
+        found = jax.tree.map(lambda y: y.reshape(x.shape[0], 2, *y.shape[1:]), found)
+        return jax.tree.map(lambda y: y[:, 0], found), jax.tree.map(lambda y: y[:, 1], found)
+
+    return call
+
+
+def combined(
+    cond: Float[Array, "b *o"],
+    uncond: Float[Array, "b *o"],
+    t: Float[Array, " b"],
+    scale: Scale | Callable[[Float[Array, " b"]], Float[Array, " b"]],
+    phi: float,
+    split: SplitOutput,
+) -> Float[Array, "b *o"]:
+    """Equations (1) and (3) for two outputs at t; the arguments are those of :func:`guided`."""
+    w = scale(t).reshape(-1, *(1,) * (cond.ndim - 1)) if callable(scale) else scale
+    (c, rest), (u, _) = split(cond), split(uncond)
+    result = guide(c, u, w)
+    result = rescale(result, c, phi) if phi else result
+    return result if rest is None else jnp.concatenate([result, rest], axis=-1)
 
 
 def static_clip(x0: Float[Array, "b *d"]) -> Float[Array, "b *d"]:

@@ -31,6 +31,7 @@ from emu_jax.process.guidance import Denoise, dynamic_threshold, guided, rising,
 from emu_jax.process.noise import fold_in
 from emu_jax.process.protocol import Data, Process, Transform
 from emu_jax.process.sampling import sample, time_grid
+from emu_jax.process.self_attention import self_attention_guided
 from emu_jax.tasks.base import (
     Context,
     Latents,
@@ -62,7 +63,8 @@ Conditions = dict[str, Array]
 class Sampling:
     """How images are sampled: a sampler, its steps and their spacing, classifier-free guidance.
 
-    ``guidance_ramp``: the guidance scale rises from 1 to its value during sampling.
+    ``guidance_ramp``: the guidance scale rises from 1 to its value during sampling. ``sag_scale``:
+    the scale of self-attention guidance (``process.self_attention``), 0 for none.
     ``threshold`` keeps every predicted x0 within the range of pixels (``process.guidance``); the
     dynamic one uses the quantile ``threshold_quantile``, which is itself limited to
     ``threshold_limit`` (0: no limit).
@@ -74,6 +76,7 @@ class Sampling:
     guidance_scale: float = 5.0
     guidance_rescale: float = 0.0
     guidance_ramp: bool = False
+    sag_scale: float = 0.0
     threshold: Literal["none", "static", "dynamic"] = "none"
     threshold_quantile: float = 0.995
     threshold_limit: float = 0.0
@@ -85,6 +88,8 @@ class Sampling:
             )
         if not self.guidance_scale >= 0:
             raise UserError(f"sampling.guidance_scale is {self.guidance_scale}; use 0 or more.")
+        if not 0 <= self.sag_scale < float("inf"):
+            raise UserError(f"sampling.sag_scale is {self.sag_scale}; use 0 or more.")
         if not 0 < self.threshold_quantile <= 1:
             raise UserError(
                 f"sampling.threshold_quantile is {self.threshold_quantile}; use a value above 0 "
@@ -111,8 +116,11 @@ class Sampling:
 
     @property
     def calls(self) -> int:
-        """Evaluations of the denoiser for one image; guidance needs two at a time."""
-        return self.sampler.calls(self.steps) * (1 if self.guidance_scale == 1 else 2)
+        """Evaluations of the denoiser for one image; classifier-free guidance needs two at a time,
+        self-attention guidance one more.
+        """
+        together = (1 if self.guidance_scale == 1 else 2) + bool(self.sag_scale)
+        return self.sampler.calls(self.steps) * together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,18 +275,31 @@ class Generation(Task):
         null: Conditions | None,
         sampling: Sampling | None = None,
     ) -> Denoise:
-        """``denoise(x, t)`` with classifier-free guidance away from ``null``, without if None."""
+        """``denoise(x, t)`` with classifier-free guidance away from ``null``, without if None; with
+        self-attention guidance if sampling has it.
+        """
         sampling = sampling or self.sampling
+        scale = sampling.guidance_scale
+        scale = rising(scale) if sampling.guidance_ramp else scale
+        if sampling.sag_scale:
+
+            def watched(x: Array, t: Array, conditions: Conditions) -> tuple[Array, Array]:
+                timestep = self.process.timestep_input(t)
+                return self._call(params, x, timestep, conditions, attention=True)
+
+            return self_attention_guided(
+                *(watched, self.process, conditions, null, sampling.sag_scale),
+                *(scale, sampling.guidance_rescale),
+            )
 
         def network(x: Array, t: Array, conditions: Conditions) -> Array:
             return self.denoise(params, x, self.process.timestep_input(t), conditions)
 
-        scale = sampling.guidance_scale
         return guided(
             network,
             conditions,
             null,
-            rising(scale) if sampling.guidance_ramp else scale,
+            scale,
             sampling.guidance_rescale,
             self.process.split_output,
         )
@@ -391,9 +412,20 @@ class Generation(Task):
         self, params: Params, x: Data, timestep: Float[Array, "b"], conditions: Conditions
     ) -> Float[Array, "b *o"]:
         """One evaluation of the denoiser in the compute dtype; the output is fp32."""
+        return self._call(params, x, timestep, conditions)
+
+    def _call(
+        self,
+        params: Params,
+        x: Data,
+        timestep: Float[Array, "b"],
+        conditions: Conditions,
+        **more: Any,
+    ) -> Any:
+        """:meth:`denoise` with further arguments; everything that it returns is fp32."""
         network, x = cast((subtree(params, "denoiser"), x), self.compute_dtype)
         inputs: dict[str, Any] = dict(conditions)
         spatial = inputs.pop("spatial", None)
         if spatial is not None:
             x = jnp.concatenate([x, spatial.astype(x.dtype)], axis=-1)
-        return self.denoiser(network, x, timestep, **inputs).astype(jnp.float32)
+        return cast(self.denoiser(network, x, timestep, **inputs, **more), jnp.float32)

@@ -51,6 +51,30 @@ def test_without_a_discriminator_its_group_goes_too(autoencoder):
     assert list(make_task(autoencoder).groups) == ["autoencoder"]
 
 
+def test_self_attention_guidance_is_for_denoisers_that_return_their_attention(generator):
+    generator.sampling.sag_scale = 0.75
+    task = make_task(generator).prepare(None)
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+
+    def calls(scale):
+        conditions = task.null_rows(2)
+        sampling = dataclasses.replace(task.sampling, sag_scale=scale)
+
+        def denoise(params, sizes, x, t):
+            found = task.condition(params, conditions, sizes)
+            return task.guided(params, found, found, sampling)(x, t)
+
+        x = np.zeros((2, *task.codec.row(2, 2)), np.float32)
+        return jax.make_jaxpr(denoise)(params, np.zeros((2, 6), np.int32), x, np.ones(2))
+
+    plain, more = calls(0.0), calls(0.75)
+    assert [x.aval.shape for x in more.jaxpr.outvars] == [x.aval.shape for x in plain.jaxpr.outvars]
+    assert 1.8 < len(str(more)) / len(str(plain)) < 2.5  # one more call of the network
+    generator.denoiser = ConfigDict(dict(kind="transformer", width=64, depth=1, heads=2))
+    with pytest.raises(UserError, match="kind transformer returns no attention: set it to 0, or"):
+        make_task(generator)
+
+
 def test_a_groups_schedule_ends_with_the_run(autoencoder):
     """Cosine down to ``final`` of the rate, counted in the group's own updates."""
     autoencoder.groups.autoencoder.update(dict(first_step=2, every=2))

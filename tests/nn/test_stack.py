@@ -99,6 +99,17 @@ def test_a_stack_of_another_height_is_not_cut_to_fit():
     assert relaid(PARAMS, lower.shapes()).keys() == PARAMS.keys()
 
 
+def test_the_first_layer_s_attention_is_the_same_in_every_layout():
+    """1 on average, and that of the weights of the first layer."""
+    found = [
+        network(params, INPUTS[0], method="received")
+        for network, params in ((PLAIN, PARAMS), (SCAN, relaid(PARAMS, SCAN.shapes())))
+    ]
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    np.testing.assert_allclose(found[0].mean((1, 2)), 1, atol=1e-5)
+    assert np.std(found[0]) > 0.01
+
+
 @pytest.mark.parametrize("scan", [False, True])
 def test_what_a_policy_computes_anew(scan):
     """In FLOPs: of "dots" attention's two products in both attentions; of "block" all of a layer

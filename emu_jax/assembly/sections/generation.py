@@ -170,6 +170,9 @@ class Sampling(Section):
         0.0, "Share of the restored standard deviation.", at_least=0, at_most=1
     )
     guidance_ramp: bool = key(False, "Guidance rises from 1 to its scale.")
+    sag_scale: float = key(
+        0.0, "Scale of self-attention guidance, for U-Nets; 0: none, usual 0.75.", at_least=0
+    )
     threshold: Literal["none", "static", "dynamic"] = key(
         "none", "How predicted pixels are kept in range."
     )
