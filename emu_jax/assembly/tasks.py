@@ -51,15 +51,17 @@ def open_task(
     mesh: Mesh,
     attention: str = "auto",
     adapters: Mapping[str, Params] = MappingProxyType({}),
+    strict: bool = False,
 ) -> tuple[Task, dict[str, Params]]:
     """A config's task, ready to run, and its frozen networks in their shards.
 
-    ``adapters``: low-rank factors of frozen networks by their names, merged into them.
+    ``adapters``: low-rank factors of frozen networks by their names, merged into them. ``strict``
+    is that of :func:`placement`.
 
     ``attention`` is not taken from the config: a model may draw on other devices than those that it
     was trained on.
     """
-    task = make_task(config, placement(mesh, attention))
+    task = make_task(config, placement(mesh, attention, strict))
     frozen = place_frozen(task, mesh)
     for name, factors in adapters.items():
         frozen[name] = {

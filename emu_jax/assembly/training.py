@@ -47,7 +47,7 @@ def make_trainer(config: ConfigDict, workdir: str) -> Trainer:
     stop = EarlyStopping(**config.train.stop) if config.train.stop.metric else None
     settings = TrainSettings(**{**config.train, "stop": stop})
     mesh = make_mesh(**config.mesh)
-    task, frozen = open_task(config, mesh, config.attention)
+    task, frozen = open_task(config, mesh, config.attention, strict=config.deterministic)
     stream = training_stream(config, task, frozen, mesh)
     validation = validation_streams(config, task, frozen, mesh)
     shown = previews(config, task, frozen, mesh, stream, validation)

@@ -13,6 +13,9 @@ kernel gains little) and where the number of devices does not divide the rows (o
 chips); cuDNN also needs ``LONG`` keys (texts are shorter). If a kernel does not support a longer
 call, XLA computes it under ``auto``, and it is an error if the kernel was selected by name.
 
+A kernel is compared with XLA's form before its first use (:mod:`emu_jax.parallel.checks`); one that
+fails is replaced by it, or is an error if it was selected by name.
+
 On several devices a kernel runs inside ``shard_map``: each device has its own rows and all heads.
 """
 
@@ -21,27 +24,32 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from emu_jax.errors import UserError
 from emu_jax.nn.attention import Attend, attend
+from emu_jax.parallel.checks import usable
 from emu_jax.parallel.flash import flash
 from emu_jax.parallel.mesh import AXES
 
 KINDS = ("auto", "xla", "flash", "cudnn")
 # From this number of tokens on, moving the weights through memory costs more than the arithmetic.
 LONG = 1024
+# Tokens of the comparison before the first use: a call that kernels are used for.
+_COMPARED = LONG
 # With wider heads the tiles of the flash kernel do not fit into the memory of a core.
 _WIDEST = 512
 
 
-def make_attend(kind: str, mesh: Mesh) -> Attend:
-    """The attention function of ``kind`` for the devices of the mesh.
+def make_attend(kind: str, mesh: Mesh, strict: bool = False) -> Attend:
+    """The attention function of ``kind`` for the devices of the mesh. ``strict``: a kernel that
+    fails its check is an error for ``auto`` too.
 
     Raises:
-      UserError: an unknown kind, or a kernel that these devices do not have.
+      UserError: an unknown kind, or a kernel that these devices do not have or that fails.
     """
     if kind not in KINDS:
         raise UserError(f"attention is {kind!r}; use one of {', '.join(KINDS)}.")
@@ -57,7 +65,30 @@ def make_attend(kind: str, mesh: Mesh) -> Attend:
     chosen = has if kind == "auto" else kind
     if chosen == "xla":
         return attend
-    return partial(_attend, chosen, kind != "auto", mesh)
+    named = kind != "auto"
+    change = "attention=xla" if named else "attention=xla or deterministic=False" if strict else ""
+    compared = usable(f"attention={chosen}", mesh, *_compared(chosen), change)
+    return partial(_attend, chosen, named, mesh) if compared else attend
+
+
+def _compared(
+    kind: str,
+) -> tuple[Callable[..., Array], Callable[..., Array], list[np.ndarray]]:
+    """A kernel and XLA's form as functions of q, k and v, and values of these: two rows, of which
+    the second attends to half of the keys.
+    """
+    shape, kernel = (2, _COMPARED, 2, 64), _kernels()[kind]
+    keys = np.arange(_COMPARED) < np.array([[_COMPARED], [_COMPARED // 2]])
+    chance = np.random.default_rng(0)
+    return (
+        lambda q, k, v: kernel(q, k, v, jnp.asarray(keys)),
+        lambda q, k, v: attend(q, k, v, jnp.asarray(keys)[:, None, None]),
+        [chance.normal(size=shape).astype(np.float32) for _ in range(3)],
+    )
+
+
+def _kernels() -> dict[str, Callable[..., Array]]:
+    return {"flash": flash, "cudnn": cudnn}
 
 
 def unsupported(
@@ -99,8 +130,7 @@ def _attend(
     if reason:
         return attend(q, k, v, mask)
     keys = None if mask is None else jnp.broadcast_to(mask[:, 0, 0], k.shape[:2])
-    kernel = {"flash": flash, "cudnn": cudnn}[kind]
-    return by_rows(kernel, mesh)(q, k, v, keys)
+    return by_rows(_kernels()[kind], mesh)(q, k, v, keys)
 
 
 def by_rows(kernel: Callable[..., Array], mesh: Mesh) -> Callable[..., Array]:

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from emu_jax.parallel.checks import usable
 from emu_jax.parallel.sharding import constrain
 
 Convolve = Callable[..., Array]
@@ -25,11 +26,31 @@ Convolve = Callable[..., Array]
 _ENOUGH = 4
 
 
-def make_convolve(mesh: Mesh) -> Convolve:
-    """The function that replaces ``jax.lax.conv_general_dilated`` on the devices of the mesh."""
+def make_convolve(mesh: Mesh, strict: bool = False) -> Convolve:
+    """The function that replaces ``jax.lax.conv_general_dilated`` on the devices of the mesh.
+
+    Raises:
+      UserError: the form for TPUs fails its check (:mod:`emu_jax.parallel.checks`), and ``strict``.
+    """
     if mesh.devices.flat[0].platform != "tpu":
         return jax.lax.conv_general_dilated
+    change = "deterministic=False" if strict else ""
+    if not usable("the convolution by columns", mesh, *_compared(), change):
+        return jax.lax.conv_general_dilated
     return partial(_convolve, mesh.size, constrain(mesh))
+
+
+def _compared() -> tuple[Callable[..., Array], Callable[..., Array], list[np.ndarray]]:
+    """The form for TPUs and XLA's own as functions of image and kernel, and values of these."""
+    chance, sides = np.random.default_rng(0), [(1, 1), (1, 1)]
+    sizes = ((2, 16, 16, 32), (3, 3, 32, 32))
+    return (
+        lambda x, kernel: by_columns(x, kernel, (1, 1), sides),
+        lambda x, kernel: jax.lax.conv_general_dilated(
+            *(x, kernel, (1, 1), sides), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ),
+        [chance.normal(size=size).astype(np.float32) for size in sizes],
+    )
 
 
 def convolve_by(convolve: Convolve, module: nnx.Module) -> nnx.Module:

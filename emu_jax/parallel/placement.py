@@ -31,10 +31,14 @@ class Placement:
 ONE_DEVICE = Placement()
 
 
-def placement(mesh: Mesh, attention: str) -> Placement:
+def placement(mesh: Mesh, attention: str, strict: bool = False) -> Placement:
     """The placement on the devices of a mesh; ``attention`` is a kind of
-    :mod:`emu_jax.parallel.attention`.
+    :mod:`emu_jax.parallel.attention`. ``strict``: a kernel that fails its check is a UserError;
+    otherwise XLA computes in its place.
     """
     return Placement(
-        constrain(mesh), gather(mesh), make_attend(attention, mesh), make_convolve(mesh)
+        constrain(mesh),
+        gather(mesh),
+        make_attend(attention, mesh, strict),
+        make_convolve(mesh, strict),
     )

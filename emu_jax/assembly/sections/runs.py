@@ -48,7 +48,10 @@ class Run(Section):
     init_skip: str = key(
         "", "Regular expression of parameters that init_from has but are fresh.", regex=True
     )
-    deterministic: bool = key(True, "Bit-exact on GPUs too, at some cost in speed.")
+    deterministic: bool = key(
+        True,
+        "Bit-exact on GPUs too, at some cost in speed; a kernel that fails its check ends the run.",
+    )
     attention: Literal["auto", "xla", "flash", "cudnn"] = key(
         "auto", "Implementation of attention; flash is for TPUs, cudnn for GPUs."
     )
