@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -54,7 +55,7 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
                 f"sampling.sag_scale is {sampling.sag_scale}, but a denoiser of kind "
                 f"{config.denoiser.kind} returns no attention: set it to 0, or use {names}."
             )
-        denoiser(denoiser.shapes(), method="require_attention")
+        jax.eval_shape(partial(denoiser, method="require_attention"), denoiser.shapes())
     return Generation(
         denoiser=denoiser,
         conditioner=Network(conditioner),

@@ -359,6 +359,9 @@ class UNet(nnx.Module):
 
     def require_attention(self) -> None:
         """Raises UserError if there is no self-attention in the middle block to return."""
+        self._middle()
+
+    def _middle(self) -> SpatialTransformer:
         (middle,) = self.mid_block.attentions or (None,)
         if not isinstance(middle, SpatialTransformer) or (
             middle.transformer_blocks.first.only_cross_attention
@@ -368,14 +371,14 @@ class UNet(nnx.Module):
                 "middle block (attention='transformer', mid_depth from 1 on, no "
                 "only_cross_attention); set sampling.sag_scale to 0."
             )
+        return middle
 
     def _received(self, x: Array, temb: Array) -> Float[Array, "b m n"]:
         """The middle block's attention for its input. What is computed twice, the compiler finds,
         and the program without it stays as it is.
         """
-        self.require_attention()
         first = rematerialize(self.mid_block.resnets[0], "none", self.mid_block.gather)
-        return self.mid_block.attentions[0].received(first(x, temb))
+        return self._middle().received(first(x, temb))
 
 
 def _per_stage(name: str, value: Any, stages: int) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ guidance, because x' is not x.
 """
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import jax
@@ -96,8 +97,9 @@ def blur(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         edges[axis] = (_RADIUS, _RADIUS)
         padded = jnp.pad(x, edges, mode="reflect" if x.shape[axis] > 1 else "edge")
         size = x.shape[axis]
-        x = sum(
+        parts = (
             weight * jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
             for i, weight in enumerate((weights / weights.sum()).tolist())
         )
+        x = reduce(jnp.add, parts)
     return x

@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from emu_jax.errors import UserError
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Network, Params, nest, subtree
+from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.guidance import Denoise, dynamic_threshold, guided, rising, static_clip
 from emu_jax.process.noise import fold_in
 from emu_jax.process.protocol import Data, Process, Transform
@@ -282,6 +283,7 @@ class Generation(Task):
         scale = sampling.guidance_scale
         scale = rising(scale) if sampling.guidance_ramp else scale
         if sampling.sag_scale:
+            assert isinstance(self.process, GaussianProcess), "tokens have no such guidance"
 
             def watched(x: Array, t: Array, conditions: Conditions) -> tuple[Array, Array]:
                 timestep = self.process.timestep_input(t)

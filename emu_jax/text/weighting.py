@@ -21,7 +21,7 @@ moreover blends in the prompt without the part where a weight is below 1; (1) do
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, NoReturn, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +106,7 @@ class _Reader:
             )
         return Weighted(self.text, self.weights)
 
-    def refuse(self, what: str, mend: str) -> None:
+    def refuse(self, what: str, mend: str) -> NoReturn:
         shown = self.prompt if len(self.prompt) <= 80 else f"{self.prompt[:77]}..."
         raise UserError(f"The prompt {shown!r} {what}; {mend}.")
 

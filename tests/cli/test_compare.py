@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emu_jax.assembly import comparing
 from emu_jax.cli.main import main
 from emu_jax.evaluation.comparison import short_names
+from emu_jax.evaluation.prompt_sets import PromptSet
 from emu_jax.evaluation.prompts import KEPT_CONCEPTS
+from emu_jax.evaluation.references import Sets
 
 MALICIOUS = "<script>alert('a disc')</script>"
 
@@ -283,3 +286,18 @@ def test_a_parser_reads_what_scenes_show(generator_run, parser_run, scenes, tmp_
     capsys.readouterr()
     assert main([*named, f"--prompts={tmp_path}/prompts.txt", "--judge="]) == 2
     assert "--parser reads what prompts ask for, and these do not say it" in capsys.readouterr().err
+
+
+def test_the_judge_reads_prompts_without_their_weights(monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def yardstick(scorer, sets, prompts):
+        raise Seen(prompts.prompts)
+
+    monkeypatch.setattr(comparing, "Judge", str)
+    monkeypatch.setattr(comparing, "yardstick", yardstick)
+    prompts, changes = PromptSet(("a (red)2 disc", "b")), {"prompt_weighting": "compel"}
+    with pytest.raises(Seen) as seen:
+        comparing.compare(["m"], "out", Sets("data"), prompts=prompts, judge="j", changes=changes)
+    assert seen.value.args == (("a red disc", "b"),)

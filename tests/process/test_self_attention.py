@@ -145,9 +145,13 @@ def test_the_program_is_the_same_where_the_map_is_not_asked_for(inputs):
 )
 def test_a_network_without_the_map_is_refused(traits):
     network = Network(lambda rngs: UNet(**TRAITS | traits, rngs=rngs))
-    NETWORK(SHAPES, method="require_attention")
     with pytest.raises(UserError, match="needs a U-Net with self-attention of its own"):
-        network(network.shapes(), method="require_attention")
+        jax.eval_shape(partial(network, method="require_attention"), network.shapes())
+
+
+def test_a_scanned_middle_block_has_the_map():
+    network = Network(lambda rngs: UNet(**TRAITS, scan=True, rngs=rngs))
+    jax.eval_shape(partial(network, method="require_attention"), network.shapes())
 
 
 def test_a_scale_below_zero_is_refused_and_calls_are_counted():
