@@ -70,7 +70,8 @@ def test_self_attention_guidance_is_for_denoisers_that_return_their_attention(ge
     plain, more = calls(0.0), calls(0.75)
     assert [x.aval.shape for x in more.jaxpr.outvars] == [x.aval.shape for x in plain.jaxpr.outvars]
     assert 1.8 < len(str(more)) / len(str(plain)) < 2.5  # one more call of the network
-    generator.denoiser = ConfigDict(dict(kind="transformer", width=64, depth=1, heads=2))
+    sizes = dict(width=64, depth=1, heads=2, patch=1, mlp_width=64)
+    generator.denoiser = ConfigDict(dict(kind="transformer", **sizes))
     with pytest.raises(UserError, match="kind transformer returns no attention: set it to 0, or"):
         make_task(generator)
 
