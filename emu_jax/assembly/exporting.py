@@ -43,6 +43,11 @@ def export_model(
         {path: x for path, x in model.params.items() if not path.startswith("discriminator/")}
     )
     if write:
+        if (model.config.get("adapter") or {}).get("layers"):
+            raise UserError(
+                f"{checkpoint} has adapters of its text encoders, which the layout {format} cannot "
+                "represent: leave --format out."
+            )
         model = Model(kept, model.config, model.meta, model.fingerprint)
         with described_by(checkpoint):
             kind = write(model, Path(out).expanduser(), target)

@@ -246,7 +246,9 @@ class Generator(Drawer):
         """What an image depends on beside prompt, negative prompt, seed and size. Networks are
         known by their fingerprints, wherever they lie.
         """
-        parts = {name: self.config.get(name) for name in _DRAWN_BY}
+        adapter = self.config.get("adapter")
+        adapted = ("adapter",) if adapter and adapter.layers else ()
+        parts = {name: self.config.get(name) for name in (*_DRAWN_BY, *adapted)}
         tokenizers = {
             name: encoder.tokenizer_fingerprint
             for name, encoder in self._generator.encoders.items()

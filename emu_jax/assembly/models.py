@@ -68,6 +68,10 @@ def open_model(path: str, dtype: Any = np.float32, chain: tuple[str, ...] = ()) 
         whole = adapter.merged(whole, unstacked(model.params))
     if "lora" in adapters:
         config.lora.rank = 0  # merged
+    if "text" in adapters:  # merged: a generator whose conditioner has adapters
+        with config.unlocked():
+            del config.distillation
+            config.task = "generation"
     return replace(
         model,
         params={name: np.asarray(value) for name, value in whole.items()},

@@ -29,6 +29,7 @@ from emu_jax.text.encoder import TextEncoder
 
 if TYPE_CHECKING:
     from emu_jax.tasks.generation import Generation
+    from emu_jax.text.language_model import LanguageModel
 
 Rows = dict[str, Any]  # one stream's part of a batch: name -> array, rows in front
 Batch = Mapping[str, Rows]  # stream -> rows
@@ -117,13 +118,18 @@ class RowSpec:
     each lie in the task's frozen networks under the same name. ``latents`` None: the images of this
     stream cannot be cached. ``further`` are names of images that belong to an image
     (:data:`emu_jax.data.further.FURTHER`); rows hold them by name in ``further``. ``columns`` are
-    columns of the manifest whose words rows hold as numbers, by name in ``columns``.
+    columns of the manifest whose words rows hold as numbers, by name in ``columns``. ``captions``
+    are further columns of captions: ``captions`` of a row holds, by column, the tokens or cached
+    outputs of the same encoders for the record's caption there. ``vectors`` is the language model
+    whose vectors of the source's captions rows hold in ``vectors``, always from a cache.
     """
 
     encoders: Mapping[str, TextEncoder] = field(default_factory=dict)
     latents: Latents | None = None
     further: tuple[str, ...] = ()
     columns: Mapping[str, Vocabulary] = field(default_factory=dict)
+    captions: tuple[str, ...] = ()
+    vectors: "LanguageModel | None" = None
 
 
 class Context(NamedTuple):

@@ -21,6 +21,7 @@ from emu_jax.assembly.sections.generation import (
     AutoencoderCodec,
     Codec,
     Conditioner,
+    Distillation,
     Dtype,
     Gaussian,
     Lora,
@@ -28,6 +29,7 @@ from emu_jax.assembly.sections.generation import (
     Measure,
     Process,
     Sampling,
+    TextAdapter,
     TextEncoder,
 )
 from emu_jax.assembly.sections.segmentation import Labeled, Solo
@@ -102,6 +104,7 @@ class Generation(Run):
     low_resolution: LowResolution = key(LowResolution, "The image that is enlarged.")
     text: dict[str, TextEncoder] = required("Frozen text encoders by name.", filled=True)
     conditioner: Conditioner = key(Conditioner, "How they are joined.")
+    adapter: TextAdapter = key(TextAdapter, "Adapters of the text encoders' states.")
     denoiser: Denoiser = required("The network.")
     process: Process = key(Gaussian, "Noise or masks.")
     sampling: Sampling = required("How images are sampled.")
@@ -110,6 +113,21 @@ class Generation(Run):
     )
     lora: Lora = key(Lora, "Low-rank adapters.")
     measure: Measure = key(Measure, "Samples that are judged at validations.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextAdaptation(Generation):
+    """Adapters of text encoders, over the frozen generator that ``init_from`` names. It has the
+    keys of task=generation as well.
+    """
+
+    task: Literal["text_adaptation"] = key("text_adaptation", "The task.")
+    distillation: Distillation = key(Distillation, "What is distilled.")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if not self.adapter.layers:
+            yield "adapter.layers", "1 or more"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +185,9 @@ TASKS: dict[str, TaskKind] = {
     "generation": TaskKind(Generation, Lazy("emu_jax.assembly.generation:make_generation")),
     "autoencoding": TaskKind(Autoencoding, Lazy("emu_jax.assembly.autoencoding:make_autoencoding")),
     "contrastive": TaskKind(Contrastive, Lazy("emu_jax.assembly.contrastive:make_contrastive")),
+    "text_adaptation": TaskKind(
+        TextAdaptation, Lazy("emu_jax.assembly.text_adaptation:make_text_adaptation")
+    ),
     "segmentation": TaskKind(Segmentation, Lazy("emu_jax.assembly.segmentation:make_segmentation")),
 }
 
