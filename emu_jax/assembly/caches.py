@@ -28,6 +28,7 @@ from emu_jax.data.precompute import (
     cache_text,
     text_fingerprint,
 )
+from emu_jax.data.vectors import ControlVectors
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.tasks.base import Frozen, Latents, Task
@@ -44,8 +45,8 @@ def open_caches(
     mesh: Mesh,
 ) -> Caches:
     """The caches of one of the task's streams: what it can cache of images where
-    ``data.cache_latents``, every text encoder's outputs where ``data.cache_text``, and the vectors
-    of a language model where the rows hold them.
+    ``data.cache_latents``, every text encoder's outputs where ``data.cache_text``, and a
+    model's vectors of captions where the rows hold them.
     """
     data, rows = config.data, task.streams[stream]
     cached_text = data.cache_text and rows.encoders
@@ -60,8 +61,12 @@ def open_caches(
     if data.cache_latents and rows.latents:
         moments = _latents(root, rows.latents, frozen, sources, spec)
     if rows.vectors:
-        asked = rows.vectors, Captions(sources).texts, root
+        model, control, seed = rows.vectors
+        texts = Captions(sources).texts
+        asked = model, texts, root
         vectors = (compute_vectors(*asked, mesh) or open_vectors(*asked)).cache
+        if control != "none":
+            vectors = ControlVectors(vectors, texts, control, seed)
 
     def cached(sources: Sequence[Selection]) -> dict[str, Cache]:
         texts = Captions(sources).texts

@@ -70,7 +70,7 @@ def open_model(path: str, dtype: Any = np.float32, chain: tuple[str, ...] = ()) 
         config.lora.rank = 0  # merged
     if "text" in adapters:  # merged: a generator whose conditioner has adapters
         with config.unlocked():
-            del config.distillation
+            del config.distillation, config.vectors
             config.task = "generation"
     return replace(
         model,

@@ -8,10 +8,12 @@ from emu_jax.assembly.generation import make_generation
 from emu_jax.assembly.networks import frozen_arrays
 from emu_jax.errors import UserError
 from emu_jax.parallel.placement import Placement
+from emu_jax.tasks.base import Vectors
 from emu_jax.tasks.distillation import Distillation, fixed_projections
 from emu_jax.tasks.text_adaptation import PROJECTION, TextAdaptation
-from emu_jax.text.language_model import LanguageModel, make_language_model
+from emu_jax.text.language_model import LanguageModel
 from emu_jax.text.llama_files import SIZES
+from emu_jax.text.vectors import VectorModel, make_vector_model
 
 
 def make_text_adaptation(config: ConfigDict, on: Placement) -> TextAdaptation:
@@ -22,17 +24,18 @@ def make_text_adaptation(config: ConfigDict, on: Placement) -> TextAdaptation:
         raise UserError(
             f"drop_text is {config.drop_text}, but an adapter trains on every text: set it to 0."
         )
-    base, chosen = make_generation(config, on), config.distillation
-    frozen, model, layer = dict(base.frozen), None, -1
+    base, chosen, section = make_generation(config, on), config.distillation, config.vectors
+    frozen, vectors, layer = dict(base.frozen), None, -1
     if chosen.llm:
-        model = _language_model(chosen, on)
-        if chosen.layer is not None:
-            if chosen.layer not in model.layers:
+        model = _vector_model(section, on)
+        if section.layer is not None:
+            if section.layer not in model.layers:
                 raise UserError(
-                    f"distillation.layer is {chosen.layer}; use one of distillation.layers: "
+                    f"vectors.layer is {section.layer}; use one of vectors.layers: "
                     f"{', '.join(map(str, model.layers))}."
                 )
-            layer = model.layers.index(chosen.layer)
+            layer = model.layers.index(section.layer)
+        vectors = Vectors(model, section.control, section.seed)
         widths = {name: encoder.width for name, encoder in base.encoders.items()}
         numbers = fixed_projections(model.width, widths)
         frozen[PROJECTION] = frozen_arrays("fixed random numbers", numbers)
@@ -40,20 +43,22 @@ def make_text_adaptation(config: ConfigDict, on: Placement) -> TextAdaptation:
     return TextAdaptation(
         base=base,
         distillation=Distillation(**{name: chosen[name] for name in names}),
-        language_model=model,
+        vectors=vectors,
         layer=layer,
         groups=base.groups,
         frozen=frozen,
     )
 
 
-def _language_model(section: ConfigDict, on: Placement) -> LanguageModel:
+def _vector_model(section: ConfigDict, on: Placement) -> VectorModel:
     """The model at ``path``, or without one the shape of ``size``: enough to plan a step."""
     layers = tuple(section.layers)
     if section.path:
-        return make_language_model(section.path, layers, section.dtype, on)
+        return make_vector_model(section.path, layers, section.dtype, on)
     if not section.size:
-        raise UserError("distillation.path is empty: name a language model, or set llm to 0.")
+        raise UserError(
+            "vectors.path is empty: name a language model, or set distillation.llm to 0."
+        )
     config = SIZES[section.size]
     layers = layers or (int(config["num_hidden_layers"]) - 1,)
     return LanguageModel(Path(), config, layers, section.dtype, on)

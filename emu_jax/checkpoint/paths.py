@@ -30,7 +30,7 @@ from emu_jax.errors import UserError
 _SECTIONS = (
     *("adapter", "autoencoder", "codec", "conditioner", "data", "denoiser", "discriminator"),
     *("distillation", "groups", "judge", "lora", "loss", "low_codec", "low_resolution", "measure"),
-    *("mesh", "process", "quantizer", "sampling", "text", "train"),
+    *("mesh", "process", "quantizer", "sampling", "text", "train", "vectors"),
 )
 
 

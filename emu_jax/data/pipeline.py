@@ -36,7 +36,7 @@ from emu_jax.data.images import Color, flipped, prepare, view
 from emu_jax.data.mixture import Captions, Selection, Vocabulary, captions_fingerprint
 from emu_jax.data.plan import BatchPlan, PlannedBatch, Roster, SequentialPlan
 from emu_jax.data.source import Source
-from emu_jax.data.vectors import ARRAY, GROUP
+from emu_jax.data.vectors import ARRAY, GROUP, ControlVectors
 from emu_jax.errors import UserError
 
 Tokenize = Callable[[list[str]], Mapping[str, np.ndarray]]
@@ -92,7 +92,7 @@ class Caches:
     moments: Cache | None = None
     text: Mapping[str, Cache] = field(default_factory=dict)
     captions: Mapping[str, Mapping[str, Cache]] = field(default_factory=dict)
-    vectors: Cache | None = None
+    vectors: Cache | ControlVectors | None = None
 
 
 class Loader:

@@ -74,7 +74,7 @@ def _rows(
     if rows.captions:
         found["captions"] = {column: _texts(rows, b, cached_text) for column in rows.captions}
     if rows.vectors:
-        shape = (b, len(rows.vectors.layers), rows.vectors.width)
+        shape = (b, len(rows.vectors.model.layers), rows.vectors.model.width)
         found["vectors"] = _shape(shape, np.float32)
     return found
 

@@ -23,10 +23,9 @@ from jaxtyping import Array, Float, UInt8
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Params, subtree
 from emu_jax.nn.text_adapter import Adaptation, with_states
-from emu_jax.tasks.base import Context, Loss, Rows, RowSpec, Task, cast
+from emu_jax.tasks.base import Context, Loss, Rows, RowSpec, Task, Vectors, cast
 from emu_jax.tasks.distillation import Distillation, llm_loss, prompt_loss
 from emu_jax.tasks.generation import Generation
-from emu_jax.text.language_model import LanguageModel
 
 PROJECTION = "projection"  # the frozen W_0 and b_0 of L_LLM
 _DROPOUT = 2**30  # folded into the step's key
@@ -34,20 +33,20 @@ _DROPOUT = 2**30  # folded into the step's key
 
 @dataclass(frozen=True, kw_only=True)
 class TextAdaptation(Task):
-    """``base`` has an adapted conditioner. ``layer`` is the place, among the layers of
-    ``language_model``, of the vector that is distilled.
+    """``base`` has an adapted conditioner. ``vectors`` are what is distilled, and ``layer`` is the
+    place among the layers of their model.
     """
 
     base: Generation
     distillation: Distillation
-    language_model: LanguageModel | None = None
+    vectors: Vectors | None = None
     layer: int = -1
 
     @property
     def streams(self) -> dict[str, RowSpec]:
         further = (self.distillation.column,) if self.distillation.prompt else ()
         return {
-            name: replace(rows, captions=further, vectors=self.language_model)
+            name: replace(rows, captions=further, vectors=self.vectors)
             for name, rows in self.base.streams.items()
         }
 

@@ -33,7 +33,8 @@ def config_of(options="size=test", distillation=None, **adapter):
     family = options.partition("base=")[2] or "latent_diffusion"
     config.init_from = f"{CONFIGS}/{family}.py:size=test"
     config.data.image_size, config.train.batch_size = 32, 2
-    config.distillation.update(MODEL | dict(llm=2.0, prompt=3.0) | (distillation or {}))
+    config.distillation.update(dict(llm=2.0, prompt=3.0) | (distillation or {}))
+    config.vectors.update(MODEL)
     config.adapter.update(adapter)
     return config
 
@@ -97,6 +98,22 @@ def test_a_loss_without_a_weight_reads_no_data():
     assert (rows.captions, rows.vectors) == ((), None) and PROJECTION not in task.frozen
 
 
+def test_what_an_adapter_is_compared_with():
+    """Cross-attention tuned on the same prompts; vectors of other prompts."""
+    config = read(f"{CONFIGS}/adapter.py:size=test,stage=cross_attention")
+    task = make_task(config)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))[0]
+    (group,) = task.groups.values()
+    trained = group.paths(shapes)
+    assert trained and all("/attn2/" in path for path in trained)
+    assert config.data.train == read(f"{CONFIGS}/adapter.py:size=test").data.train
+
+    config = config_of()
+    config.vectors.update(dict(control="shuffled", seed=3))
+    (rows,) = make_task(config).streams.values()
+    assert rows.vectors[1:] == ("shuffled", 3)
+
+
 @pytest.mark.parametrize("base", ["pixel_diffusion", "masked"])
 def test_it_wraps_every_family(base):
     config, mesh = config_of(f"size=test,base={base}"), make_mesh(devices=jax.devices()[:1])
@@ -119,8 +136,8 @@ def test_what_cannot_be_trained_is_said():
     for section, key, value, words in (
         ("", "drop_text", 0.1, r"drop_text is 0\.1, but an adapter trains on every text"),
         ("", "init_from", "", "needs init_from"),
-        ("distillation", "layer", 5, "layer is 5; use one of distillation.layers: 0, 7"),
-        ("distillation", "size", "", "distillation.path is empty"),
+        ("vectors", "layer", 5, "layer is 5; use one of vectors.layers: 0, 7"),
+        ("vectors", "size", "", "vectors.path is empty"),
     ):
         config = config_of()
         setattr(config[section] if section else config, key, value)
@@ -167,7 +184,7 @@ def test_a_run_is_as_small_as_its_adapter_and_is_resumed(
                 "--config.denoiser.widths=(8,)",
                 f"--config.init_from={base}",
                 "--config.distillation.llm=1e-3",
-                f"--config.distillation.path={tmp_path}/llama",
+                f"--config.vectors.path={tmp_path}/llama",
                 "--config.train.steps=4",
                 "--config.train.validate_every=4",
             ]

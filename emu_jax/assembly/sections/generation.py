@@ -137,11 +137,20 @@ class Distillation(Section):
     )
     tokens: Literal["sum", "mean"] = key("sum", "How divergences are reduced over tokens.")
     column: str = key("complex", "The manifest's column of complex prompts.", filled=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vectors(Section):
+    """A model's vectors of the simple prompts (:mod:`emu_jax.text.vectors`)."""
+
     path: str = key(
-        "builtin:smollm2", "The language model: a folder, a GGUF file, a hub name.", path=True
+        "builtin:smollm2",
+        "A language model (a folder, a GGUF file, a hub name), builtin:minilm, or a .pt file of "
+        "vectors by prompt.",
+        path=True,
     )
     size: Literal["", "smollm2_135m", "llama_7b", "llama_13b", "llama_33b"] = key(
-        "", "Its shape where path is empty, to plan with."
+        "", "The language model's shape where path is empty, to plan with."
     )
     layers: tuple[int, ...] = key(
         (), "Blocks whose vectors are cached; empty: the last.", at_least=0
@@ -150,6 +159,10 @@ class Distillation(Section):
         None, "The one of layers whose vector is used; None: the last of them.", at_least=0
     )
     dtype: Dtype = key("float32", _DTYPE)
+    control: Literal["none", "shuffled", "random"] = key(
+        "none", "Vectors of other prompts, or random ones, in place of the prompts' own."
+    )
+    seed: int = key(0, "Seed of the control.", at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from emu_jax.assembly.sections.generation import (
     Sampling,
     TextAdapter,
     TextEncoder,
+    Vectors,
 )
 from emu_jax.assembly.sections.segmentation import Labeled, Solo
 from emu_jax.assembly.sections.training import Group, Mesh, Train
@@ -123,6 +124,7 @@ class TextAdaptation(Generation):
 
     task: Literal["text_adaptation"] = key("text_adaptation", "The task.")
     distillation: Distillation = key(Distillation, "What is distilled.")
+    vectors: Vectors = key(Vectors, "Vectors of the simple prompts.")
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
