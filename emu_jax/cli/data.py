@@ -3,6 +3,7 @@
 emu-jax data build emoji/openmoji --data_dir=DIR
 emu-jax data build scenes/openmoji --data_dir=DIR
 emu-jax data build folder/mine --path=IMAGES --data_dir=DIR
+emu-jax data build folder/surd --path=IMAGES --data_dir=DIR --further_captions=prompt
 emu-jax data list --data_dir=DIR
 emu-jax data show emoji/fluent --data_dir=DIR --select="needle >= 0" --out=grid.png
 emu-jax data vectors scenes/openmoji --data_dir=DIR --column=simple --layers=0,7,15,22,29
@@ -24,12 +25,14 @@ def main(argv: Sequence[str]) -> None:
 
     from emu_jax.assembly.data_sets import list_data_sets, show, summary
     from emu_jax.data.builder import build
+    from emu_jax.data.captions import Columns
     from emu_jax.data.source import open_source
 
     if args.command == "list":
         return list_data_sets(args.data_dir)
     if args.command == "build":
-        source = build(args.name, args.data_dir, path=args.path, force=args.force)
+        columns = Columns(args.column, args.further_captions)
+        source = build(args.name, args.data_dir, path=args.path, columns=columns, force=args.force)
     else:
         source = open_source(args.name, args.data_dir)
         show(source, args.select, args.count, args.seed, args.out)
@@ -81,6 +84,16 @@ def _parser() -> Parser:
         "openmoji: a directory of SVG files",
     )
     one.add_argument(
+        "--column", default="", help="folder: column of the captions (captions, caption or text)"
+    )
+    one.add_argument(
+        "--further_captions",
+        type=_names,
+        default=(),
+        metavar="COLUMNS",
+        help="folder: further columns of captions, such as a second, more elaborate prompt",
+    )
+    one.add_argument(
         "--force", action="store_true", help="build an existing data set again and replace it"
     )
 
@@ -121,6 +134,11 @@ def _parser() -> Parser:
         help="folder of the caches (%(default)s)",
     )
     return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names, separated by commas."""
+    return tuple(filter(None, text.split(",")))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
