@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import runs
 from ml_collections import ConfigDict
+from PIL import Image
 
 from emu_jax.assembly.config import load, read
 from emu_jax.assembly.models import open_model
 from emu_jax.assembly.streams import stream_specs
 from emu_jax.assembly.tasks import make_task
 from emu_jax.checkpoint.export import load_model, save_model
+from emu_jax.checkpoint.safetensors_io import read_metadata
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.nn.text_adapter import PREFIX
@@ -216,3 +218,21 @@ def test_a_run_is_as_small_as_its_adapter_and_is_resumed(
         np.testing.assert_array_equal(model.params[path], value)
     task = make_task(ConfigDict(model.config))
     assert jax.eval_shape(task.init, jax.random.key(0))[0].keys() == model.params.keys()
+
+    # Its file makes of the base what the run is; with a share of 0 the base stays as it is.
+    file, place = tmp_path / "adapter.safetensors", tmp_path / "images"
+    assert main(["export", str(run), "--adapter", f"--out={file}"]) == 0
+    assert read_metadata(str(file))["encoders"] == '{"minilm": 384}'
+
+    def drawn(*more):
+        before = {*place.glob("*_*.png")}
+        assert main(["sample", "three apples", "a red fox", f"--out={place}", *more]) == 0
+        images = sorted({*place.glob("*_*.png")} - before)
+        return np.stack([np.asarray(Image.open(image)) for image in images])
+
+    plain = drawn(f"--checkpoint={base}")
+    used = drawn(f"--checkpoint={base}", f"--text_adapter={file}")
+    assert plain.shape == used.shape and np.any(plain != used)
+    np.testing.assert_array_equal(drawn(f"--checkpoint={run}"), used)
+    unmixed = drawn(f"--checkpoint={base}@{file}", "--eta=0")
+    np.testing.assert_array_equal(unmixed, plain)
