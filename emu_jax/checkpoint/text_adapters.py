@@ -34,11 +34,12 @@ from emu_jax.checkpoint.safetensors_io import (
     write_safetensors,
 )
 from emu_jax.errors import UserError
-from emu_jax.nn.functional import Network, Params, subtree
+from emu_jax.nn.functional import Network, subtree
 from emu_jax.nn.pickles import read_pickle
 from emu_jax.nn.text_adapter import PREFIX, TextAdapter
 from emu_jax.nn.torch_layout import from_layout, shape_to_layout, to_torch, torch_key
 
+Arrays = dict[str, np.ndarray]  # by path
 FILE = "text_adapter.safetensors"
 SUFFIXES = (".safetensors", ".pt")
 _KIND = "sur_adapter"
@@ -73,7 +74,7 @@ class TextAdapterFile:
     names none. ``options``: layers, heads, hidden, eta, on_null.
     """
 
-    params: Mapping[str, Params]
+    params: Mapping[str, Arrays]
     widths: Mapping[str, int]
     options: Mapping[str, Any]
     fingerprint: str
@@ -177,7 +178,7 @@ def _settings(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _module(
     tensors: Mapping[str, np.ndarray], heads: int, path: str
-) -> tuple[Params, int, tuple[int, int]]:
+) -> tuple[Arrays, int, tuple[int, int]]:
     """(parameters, width, (layers, width of the feed-forward networks)) of one adapter."""
     gate = tensors.get("fc.bias")
     layers = [int(match[1]) for match in map(_LAYER.fullmatch, tensors) if match]
@@ -193,7 +194,7 @@ def _module(
         if name in tensors:
             raise UserError(f"{path} has {name}, which no text adapter has.")
         raise UserError(f"{path} lacks {name} of a text adapter of {depth} layers; fetch it again.")
-    params: Params = {}
+    params: Arrays = {}
     for name, own in wanted.items():
         shape = shape_to_layout(own, tuple(shapes[own].shape))
         if tensors[name].shape != shape:

@@ -141,7 +141,8 @@ class AdaptedConditioner(Conditioner):
     """A conditioner of adapted states: an adapter for each encoder, then the projections.
 
     ``adapter`` holds the options of :class:`TextAdapter`. With ``on_null`` False the null text and
-    negative prompts are not adapted in sampling; the authors adapt them.
+    negative prompts are not adapted in sampling; the authors adapt them. At eta = 0 the adapters
+    are not computed, so that a program rounds as without them.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class AdaptedConditioner(Conditioner):
         **options: Any,
     ):
         super().__init__(encoders, rngs=rngs, **options)
-        self.on_null = on_null
+        self.on_null, self.eta = on_null, adapter.get("eta")
         self.adapter = nnx.Dict(
             {
                 name: TextAdapter(width, **adapter, rngs=rngs)
@@ -165,6 +166,8 @@ class AdaptedConditioner(Conditioner):
     def __call__(
         self, encoded: Mapping[str, Encoded], sizes: Int[Array, "b 6"] | None = None
     ) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"], Float[Array, "b p"] | None]:
+        if self.eta == 0:
+            return self.joined(encoded, sizes)
         return self.joined(with_states(encoded, self.adapt(encoded)), sizes)
 
     def unconditional(

@@ -8,7 +8,7 @@ The last one is the form of the SUR-adapter's authors, ``prompt2vec/<LLM>/<layer
 a prompt to a tensor [width]. Only its tensors are read, no code in it runs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,7 +55,7 @@ class VectorModel(Protocol):
         ...
 
     @property
-    def settings(self) -> Mapping[str, str]:
+    def settings(self) -> dict[str, str]:
         """Everything except the weights that vectors depend on."""
         ...
 
