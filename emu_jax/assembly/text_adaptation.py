@@ -52,7 +52,7 @@ def make_text_adaptation(config: ConfigDict, on: Placement) -> TextAdaptation:
 
 def _vector_model(section: ConfigDict, on: Placement) -> VectorModel:
     """The model at ``path``, or without one the shape of ``size``: enough to plan a step."""
-    layers = tuple(section.layers)
+    layers = tuple(section.layers) or (() if section.layer is None else (section.layer,))
     if section.path:
         return make_vector_model(section.path, layers, section.dtype, on)
     if not section.size:

@@ -153,10 +153,10 @@ class Vectors(Section):
         "", "The language model's shape where path is empty, to plan with."
     )
     layers: tuple[int, ...] = key(
-        (), "Blocks whose vectors are cached; empty: the last.", at_least=0
+        (), "Blocks whose vectors are cached; empty: layer, or the last block.", at_least=0
     )
     layer: int | None = key(
-        None, "The one of layers whose vector is used; None: the last of them.", at_least=0
+        None, "The block whose vector is used; None: the last of layers.", at_least=0
     )
     dtype: Dtype = key("float32", _DTYPE)
     control: Literal["none", "shuffled", "random"] = key(
