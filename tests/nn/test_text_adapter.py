@@ -172,9 +172,11 @@ def test_a_conditioner_of_adapted_states():
     kept = conditioner(on_null=False)
     np.testing.assert_array_equal(kept(params, encoded)[0], want)
     np.testing.assert_array_equal(kept(params, encoded, method="unconditional")[0], context)
-    # With a share of 0 the conditions are the base's.
+    # With a share of 0 the program is the base's, so that it also rounds as the base's.
     still = conditioner(adapter=SMALL | dict(eta=0.0))
-    np.testing.assert_array_equal(still(params, encoded)[0], context)
+    both = (plain, base), (still, params)
+    programs = [jax.jit(lambda *x, f=f: f(*x)).lower(p, encoded).as_text() for f, p in both]
+    assert programs[0] == programs[1]
 
 
 def test_heads_divide_the_width():
