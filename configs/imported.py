@@ -27,6 +27,7 @@ PARTS = (
     "low_resolution",
     "text",
     "conditioner",
+    "adapter",
     "denoiser",
     "process",
     "sampling",

@@ -186,7 +186,8 @@ case "${1:-}" in
         ;;
     adapter_layers)
         for block in 0 7 15 22 29; do
-            adapter "block_$block" --config.vectors.layer="$block"
+            adapter "block_$block" --config.vectors.layers="(0,7,15,22,29)" \
+                --config.vectors.layer="$block"
         done
         adapter block_minilm --config.vectors.path=builtin:minilm
         adapted adapter_layers test block_{0,7,15,22,29,minilm}

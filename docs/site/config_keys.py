@@ -28,7 +28,9 @@ def page() -> str:
     listed: Listed = {}
     lines = [HEAD, *_section("config", Run, listed)]
     for task, kind in TASKS.items():
-        lines += _section(f"config, task={task}", kind.section, listed, leave_out=keys(Run))
+        # Of a task that extends another one, its own keys only.
+        inherited = {key for base in kind.section.__bases__ for key in keys(base)} - {"task"}
+        lines += _section(f"config, task={task}", kind.section, listed, leave_out=inherited)
     return "\n".join([*lines, ""])
 
 

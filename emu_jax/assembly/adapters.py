@@ -1,10 +1,13 @@
 """The adapters that a config asks for, by the section that configures each."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from emu_jax.nn.arguments import check_arguments
 from emu_jax.nn.lora import Lora
+from emu_jax.nn.text_adapter import TextAdapter, TextAdapters
 from emu_jax.tasks.adapting import Adapter
 
 
@@ -16,8 +19,24 @@ def make_lora(config: ConfigDict) -> Lora | None:
     return Lora(section.rank, section.alpha, section.pattern)
 
 
+def make_text_adapters(config: ConfigDict) -> TextAdapters | None:
+    """``config.adapter``, in a run that trains nothing else; merged, it is part of a generator."""
+    return TextAdapters(adapter_options(config)) if "distillation" in config else None
+
+
+def adapter_options(config: ConfigDict) -> dict[str, Any]:
+    """The options of :class:`emu_jax.nn.text_adapter.TextAdapter` in ``config.adapter``."""
+    options = config.adapter.to_dict()
+    options.pop("on_null", None)
+    check_arguments(TextAdapter, options, "adapter")
+    return options
+
+
 # Name -> what makes the adapter of a config, or None where the config does not ask for it.
-ADAPTERS: dict[str, Callable[[ConfigDict], Adapter | None]] = {"lora": make_lora}
+ADAPTERS: dict[str, Callable[[ConfigDict], Adapter | None]] = {
+    "lora": make_lora,
+    "text": make_text_adapters,
+}
 
 
 def make_adapters(config: ConfigDict) -> Mapping[str, Adapter]:

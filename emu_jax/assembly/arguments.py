@@ -71,6 +71,14 @@ def real(text: str) -> float:
     return number
 
 
+def share_of_one(text: str) -> float:
+    """A number, 0 to 1."""
+    number = real(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: use a number from 0 to 1")
+    return number
+
+
 def path(text: str) -> str:
     """A path to read, local or in a bucket; of a cascade several."""
     for one in text.split("+"):

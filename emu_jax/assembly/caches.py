@@ -6,12 +6,15 @@ one cache, and any difference makes another.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from emu_jax.assembly.vectors import compute_vectors, open_vectors
 from emu_jax.data.cache import Cache, digest
 from emu_jax.data.pipeline import (
     Caches,
@@ -25,6 +28,7 @@ from emu_jax.data.precompute import (
     cache_text,
     text_fingerprint,
 )
+from emu_jax.data.vectors import ControlVectors
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.tasks.base import Frozen, Latents, Task
@@ -38,26 +42,46 @@ def open_caches(
     frozen: Mapping[str, Params],
     sources: Sequence[Selection],
     spec: StreamSpec,
+    mesh: Mesh,
 ) -> Caches:
     """The caches of one of the task's streams: what it can cache of images where
-    ``data.cache_latents``, every text encoder's outputs where ``data.cache_text``.
+    ``data.cache_latents``, every text encoder's outputs where ``data.cache_text``, and a
+    model's vectors of captions where the rows hold them.
     """
     data, rows = config.data, task.streams[stream]
-    if not data.cache_latents and not (data.cache_text and rows.encoders):
+    cached_text = data.cache_text and rows.encoders
+    if not data.cache_latents and not cached_text and not rows.vectors:
         return Caches()
     if not data.cache_dir:
-        raise UserError("data.cache_latents and data.cache_text need data.cache_dir.")
+        raise UserError("data.cache_latents, data.cache_text and vectors need data.cache_dir.")
     root = epath.Path(data.cache_dir).expanduser()
-    moments, text = None, {}
+    moments = vectors = None
     if data.cache_latents:
         require_cacheable(config, task)
     if data.cache_latents and rows.latents:
         moments = _latents(root, rows.latents, frozen, sources, spec)
-    if data.cache_text:
+    if rows.vectors:
+        model, control, seed = rows.vectors
         texts = Captions(sources).texts
-        for name, encoder in rows.encoders.items():
-            text[name] = _text(root, name, encoder, task.frozen[name], frozen[name], texts)
-    return Caches(moments, text)
+        asked = model, texts, root
+        vectors = (compute_vectors(*asked, mesh) or open_vectors(*asked)).cache
+        if control != "none":
+            vectors = ControlVectors(vectors, texts, control, seed)
+
+    def cached(sources: Sequence[Selection]) -> dict[str, Cache]:
+        texts = Captions(sources).texts
+        return {
+            name: _text(root, name, encoder, task.frozen[name], frozen[name], texts)
+            for name, encoder in rows.encoders.items()
+        }
+
+    if not cached_text:
+        return Caches(moments, vectors=vectors)
+    further = {
+        column: cached([replace(source, captions=column) for source in sources])
+        for column in rows.captions
+    }
+    return Caches(moments, cached(sources), further, vectors)
 
 
 def require_cacheable(config: ConfigDict, task: Task) -> None:

@@ -110,6 +110,12 @@ def stages_of(name: str) -> list[str]:
     return [name] if one else name.split("+")
 
 
+def named_with(name: str, text_adapter: str) -> str:
+    """The name of a model with a text adapter, which is that of a cascade's first stage."""
+    first, *others = stages_of(name)
+    return "+".join([f"{first}@{text_adapter}" if text_adapter else first, *others])
+
+
 def open_generator(name: str, batch_size: int = 16, **changes: Any) -> Generator | Cascade:
     """The model of a name, ready to draw: a generator, or with ``+`` a cascade."""
     checkpoints = stages_of(name)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.adapters import make_lora
-from emu_jax.assembly.models import locate, open_model
+from emu_jax.assembly.models import adapts_text, locate, open_model
+from emu_jax.checkpoint import text_adapters
 from emu_jax.checkpoint.adapters import FILE, write_adapter
 from emu_jax.checkpoint.export import Model, load_model, save_model
 from emu_jax.checkpoint.foreign import described_by
@@ -17,6 +18,7 @@ from emu_jax.errors import UserError
 from emu_jax.interop import components, deepfloyd, pipelines, single_file
 from emu_jax.interop.files import copy_encoder_folder
 from emu_jax.nn.stack import unstacked
+from emu_jax.nn.text_adapter import PREFIX
 
 
 def export_model(
@@ -43,6 +45,11 @@ def export_model(
         {path: x for path, x in model.params.items() if not path.startswith("discriminator/")}
     )
     if write:
+        if adapts_text(model.config):
+            raise UserError(
+                f"{checkpoint} has adapters of its text encoders, which the layout {format} cannot "
+                "represent: leave --format out, or write them alone with --adapter."
+            )
         model = Model(kept, model.config, model.meta, model.fingerprint)
         with described_by(checkpoint):
             kind = write(model, Path(out).expanduser(), target)
@@ -85,11 +92,13 @@ def _include_parts(config: dict[str, Any], out: str, text_encoders: bool) -> lis
     return needed
 
 
-def export_adapter(checkpoint: str, out: str, *, dtype: str = "", format: str = "diffusers") -> str:
-    """Writes the LoRA adapter of the run at ``checkpoint``, in the layout of diffusers or of kohya;
-    returns one sentence about it."""
+def export_adapter(checkpoint: str, out: str, *, dtype: str = "", format: str = "") -> str:
+    """Writes the adapter of the run at ``checkpoint``; returns one sentence about it. LoRA is
+    written in the layout of diffusers (the default) or of kohya, text adapters as one file."""
     model = load_model(locate(checkpoint))
     config = ConfigDict(model.config)
+    if adapts_text(config):
+        return _export_text_adapter(checkpoint, model, out, dtype, format)
     lora = make_lora(config)
     if lora is None:
         raise UserError(f"{checkpoint} has no adapter: its config has lora.rank 0.")
@@ -102,7 +111,7 @@ def export_adapter(checkpoint: str, out: str, *, dtype: str = "", format: str = 
         out,
         model.params,
         lora.alpha,
-        format=format,
+        format=format or "diffusers",
         prefix=folders.get(config.denoiser.kind, similar),
         dtype=jnp.dtype(name),
     )
@@ -111,6 +120,24 @@ def export_adapter(checkpoint: str, out: str, *, dtype: str = "", format: str = 
         f"{out}/{FILE}: step {model.meta.get('step')}, {size:,} parameters as {name}, of rank "
         f"{lora.rank} for {config.init_from}"
     )
+
+
+def _export_text_adapter(checkpoint: str, model: Model, out: str, dtype: str, format: str) -> str:
+    if format:
+        raise UserError(f"--format={format} is for LoRA; text adapters have one layout only.")
+    name = "float32" if dtype in ("", "keep") else dtype
+    file = out if out.endswith(".safetensors") else f"{out}/{text_adapters.FILE}"
+    adapter = model.config["adapter"]
+    step = str(model.meta.get("step"))
+    text_adapters.write_text_adapter(
+        file,
+        model.params,
+        {key: adapter[key] for key in ("heads", "eta", "on_null")},
+        jnp.dtype(name),
+        step=step,
+    )
+    size = sum(x.size for path, x in model.params.items() if path.startswith(f"{PREFIX}/"))
+    return f"{file}: text adapters of {checkpoint}, step {step}, {size:,} parameters as {name}"
 
 
 def _export_diffusers(model: Model, out: Path, dtype: str | None) -> str:

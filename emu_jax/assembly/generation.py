@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from emu_jax.assembly.adapters import adapter_options
 from emu_jax.assembly.codecs import make_codec
 from emu_jax.assembly.encoders import frozen_encoders, make_encoders
 from emu_jax.assembly.groups import make_groups
@@ -17,6 +18,7 @@ from emu_jax.nn.arguments import check_arguments
 from emu_jax.nn.conditioner import Conditioner
 from emu_jax.nn.denoisers import DENOISERS
 from emu_jax.nn.functional import Network
+from emu_jax.nn.text_adapter import AdaptedConditioner
 from emu_jax.parallel.convolution import convolve_by
 from emu_jax.parallel.placement import Placement
 from emu_jax.process.gaussian import GaussianProcess
@@ -36,7 +38,11 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
     frozen |= frozen_encoders(config.text, encoders)
     widths = {name: (encoder.width, encoder.pooled_width) for name, encoder in encoders.items()}
     arguments = dict(config.conditioner, encoders=widths, width=config.conditioner.width or None)
-    conditioner = partial(module, Conditioner, arguments)
+    kind: type[Conditioner] = Conditioner
+    if (adapter := config.get("adapter")) and adapter.layers:
+        kind, options = AdaptedConditioner, adapter_options(config)
+        arguments |= dict(adapter=options, on_null=adapter.on_null)
+    conditioner = partial(module, kind, arguments)
     outputs = nnx.eval_shape(lambda: conditioner(nnx.Rngs(0)))
     low, low_codec = make_low_resolution(config, codec)
     frozen |= low_codec

@@ -15,7 +15,13 @@ from ml_collections import ConfigDict
 
 from emu_jax.assembly.cost import training_flops
 from emu_jax.assembly.encoders import make_encoders
-from emu_jax.assembly.models import open_model, with_adapter
+from emu_jax.assembly.models import (
+    adapts_text,
+    open_model,
+    split_text_adapter,
+    with_adapter,
+    with_text_adapter,
+)
 from emu_jax.assembly.sections.runs import upgrade
 from emu_jax.assembly.streams import stream_spec
 from emu_jax.assembly.tasks import open_task
@@ -181,7 +187,9 @@ class Generator(Drawer):
     """What a run's folder, ``DIR@step``, an exported model or builtin:NAME draws.
 
     ``adapter`` is a file in a public layout that is merged into it and into its text encoders,
-    ``adapter_scale`` times. ``prompt_weighting`` is that of :class:`Drawer`.
+    ``adapter_scale`` times. ``text_adapter`` is a file of text adapters; ``checkpoint`` may name
+    one too, ``MODEL@FILE``. ``eta`` replaces their share. ``prompt_weighting`` is that of
+    :class:`Drawer`.
     ``changes`` override the sampling settings of its config (steps, guidance_scale, sampler, ...).
     ``fingerprints`` are those of its own weights and of every frozen network. ``chosen`` is the
     step that the run chose when it ended, and why; None where it chose none.
@@ -194,19 +202,28 @@ class Generator(Drawer):
         batch_size: int = 16,
         adapter: str = "",
         adapter_scale: float = 1.0,
+        text_adapter: str = "",
+        eta: float | None = None,
         prompt_weighting: str = "none",
         **changes: Any,
     ):
         parse("", prompt_weighting)  # before anything is read
+        checkpoint, named = split_text_adapter(checkpoint)
         model, texts = open_model(checkpoint), {}
         if adapter:
             encoders = make_encoders(ConfigDict(model.config.get("text", {})))
             model, texts = with_adapter(model, adapter, adapter_scale, encoders)
+        if text_adapter or named:
+            model = with_text_adapter(model, text_adapter or named)
         config = ConfigDict(model.config)
         upgrade(config)
         if "sampling" not in config:
             task = config.get("task")
             raise UserError(f"{checkpoint} is not a text-to-image generator: its task is {task!r}.")
+        if eta is not None:
+            if not adapts_text(config):
+                raise UserError(f"{checkpoint} has no text adapter, of which eta is the share.")
+            config.adapter.eta = eta
         config.sampling.update({k: v for k, v in changes.items() if v is not None})
         # Of several processes each draws by itself, with its own devices.
         mesh = make_mesh(devices=jax.local_devices())
@@ -253,7 +270,8 @@ class Generator(Drawer):
         """What an image depends on beside prompt, negative prompt, seed and size. Networks are
         known by their fingerprints, wherever they lie.
         """
-        parts = {name: self.config.get(name) for name in _DRAWN_BY}
+        adapted = ("adapter",) if adapts_text(self.config) else ()
+        parts = {name: self.config.get(name) for name in (*_DRAWN_BY, *adapted)}
         tokenizers = {
             name: encoder.tokenizer_fingerprint
             for name, encoder in self._generator.encoders.items()

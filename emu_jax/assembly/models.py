@@ -1,4 +1,4 @@
-"""Models by name: their folders, and adapters merged into their base."""
+"""Models by name: their folders, adapters merged into their base, and text adapters."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,15 +11,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.adapters import make_adapters
+from emu_jax.assembly.encoders import make_encoders
 from emu_jax.assembly.sections.runs import drawn_by
 from emu_jax.checkpoint.adapters import read_adapter
 from emu_jax.checkpoint.export import Model, load_model
 from emu_jax.checkpoint.foreign import blaming
+from emu_jax.checkpoint.text_adapters import SUFFIXES, read_text_adapter
 from emu_jax.errors import UserError
 from emu_jax.interop.original_keys import unet_original
 from emu_jax.nn.functional import Params
 from emu_jax.nn.lora import UP, merge
 from emu_jax.nn.stack import unstacked
+from emu_jax.nn.text_adapter import PREFIX
 from emu_jax.tasks.adapting import BASE
 from emu_jax.text.encoder import TextEncoder
 
@@ -70,6 +73,10 @@ def open_model(path: str, dtype: Any = np.float32, chain: tuple[str, ...] = ()) 
         whole = adapter.merged(whole, unstacked(model.params))
     if "lora" in adapters:
         config.lora.rank = 0  # merged
+    if "text" in adapters:  # merged: a generator whose conditioner has adapters
+        with config.unlocked():
+            del config.distillation, config.vectors
+            config.task = "generation"
     return replace(
         model,
         params={name: np.asarray(value) for name, value in whole.items()},
@@ -110,6 +117,54 @@ def with_adapter(
         fingerprint=_together(model.fingerprint, f"{fingerprint} {scale}"),
     )
     return merged, texts
+
+
+def adapts_text(config: Mapping[str, Any]) -> bool:
+    """Whether a model with this config has text adapters."""
+    return bool((config.get("adapter") or {}).get("layers"))
+
+
+def split_text_adapter(name: str) -> tuple[str, str]:
+    """(model, file) of ``MODEL@FILE``, a model with a text adapter; file "": there is none."""
+    model, _, file = name.rpartition("@")
+    return (model, file) if model and file.endswith(SUFFIXES) else (name, "")
+
+
+def with_text_adapter(model: Model, path: str) -> Model:
+    """A generator with the text adapters of a file.
+
+    Raises:
+      UserError: it has text adapters already, or its text encoders do not fit the file's.
+    """
+    if adapts_text(model.config):
+        raise UserError(f"{path} cannot be added: the model has text adapters of its own.")
+    found, text = read_text_adapter(path), ConfigDict(model.config.get("text", {}))
+    encoders = make_encoders(text)
+    names = dict(zip(found.params, found.params, strict=True))
+    if len(names) == len(encoders) == 1:  # whatever they are called
+        names = dict(zip(names, encoders, strict=True))
+    for theirs, own in names.items():
+        if own not in encoders or len(names) != len(encoders):
+            raise UserError(
+                f"{path} adapts the text encoders {', '.join(map(repr, names))}; the model has "
+                f"{', '.join(map(repr, encoders)) or 'none'}."
+            )
+        if encoders[own].width != found.widths[theirs]:
+            raise UserError(
+                f"{path} adapts a text encoder of width {found.widths[theirs]}, but {own!r} of the "
+                f"model is {encoders[own].width} wide: take the adapter of this model's encoder."
+            )
+    own_params = {
+        f"{PREFIX}/{names[name]}/{key}": x
+        for name, params in found.params.items()
+        for key, x in params.items()
+    }
+    return replace(
+        model,
+        params={**model.params, **own_params},
+        config={**model.config, "adapter": dict(found.options)},
+        fingerprint=_together(model.fingerprint, found.fingerprint),
+    )
 
 
 def _together(*fingerprints: str) -> str:

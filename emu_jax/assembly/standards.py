@@ -10,7 +10,7 @@ from typing import Any
 
 from emu_jax.assembly.cascade import stages_of
 from emu_jax.assembly.judge import SHIPPED
-from emu_jax.assembly.models import locate
+from emu_jax.assembly.models import locate, split_text_adapter
 from emu_jax.checkpoint.foreign import described_by
 from emu_jax.checkpoint.opened import open_model
 from emu_jax.data.places import DEFAULT_DATA_DIR
@@ -54,7 +54,7 @@ def _own_data(model: str) -> Mapping[str, Any] | None:
     """The section ``data`` of the first stage that was trained on a data set of the user."""
     for stage in stages_of(model):
         with described_by(stage):
-            data = open_model(locate(stage)).config.get("data", {})
+            data = open_model(locate(split_text_adapter(stage)[0])).config.get("data", {})
             if any(not s["dataset"].startswith("emoji/") for s in _sources(data.get("train"))):
                 return data
     return None

@@ -208,10 +208,10 @@ def open_stream(
 ) -> OpenStream:
     """One stream, through the caches that the config asks for."""
     selections = open_selections(config, sources)
-    caches = open_caches(config, task, stream, frozen, selections, spec)
+    caches = open_caches(config, task, stream, frozen, selections, spec, mesh)
     holds = task.streams[stream]
     encoders = holds.encoders
-    spec = replace(spec, further=holds.further, columns=holds.columns)
+    spec = replace(spec, further=holds.further, columns=holds.columns, captions=holds.captions)
     tokenize = {name: encoder.tokenize for name, encoder in encoders.items()}
     rows = process_rows(spec.batch_size, mesh)
     return OpenStream(partial(Loader, spec, selections, tokenize, caches, rows))

@@ -42,7 +42,7 @@ def make_task(config: ConfigDict, on: Placement = ONE_DEVICE) -> Task:
     task, adapters = TASKS[config.task].make(config, on), make_adapters(config)
     if not adapters:
         return task
-    frozen = {BASE: adapted_base(config, base_shapes(task)), **task.frozen}
+    frozen = {BASE: adapted_base(config, base_shapes(task, adapters)), **task.frozen}
     return Adapted(task=task, adapters=adapters, groups=task.groups, frozen=frozen)
 
 
@@ -94,10 +94,10 @@ def adapted_base(config: ConfigDict, shapes: Mapping[str, jax.ShapeDtypeStruct])
     """
     source, dtype = config.init_from, config.lora.dtype
     if not source:
-        raise UserError("lora.rank needs init_from: the trained model that is adapted.")
+        raise UserError("An adapter needs init_from: the trained model that is adapted.")
     if config.init_skip:
         raise UserError(
-            "init_skip starts parameters anew, which lora.rank would leave so: set one of the two."
+            "init_skip starts parameters anew, which an adapter would leave so: set one of the two."
         )
     if is_config_file(source):
         return Frozen(source, "none", shapes, untrained("init_from", source), dtype)
@@ -108,8 +108,8 @@ def adapted_base(config: ConfigDict, shapes: Mapping[str, jax.ShapeDtypeStruct])
         if shape != wanted.shape:
             there = "is not in" if shape is None else f"is {list(shape)} in"
             raise UserError(
-                f"{path} {there} {source} and {list(wanted.shape)} here: lora adapts a model as it "
-                "is, so take the config that it was trained with."
+                f"{path} {there} {source} and {list(wanted.shape)} here: an adapter is for a "
+                "model as it is, so take the config that it was trained with."
             )
     base = {path: found[path] for path in shapes}
     return Frozen(source, model.fingerprint, shapes, lambda: iter(base.items()), dtype)

@@ -1,4 +1,4 @@
-"""Computing and opening the cache of a language model's vectors of prompts.
+"""Computing and opening the cache of a model's vectors of prompts (:mod:`emu_jax.text.vectors`).
 
 Several processes compute each batch together, every device its rows. The first process reads the
 texts and writes the cache; the others follow the batches that it sends them.
@@ -18,17 +18,17 @@ from emu_jax.data.cache import Cache, digest
 from emu_jax.data.precompute import cache_text, text_fingerprint
 from emu_jax.data.vectors import ARRAY, PromptVectors
 from emu_jax.nn.functional import Params
-from emu_jax.nn.stack import is_scanned, layer_path
+from emu_jax.nn.stack import layer_path
 from emu_jax.parallel.distributed import on_every_process
 from emu_jax.parallel.sharding import process_rows, put_batch, replicated, shard_params
 from emu_jax.text.encoder import Tokens
-from emu_jax.text.language_model import LanguageModel
+from emu_jax.text.vectors import VectorModel
 
 BATCH_SIZE = 32
 
 
 def open_vectors(
-    model: LanguageModel, texts: Sequence[str], cache_dir: str | epath.PathLike
+    model: VectorModel, texts: Sequence[str], cache_dir: str | epath.PathLike
 ) -> PromptVectors:
     """The vectors of ``texts``, in the order of ``Captions(selections).texts``.
 
@@ -40,7 +40,7 @@ def open_vectors(
 
 
 def compute_vectors(
-    model: LanguageModel,
+    model: VectorModel,
     texts: Sequence[str],
     cache_dir: str | epath.PathLike,
     mesh: Mesh,
@@ -86,19 +86,18 @@ def _exchange(tokens: Tokens | None, batch_size: int) -> Tokens | None:
     return {"ids": ids, "mask": mask > 0, "counted": counted > 0}
 
 
-def place_model(model: LanguageModel, mesh: Mesh) -> Params:
+def place_model(model: VectorModel, mesh: Mesh) -> Params:
     """The model's parameters, streamed into their shards; the blocks are stacked on the devices."""
     placed = place(model.tensors(), shard_params(model.shapes(), mesh), model.dtype)
-    wanted = model.network.shapes()
-    for path, sharding in shard_params(wanted, mesh).items():
-        if is_scanned(path):
-            blocks = [placed.pop(layer_path(path, i)) for i in range(wanted[path].shape[0])]
-            placed[path] = jax.jit(lambda *x: jnp.stack(x), out_shardings=sharding)(*blocks)
-            placed[path].block_until_ready()  # before the next blocks need memory
+    stacks = model.stacks()
+    for path, sharding in shard_params(stacks, mesh).items():
+        blocks = [placed.pop(layer_path(path, i)) for i in range(stacks[path].shape[0])]
+        placed[path] = jax.jit(lambda *x: jnp.stack(x), out_shardings=sharding)(*blocks)
+        placed[path].block_until_ready()  # before the next blocks need memory
     return placed
 
 
-def _fingerprint(model: LanguageModel, texts: Sequence[str]) -> dict[str, str]:
+def _fingerprint(model: VectorModel, texts: Sequence[str]) -> dict[str, str]:
     return text_fingerprint(texts, model.fingerprint, model.dtype) | model.settings
 
 

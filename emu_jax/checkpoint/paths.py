@@ -28,9 +28,9 @@ from emu_jax.errors import UserError
 
 # Of a config, what is an object where it is there.
 _SECTIONS = (
-    *("autoencoder", "codec", "conditioner", "data", "denoiser", "discriminator", "groups"),
-    *("judge", "lora", "loss", "low_codec", "low_resolution", "measure", "mesh", "process"),
-    *("quantizer", "sampling", "text", "train"),
+    *("adapter", "autoencoder", "codec", "conditioner", "data", "denoiser", "discriminator"),
+    *("distillation", "groups", "judge", "lora", "loss", "low_codec", "low_resolution", "measure"),
+    *("mesh", "process", "quantizer", "sampling", "text", "train", "vectors"),
 )
 
 
@@ -83,7 +83,8 @@ def opened_paths(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], 
     for key, section in _sections(config):
         if section and (key.startswith("text.") or key.endswith("codec")) and "path" in section:
             yield f"{key}.path", section, "path"
-    if (config.get("lora") or {}).get("rank") and "init_from" in config:
+    adapts = (config.get("lora") or {}).get("rank") or "distillation" in config
+    if adapts and "init_from" in config:
         yield "init_from", config, "init_from"  # the adapter's base; else only a record
 
 

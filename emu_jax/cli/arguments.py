@@ -74,6 +74,16 @@ def sampling_changes(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_text_adapter(parser: Parser, what: str) -> None:
+    """The file of a text adapter; ``what`` it is added to."""
+    parser.add_argument(
+        "--text_adapter",
+        type=path,
+        default="",
+        help=f"file of a text adapter for {what}; also MODEL@FILE",
+    )
+
+
 def add_prompt_arguments(parser: Parser, count: str, of_each: str = "") -> None:
     """Options that name prompts; ``count`` says how many there are by default. Where there are
     several ``of_each``, every one may have its own column of prompts.

@@ -18,6 +18,7 @@ from emu_jax.cli.arguments import (
     add_out,
     add_prompt_arguments,
     add_sampling_arguments,
+    add_text_adapter,
     named_prompts,
     names_of,
     sampling_changes,
@@ -41,6 +42,7 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
     parser.add_argument(
         "models", nargs="+", type=path, help="runs, exported models or builtin:NAME"
     )
+    add_text_adapter(parser, "every model")
     add_prompt_arguments(parser, "default all of --prompts, without it 100", of_each="models")
     parser.add_argument(
         "--count_each", type=positive, help="number of prompts of each value of --by"
@@ -92,13 +94,15 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
             raise UserError("--count_each needs --prompts with the column of --by: name one.")
         prompts = prompts.spread(arguments.count_each, by)
 
+    from emu_jax.assembly.cascade import named_with
     from emu_jax.assembly.comparing import compare
     from emu_jax.assembly.standards import standards
 
     given = {field.name: getattr(arguments, field.name) for field in fields(Sets)}
-    sets, judge = standards(arguments.models, given, arguments.judge, prompts)
+    models = [named_with(model, arguments.text_adapter) for model in arguments.models]
+    sets, judge = standards(models, given, arguments.judge, prompts)
     index = compare(
-        arguments.models,
+        models,
         arguments.out,
         sets,
         name=program,

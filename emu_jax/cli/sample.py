@@ -9,12 +9,13 @@ Several processes, or commands with ``--shard=1/n`` to ``--shard=n/n``, divide t
 
 from collections.abc import Sequence
 
-from emu_jax.assembly.arguments import Parser, path, positive, real
+from emu_jax.assembly.arguments import Parser, path, positive, real, share_of_one
 from emu_jax.cli.arguments import (
     add_data_dir,
     add_out,
     add_prompt_arguments,
     add_sampling_arguments,
+    add_text_adapter,
     named_prompts,
     sampling_changes,
     share,
@@ -38,6 +39,10 @@ def main(argv: Sequence[str]) -> int:
         "--adapter", type=path, default="", help="LoRA file to lay over the checkpoint"
     )
     parser.add_argument("--adapter_scale", type=real, default=1.0, help="its strength")
+    add_text_adapter(parser, "the checkpoint")
+    parser.add_argument(
+        "--eta", type=share_of_one, help="share of the text adapter, 0 to 1; default: its own"
+    )
     parser.add_argument(
         "--per_prompt", type=positive, default=1, help="number of images per prompt"
     )
@@ -74,6 +79,8 @@ def main(argv: Sequence[str]) -> int:
             shard=arguments.shard,
             adapter=arguments.adapter,
             adapter_scale=arguments.adapter_scale,
+            text_adapter=arguments.text_adapter,
+            eta=arguments.eta,
             **sampling_changes(arguments),
         )
     print(f"{len(names):,} images in {arguments.out}, the first of them in grid.png", flush=True)

@@ -17,6 +17,7 @@ import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +26,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
+from emu_jax.data.captions import USUAL, Columns
 from emu_jax.data.manifest import Manifest
 from emu_jax.data.source import DEFAULT_DATA_DIR, IMAGES, Source, find
 from emu_jax.errors import UserError
@@ -49,6 +51,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     COLUMNS: ClassVar[Mapping[str, pa.DataType]] = {}
     further: tuple[str, ...] = ()
+    columns: Mapping[str, pa.DataType] = MappingProxyType({})  # beyond COLUMNS, of this data set
     # TFDS would find it by way of a package that it does not itself require.
     code_path = epath.Path(__file__)
 
@@ -105,7 +108,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
     def _download_and_prepare(self, dl_manager, download_config) -> None:
         self._manifest_rows = []
         super()._download_and_prepare(dl_manager, download_config)
-        columns = {**self.COLUMNS, **dict.fromkeys(self.further, pa.string())}
+        columns = {**self.COLUMNS, **self.columns, **dict.fromkeys(self.further, pa.string())}
         Manifest.from_rows(self._manifest_rows, columns).write(self.data_path)
         self._finish()
         self.info.write_to_directory(self.data_path)
@@ -127,30 +130,38 @@ def build(
     data_dir: epath.PathLike = DEFAULT_DATA_DIR,
     *,
     path: epath.PathLike | None = None,
+    columns: Columns = USUAL,
     force: bool = False,
 ) -> Source:
     """Build the data set `name` ("emoji/openmoji", "folder/mine") unless it exists.
 
     `path` is the directory of images of a folder, and for an emoji style its font or package if it
-    is not in the usual place. `force` builds an existing data set again and replaces it. Raises
-    UserError for what the user can mend.
+    is not in the usual place; `columns` are the columns of a folder's tables. `force` builds an
+    existing data set again and replaces it. Raises UserError for what the user can mend.
     """
     existing = find(name, data_dir)
     if existing is not None and not force:
         source = Source(name, existing)
-        _check_origin(source, path)
+        _check_origin(source, path, columns)
         again = "build it again with --force"
         note(f"{name} exists in {existing}: nothing was built; {again}")
         return source
     family, config = name.split("/")
     if family not in BUILDERS:
         raise UserError(f"There is no builder {family!r}; choose one of {', '.join(BUILDERS)}.")
+    options = {"columns": columns} if family == "folder" else {}
+    if columns != USUAL and not options:
+        raise UserError(f"--column and --further_captions are for folder/NAME, not for {name}.")
     root = epath.Path(data_dir).expanduser()
     try:
         with _staging(root) as staging, _quiet():
             module = importlib.import_module(f"emu_jax.data.{family}")
             builder = getattr(module, BUILDERS[family]).named(
-                config, path=path, data_dir=os.fspath(staging), downloads=root / "downloads"
+                config,
+                path=path,
+                data_dir=os.fspath(staging),
+                downloads=root / "downloads",
+                **options,
             )
             builder.download_and_prepare()
             target = root / builder.data_path.relative_to(staging)
@@ -181,8 +192,16 @@ def _file_system_failure(error: OSError | RuntimeError) -> str | None:
     return f"{match[1]} ({match[2]})" if match else None
 
 
-def _check_origin(source: Source, path: epath.PathLike | None) -> None:
-    """Refuses a `path` that is not the directory from which a folder was built."""
+def _check_origin(source: Source, path: epath.PathLike | None, columns: Columns) -> None:
+    """Refuses a `path` that is not the directory from which a folder was built, and further columns
+    that it was built without.
+    """
+    for name in columns.further:
+        if name not in source.manifest.columns:
+            raise UserError(
+                f"{source.name} exists and was built without the column {name!r}: build it again "
+                "with --force."
+            )
     if path is None or not source.name.startswith("folder/"):
         return
     origin = next(iter(source.manifest.column("source")), "")

@@ -2,7 +2,8 @@
 
     table      a *.jsonl, *.csv or *.parquet file with the column `file_name` (a path relative to
                the table's directory) and one of `captions`, `caption`, `text` (a string, or a list
-               of strings; null or NaN: none). Several rows may caption the same image.
+               of strings; null or NaN: none), or the column that the user names. Several rows may
+               caption the same image. Further columns of captions are read where they are named.
     sidecar    cat.txt or cat.caption beside cat.jpg, one caption a line.
 
 Every error is one sentence that names the file and the line.
@@ -14,7 +15,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -30,30 +31,57 @@ CAPTION_COLUMNS = ("captions", "caption", "text")
 Captions = dict[str, list[str]]  # image, as a path inside the directory -> its captions
 
 
+class Columns(NamedTuple):
+    """A table's column of captions, empty: the first of CAPTION_COLUMNS that it has; and further
+    columns of captions.
+    """
+
+    captions: str = ""
+    further: tuple[str, ...] = ()
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """All that may be read of a table."""
+        own = (self.captions,) if self.captions else CAPTION_COLUMNS
+        return (FILE_COLUMN, *own, *self.further)
+
+
+USUAL = Columns()
+
+
 def read_sidecar(path: epath.Path) -> list[str]:
     """The captions of one sidecar file."""
     return _clean(read_lines(path))
 
 
-def read_table(root: epath.Path, table: str) -> Captions:
-    """The captions of a table, a path inside `root`; images are named relative to `root`."""
+def read_table(root: epath.Path, table: str, columns: Columns = USUAL) -> dict[str, Captions]:
+    """The captions of a table, a path inside `root`; images are named relative to `root`.
+
+    "" -> the captions, and each further column -> what it has.
+    """
     path = root / table
-    captions: Captions = {}
-    for place, row in read_rows(path):
+    found: dict[str, Captions] = {"": {}, **{name: {} for name in columns.further}}
+    for place, row in read_rows(path, columns):
         where = f"{path}, {place}"
-        column = next((name for name in CAPTION_COLUMNS if name in row), None)
-        if FILE_COLUMN not in row or column is None:
-            missing = "captions" if FILE_COLUMN in row else FILE_COLUMN
+        own = (columns.captions,) if columns.captions else CAPTION_COLUMNS
+        column = next((name for name in own if name in row), None)
+        missing = [name for name in (FILE_COLUMN, *columns.further) if name not in row]
+        if missing or column is None:
+            captions = columns.captions or f"one of {', '.join(own)}"
+            needed = " and ".join([FILE_COLUMN, captions, *columns.further])
             raise UserError(
-                f"{where} has no column {missing!r}: its columns are "
-                f"{', '.join(map(str, row)) or 'none'}; {FILE_COLUMN} and one of "
-                f"{', '.join(CAPTION_COLUMNS)} are needed."
+                f"{where} has no column {[*missing, own[0]][0]!r}: its columns are "
+                f"{', '.join(map(str, row)) or 'none'}; {needed} are needed."
             )
         name = _image(root, PurePosixPath(table).parent, row[FILE_COLUMN], where)
-        value = row[column]
-        texts = value if isinstance(value, list) else [value]
-        captions.setdefault(name, []).extend(_clean(_text(text, where) for text in texts))
-    return {name: list(dict.fromkeys(texts)) for name, texts in captions.items()}
+        for kind, key in [("", column), *((further, further) for further in columns.further)]:
+            texts = row[key] if isinstance(row[key], list) else [row[key]]
+            texts = _clean(_text(text, where) for text in texts)
+            found[kind].setdefault(name, []).extend(texts)
+    return {
+        kind: {name: list(dict.fromkeys(texts)) for name, texts in captions.items()}
+        for kind, captions in found.items()
+    }
 
 
 def _image(root: epath.Path, directory: PurePosixPath, value: Any, where: str) -> str:
@@ -97,10 +125,11 @@ def _clean(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(filter(None, (" ".join(text.split()) for text in texts))))
 
 
-def read_rows(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(path: epath.Path, columns: Columns = USUAL) -> Iterator[tuple[str, dict[str, Any]]]:
     """("line 3", row) for every row."""
-    read = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
-    return read[path.suffix.lower()](path)
+    if path.suffix.lower() == ".parquet":
+        return _parquet_rows(path, columns)
+    return (_json_rows if path.suffix.lower() == ".jsonl" else _csv_rows)(path)
 
 
 def _json_rows(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -144,12 +173,12 @@ def _csv_rows(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
 
 
-def _parquet_rows(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(path: epath.Path, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
     content = read_bytes(path)
     try:
         file = open_parquet(content)
         names = file.schema_arrow.names
-        used = [name for name in names if name in (FILE_COLUMN, *CAPTION_COLUMNS, "prompt")]
+        used = [name for name in names if name in columns.read]
         rows = file.read(used, use_threads=False).to_pylist()
     except Exception as error:  # Arrow raises whatever its decoders run into, OSError among them
         reason = (str(error) or repr(error)).splitlines()[0]

@@ -12,7 +12,14 @@ from typing import Any
 
 from etils import epath
 
-from emu_jax.data.captions import CAPTION_COLUMNS, FILE_COLUMN, TABLES, clean_text, read_rows
+from emu_jax.data.captions import (
+    CAPTION_COLUMNS,
+    FILE_COLUMN,
+    TABLES,
+    Columns,
+    clean_text,
+    read_rows,
+)
 from emu_jax.data.contents import read_contents
 from emu_jax.data.folder import read_file
 from emu_jax.data.source import open_source
@@ -99,7 +106,7 @@ def read_texts(
     """
     found: dict[str, list[str]] = {}
     for file in files_of(epath.Path(path).expanduser()):
-        for place, row in read_rows(file):
+        for place, row in read_rows(file, Columns(further=columns)):
             column = next((name for name in columns if name in row), None)
             if not isinstance(row.get(FILE_COLUMN), str) or column is None:
                 raise UserError(

@@ -14,7 +14,15 @@ from pathlib import PurePosixPath
 
 from etils import epath
 
-from emu_jax.data.captions import SIDECARS, TABLES, Captions, read_sidecar, read_table
+from emu_jax.data.captions import (
+    SIDECARS,
+    TABLES,
+    USUAL,
+    Captions,
+    Columns,
+    read_sidecar,
+    read_table,
+)
 from emu_jax.data.further import FURTHER
 from emu_jax.errors import UserError
 
@@ -26,21 +34,25 @@ class Contents:
     """Paths are inside the directory, sorted; reasons are by path."""
 
     captions: Captions = field(default_factory=dict)  # of every image, perhaps none
+    further_captions: dict[str, Captions] = field(default_factory=dict)  # by column, likewise
     # name of a further image -> image -> file
     further: dict[str, dict[str, str]] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)  # files and directories
     unused: dict[str, str] = field(default_factory=dict)
 
 
-def read_contents(root: epath.Path) -> Contents:
+def read_contents(root: epath.Path, columns: Columns = USUAL) -> Contents:
     """The contents of a directory; UserError for a table or sidecar that cannot be read."""
     found = Contents()
     files = _walk(root, found.unreadable)
     tables = _tables(root, files)
-    captions: Captions = {}
+    read: dict[str, Captions] = {"": {}, **{name: {} for name in columns.further}}
     for table in tables:
-        for name, texts in read_table(root, table).items():
-            captions[name] = list(dict.fromkeys([*captions.get(name, []), *texts]))
+        for column, of_table in read_table(root, table, columns).items():
+            for name, texts in of_table.items():
+                before = read[column].get(name, [])
+                read[column][name] = list(dict.fromkeys([*before, *texts]))
+    captions = read.pop("")
 
     pixels = {name for name in files if _suffix(name) in SUFFIXES}
     further = {name for name in pixels - captions.keys() if _suffix(_stem(name))[1:] in FURTHER}
@@ -58,6 +70,10 @@ def read_contents(root: epath.Path) -> Contents:
             texts = (text for sidecar in own for text in read_sidecar(root / sidecar))
             found.captions[name] = list(dict.fromkeys(texts))
             used.update(own)
+    found.further_captions = {
+        column: {name: of_tables.get(name, []) for name in images}
+        for column, of_tables in read.items()
+    }
     captioned = {_stem(name) for name in images}
     found.unused = {name: _reason(name, captioned) for name in files if name not in used}
     return found

@@ -4,8 +4,8 @@
 
 Images of any size are found in the directory and below it and stored as the bytes they are; an
 image's key is its path inside the directory. Captions come from a table or from sidecar files: see
-captions.py. The build counts and names what it could not use, and lists all of it in files beside
-the manifest, each with the reason:
+captions.py. Further columns of captions become columns of the manifest. The build counts and names
+what it could not use, and lists all of it in files beside the manifest, each with the reason:
 
     damaged.jsonl       images that are left out: truncated, too large, unreadable, not an image
     uncaptioned.jsonl   images that have no caption; they stay, with an empty list
@@ -22,14 +22,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+import pyarrow as pa
 import tensorflow_datasets as tfds
 from etils import epath
 
 from emu_jax.data.builder import ImageBuilder, in_order
-from emu_jax.data.captions import FILE_COLUMN
+from emu_jax.data.captions import FILE_COLUMN, USUAL, Columns
 from emu_jax.data.contents import SUFFIXES, Contents, read_contents
-from emu_jax.data.further import check_further
+from emu_jax.data.further import FURTHER, check_further
 from emu_jax.data.images import check
+from emu_jax.data.manifest import SCHEMA
 from emu_jax.errors import UserError
 from emu_jax.progress import note
 
@@ -43,7 +45,9 @@ class Folder(ImageBuilder):
     _contents: Contents
 
     @classmethod
-    def named(cls, config: str, *, path: epath.PathLike | None, **kwargs: Any) -> "Folder":
+    def named(
+        cls, config: str, *, path: epath.PathLike | None, columns: Columns = USUAL, **kwargs: Any
+    ) -> "Folder":
         if path is None:
             raise UserError(
                 f"folder/{config} needs a directory of images: give it with --path=DIR."
@@ -51,8 +55,14 @@ class Folder(ImageBuilder):
         root = epath.Path(path).expanduser()
         if not root.is_dir():
             raise UserError(f"--path={path} is not a directory; give a directory of images.")
+        for name in columns.further:
+            if not name.isidentifier() or name in (*SCHEMA, *FURTHER, "part"):
+                raise UserError(
+                    f"A further column of captions cannot be called {name!r}: rename it in the "
+                    "table to letters, digits and _, and to no name that manifests have."
+                )
         # Before anything is written, so that errors are reported at once.
-        contents = read_contents(root)
+        contents = read_contents(root, columns)
         if not contents.captions:
             others = _by_suffix({**contents.unused, **contents.unreadable})
             raise UserError(
@@ -62,6 +72,7 @@ class Folder(ImageBuilder):
         builder = cls(config=tfds.core.BuilderConfig(name=config), path=root, **kwargs)
         builder._contents = contents
         builder.further = tuple(sorted(contents.further))
+        builder.columns = dict.fromkeys(columns.further, pa.list_(pa.string()))
         return builder
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -72,7 +83,7 @@ class Folder(ImageBuilder):
 
     def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         root = epath.Path(self.path)
-        images = self._contents.captions
+        images, further = self._contents.captions, self._contents.further_captions
         self._damaged = dict(self._contents.unreadable)
 
         def read(name: str) -> tuple[bytes, tuple[int, int] | str]:
@@ -99,6 +110,7 @@ class Folder(ImageBuilder):
                     "height": size[1],
                     "captions": images[name],
                     "source": str(root),
+                    **{column: captions[name] for column, captions in further.items()},
                 },
             )
         if not used:

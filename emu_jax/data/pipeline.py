@@ -10,7 +10,9 @@ Fields of a batch: `image` uint8 [b, h, w, 3]; `sizes` int32 [b, 6] (see images.
 int32 [b], the index in the concatenation of the sources; `tokens` {encoder: {ids, mask}};
 `further` {name: uint8 [b, h, w] for labels, [b, h, w, 3] for other images}, the images that belong
 to `image`, in the same crop and flip; `columns` {name: int32 [b, n]}, numbered words of manifest
-columns; in a sequential stream `valid` bool [b]. With caches, `moments` [b, h', w', 2c] (and any
+columns; `captions` {column: {tokens, text}}, further caption columns of the same record; `vectors`
+float32 [b, layers, width], a language model's of the caption, always from a cache; in a sequential
+stream `valid` bool [b]. With caches, `moments` [b, h', w', 2c] (and any
 other arrays of the image cache) replace `image`, and `text` {encoder: {states, mask, pooled}}
 replaces the tokens of those encoders; everything else stays the same, except that the crop is
 centered. Caption dropout belongs to the training step.
@@ -19,7 +21,7 @@ centered. Caption dropout belongs to the training step.
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import grain
@@ -34,6 +36,7 @@ from emu_jax.data.images import Color, flipped, prepare, view
 from emu_jax.data.mixture import Captions, Selection, Vocabulary, captions_fingerprint
 from emu_jax.data.plan import BatchPlan, PlannedBatch, Roster, SequentialPlan
 from emu_jax.data.source import Source
+from emu_jax.data.vectors import ARRAY, GROUP, ControlVectors
 from emu_jax.errors import UserError
 
 Tokenize = Callable[[list[str]], Mapping[str, np.ndarray]]
@@ -58,6 +61,7 @@ class StreamSpec:
     flip: bool = False
     further: tuple[str, ...] = ()  # names of further images that rows hold: see further.py
     columns: Mapping[str, Vocabulary] = field(default_factory=dict)  # columns that rows hold
+    captions: tuple[str, ...] = ()  # further columns of captions, beside each source's own
     sequential: bool = False  # each record once, in order (validation), not an endless mixture
     num_steps: int | None = None  # the stream ends before this step
     workers: int = 0  # processes; 0: threads of this process
@@ -81,10 +85,14 @@ class StreamSpec:
 
 @dataclass(frozen=True)
 class Caches:
-    """What is read from caches instead of computed: image moments, and text states by encoder."""
+    """What is read from caches instead of computed: image moments, text states by encoder, those of
+    further caption columns by column and encoder, and a language model's vectors.
+    """
 
     moments: Cache | None = None
     text: Mapping[str, Cache] = field(default_factory=dict)
+    captions: Mapping[str, Mapping[str, Cache]] = field(default_factory=dict)
+    vectors: Cache | ControlVectors | None = None
 
 
 class Loader:
@@ -112,7 +120,7 @@ class Loader:
             name: [vocabulary.numbers(s, name) for s in selections]
             for name, vocabulary in spec.columns.items()
         }
-        self.tokenize = {name: f for name, f in tokenize.items() if name not in caches.text}
+        self.tokenize = dict(tokenize)
         roster = Roster([_assignment(spec, s) for s in selections], spec.shapes())
         self.plan = (
             SequentialPlan(roster, spec.batch_size, spec.seed)
@@ -120,10 +128,16 @@ class Loader:
             else BatchPlan(roster, [s.weight for s in selections], spec.batch_size, spec.seed)
         )
         self.captions = None
-        if self.tokenize or caches.text:
-            self.captions = Captions(selections)
-            for cache in caches.text.values():
-                cache.require(captions_fingerprint(self.captions.texts))
+        if self.tokenize or caches.text or caches.vectors:
+            own = [*caches.text.values(), *filter(None, [caches.vectors])]
+            self.captions = _captions(selections, own)
+        self.further_captions = {
+            column: _captions(
+                [replace(selection, captions=column) for selection in selections],
+                list(caches.captions.get(column, {}).values()),
+            )
+            for column in spec.captions
+        }
         lengths = [len(s.source.manifest) for s in selections]
         self._offsets = np.cumsum([0, *lengths[:-1]])
         self._rows = np.arange(spec.batch_size) if rows is None else rows
@@ -152,13 +166,34 @@ class Loader:
             }
         if self.captions:
             chosen = self.captions.choose(record, rows.seeds)
-            texts = [self.captions.texts[i] for i in chosen]
-            with _tokenizing:
-                tokens = {name: dict(tokenize(texts)) for name, tokenize in self.tokenize.items()}
-            text = {name: cache.take(chosen, "text") for name, cache in self.caches.text.items()}
-            batch |= {"tokens": tokens} if tokens else {}
-            batch |= {"text": text} if text else {}
+            batch |= self._texts(self.captions, self.caches.text, chosen)
+            if self.caches.vectors:
+                batch["vectors"] = self.caches.vectors.take(chosen, GROUP)[ARRAY]
+        if self.further_captions:
+            # By the same seeds: of columns with equally many captions, those of the same place.
+            batch["captions"] = {
+                column: self._texts(
+                    captions,
+                    self.caches.captions.get(column, {}),
+                    captions.choose(record, rows.seeds),
+                )
+                for column, captions in self.further_captions.items()
+            }
         return batch
+
+    def _texts(
+        self, captions: Captions, caches: Mapping[str, Cache], chosen: Int[np.ndarray, "b"]
+    ) -> HostBatch:
+        """The chosen captions: cached states of the encoders in `caches`, tokens of the others."""
+        texts = [captions.texts[i] for i in chosen]
+        with _tokenizing:
+            tokens = {
+                name: dict(tokenize(texts))
+                for name, tokenize in self.tokenize.items()
+                if name not in caches
+            }
+        text = {name: cache.take(chosen, GROUP) for name, cache in caches.items()}
+        return ({"tokens": tokens} if tokens else {}) | ({"text": text} if text else {})
 
     def texts(self, n: int) -> list[str]:
         """The captions of batch n, of all hosts' rows that are valid."""
@@ -265,6 +300,14 @@ def _own(batch: HostBatch) -> HostBatch:
         name: _own(value) if isinstance(value, dict) else np.array(value, subok=False)
         for name, value in batch.items()
     }
+
+
+def _captions(selections: Sequence[Selection], caches: Sequence[Cache]) -> Captions:
+    """The captions of a mixture, and the check that the caches are of exactly these."""
+    captions = Captions(selections)
+    for cache in caches:
+        cache.require(captions_fingerprint(captions.texts))
+    return captions
 
 
 def _assignment(spec: StreamSpec, selection: Selection) -> Int[np.ndarray, "n"]:

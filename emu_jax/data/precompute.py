@@ -42,7 +42,14 @@ def cache_moments(
     """The output of `encode` for every selected record and its sizes, in one group per bucket."""
     copies = 2 if spec.flip else 1
     plain = replace(
-        spec, sequential=True, crop="centre", flip=False, num_steps=None, further=(), columns={}
+        spec,
+        sequential=True,
+        crop="centre",
+        flip=False,
+        num_steps=None,
+        further=(),
+        columns={},
+        captions=(),
     )
     loader = Loader(plain, selections, tokenize={})
     plan = loader.plan

@@ -89,6 +89,18 @@ class Conditioner(nnx.Module):
         self, encoded: Mapping[str, Encoded], sizes: Int[Array, "b 6"] | None = None
     ) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"], Float[Array, "b p"] | None]:
         """(context, context mask, vector or None)."""
+        return self.joined(encoded, sizes)
+
+    def unconditional(
+        self, encoded: Mapping[str, Encoded], sizes: Int[Array, "b 6"] | None = None
+    ) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"], Float[Array, "b p"] | None]:
+        """The same for the null text or a negative prompt."""
+        return self(encoded, sizes)
+
+    def joined(
+        self, encoded: Mapping[str, Encoded], sizes: Int[Array, "b 6"] | None = None
+    ) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"], Float[Array, "b p"] | None]:
+        """The encoders' states projected and joined as they are, without adapters."""
         states = [self._project(name, encoded[name].states) for name in self.encoders]
         masks = [encoded[name].mask for name in self.encoders]
         if self.combine == "padded":

@@ -70,8 +70,20 @@ def _rows(
             name: _shape((b, vocabulary.most), np.int32)
             for name, vocabulary in rows.columns.items()
         }
+    found |= _texts(rows, b, cached_text)
+    if rows.captions:
+        found["captions"] = {column: _texts(rows, b, cached_text) for column in rows.captions}
+    if rows.vectors:
+        shape = (b, len(rows.vectors.model.layers), rows.vectors.model.width)
+        found["vectors"] = _shape(shape, np.float32)
+    return found
+
+
+def _texts(rows: RowSpec, b: int, cached: bool) -> dict[str, Shapes]:
+    """Tokens, or cached outputs, of every encoder."""
+    found: dict[str, Shapes] = {}
     for name, encoder in rows.encoders.items():
-        if cached_text:
+        if cached:
             states = {
                 "states": _shape((b, encoder.length, encoder.width), encoder.dtype),
                 "mask": _shape((b, encoder.length), bool),

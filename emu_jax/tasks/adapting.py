@@ -106,6 +106,11 @@ class Adapted(Task):
         )
 
 
-def base_shapes(task: Task) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a task's own parameters."""
-    return jax.eval_shape(lambda key: task.init(key)[0], jax.random.key(0))
+def base_shapes(task: Task, adapters: Mapping[str, Adapter]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a task's own parameters, without those that an adapter brings."""
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda key: task.init(key)[0], key)
+    brought: set[str] = set()
+    for adapter in adapters.values():
+        brought |= jax.eval_shape(lambda key, own=adapter: own.init(key, shapes), key).keys()
+    return {path: x for path, x in shapes.items() if path not in brought}

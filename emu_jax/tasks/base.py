@@ -23,12 +23,14 @@ import optax
 from jaxtyping import Array, Float, UInt8
 
 from emu_jax.data.mixture import Vocabulary
+from emu_jax.data.vectors import Control
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.text.encoder import TextEncoder
 
 if TYPE_CHECKING:
     from emu_jax.tasks.generation import Generation
+    from emu_jax.text.vectors import VectorModel
 
 Rows = dict[str, Any]  # one stream's part of a batch: name -> array, rows in front
 Batch = Mapping[str, Rows]  # stream -> rows
@@ -109,6 +111,16 @@ class Latents:
     made_from: Mapping[str, str]
 
 
+class Vectors(NamedTuple):
+    """A model's vectors of captions, or what ``control`` puts in their place
+    (:class:`emu_jax.data.vectors.ControlVectors`).
+    """
+
+    model: "VectorModel"
+    control: Control = "none"
+    seed: int = 0
+
+
 @dataclass(frozen=True)
 class RowSpec:
     """What each row of a stream holds beside its record number and its sizes.
@@ -117,13 +129,18 @@ class RowSpec:
     each lie in the task's frozen networks under the same name. ``latents`` None: the images of this
     stream cannot be cached. ``further`` are names of images that belong to an image
     (:data:`emu_jax.data.further.FURTHER`); rows hold them by name in ``further``. ``columns`` are
-    columns of the manifest whose words rows hold as numbers, by name in ``columns``.
+    columns of the manifest whose words rows hold as numbers, by name in ``columns``. ``captions``
+    are further columns of captions: ``captions`` of a row holds, by column, the tokens or cached
+    outputs of the same encoders for the record's caption there. With ``vectors`` rows hold a
+    model's vectors of the source's captions in ``vectors``, always from a cache.
     """
 
     encoders: Mapping[str, TextEncoder] = field(default_factory=dict)
     latents: Latents | None = None
     further: tuple[str, ...] = ()
     columns: Mapping[str, Vocabulary] = field(default_factory=dict)
+    captions: tuple[str, ...] = ()
+    vectors: "Vectors | None" = None
 
 
 class Context(NamedTuple):

@@ -177,18 +177,27 @@ class Generation(Task):
         losses = self.losses(context, context.batch[self.stream])
         return Loss(jnp.mean(losses), context.state)
 
-    def losses(self, context: Context, rows: Rows) -> Float[Array, " b"]:
-        """The process's weighted loss of each row."""
+    def losses(
+        self, context: Context, rows: Rows, conditions: Conditions | None = None
+    ) -> Float[Array, " b"]:
+        """The process's weighted loss of each row.
+
+        ``conditions`` are the conditioner's output for the rows' texts; by default that of
+        :meth:`condition`, with the text dropped at rate ``drop_text``.
+        """
         rows, key = self.with_latents(context.frozen, rows), context.key
         k_latent, k_drop, k_process = jax.random.split(key, 3)
         x0 = self._window(key, self.clean(context.frozen, rows, k_latent))
-        drop = jax.random.bernoulli(k_drop, self.drop_text, (x0.shape[0],))
         corrupted = self.process.corrupt(k_process, x0)
-        encoded = self.encode(context.frozen, rows, drop)
-        conditions = self.condition(context.params, encoded, rows["sizes"])
+        if conditions is None:
+            drop = jax.random.bernoulli(k_drop, self.drop_text, (x0.shape[0],))
+            encoded = self.encode(context.frozen, rows, drop)
+            conditions = self.condition(context.params, encoded, rows["sizes"])
         if self.low:
             low = self.low.from_clean(rows, x0)
-            conditions |= self.low.training_conditions(jax.random.fold_in(key, _LOW), low)
+            conditions = conditions | self.low.training_conditions(
+                jax.random.fold_in(key, _LOW), low
+            )
         output = self.denoise(context.params, corrupted.x, corrupted.timestep_input, conditions)
         return self.process.loss(output, corrupted)
 
@@ -264,7 +273,7 @@ class Generation(Task):
         null = None
         if sampling.guidance_scale != 1:  # The unconditional output is unused at scale 1.
             negative = negative or self.null_rows(sizes.shape[0])
-            null = self.condition(params, negative, sizes) | more
+            null = self.condition(params, negative, sizes, "unconditional") | more
         denoise = self.guided(params, conditions, null, sampling)
         x0 = self.sample(denoise, keys, shape, sampling)
         return to_pixels(self.decode(frozen, x0)) if decode else x0
@@ -402,11 +411,17 @@ class Generation(Task):
         )
 
     def condition(
-        self, params: Params, encoded: Mapping[str, Encoded], sizes: Int[Array, "b 6"]
+        self,
+        params: Params,
+        encoded: Mapping[str, Encoded],
+        sizes: Int[Array, "b 6"],
+        method: str = "__call__",
     ) -> Conditions:
-        """The output of the trainable conditioner, in the compute dtype."""
+        """The output of the trainable conditioner, or of one of its methods, in the compute
+        dtype.
+        """
         network = cast(subtree(params, "conditioner"), self.compute_dtype)
-        outputs = self.conditioner(network, cast(encoded, self.compute_dtype), sizes)
+        outputs = self.conditioner(network, cast(encoded, self.compute_dtype), sizes, method=method)
         named = zip(("context", "mask", "vector"), outputs, strict=True)
         return {name: value for name, value in named if value is not None}
 

@@ -79,6 +79,10 @@ class LanguageModel:
             found |= dict.fromkeys(paths, jax.ShapeDtypeStruct(one, jnp.dtype(self.dtype)))
         return found
 
+    def stacks(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The parameters of ``vectors`` that are stacks of several arrays of ``tensors``."""
+        return {path: x for path, x in self.network.shapes().items() if is_scanned(path)}
+
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """(path, array in ``dtype``) of every parameter, one in memory at a time."""
         if self._gguf is None:

@@ -124,7 +124,7 @@ def test_read_gives_the_config_without_overrides():
         ("sampling.previews=0", "config.sampling.previews is 0; use 1 or more."),
         ("sampling.steps=", "config.sampling.steps is ''; use a whole number, 1 or more."),
         ("mesh.fsdp=0", "config.mesh.fsdp is 0; use 1 or more, or -1 for"),
-        ("task=autoencoding", "The config has no key config.codec;"),
+        ("task=autoencoding", "The config has no key config.adapter;"),
         ("trian.steps=3", "The config has no key config.trian.steps; did you mean --config.train."),
         ("data.imgae_size=8", "no key config.data.imgae_size; did you mean --config.data.image_"),
         ("task[0]=x", "The config has no key config.task[0]"),

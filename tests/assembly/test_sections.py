@@ -14,6 +14,7 @@ from emu_jax.assembly.schema import keys, sections
 from emu_jax.assembly.sections import autoencoding, data, generation, training
 from emu_jax.assembly.sections.denoisers import Denoiser, Remat
 from emu_jax.assembly.sections.runs import TASKS, Run
+from emu_jax.data.vectors import Control
 from emu_jax.evaluation.references import Sets
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.conditioner import Conditioner
@@ -23,20 +24,24 @@ from emu_jax.nn.discriminator import PatchDiscriminator
 from emu_jax.nn.layers import ACTIVATIONS
 from emu_jax.nn.lora import Lora
 from emu_jax.nn.stack import POLICIES
+from emu_jax.nn.text_adapter import GATES, TextAdapter
 from emu_jax.parallel.attention import KINDS
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.registry import DISCRETE, SCHEDULES
 from emu_jax.registry import loaded
 from emu_jax.tasks.bottlenecks import Quantizer
+from emu_jax.tasks.distillation import Distillation
 from emu_jax.tasks.generation import Sampling
 from emu_jax.tasks.upsampling import LowResolution
 from emu_jax.text.clip import _SIZES as CLIP_SIZES
 from emu_jax.text.clip import make_clip
 from emu_jax.text.encoder import DTYPES
+from emu_jax.text.llama_files import SIZES as LLAMA_SIZES
 from emu_jax.text.minilm import make_minilm
 from emu_jax.text.t5 import _SIZES as T5_SIZES
 from emu_jax.text.t5 import make_t5
+from emu_jax.text.vectors import make_vector_model
 from emu_jax.training.stopping import EarlyStopping
 from emu_jax.training.trainer import TrainSettings
 
@@ -81,6 +86,14 @@ def test_a_denoisers_keys_are_the_arguments_of_its_constructor(kind):
         (generation.Gaussian, GaussianProcess, ("schedule",), {"kind", "schedule", "shift"}),
         (generation.Sampling, Sampling, ("sampler",), {"sampler", "temperature", "previews"}),
         (generation.LowResolution, LowResolution, ("factor", "schedule"), {"factor", "schedule"}),
+        (generation.TextAdapter, TextAdapter, ("width", "layers"), {"layers", "on_null"}),
+        (generation.Distillation, Distillation, (), set()),
+        (
+            generation.Vectors,
+            make_vector_model,
+            ("placement",),
+            {"size", "layer", "control", "seed"},
+        ),
         (generation.Clip, make_clip, ("name",), {"kind"}),
         (generation.T5, make_t5, ("name",), {"kind"}),
         (generation.MiniLM, make_minilm, ("name", "path"), {"kind", "path"}),
@@ -114,6 +127,9 @@ def test_enumerations_are_those_of_the_code():
     assert set(get_args(generation.Dtype)) == set(DTYPES)
     assert literal(generation.Clip, "size") == {"", *CLIP_SIZES}
     assert literal(generation.T5, "size") == {"", *T5_SIZES}
+    assert literal(generation.Vectors, "size") == {"", *LLAMA_SIZES}
+    assert literal(generation.TextAdapter, "init") == set(GATES)
+    assert literal(generation.Vectors, "control") == set(get_args(Control))
 
 
 def every_section():

@@ -22,6 +22,7 @@ WRONG = {
     "compare": [[], ["a", "--count=0"], ["a", "--step=3"]],
     "evaluate": [["a", "--data_dir=gs://bucket"]],
     "reconstruct": [["a", "--batch_size=-1"]],
+    "claims": [[], ["a.toml", "--outt=b"]],
     "export": [["a"], ["a", "--out=b", "--dtype=int8"]],
     "import": [["a", "--out=gs://bucket"]],
     "data": [[], ["lisst"], ["build"], ["show", "a/b", "--count=many"], ["list", "--force"]],

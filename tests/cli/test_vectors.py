@@ -19,6 +19,7 @@ from emu_jax.data.source import open_source
 from emu_jax.data.vectors import PromptVectors
 from emu_jax.errors import UserError
 from emu_jax.text.language_model import LanguageModel, make_language_model
+from emu_jax.text.vectors import make_vector_model
 
 
 @pytest.fixture
@@ -93,6 +94,17 @@ def test_vectors_of_a_data_set(command, pictures, tmp_path, monkeypatch, capsys)
         Cache.open(resumed.directory, now)
     with pytest.raises(UserError, match="is stale: captions was"):
         PromptVectors(resumed, texts[:-1])
+
+
+def test_vectors_that_others_computed(command, pictures, tmp_path, capsys):
+    captions = Captions([Selection(open_source("folder/tiny", pictures))]).texts
+    theirs = {text: torch.randn(8) for text in captions[1:]}
+    torch.save(theirs, tmp_path / "39.pt")
+    assert command(f"--model={tmp_path}/39.pt") == 0
+    assert "vectors of 12 texts\n  8 wide, in" in capsys.readouterr().out
+    model = make_vector_model(f"{tmp_path}/39.pt")
+    found = open_vectors(model, captions, tmp_path / "cache").take(["red ball", ""])
+    np.testing.assert_array_equal(found[:, 0], [theirs["red ball"], np.zeros(8)])
 
 
 @pytest.mark.parametrize(

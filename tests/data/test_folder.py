@@ -14,6 +14,7 @@ from PIL import Image
 
 from emu_jax.data import decode
 from emu_jax.data.builder import build
+from emu_jax.data.captions import Columns
 from emu_jax.data.contents import read_contents
 from emu_jax.errors import UserError
 
@@ -97,6 +98,35 @@ def test_tables_of_an_imagefolder(folder, kind):
         "sub/b.txt": "a",
         "sub/other.csv": "below",
     }
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_two_columns_of_captions(folder, kind, tmp_path):
+    """The form of SURD; an image that the table lacks has neither."""
+    row = {"file_name": "a.png", "text": "a fox", "prompt": " exactly one  fox, sharp"}
+    table = folder / f"metadata.{kind}"
+    if kind == "jsonl":
+        _jsonl(table, [row])
+    elif kind == "csv":
+        table.write_text('file_name,text,prompt\na.png,a fox,"exactly one fox, sharp"\n')
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), table)
+    data = tmp_path / "data"
+    source = build("folder/x", data, path=folder, columns=Columns(further=("prompt",)))
+    found = zip(*(source.manifest.column(name) for name in ("captions", "prompt")), strict=True)
+    assert list(found) == [(["a fox"], ["exactly one fox, sharp"]), ([], []), ([], [])]
+    if kind != "jsonl":
+        return
+    other = build("folder/y", data, path=folder, columns=Columns("prompt"))
+    assert other.manifest.column("captions")[0] == ["exactly one fox, sharp"]
+    for name, wanted, words in (
+        ("z", Columns(further=("longer",)), "line 1 has no column 'longer'.* are needed"),
+        ("z", Columns("short"), "has no column 'short'.*file_name and short are needed"),
+        ("z", Columns(further=("sha256",)), "cannot be called 'sha256'"),
+        ("y", Columns(further=("prompt",)), "built without the column 'prompt'.*--force"),
+    ):
+        with pytest.raises(UserError, match=words):
+            build(f"folder/{name}", data, path=folder, columns=wanted)
 
 
 def test_a_missing_caption_of_a_table_is_none(folder):

@@ -103,6 +103,69 @@ class Conditioner(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextAdapter(Section):
+    """Adapters of the text encoders' states (:mod:`emu_jax.nn.text_adapter`)."""
+
+    layers: int = key(0, "Transformer layers of an adapter; 0: there is no adapter.", at_least=0)
+    heads: int = key(8, "Heads of these layers.", at_least=1)
+    hidden: int = key(2048, "Width of their feed-forward networks.", at_least=1)
+    dropout: float = key(0.1, "Dropout in training.", at_least=0, below=1)
+    eta: float = key(
+        0.1,
+        "Share of the adapter in the states; 0: the states stay as they are.",
+        at_least=0,
+        at_most=1,
+    )
+    init: Literal["zeros", "kaiming", "normal", "uniform"] = key(
+        "zeros", "Start of the kernel of the last layer."
+    )
+    zero_bias: bool = key(False, "The bias of the last layer starts at zero.")
+    on_null: bool = key(True, "Adapt the null text and negative prompts as well.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Section):
+    """What a text adapter learns beside the images (:mod:`emu_jax.tasks.distillation`)."""
+
+    llm: float = key(1e-5, "Weight of the language model's vectors; 0: none.", at_least=0)
+    prompt: float = key(1e-5, "Weight of the complex prompt's states; 0: none.", at_least=0)
+    target: Literal["encoder", "query"] = key(
+        "encoder", "What is compared with the vector: the adapter's encoder, or its query."
+    )
+    direction: Literal["student", "teacher"] = key(
+        "student", "What comes first in the divergence from the vector."
+    )
+    tokens: Literal["sum", "mean"] = key("sum", "How divergences are reduced over tokens.")
+    column: str = key("complex", "The manifest's column of complex prompts.", filled=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vectors(Section):
+    """A model's vectors of the simple prompts (:mod:`emu_jax.text.vectors`)."""
+
+    path: str = key(
+        "builtin:smollm2",
+        "A language model (a folder, a GGUF file, a hub name), builtin:minilm, or a .pt file of "
+        "vectors by prompt.",
+        path=True,
+    )
+    size: Literal["", "smollm2_135m", "llama_7b", "llama_13b", "llama_33b"] = key(
+        "", "The language model's shape where path is empty, to plan with."
+    )
+    layers: tuple[int, ...] = key(
+        (), "Blocks whose vectors are cached; empty: layer, or the last block.", at_least=0
+    )
+    layer: int | None = key(
+        None, "The block whose vector is used; None: the last of layers.", at_least=0
+    )
+    dtype: Dtype = key("float32", _DTYPE)
+    control: Literal["none", "shuffled", "random"] = key(
+        "none", "Vectors of other prompts, or random ones, in place of the prompts' own."
+    )
+    seed: int = key(0, "Seed of the control.", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LowResolution(Section):
     """The low-resolution image of a super-resolution stage (:mod:`emu_jax.tasks.upsampling`)."""
 

@@ -22,6 +22,7 @@ from emu_jax.assembly.sections.generation import (
     AutoencoderCodec,
     Codec,
     Conditioner,
+    Distillation,
     Dtype,
     Gaussian,
     Lora,
@@ -29,7 +30,9 @@ from emu_jax.assembly.sections.generation import (
     Measure,
     Process,
     Sampling,
+    TextAdapter,
     TextEncoder,
+    Vectors,
 )
 from emu_jax.assembly.sections.segmentation import Labeled, Solo
 from emu_jax.assembly.sections.training import Group, Mesh, Train
@@ -106,6 +109,7 @@ class Generation(Run):
     low_resolution: LowResolution = key(LowResolution, "The image that is enlarged.")
     text: dict[str, TextEncoder] = required("Frozen text encoders by name.", filled=True)
     conditioner: Conditioner = key(Conditioner, "How they are joined.")
+    adapter: TextAdapter = key(TextAdapter, "Adapters of the text encoders' states.")
     denoiser: Denoiser = required("The network.")
     process: Process = key(Gaussian, "Noise or masks.")
     sampling: Sampling = required("How images are sampled.")
@@ -123,6 +127,22 @@ class FeedbackLearning(Generation):
     task: Literal["feedback"] = key("feedback", "The task.")
     feedback: Feedback = key(Feedback, "The images that teachers get.")
     teachers: dict[str, Teacher] = required("The teachers by name.", filled=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextAdaptation(Generation):
+    """Adapters of text encoders, over the frozen generator that ``init_from`` names. It has the
+    keys of task=generation as well.
+    """
+
+    task: Literal["text_adaptation"] = key("text_adaptation", "The task.")
+    distillation: Distillation = key(Distillation, "What is distilled.")
+    vectors: Vectors = key(Vectors, "Vectors of the simple prompts.")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if not self.adapter.layers:
+            yield "adapter.layers", "1 or more"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +206,9 @@ TASKS: dict[str, TaskKind] = {
         FeedbackLearning,
         Lazy("emu_jax.assembly.feedback:make_feedback"),
         training=("feedback", "teachers"),
+    ),
+    "text_adaptation": TaskKind(
+        TextAdaptation, Lazy("emu_jax.assembly.text_adaptation:make_text_adaptation")
     ),
     "segmentation": TaskKind(Segmentation, Lazy("emu_jax.assembly.segmentation:make_segmentation")),
 }
