@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from emu_jax.assembly.models import WEIGHTS
 from emu_jax.assembly.segmentation import trained_segmentation
 from emu_jax.checkpoint.foreign import blaming
 from emu_jax.data.buckets import Shape, assign, make_buckets
@@ -22,7 +21,7 @@ from emu_jax.evaluation.instances import Colors, Images, Instance, hues
 from emu_jax.tasks.base import to_unit_range
 from emu_jax.tasks.solo import Found
 
-SHIPPED = "parser_64"
+SHIPPED = "builtin:parser_64"
 Reader = tuple["Segmenter", Colors]
 
 
@@ -87,8 +86,7 @@ def open_reader(parser: str | None, asked: Mapping[int, Asked], weights: str = "
     """
     published = any(isinstance(one, GenEval) for one in asked.values())
     if parser is None:
-        shipped = (WEIGHTS / SHIPPED).is_dir()
-        parser = f"builtin:{SHIPPED}" if asked and shipped and not published else ""
+        parser = SHIPPED if asked and not published else ""
     if not parser:
         return None
     if not asked:

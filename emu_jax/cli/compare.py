@@ -59,8 +59,8 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
     parser.add_argument(
         "--parser",
         type=path,
-        help="reads whether images show what prompts with the columns kind and things ask for; a "
-        "model of configs/parser.py; empty: none",
+        help="reads whether images show what prompts with the columns kind and things ask for; "
+        "default builtin:parser_64 for prompts of scenes; empty: none",
     )
     parser.add_argument(
         "--metrics", type=names_of(METRICS), default=(), help=f"some of {', '.join(METRICS)}"

@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
-from emu_jax.assembly.segmenter import Segmenter
+from emu_jax.assembly.segmenter import Segmenter, open_reader
 from emu_jax.data.scenes_things import THINGS
+from emu_jax.evaluation.contents import asked_by, read
+from emu_jax.evaluation.prompt_sets import open_prompts
 from emu_jax.nn.solo import Level
 from emu_jax.tasks.solo import Instances, assign
 
@@ -33,3 +35,15 @@ def test_masks_have_the_size_of_the_image(parser_run, monkeypatch):
             rows, columns = np.arange(h) * 32 // h, np.arange(w) * 32 // w
             assert np.mean(one.mask != (truth == number)[rows][:, columns]) < 0.01
     assert found[0][0].box == (30, 36, 58, 60)
+
+
+def test_the_shipped_parser_reads_real_scenes(scenes):
+    """Nearly all of one or two things; it is the default for prompts that say what they ask for."""
+    prompts = open_prompts("scenes/openmoji_tiny:kind == single|color|two", data_dir=str(scenes))
+    asked = asked_by(prompts.columns)
+    reader = open_reader(None, asked)
+    assert reader is not None and reader[0].name == "builtin:parser_64"
+    assert prompts.real is not None and len(asked) == len(prompts) == 30
+    found = read(list(prompts.real.read((64, 64))), asked, *reader)
+    assert np.mean([all(answers.values()) for answers in found.answers.values()]) > 0.9
+    assert open_reader(None, {}) is None
