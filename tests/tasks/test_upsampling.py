@@ -55,6 +55,8 @@ class Plain(nnx.Module):
     def __call__(self, encoded, sizes):
         return jnp.zeros((len(sizes), 1, 1)), jnp.ones((len(sizes), 1), bool), None
 
+    unconditional = __call__
+
 
 class Oracle(nnx.Module):
     """Of maps of 1 x 2 the logits of each token given the other, where that is not masked, and the
