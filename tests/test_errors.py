@@ -177,7 +177,8 @@ def test_a_full_disk_loses_no_earlier_checkpoint(train, run_copy, tmp_path):
     limit = max(path.stat().st_size for path in run_copy.glob("metrics.jsonl")) + 8192
     result = subprocess.run(
         command,
-        env=runs.environment(1) | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+        env=runs.environment(1)
+        | {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=600,

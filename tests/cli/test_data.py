@@ -1,6 +1,7 @@
 """``emu-jax data``: build, list and show, and what a user can get wrong."""
 
 import errno
+import os
 import subprocess
 import sys
 
@@ -111,10 +112,11 @@ sys.exit(main(["data", "build", "folder/mine", *sys.argv[1:3]]))
 
 
 def test_a_full_disk_is_one_sentence(images, data):
-    """A limit on the size of files stands in for the disk."""
+    """A limit on the size of files stands in for the disk. It would cut bytecode off too."""
     arguments = [f"--path={images}", f"--data_dir={data}", "3000"]
     command = [sys.executable, "-c", FULL, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "could not be built" in done.stderr.splitlines()[-1]
