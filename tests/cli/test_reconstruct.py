@@ -70,9 +70,9 @@ def test_a_parser_reads_scenes_before_and_after(autoencoder_run, parser_run, sce
     assert len(read) == len(rows) - 3  # without the persons
     for name in ("originals", str(autoencoder_run)):
         images = record["images"][name]
-        assert [one["prompt"] for one in images] == read
+        assert [one["image"] for one in images] == read
         counts = [
-            len(one["seen"]) == manifest.column("count")[rows[one["prompt"]]] for one in images
+            len(one["seen"]) == manifest.column("count")[rows[one["image"]]] for one in images
         ]
         assert [one["count"] for one in images] == counts
         assert record["figures"][name]["all"]["count"]["value"] == pytest.approx(np.mean(counts))
