@@ -9,8 +9,8 @@ import runs
 from PIL import Image
 
 from emu_jax.assembly.cascade import Cascade, open_generator
-from emu_jax.assembly.comparing import _training
 from emu_jax.assembly.config import read
+from emu_jax.assembly.contestants import training_curves
 from emu_jax.assembly.generator import Generator
 from emu_jax.assembly.tasks import make_task
 from emu_jax.cli.main import main
@@ -82,8 +82,9 @@ def test_a_cascade_is_a_model_like_any_other(base, super_resolution, tmp_path):
 
 
 def test_a_comparison_shows_the_training_of_every_part(base, super_resolution):
-    cascade = Drawn(f"builtin:vq_64+{base}@2+{super_resolution}", [], {"chosen": None})
-    (section,) = _training([cascade])
+    name = f"builtin:vq_64+{base}@2+{super_resolution}"
+    cascade = Drawn(name, [], {"path": name, "chosen": None, "objectives": []})
+    (section,) = training_curves([cascade])
     text = str(section)
     assert base.name in text and super_resolution.name in text
 
