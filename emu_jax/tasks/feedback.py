@@ -133,7 +133,11 @@ class Feedback(Task):
 
         def make_denoise(params: Any) -> Denoise:
             conditions = base.condition(params, encoded, rows["sizes"])
-            without = null and base.condition(params, null, rows["sizes"], "unconditional")
+            without = (
+                None
+                if null is None
+                else base.condition(params, null, rows["sizes"], "unconditional")
+            )
             return base.guided(params, conditions, without, sampling)
 
         predicted = predict_after(
