@@ -15,6 +15,7 @@ Only its tensors are read. Two parts of their module take no part in its output 
 name; any other tensor that is unknown is refused.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -98,14 +99,13 @@ def write_text_adapter(
         widths[name] = found["gate/bias"].shape[0]
         cast = {path: cast_floats(x, dtype) for path, x in found.items()}
         tensors |= {f"{name}.{_published(key)}": x for key, x in to_torch(cast).items()}
-    encoders = ", ".join(f'"{name}": {width}' for name, width in widths.items())
     epath.Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(
         file,
         dict(sorted(tensors.items())),
         {
             "kind": _KIND,
-            "encoders": f"{{{encoders}}}",
+            "encoders": json.dumps(widths),
             "heads": str(options["heads"]),
             "eta": repr(float(options["eta"])),
             "on_null": "true" if options["on_null"] else "false",

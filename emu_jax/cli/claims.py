@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
     claims = Claims.read(arguments.claims)
     found = Comparison([read_json(epath.Path(name)) for name in arguments.records])
-    tables = {one.figure: overview(one, claims, found) for one in claims.tables}
+    tables = [(one.figure, overview(one, claims, found)) for one in claims.tables]
     sections, table = report(*decide(claims, found), gaps(claims, found), tables)
     index = write_report(epath.Path(arguments.out) / "index.html", claims.title, sections)
     (index.parent / "claims.md").write_text(table)

@@ -54,7 +54,7 @@ means, which papers print in its place, stands beside it.
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Self
 
 import numpy as np
@@ -148,10 +148,7 @@ class Claims:
             found = tomllib.loads(read_text(file))
         except tomllib.TOMLDecodeError as error:
             raise UserError(f"{path} is not a file of claims: {error}.") from error
-        arms = {
-            name: [models] if isinstance(models, str) else list(models)
-            for name, models in found.pop("arms", {}).items()
-        }
+        arms = _arms(found.pop("arms", {}), path)
         parts = {
             name: [_made(kind, entry, f"[[{name}]]", path) for entry in found.pop(name, [])]
             for name, kind in _PARTS.items()
@@ -188,11 +185,13 @@ class Comparison:
     """The values per image of one or more records of ``emu-jax compare`` on the same prompts."""
 
     records: Sequence[Record]
-    _prompts: Sequence[str] = field(init=False)
 
     def __post_init__(self):
-        self._prompts = self.records[0]["prompts"]
-        if any(record["prompts"] != self._prompts for record in self.records):
+        for record in self.records:
+            if not {"prompts", "models"} <= record.keys():
+                raise UserError("A record has no prompts or models: name files of emu-jax compare.")
+        asked = [(one["prompts"], one.get("images_per_prompt", 1)) for one in self.records]
+        if any(one != asked[0] for one in asked):
             raise UserError("The comparisons are of different prompts: compare on the same.")
 
     def values(self, models: Sequence[str], figure: str, kind: str = "") -> Seeds:
@@ -296,6 +295,20 @@ def _read(record: Record, model: str, figure: str, kind: str) -> Iterator[tuple[
         metric = record.get("metrics", {}).get(figure, {}).get("columns", {}).get(model, [])
         yield from enumerate(metric)
         yield from enumerate(record.get("pictures", {}).get(model, {}).get(figure, []))
+
+
+def _arms(entry: Any, path: epath.PathLike) -> dict[str, list[str]]:
+    """The models of each arm, one or several seeds."""
+    if not isinstance(entry, Mapping):
+        raise UserError(f"[arms] of {path} is {entry!r}; it must be a table.")
+    arms = {name: [models] if isinstance(models, str) else models for name, models in entry.items()}
+    for name, models in arms.items():
+        texts = isinstance(models, list) and all(isinstance(model, str) for model in models)
+        if not (texts and models):
+            raise UserError(
+                f"The arm {name} of {path} is {models!r}; use the name of a model, or a list."
+            )
+    return arms
 
 
 def _made(kind: Any, entry: Any, where: str, path: epath.PathLike) -> Any:

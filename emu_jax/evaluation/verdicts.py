@@ -17,7 +17,7 @@ def report(
     gates: Sequence[Verdict],
     verdicts: Sequence[Verdict],
     gaps: Sequence[tuple[Gap, Sequence[Measured]]],
-    overviews: Mapping[str, Mapping[str, Sequence[Measured]]],
+    overviews: Sequence[tuple[str, Mapping[str, Sequence[Measured]]]],
 ) -> tuple[list[Section], str]:
     """Sections of a page, and the same in Markdown."""
     tables = []
@@ -31,7 +31,7 @@ def report(
             for part in measured
         ]
         tables.append(Table("Shares of gaps", _GAP_COLUMNS, rows))
-    for figure, by_arm in overviews.items():
+    for figure, by_arm in overviews:
         kinds = [part.kind or "all" for part in next(iter(by_arm.values()))]
         rows = [[arm, *(f"{part.interval:z.3f}" for part in own)] for arm, own in by_arm.items()]
         tables.append(Table(f"Arms: {figure}", ["arm", *kinds], rows))

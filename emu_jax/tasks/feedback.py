@@ -11,20 +11,20 @@ which dense ground truth needs. L_diffusion is the loss of the generator's own t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from emu_jax.errors import UserError
-from emu_jax.nn.functional import Params
 from emu_jax.process.feedback import predict_after, step_at_log_snr
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.guidance import Denoise
 from emu_jax.process.sampling import time_grid
-from emu_jax.tasks.base import Context, Loss, Rows, RowSpec, Task, to_pixels
-from emu_jax.tasks.generation import Generation, Sampling
+from emu_jax.tasks.base import Context, Loss, Rows, RowSpec, to_pixels
+from emu_jax.tasks.generation import Sampling
+from emu_jax.tasks.generator_task import GeneratorTask
 from emu_jax.tasks.teachers import Teacher
 
 _SHOWN = 8
@@ -54,10 +54,9 @@ class Trajectory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feedback(Task):
+class Feedback(GeneratorTask):
     """``base`` learns from ``teachers``, whose weights lie in ``frozen`` under their names."""
 
-    base: Generation
     teachers: Mapping[str, Teacher]
     weights: Mapping[str, float]
     trajectory: Trajectory
@@ -77,16 +76,6 @@ class Feedback(Task):
             )
             for name, rows in self.base.streams.items()
         }
-
-    @property
-    def generator(self) -> Generation:
-        return self.base
-
-    def init(self, key: jax.Array) -> tuple[Params, Params]:
-        return self.base.init(key)
-
-    def prepare(self, frozen: Mapping[str, Params] | None) -> Self:
-        return replace(self, base=self.base.prepare(frozen))
 
     def loss(self, group: str, context: Context) -> Loss:
         """Equation (1), and its terms."""

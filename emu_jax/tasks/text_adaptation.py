@@ -14,7 +14,7 @@ of :class:`emu_jax.tasks.adapting.Adapted`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +23,20 @@ from jaxtyping import Array, Float, UInt8
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Params, subtree
 from emu_jax.nn.text_adapter import Adaptation, with_states
-from emu_jax.tasks.base import Context, Loss, Rows, RowSpec, Task, Vectors, cast
+from emu_jax.tasks.base import Context, Loss, Rows, RowSpec, Vectors, cast
 from emu_jax.tasks.distillation import Distillation, llm_loss, prompt_loss
-from emu_jax.tasks.generation import Generation
+from emu_jax.tasks.generator_task import GeneratorTask
 
 PROJECTION = "projection"  # the frozen W_0 and b_0 of L_LLM
 _DROPOUT = 2**30  # folded into the step's key
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextAdaptation(Task):
+class TextAdaptation(GeneratorTask):
     """``base`` has an adapted conditioner. ``vectors`` are what is distilled, and ``layer`` is the
     place among the layers of their model.
     """
 
-    base: Generation
     distillation: Distillation
     vectors: Vectors | None = None
     layer: int = -1
@@ -49,16 +48,6 @@ class TextAdaptation(Task):
             name: replace(rows, captions=further, vectors=self.vectors)
             for name, rows in self.base.streams.items()
         }
-
-    @property
-    def generator(self) -> Generation:
-        return self.base
-
-    def init(self, key: jax.Array) -> tuple[Params, Params]:
-        return self.base.init(key)
-
-    def prepare(self, frozen: Mapping[str, Params] | None) -> Self:
-        return replace(self, base=self.base.prepare(frozen))
 
     def loss(self, group: str, context: Context) -> Loss:
         """Equation (1), and its three terms."""

@@ -154,6 +154,8 @@ def test_arms_may_come_from_several_comparisons_of_the_same_prompts(file, tmp_pa
     other = whole | {"prompts": ["another"] * 200}
     with pytest.raises(UserError, match="are of different prompts"):
         Comparison([whole, other])
+    with pytest.raises(UserError, match="no prompts or models: name files of emu-jax compare"):
+        Comparison([{"config": {}}])
     with pytest.raises(UserError, match="has a model 'nobody'; they have base"):
         Comparison([whole]).values(["nobody"], "right")
     with pytest.raises(UserError, match="no figure 'sharpness' of run_0"):
@@ -170,6 +172,8 @@ def test_arms_may_come_from_several_comparisons_of_the_same_prompts(file, tmp_pa
         ('says = "It helps."', "", r"\[\[claims\]\] of .* has no entry 'says'"),
         ("at_least = 1", "at_least = 3", "asks for 3 kinds and names 2"),
         ("within = 0.1", "within = ", "is not a file of claims"),
+        ('floor = "base (simple)"', "floor = 3", "The arm floor of .* is 3"),
+        ('ours = ["run_0", "run_1"]', "ours = []", "The arm ours"),
     ],
 )
 def test_what_is_wrong_in_a_file_of_claims_is_named(file, old, new, said):

@@ -216,17 +216,21 @@ TASKS: dict[str, TaskKind] = {
 
 def run_of(config: ConfigDict | Mapping[str, Any]) -> type[Run] | None:
     """The section of a whole config, by its ``task``."""
-    named = next((kind for task, kind in TASKS.items() if task == config.get("task")), None)
-    return named and named.section
+    kind = _kind_of(config)
+    return kind and kind.section
 
 
 def drawn_by(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a model as it draws: without the sections that only training reads."""
-    task = config.get("task")
-    only = TASKS[task].training if task in TASKS else ()
-    if not only:
+    kind = _kind_of(config)
+    if kind is None or not kind.training:
         return dict(config)
-    return {k: v for k, v in config.items() if k not in only} | {"task": "generation"}
+    return {k: v for k, v in config.items() if k not in kind.training} | {"task": "generation"}
+
+
+def _kind_of(config: ConfigDict | Mapping[str, Any]) -> TaskKind | None:
+    """That of a config's ``task``, which may be anything in a stored one."""
+    return next((kind for task, kind in TASKS.items() if task == config.get("task")), None)
 
 
 def check(config: ConfigDict | Mapping[str, Any]) -> Run:
