@@ -12,8 +12,8 @@ size=tiny: 64 x 64 pixels, the 60 things of scenes, one level of 8 x 8 cells, 0.
               (`--config.init_from=RUN --config.train.steps=2500`): 98.1 %, 89.9 %, 97.7 %; 99.3 %,
               84.7 %. That is the shipped `builtin:parser_64`
 size=coco: the published network: ResNet-50, five levels. It needs a data set with the further
-    image `instances` and a column `classes` (`--config.data.train.images.dataset`), and the names
-    of the classes (`--config.labeled.classes`); no builder here makes one from COCO's files yet
+    image `instances` and a column `classes` (`--config.data.train.images.dataset`), by default
+    of COCO's 80 (`--config.labeled.classes`); no builder here makes one from COCO's files yet
     hardware, time, result  not measured
 size=test: a few thousand parameters, for tests
 
@@ -30,6 +30,7 @@ from emu_jax.assembly.schema import section
 from emu_jax.assembly.sections.generation import AutoencoderCodec
 from emu_jax.assembly.sections.runs import Segmentation
 from emu_jax.assembly.sections.segmentation import Labeled, Solo
+from emu_jax.data import coco
 from emu_jax.data.scenes_things import THINGS
 
 # A person's action is one drawing, and no thing.
@@ -90,7 +91,7 @@ def _coco(config: ConfigDict) -> ConfigDict:
     """The published network and batch size; AdamW in place of SGD, buckets of about 1,024 x 1,024
     pixels in place of 1,333 x 800.
     """
-    config.labeled = section(Labeled, column="classes", most=100, score=0.1)
+    config.labeled = section(Labeled, column="classes", classes=coco.CLASSES, most=100, score=0.1)
     config.solo = section(Solo)
     config.compute_dtype = "bfloat16"
     config.data.update(dict(image_size=1024, buckets=True, bucket_step=128))

@@ -14,6 +14,7 @@ from emu_jax.assembly.config import read
 from emu_jax.assembly.sections.runs import check
 from emu_jax.assembly.tasks import make_task
 from emu_jax.cli.main import main
+from emu_jax.data.coco import CLASSES
 from emu_jax.errors import UserError
 from emu_jax.process.sampling import advance, start, time_grid
 from emu_jax.tasks.base import Context
@@ -157,6 +158,16 @@ def test_the_gradient_is_that_of_the_last_call(autoencoder_run, pictures):
     assert scale > 1e-4
     for name in wanted:
         np.testing.assert_allclose(gradient[name], wanted[name], rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_the_published_size_has_a_published_teacher():
+    """Shapes alone, which is enough to plan with: SOLO of COCO's 80 classes, and VGG-16."""
+    task = make_task(read(f"{runs.ROOT}/configs/feedback.py:size=sd15,teacher=both"))
+    shapes = task.frozen["structure"].shapes
+    assert shapes["class_head/bias"].shape == (len(CLASSES),) == (80,)
+    assert task.streams["train"].further == ("instances",)
+    with pytest.raises(UserError, match="is a config file, which is enough to plan a step"):
+        next(task.frozen["structure"].tensors())
 
 
 @pytest.mark.parametrize(

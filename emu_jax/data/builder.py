@@ -27,7 +27,7 @@ from absl import logging
 from etils import epath
 
 from emu_jax.data.captions import USUAL, Columns
-from emu_jax.data.manifest import Manifest
+from emu_jax.data.manifest import CAPTIONS_FROM, Manifest
 from emu_jax.data.source import DEFAULT_DATA_DIR, IMAGES, Source, find
 from emu_jax.errors import UserError
 from emu_jax.progress import note, watch
@@ -45,13 +45,14 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
     yields the stored bytes of each image with its manifest row, `sha256` left out. `path` is the
     origin of the images, if the user gave one; `downloads` is a directory for files that several
     builds share. `further` are the names of the further images that records hold; `_further`
-    yields their bytes.
+    yields their bytes. `about` is said of the whole manifest.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     COLUMNS: ClassVar[Mapping[str, pa.DataType]] = {}
     further: tuple[str, ...] = ()
     columns: Mapping[str, pa.DataType] = MappingProxyType({})  # beyond COLUMNS, of this data set
+    about: Mapping[str, str] = MappingProxyType({})
     # TFDS would find it by way of a package that it does not itself require.
     code_path = epath.Path(__file__)
 
@@ -109,7 +110,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
         self._manifest_rows = []
         super()._download_and_prepare(dl_manager, download_config)
         columns = {**self.COLUMNS, **self.columns, **dict.fromkeys(self.further, pa.string())}
-        Manifest.from_rows(self._manifest_rows, columns).write(self.data_path)
+        Manifest.from_rows(self._manifest_rows, columns, self.about).write(self.data_path)
         self._finish()
         self.info.write_to_directory(self.data_path)
         _check(Source(self.info.full_name, self.data_path))
@@ -193,9 +194,15 @@ def _file_system_failure(error: OSError | RuntimeError) -> str | None:
 
 
 def _check_origin(source: Source, path: epath.PathLike | None, columns: Columns) -> None:
-    """Refuses a `path` that is not the directory from which a folder was built, and further columns
-    that it was built without.
+    """Refuses a `path` that is not the directory from which a folder was built, another column of
+    captions, and further columns that it was built without.
     """
+    used = source.manifest.about.get(CAPTIONS_FROM, "")
+    if columns.captions not in ("", used):
+        raise UserError(
+            f"{source.name} exists and has the captions of {used or 'the usual column'}, not of "
+            f"{columns.captions}: build it again with --force."
+        )
     for name in columns.further:
         if name not in source.manifest.columns:
             raise UserError(

@@ -31,7 +31,7 @@ from emu_jax.data.captions import FILE_COLUMN, USUAL, Columns
 from emu_jax.data.contents import SUFFIXES, Contents, read_contents
 from emu_jax.data.further import FURTHER, check_further
 from emu_jax.data.images import check
-from emu_jax.data.manifest import SCHEMA
+from emu_jax.data.manifest import CAPTIONS_FROM, SCHEMA
 from emu_jax.errors import UserError
 from emu_jax.progress import note
 
@@ -72,6 +72,7 @@ class Folder(ImageBuilder):
         builder = cls(config=tfds.core.BuilderConfig(name=config), path=root, **kwargs)
         builder._contents = contents
         builder.further = tuple(sorted(contents.further))
+        builder.about = {CAPTIONS_FROM: columns.captions} if columns.captions else {}
         builder.columns = dict.fromkeys(columns.further, pa.list_(pa.string()))
         return builder
 

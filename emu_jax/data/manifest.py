@@ -47,6 +47,7 @@ _COMPARE = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+CAPTIONS_FROM = "captions_from"  # said of a manifest: the column of a user's tables
 _CONDITION = re.compile(r"\s*(\w+)\s*(==|!=|<=|>=|<|>)\s*(.*?)\s*", re.DOTALL)
 
 
@@ -58,10 +59,16 @@ class Manifest:
 
     @classmethod
     def from_rows(
-        cls, rows: Iterable[Mapping[str, Any]], own: Mapping[str, pa.DataType] | None = None
+        cls,
+        rows: Iterable[Mapping[str, Any]],
+        own: Mapping[str, pa.DataType] | None = None,
+        about: Mapping[str, str] | None = None,
     ) -> "Manifest":
-        """From rows with the columns of SCHEMA and the builder's `own` columns."""
-        return cls(pa.Table.from_pylist(list(rows), schema=pa.schema(SCHEMA | dict(own or {}))))
+        """From rows with the columns of SCHEMA and the builder's `own` columns; `about` is said of
+        the whole table.
+        """
+        schema = pa.schema(SCHEMA | dict(own or {}), metadata=dict(about) if about else None)
+        return cls(pa.Table.from_pylist(list(rows), schema=schema))
 
     @classmethod
     def read(cls, directory: epath.PathLike) -> "Manifest":
@@ -83,6 +90,12 @@ class Manifest:
 
     def write(self, directory: epath.PathLike) -> None:
         (epath.Path(directory) / FILE_NAME).write_bytes(self._content())
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What is said of the whole table."""
+        found = self.table.schema.metadata or {}
+        return {key.decode(): value.decode() for key, value in found.items()}
 
     def __len__(self) -> int:
         return self.table.num_rows

@@ -119,10 +119,15 @@ def test_two_columns_of_captions(folder, kind, tmp_path):
         return
     other = build("folder/y", data, path=folder, columns=Columns("prompt"))
     assert other.manifest.column("captions")[0] == ["exactly one fox, sharp"]
+    assert build("folder/y", data, path=folder, columns=Columns("prompt")).directory == (
+        other.directory
+    )
     for name, wanted, words in (
         ("z", Columns(further=("longer",)), "line 1 has no column 'longer'.* are needed"),
         ("z", Columns("short"), "has no column 'short'.*file_name and short are needed"),
         ("z", Columns(further=("sha256",)), "cannot be called 'sha256'"),
+        ("y", Columns("text"), "has the captions of prompt, not of text.*--force"),
+        ("x", Columns("prompt"), "has the captions of the usual column, not of prompt"),
         ("y", Columns(further=("prompt",)), "built without the column 'prompt'.*--force"),
     ):
         with pytest.raises(UserError, match=words):
