@@ -45,7 +45,6 @@ from emu_jax.assembly.sections.generation import Distillation, TextAdapter, Vect
 from emu_jax.errors import UserError
 
 SMALL, FAMILIES = ("tiny", "test"), ("latent_diffusion", "pixel_diffusion", "masked")
-_CAPTION_TOKENS = 50  # as stage=compose has
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -92,7 +91,7 @@ def _published(config: ConfigDict, base: str, stage: str) -> None:
 
 def _scenes(config: ConfigDict, size: str, stage: str) -> None:
     config.init_from = "runs/compose"
-    config.text.minilm.length = _CAPTION_TOKENS
+    config.text.minilm.length = emoji.CAPTION_TOKENS
     config.data.train = emoji.scenes("split == train", "simple")
     config.data.validation = dict(scenes=emoji.scenes("split == validation", "simple"))
     config.measure.judge = ""
