@@ -89,7 +89,12 @@ class Brightness:
         return jnp.mean((1 - image) ** 2)
 
 
-def test_the_gradient_is_that_of_the_last_call(autoencoder_run, pictures):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"start": "noise", "through": (2, 2)}, {"renoised": 2}],
+    ids=["one call", "two calls", "renoised"],
+)
+def test_the_gradient_is_that_of_the_last_calls(changes, autoencoder_run, pictures):
     """Equal to the trajectory computed by hand, guided, from noise and from an image."""
     config = read(CONFIG)
     config.codec.path = str(autoencoder_run)
@@ -99,6 +104,7 @@ def test_the_gradient_is_that_of_the_last_call(autoencoder_run, pictures):
         del config.teachers.structure
     config.feedback.sampling.guidance_scale = 2.0
     config.feedback.diffusion = 0.0
+    config.feedback.update(changes)
     task = make_task(config)
     frozen = {
         name: {path: jnp.asarray(x) for path, x in network.tensors()}
@@ -124,34 +130,48 @@ def test_the_gradient_is_that_of_the_last_call(autoencoder_run, pictures):
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
 
     base, path = task.base, task.trajectory
-    keys = jax.random.split(jax.random.fold_in(key, 2**30), 4)
+    keys = jax.random.split(jax.random.fold_in(key, 2**30), 6)
     times = time_grid(base.process, path.sampling.steps, path.sampling.spacing)
     last = path.sampling.steps - int(
         jax.random.randint(keys[2], (), path.latest, path.earliest + 1)
     )
-    snr = base.process.schedule.log_snr(times[:-1])
-    first = min(int(np.argmin(np.abs(np.asarray(snr) + 0.96))), last)
-    whole = base.with_latents(frozen, rows)
+    whole, first = base.with_latents(frozen, rows), 0
     clean = base.clean(frozen, whole, keys[0])
-    x = base.process.sample_forward(keys[1], clean, times[first])
+    if path.start is None:
+        x = base.process.prior(keys[1], clean.shape)
+    else:
+        snr = base.process.schedule.log_snr(times[:-1])
+        first = min(int(np.argmin(np.abs(np.asarray(snr) + 0.96))), last)
+        x = base.process.sample_forward(keys[1], clean, times[first])
     encoded, null = base.encode(frozen, whole), base.null_rows(2)
 
     def denoise(params):
         conditions = [base.condition(params, one, rows["sizes"]) for one in (encoded, null)]
         return base.guided(params, *conditions, path.sampling)
 
-    state = start(path.sampling.sampler, x)
-    if last > first:
-        steps = jnp.arange(first, last)
-        state = advance(
-            denoise(params), base.process, path.sampling.sampler, times, keys[3], state, steps
-        )
+    def steps(params, state, first, last):
+        if last == first:
+            return state
+        return advance(
+            denoise(params), base.process, path.sampling.sampler, times, keys[3], state,
+            jnp.arange(first, last),
+        )  # fmt: skip
+
+    def predicted(params, x):
+        t = jnp.full(2, times[last])
+        return base.process.predict(denoise(params)(x, t), x, t).x0
 
     def by_hand(params):
-        t = jnp.full(2, times[last])
-        x0 = base.process.predict(denoise(params)(state.x, t), state.x, t).x0
-        return 3 * jnp.mean((1 - base.decode(frozen, x0)) ** 2)
+        begin = last - (path.through[1] - 1)
+        state = steps(params, jax.lax.stop_gradient(early), begin, last)
+        x0 = [predicted(params, state.x)]
+        if path.renoised:
+            noised = base.process.sample_forward(keys[5], jnp.concatenate(x0 * 2), times[last])
+            x0 = [predicted(params, jax.lax.stop_gradient(part)) for part in jnp.split(noised, 2)]
+        images = [base.decode(frozen, one) for one in x0]
+        return 3 * sum(jnp.mean((1 - image) ** 2) for image in images) / len(images)
 
+    early = steps(params, start(path.sampling.sampler, x), first, last - (path.through[1] - 1))
     expected, wanted = jax.jit(jax.value_and_grad(by_hand))(params)
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
     scale = max(float(jnp.abs(x).max()) for x in wanted.values())

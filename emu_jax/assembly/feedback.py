@@ -42,6 +42,8 @@ def make_feedback(config: ConfigDict, on: Placement) -> Feedback:
             section.log_snr if section.start == "image" else None,
             section.latest,
             section.earliest,
+            section.through,
+            section.renoised,
         ),
         diffusion=section.diffusion,
         groups=base.groups,

@@ -9,6 +9,11 @@ predicts the clean data, and a loss on them has a gradient through this call alo
 This is the step of ReFL (Xu et al. 2023, algorithm 1) and of both losses of UniFL (Zhang et al.
 2024, arXiv 2404.05595, algorithm 1 and equation 5). There k is drawn anew for every batch: it may
 be traced here, and the network is not called more often than k + 1 times.
+
+Its relatives send the gradient through more calls. In DRaFT-K (Clark et al. 2024, arXiv 2309.17400)
+and AlignProp (Prabhudesai et al. 2023, arXiv 2310.03739) these are the last K of sampling; K is
+fixed in the one and drawn anew for every batch in the other. DRaFT-LV samples to the end without
+gradient, adds noise to the result several times, and predicts each of these.
 """
 
 from collections.abc import Callable
@@ -21,7 +26,7 @@ from emu_jax.process.gaussian import GaussianProcess, Prediction
 from emu_jax.process.guidance import Denoise
 from emu_jax.process.noise import Keys
 from emu_jax.process.protocol import Sampler, Transform
-from emu_jax.process.sampling import advance_to, start
+from emu_jax.process.sampling import State, advance, advance_to, start
 
 
 def predict_after(
@@ -35,21 +40,62 @@ def predict_after(
     first: int | Int[Array, ""],
     last: int | Int[Array, ""],
     *,
+    through: tuple[int, int | Int[Array, ""]] = (1, 1),
     transform: Transform | None = None,
 ) -> Prediction:
     """(2) at times[last], after the steps from ``first`` to ``last`` - 1 of (1) from x at
-    times[first]; differentiable in ``params`` by the last call, and in nothing else.
+    times[first]; differentiable in ``params``, and in nothing else.
 
     ``make_denoise(params)`` is the guided network. With ``last`` = ``first`` no step is sampled.
     ``key`` gives the noise of samplers that add some: that of step i comes from fold_in(key, i).
-    ``transform`` is applied to every predicted x0.
+    ``transform`` is applied to every predicted x0. ``through`` = (most, n): the gradient passes the
+    last n calls, n <= most; n may be traced. ``last`` - ``first`` is ``most`` - 1 or more. The
+    activations of the calls before the last one are computed again in the backward pass.
     """
-    still = make_denoise(jax.lax.stop_gradient(params))
-    state = start(sampler, jax.lax.stop_gradient(x))
-    state = advance_to(still, process, sampler, times, key, state, first, last, transform=transform)
-    x = jax.lax.stop_gradient(state.x)
+    most, n = through
+    still, denoise = make_denoise(jax.lax.stop_gradient(params)), make_denoise(params)
+    state, begin = start(sampler, jax.lax.stop_gradient(x)), last - (most - 1)
+    rest = (process, sampler, times, key)
+    state = advance_to(still, *rest, state, first, begin, transform=transform)
+    state = jax.lax.stop_gradient(state)
+
+    @jax.checkpoint
+    def step(state: State, i: Int[Array, ""]) -> tuple[State, None]:
+        after = advance(denoise, *rest, state, i[None], transform=transform)
+        passes = i > last - n
+        return jax.tree.map(lambda x: jnp.where(passes, x, jax.lax.stop_gradient(x)), after), None
+
+    if most > 1:
+        state, _ = jax.lax.scan(step, state, begin + jnp.arange(most - 1))
+    return _call(denoise, process, times, state.x, last, transform)
+
+
+def predict_again(
+    make_denoise: Callable[[PyTree[Array]], Denoise],
+    params: PyTree[Array],
+    process: GaussianProcess,
+    times: Float[Array, " n_plus_1"],
+    key: Keys,
+    x0: Float[Array, "b *d"],
+    last: int | Int[Array, ""],
+    *,
+    transform: Transform | None = None,
+) -> Prediction:
+    """(2) at times[last] from ``x0`` with new noise; differentiable in ``params`` alone."""
+    x = process.sample_forward(key, jax.lax.stop_gradient(x0), jnp.asarray(times)[last])
+    return _call(make_denoise(params), process, times, x, last, transform)
+
+
+def _call(
+    denoise: Denoise,
+    process: GaussianProcess,
+    times: Float[Array, " n_plus_1"],
+    x: Float[Array, "b *d"],
+    last: int | Int[Array, ""],
+    transform: Transform | None,
+) -> Prediction:
     t = jnp.broadcast_to(jnp.asarray(times, jnp.float32)[last], x.shape[:1])
-    return process.predict(make_denoise(params)(x, t), x, t, transform)
+    return process.predict(denoise(x, t), x, t, transform)
 
 
 def step_at_log_snr(

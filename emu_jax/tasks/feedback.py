@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from emu_jax.errors import UserError
-from emu_jax.process.feedback import predict_after, step_at_log_snr
+from emu_jax.process.feedback import predict_after, predict_again, step_at_log_snr
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.guidance import Denoise
 from emu_jax.process.sampling import time_grid
@@ -33,23 +33,44 @@ _FEEDBACK = 2**30  # folded into the step's key
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Where sampling starts and where it is looked at.
+    """Where sampling starts, where it is looked at, and how far the gradient goes back.
 
     ``sampling`` gives sampler, steps, spacing and guidance in training. It starts from the row's
     image at the step whose log-SNR is nearest to ``start``, None: from pure noise. The call with a
-    gradient is ``latest`` to ``earliest`` steps before the end, at random.
+    gradient is ``latest`` to ``earliest`` steps before the end, at random. ``through`` are the
+    fewest and the most calls, up to this one, that the gradient passes. With ``renoised`` = n > 0
+    the prediction has none: noise is added to it n times, and n further calls are those with one.
     """
 
     sampling: Sampling
     start: float | None = -0.96
     latest: int = 1
     earliest: int = 5
+    through: tuple[int, int] = (1, 1)
+    renoised: int = 0
 
     def __post_init__(self):
         if not 1 <= self.latest <= self.earliest <= self.sampling.steps:
             raise UserError(
                 f"feedback.latest is {self.latest} and feedback.earliest {self.earliest}; use "
                 f"1 <= latest <= earliest <= feedback.sampling.steps ({self.sampling.steps})."
+            )
+        least, most = self.through
+        if not 1 <= least <= most:
+            raise UserError(
+                f"feedback.through is {self.through}; use the fewest and the most calls with a "
+                "gradient, 1 or more."
+            )
+        if most > 1 and (self.start is not None or self.renoised):
+            raise UserError(
+                f"feedback.through is {self.through}; more than one call with a gradient needs "
+                "feedback.start='noise' and feedback.renoised=0."
+            )
+        if self.earliest + most - 1 > self.sampling.steps:
+            raise UserError(
+                f"feedback.earliest is {self.earliest} and feedback.through {self.through}, but "
+                f"sampling has {self.sampling.steps} calls; use earliest + through - 1 of at most "
+                f"{self.sampling.steps}."
             )
 
 
@@ -81,8 +102,9 @@ class Feedback(GeneratorTask):
         """Equation (1), and its terms."""
         rows = self.base.with_latents(context.frozen, context.batch[self.base.stream])
         image = self.draw(context, rows, jax.random.fold_in(context.key, _FEEDBACK))
+        drawn_for = _repeated(rows, max(1, self.trajectory.renoised))
         terms = {
-            name: teacher.loss(context.frozen[name], image, rows)
+            name: teacher.loss(context.frozen[name], image, drawn_for)
             for name, teacher in self.teachers.items()
         }
         total = sum((self.weights[name] * x for name, x in terms.items()), jnp.zeros(()))
@@ -102,12 +124,14 @@ class Feedback(GeneratorTask):
         image = self.draw(context, rows, jax.random.fold_in(context.key, _FEEDBACK))
         return {**self.base.preview(context), "feedback": to_pixels(image)}
 
-    def draw(self, context: Context, rows: Rows, key: jax.Array) -> Float[Array, "b H W 3"]:
-        """Images in [-1, 1], differentiable in the parameters by the last call of the denoiser."""
+    def draw(self, context: Context, rows: Rows, key: jax.Array) -> Float[Array, "nb H W 3"]:
+        """Images in [-1, 1], differentiable in the parameters by the last calls of the denoiser.
+        With ``renoised`` = n there are n of each row, all rows one after the other.
+        """
         base, path = self.base, self.trajectory
         sampling, process = path.sampling, base.process
         assert isinstance(process, GaussianProcess)  # as assembled
-        k_clean, k_start, k_last, k_steps = jax.random.split(key, 4)
+        k_clean, k_start, k_last, k_steps, k_through, k_again = jax.random.split(key, 6)
         times = time_grid(process, sampling.steps, sampling.spacing)
         last = sampling.steps - jax.random.randint(k_last, (), path.latest, path.earliest + 1)
         if path.start is None:
@@ -118,24 +142,39 @@ class Feedback(GeneratorTask):
             clean = base.clean(context.frozen, rows, k_clean)
             x = process.sample_forward(k_start, clean, times[first])
         encoded = base.encode(context.frozen, rows)
-        null = base.null_rows(x.shape[0]) if sampling.guidance_scale != 1 else None
 
-        def make_denoise(params: Any) -> Denoise:
-            conditions = base.condition(params, encoded, rows["sizes"])
-            without = (
-                None
-                if null is None
-                else base.condition(params, null, rows["sizes"], "unconditional")
+        def make_denoise(params: Any, times_each: int = 1) -> Denoise:
+            text, sizes = _repeated((encoded, rows["sizes"]), times_each)
+            null = base.null_rows(len(sizes)) if sampling.guidance_scale != 1 else None
+            return base.guided(
+                params,
+                base.condition(params, text, sizes),
+                None if null is None else base.condition(params, null, sizes, "unconditional"),
+                sampling,
             )
-            return base.guided(params, conditions, without, sampling)
 
+        least, most = path.through
+        n = least if least == most else jax.random.randint(k_through, (), least, most + 1)
+        params = jax.lax.stop_gradient(context.params) if path.renoised else context.params
         predicted = predict_after(
-            make_denoise, context.params, process, sampling.sampler, times, k_steps, x, first, last,
-            transform=sampling.transform,
+            make_denoise, params, process, sampling.sampler, times, k_steps, x, first, last,
+            through=(most, n), transform=sampling.transform,
         )  # fmt: skip
+        if path.renoised:
+            predicted = predict_again(
+                lambda params: make_denoise(params, path.renoised),
+                context.params, process, times, k_again,
+                _repeated(predicted.x0, path.renoised), last,
+                transform=sampling.transform,
+            )  # fmt: skip
         # The decoder's activations are most of the step's memory: they are computed again.
         return jax.checkpoint(lambda x0: base.decode(context.frozen, x0))(predicted.x0)
 
     def _shape(self, rows: Rows) -> tuple[int, ...]:
         moments = jax.tree.leaves(rows["moments"])[0]
         return (moments.shape[0], *self.base.codec.row(*moments.shape[1:3]))
+
+
+def _repeated(tree: Any, n: int) -> Any:
+    """n times all rows, one after the other."""
+    return tree if n == 1 else jax.tree.map(lambda x: jnp.concatenate([x] * n), tree)

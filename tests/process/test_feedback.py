@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from emu_jax.process.feedback import predict_after, step_at_log_snr
+from emu_jax.process.feedback import predict_after, predict_again, step_at_log_snr
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.guidance import guided, static_clip
 from emu_jax.process.registry import SCHEDULES
@@ -67,6 +67,65 @@ def test_any_number_of_steps_is_the_unrolled_computation(name, scale):
             assert float(found_gradient[key]) == pytest.approx(
                 float(gradient[key]), rel=1e-4, abs=1e-6
             )
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_the_gradient_passes_the_last_calls_and_no_other(name):
+    """DRaFT-K and AlignProp: equal to differentiating the unrolled last calls."""
+    sampler, times, last = FOUR[name], time_grid(PROCESS, 6), 5
+    params = {"gain": jnp.float32(0.7), "null": jnp.float32(0.3)}
+    x = PROCESS.prior(KEY, SHAPE)
+
+    @jax.jit
+    def program(params, n):
+        return jax.value_and_grad(
+            lambda params: jnp.sum(
+                predict_after(
+                    make_denoise, params, PROCESS, sampler, times, KEY, x, 0, last, through=(4, n)
+                ).x0 ** 2
+            )
+        )(params)  # fmt: skip
+
+    found = {n: program(params, n) for n in (1, 2, 4)}
+    for n, (value, gradient) in found.items():
+        begin = last - (n - 1)
+        denoise = make_denoise(params)
+        before = advance(
+            denoise, PROCESS, sampler, times, KEY, start(sampler, x), jnp.arange(begin)
+        )
+
+        def by_hand(params, state=before, begin=begin):
+            denoise = make_denoise(params)
+            if begin < last:
+                steps = jnp.arange(begin, last)
+                state = advance(denoise, PROCESS, sampler, times, KEY, state, steps)
+            t = jnp.full(3, times[last])
+            return jnp.sum(PROCESS.predict(denoise(state.x, t), state.x, t).x0 ** 2)
+
+        expected, wanted = jax.value_and_grad(by_hand)(params)
+        assert float(value) == pytest.approx(float(expected), rel=1e-5)
+        assert float(gradient["gain"]) == pytest.approx(float(wanted["gain"]), rel=1e-4)
+    gains = [float(gradient["gain"]) for _, gradient in found.values()]
+    assert len({round(gain, 3) for gain in gains}) == 3  # each further call counts
+
+
+def test_a_prediction_is_made_again_from_new_noise():
+    """Of a network whose output is the parameter: dx0'/dparams is -sigma, whatever x0 was."""
+    times, last = time_grid(PROCESS, 6), 4
+    sigma = PROCESS.schedule.sigma(times[last])
+
+    def again(gain):
+        x0 = jnp.full(SHAPE, gain)  # no gradient comes this way
+        return predict_again(
+            lambda gain: lambda x, t: jnp.full_like(x, gain), gain, PROCESS, times, KEY, x0, last
+        ).x0
+
+    gradient = jax.grad(lambda gain: jnp.mean(again(gain)))(jnp.float32(0.5))
+    assert float(gradient) == pytest.approx(-float(sigma), rel=1e-5)
+    alpha = PROCESS.schedule.alpha(times[last])
+    noise = PROCESS.sample_forward(KEY, jnp.zeros(SHAPE), times[last])
+    expected = alpha * (alpha * 0.5 + noise) - sigma * 0.5
+    assert jnp.allclose(again(jnp.float32(0.5)), expected, atol=1e-5)
 
 
 def test_no_call_is_made_that_is_not_needed():

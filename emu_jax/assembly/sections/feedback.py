@@ -61,6 +61,16 @@ class Feedback(Section):
     log_snr: float = key(-0.96, "Log-SNR of the noised image; as UniFL's half of its steps.")
     latest: int = key(1, "Fewest steps before the end at which x0 is predicted.", at_least=1)
     earliest: int = key(5, "Most steps before the end.", at_least=1)
+    through: tuple[int, int] = key(
+        (1, 1),
+        "Fewest and most calls that the gradient passes, ending with that of the prediction.",
+        at_least=1,
+    )
+    renoised: int = key(
+        0,
+        "The prediction has no gradient: it is noised again so many times and predicted anew.",
+        at_least=0,
+    )
     diffusion: float = key(1.0, "Weight of the generator's own loss; 0: none.", at_least=0)
 
     def problems(self) -> Iterator[tuple[str, str]]:
