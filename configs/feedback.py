@@ -69,6 +69,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.groups.generator.optimizer.learning_rate = 1e-4
         if chosen.size == "tiny":
             config.train.update(dict(steps=600, batch_size=16, validate_every=200))
+            config.measure.parser, config.measure.images_per_prompt = "builtin:parser_64", 2
         else:
             config.feedback.sampling.steps = 4
             config.feedback.earliest = 2

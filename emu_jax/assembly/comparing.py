@@ -14,6 +14,7 @@ from emu_jax.assembly.segmenter import Reader, open_reader
 from emu_jax.errors import UserError
 from emu_jax.evaluation import comparison
 from emu_jax.evaluation.assessment import Yardstick, assess, per_image
+from emu_jax.evaluation.blind import blind_sheet
 from emu_jax.evaluation.categories import Groups, broken_down, by_figure
 from emu_jax.evaluation.comparison import REAL, Drawn
 from emu_jax.evaluation.contents import Asked, asked_by, contents, read, summary
@@ -47,6 +48,7 @@ def compare(
     metrics: Sequence[str] = (),
     weights: str = "",
     seed: int = 0,
+    blind: int = 0,
     changes: Mapping[str, Any],
 ) -> epath.Path:
     """Draws the same prompts with the same noise by every model and writes the report into ``out``:
@@ -59,7 +61,8 @@ def compare(
     those of ``metrics``, whose networks are in the folder ``weights``. ``by`` is the column of the
     prompts by which figures are broken down, by default :meth:`PromptSet.categories`. A ``parser``
     reads whether images show what their prompts ask for (:func:`open_reader`). ``changes`` are
-    sampling settings. Returns the report's file.
+    sampling settings. ``blind`` images are laid out for a person, too (:func:`blind_sheet`).
+    Returns the report's file.
 
     The images of all models are kept in memory.
     """
@@ -104,6 +107,12 @@ def compare(
     folder = epath.Path(out)
     index = report.write(folder, name, _title([one.label for one in entered]))
     _write_grid(folder / "grid.png", drawn, prompts.prompts, rows)
+    if blind:
+        by_model = {model.name: model.images for model in drawn}
+        sheet, answers = blind_sheet(by_model, unmarked.prompts, blind, seed, images_per_prompt)
+        with (folder / "blind.png").open("wb") as file:
+            sheet.save(file, "PNG")
+        (folder / "blind_key.json").write_text(json.dumps(answers, indent=1))
     return index
 
 

@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.initial import initial
-from emu_jax.assembly.measure import Samples
+from emu_jax.assembly.measure import Samples, measures
 from emu_jax.assembly.streams import previews, training_stream, validation_streams
 from emu_jax.assembly.tasks import open_task, unused_networks
 from emu_jax.evaluation.grids import grid
@@ -51,7 +51,7 @@ def make_trainer(config: ConfigDict, workdir: str) -> Trainer:
     stream = training_stream(config, task, frozen, mesh)
     validation = validation_streams(config, task, frozen, mesh)
     shown = previews(config, task, frozen, mesh, stream, validation)
-    measured = "measure" in config and config.measure.judge
+    measured = measures(config)
     if not measured:  # Caches and null conditioning exist: their encoders leave the devices.
         unused = unused_networks(config, task)
         frozen = {name: params for name, params in frozen.items() if name not in unused}

@@ -13,7 +13,7 @@ images, the loss is measured on these images, and no judge is used unless ``--ju
 from collections.abc import Sequence
 from dataclasses import fields
 
-from emu_jax.assembly.arguments import Parser, path, positive
+from emu_jax.assembly.arguments import Parser, counted, path, positive
 from emu_jax.cli.arguments import (
     add_out,
     add_prompt_arguments,
@@ -81,6 +81,11 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
         default = getattr(Sets, name)
         said = f"{what}; for emoji models default {default}" if default else what
         parser.add_argument(f"--{name}", help=said)
+    parser.add_argument(
+        "--blind", type=counted, default=0,
+        help="number of images on blind.png, for a person: numbered, without their models, which "
+        "are in blind_key.json",
+    )  # fmt: skip
     add_out(parser, default_out, "folder for the report")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -116,6 +121,7 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
         metrics=arguments.metrics,
         weights=arguments.weights,
         seed=arguments.seed,
+        blind=arguments.blind,
         changes=sampling_changes(arguments),
     )
     print(f"report: {index}")

@@ -47,9 +47,9 @@ A figure is a question of :mod:`emu_jax.evaluation.contents` or a metric with a 
 Without ``against`` a requirement is on the arm itself. Prompts are the units: the values of an
 arm are means over its seeds and over the images of a prompt, and intervals are 95 % by bootstrap
 over prompts. ``more_than`` holds if the whole interval lies above it and the value of every seed
-does too. ``within`` holds if the whole interval lies between -within and within (an equivalence
-test: that a difference is not significant says nothing); the p-value of the t-test on independent
-means, which papers print in its place, stands beside it.
+does too; ``less_than``, if they lie below. ``within`` holds if the whole interval lies between
+-within and within (an equivalence test: that a difference is not significant says nothing); the
+p-value of the t-test on independent means, which papers print in its place, stands beside it.
 """
 
 import tomllib
@@ -87,13 +87,16 @@ class Requirement:
     name: str = ""
     against: str = ""
     more_than: float | None = None
+    less_than: float | None = None
     within: float | None = None
     kinds: Sequence[str] = ()
     at_least: int = 0
 
     def __post_init__(self):
-        if (self.more_than is None) == (self.within is None):
-            raise UserError(f"The claim {self.says!r} needs one of more_than and within.")
+        if (self.more_than, self.less_than, self.within).count(None) != 2:
+            raise UserError(
+                f"The claim {self.says!r} needs one of more_than, less_than and within."
+            )
         if self.within is not None and not self.against:
             raise UserError(f"The claim {self.says!r} has no `against`: within what of which arm?")
         if self.at_least > len(self.kinds):
@@ -269,6 +272,8 @@ def _measured(one: Requirement, claims: Claims, found: Comparison, kind: str) ->
 def _holds(one: Requirement, part: Measured) -> bool:
     if one.within is not None:
         return -one.within < part.interval.low and part.interval.high < one.within
+    if one.less_than is not None:
+        return part.interval.high < one.less_than and max(part.seeds) < one.less_than
     assert one.more_than is not None
     return part.interval.low > one.more_than and min(part.seeds) > one.more_than
 

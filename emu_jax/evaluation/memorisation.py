@@ -16,6 +16,7 @@ tolerates noise and the codec's blur, but not another shape or color. A mirrored
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -97,3 +98,12 @@ def _area_means(size: int, side: int) -> Float[np.ndarray, "{side} {size}"]:
     pixels = np.arange(size)
     covered = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
     return (np.maximum(covered, 0) * side / size).astype(np.float32)
+
+
+def variety(images: Sequence[UInt8[np.ndarray, "h w 3"]], repeats: int) -> float:
+    """The mean distance of two images of one prompt, of which ``repeats`` in a row are images; the
+    mean is over prompts. It falls where a generator draws only one image for each prompt.
+    """
+    x = descriptors(np.stack(images)).reshape(-1, repeats, 16 * 16 * 3)
+    apart = np.sqrt(np.mean((x[:, :, None] - x[:, None]) ** 2, axis=-1))
+    return float(np.mean(np.sum(apart, axis=(1, 2)) / (repeats * (repeats - 1))))

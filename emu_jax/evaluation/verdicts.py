@@ -57,7 +57,15 @@ def _rows(verdicts: Sequence[Verdict]) -> Iterator[list[str]]:
 
 def _condition(asked: Requirement) -> str:
     arms = f"{asked.arm} - {asked.against}" if asked.against else asked.arm
-    bound = f"> {asked.more_than:g}" if asked.within is None else f"within {asked.within:g}"
+    bound = next(
+        f"{sign} {value:g}"
+        for sign, value in (
+            (">", asked.more_than),
+            ("<", asked.less_than),
+            ("within", asked.within),
+        )
+        if value is not None
+    )
     some = f" in {asked.at_least} of {len(asked.kinds)}" if asked.at_least else ""
     return f"({arms} {bound}{some})"
 

@@ -252,7 +252,12 @@ def test_the_default_prompts_are_distinct():
 def test_a_parser_reads_what_scenes_show(generator_run, parser_run, scenes, tmp_path, capsys):
     prompts = "--prompts=scenes/openmoji_tiny:kind != single"
     more = ("--judge=", "--steps=2", "--count_each=3", f"--data_dir={scenes}", f"--out={tmp_path}")
-    more += ("--prompt_column=simple,complex", "--images_per_prompt=2", "--metrics=contrast")
+    more += (
+        "--prompt_column=simple,complex",
+        "--images_per_prompt=2",
+        "--metrics=contrast",
+        "--blind=3",
+    )
     models = [str(generator_run)] * 2
     assert main(["compare", *models, prompts, f"--parser={parser_run}", *more]) == 0
     record = json.loads((tmp_path / "compare.json").read_text())
@@ -272,6 +277,9 @@ def test_a_parser_reads_what_scenes_show(generator_run, parser_run, scenes, tmp_
             share = np.mean([image[figure] for image in images])
             assert contents["figures"][name]["all"][figure]["value"] == pytest.approx(share)
     assert {"two", "action", "count", "color"} < contents["figures"][names[0]].keys()
+    key = json.loads((tmp_path / "blind_key.json").read_text())
+    assert {one["model"] for one in key} == set(names[:2]) and (tmp_path / "blind.png").exists()
+    assert all(one["prompt"] == record["prompts"][one["image"]] for one in key)
     table = (tmp_path / "figures.md").read_text().split("\n\n")[1].splitlines()
     assert [line.split(" | ")[0] for line in table[2:]] == [
         f"| {generator_run.name} (simple)",

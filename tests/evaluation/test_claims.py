@@ -127,6 +127,16 @@ def test_a_seed_that_disagrees_or_another_brightness_is_seen(file):
     assert kept.measured[0].p is not None and kept.measured[0].p < 1e-3
 
 
+def test_less_than_asks_for_the_other_side(file):
+    """The lead in counts is 0.52, with an interval from 0.43 to 0.61."""
+    one = FILE.replace('kinds = ["count", "two"]\nat_least = 1', 'kinds = ["count"]')
+    for bound, expected in ((0.3, FAILS), (0.55, FAILS), (0.7, HOLDS)):
+        file.write_text(one.replace("more_than = 0.0", f"less_than = {bound}", 1))
+        _, (helps, _) = decide(Claims.read(file), Comparison([record()]))
+        assert helps.result == expected
+    assert helps.measured[0].interval.low > 0.4 and helps.measured[0].interval.high < 0.65
+
+
 def test_where_a_gate_fails_nothing_is_decided(file):
     shallow = record({**SHARES, "base (complex)": (0.3, 0.9)})
     (gate,), verdicts = decide(Claims.read(file), Comparison([shallow]))
@@ -165,7 +175,7 @@ def test_arms_may_come_from_several_comparisons_of_the_same_prompts(file, tmp_pa
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("more_than = 0.0", "", "needs one of more_than and within"),
+        ("more_than = 0.0", "", "needs one of more_than, less_than and within"),
         ("more_than = 0.0", "more_then = 0.0", "unknown entry 'more_then'"),
         ("more_than = 0.0", 'more_than = "0"', "more_than in .* is '0'"),
         ('arm = "ceiling"', 'arm = "roof"', "names an arm 'roof'"),

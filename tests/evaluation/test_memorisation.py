@@ -3,7 +3,14 @@ import pytest
 
 from emu_jax.errors import UserError
 from emu_jax.evaluation import memorisation
-from emu_jax.evaluation.memorisation import copy_bound, descriptors, memorised, mirrored, nearest
+from emu_jax.evaluation.memorisation import (
+    copy_bound,
+    descriptors,
+    memorised,
+    mirrored,
+    nearest,
+    variety,
+)
 
 
 def pictures(n, seed=0, size=32):
@@ -71,6 +78,13 @@ def test_the_bound_lets_one_real_picture_in_a_hundred_through():
     assert memorised(nearest(seen, references).distance, bound).sum() == 10
     assert 0.004 < memorised(nearest(unseen, references).distance, bound).mean() < 0.02
     assert bound < copy_bound(seen, references, quantile=0.1)
+
+
+def test_variety_is_the_distance_of_images_of_one_prompt():
+    black, white = np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)
+    assert variety([black] * 3 + [white] * 3, 3) == 0
+    assert variety([black, white, black, black], 2) == 0.5
+    assert variety([black, white, white], 3) == np.float32(2 / 3)
 
 
 @pytest.mark.usefixtures("unchecked_arrays")

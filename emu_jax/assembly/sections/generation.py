@@ -265,15 +265,29 @@ class Lora(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Measure(Section):
-    """Images sampled and judged at every validation; the defaults are emoji."""
+    """Images sampled and measured at every validation; the defaults are emoji and scenes."""
 
     judge: str = key(
         "", "A trained judge: a run, a model, or builtin:NAME; empty: none.", path=True
     )
-    count: int = key(64, "Number of prompts.", at_least=1)
+    parser: str = key(
+        "", "A trained segmenter: a run, a model, or builtin:NAME; empty: none.", path=True
+    )
+    count: int = key(64, "Number of prompts, of the judge and of the parser each.", at_least=1)
+    images_per_prompt: int = key(
+        1, "Images of each prompt; with several, how much they differ is measured.", at_least=1
+    )
+    prompts: str = key(
+        "scenes/openmoji:split == validation and kind != person",
+        "DATASET:CONDITION or file of the prompts of the parser.",
+        filled=True,
+    )
+    prompt_column: str = key("complex", "Column of the prompts of the parser.")
     metrics: tuple[Annotated[str, METRICS], ...] = key(
         (), "Further metrics of the samples; the references are the needles."
     )
-    captions: str = key(Sets.captions, "DATASET:CONDITION of the prompts.", filled=True)
+    captions: str = key(
+        Sets.captions, "DATASET:CONDITION of the prompts of the judge.", filled=True
+    )
     needles: str = key(Sets.needles, "DATASET:CONDITION of the tuning images.", filled=True)
     haystack: str = key(Sets.haystack, "DATASET:CONDITION of the images before.", filled=True)
