@@ -285,6 +285,58 @@ def tokenizers(material: Material) -> Case:
     return case
 
 
+def adapters(material: Material) -> Case:
+    """The file of a text adapter, ours or its authors', or of a LoRA adapter, with which the small
+    generator draws.
+    """
+    import torch
+    from safetensors.numpy import save_file
+    from safetensors.torch import load_file
+
+    from emu_jax.checkpoint.export import load_model
+    from emu_jax.checkpoint.text_adapters import PREFIX, write_text_adapter
+    from emu_jax.cli.main import main
+    from emu_jax.nn.functional import Network
+    from emu_jax.nn.text_adapter import TextAdapter
+
+    home, draw = material.home / "adapters", np.random.default_rng(0).normal
+    if not home.exists():
+        home.mkdir()
+        assert main(["export", str(material.generator), f"--out={home}/model"]) == 0
+        model = load_model(str(home / "model"))
+        width = json.loads((material.data / "text_encoder" / "config.json").read_text())
+        network = Network(
+            lambda rngs: TextAdapter(width["hidden_size"], heads=2, hidden=8, layers=1, rngs=rngs)
+        )
+        params = {
+            f"{PREFIX}/minilm/{path}": draw(size=x.shape).astype(np.float32)
+            for path, x in network.shapes().items()
+        }
+        options = dict(heads=2, eta=0.1, on_null=True)
+        write_text_adapter(f"{home}/text.safetensors", params, options)
+        own = load_file(home / "text.safetensors")
+        state = {name.removeprefix("minilm."): x for name, x in own.items()}
+        torch.save(state, home / "text.pt")
+        factors = {}
+        for path, x in model.params.items():
+            if path.startswith("denoiser/") and path.endswith("/kernel") and x.ndim == 2:
+                module = path.removesuffix("/kernel").replace("/", ".")
+                factors[f"{module}.lora_A.weight"] = draw(size=(2, x.shape[0])).astype(np.float32)
+                factors[f"{module}.lora_B.weight"] = draw(size=(x.shape[1], 2)).astype(np.float32)
+        save_file(factors, home / "lora.safetensors")
+
+    def case(folder: Path, chance: random.Random) -> list[str]:
+        file = folder / chance.choice(("text.safetensors", "text.pt", "lora.safetensors"))
+        shutil.copy(home / file.name, file)
+        anything(file, chance)
+        option = "adapter" if file.stem == "lora" else "text_adapter"
+        whole = ["sample", "a fox", f"--checkpoint={home}/model", f"--{option}={file}"]
+        return [*whole, f"--out={folder}/out"]
+
+    return case
+
+
 KINDS = {
-    make.__name__: make for make in (configs, captions, images, models, checkpoints, tokenizers)
+    make.__name__: make
+    for make in (configs, captions, images, models, checkpoints, tokenizers, adapters)
 }

@@ -7,7 +7,9 @@ import time
 import fuzz
 import pytest
 
-COUNTS = dict(configs=20, captions=30, images=30, models=12, checkpoints=5, tokenizers=6)
+COUNTS = dict(
+    configs=20, captions=30, images=30, models=12, checkpoints=5, tokenizers=6, adapters=12
+)
 
 
 @pytest.fixture(scope="module")
