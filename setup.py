@@ -59,6 +59,7 @@ TEST = [
     "import-linter>=2.5",
     "kubernetes-validate>=1.34",  # the schema of what launch/gke.yaml starts
     "peft>=0.20",  # with it diffusers reads and writes adapters: the oracle of ours
+    "pycocotools>=2.0.10",  # the oracle of COCO's masks; never imported by the package
     "pytest>=9",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",

@@ -17,9 +17,10 @@ size=tiny: over a generator that `latent_diffusion.py:size=tiny,stage=compose` t
     time, result  not measured
 size=test: the same with a few thousand parameters, for tests.
 
-size=sd15 and sdxl: the published generators, with a SOLO of 80 classes and a data set of the user
-    with instance maps, `folder/pictures`: to plan with; a run needs `--config.init_from`,
-    `--config.codec.path`, `--config.teachers.structure.path` and text encoders by path
+size=sd15 and sdxl: the published generators, with a SOLO of 80 classes, on a folder of the user in
+    COCO's form (`emu-jax data build coco/train2017 --path=COCO`, and so val2017; docs/data.md): to
+    plan with; a run needs `--config.init_from`, `--config.codec.path`,
+    `--config.teachers.structure.path` and text encoders by path
     hardware, time, result  not measured
 """
 
@@ -75,5 +76,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
             config.feedback.earliest = 2
     else:
         stages.tune_large(config, base)
+        if chosen.teacher != "style":
+            config.data.train = stages.coco("train2017")
+            config.data.validation = dict(coco=stages.coco("val2017"))
         config.train.batch_size = 64
     return config

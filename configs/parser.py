@@ -11,9 +11,9 @@ size=tiny: 64 x 64 pixels, the 60 things of scenes, one level of 8 x 8 cells, 0.
               things are right, 78.1 % of all. After 2,500 steps more from this run
               (`--config.init_from=RUN --config.train.steps=2500`): 98.1 %, 89.9 %, 97.7 %; 99.3 %,
               84.7 %. That is the shipped `builtin:parser_64`
-size=coco: the published network: ResNet-50, five levels. It needs a data set with the further
-    image `instances` and a column `classes` (`--config.data.train.images.dataset`), by default
-    of COCO's 80 (`--config.labeled.classes`); no builder here makes one from COCO's files yet
+size=coco: the published network: ResNet-50, five levels, on a folder of the user in COCO's form
+    (`emu-jax data build coco/train2017 --path=COCO`, and so val2017; docs/data.md), by default of
+    COCO's 80 classes (`--config.labeled.classes`)
     hardware, time, result  not measured
 size=test: a few thousand parameters, for tests
 
@@ -24,13 +24,13 @@ generator is not the one that judges it.
 
 from ml_collections import ConfigDict
 
-from emu_jax.assembly import emoji
-from emu_jax.assembly.config import group, groups, options, source
+from emu_jax.assembly import emoji, stages
+from emu_jax.assembly.config import group, groups, options
 from emu_jax.assembly.schema import section
 from emu_jax.assembly.sections.generation import AutoencoderCodec
 from emu_jax.assembly.sections.runs import Segmentation
 from emu_jax.assembly.sections.segmentation import Labeled, Solo
-from emu_jax.data import coco
+from emu_jax.data.coco_classes import CLASSES
 from emu_jax.data.scenes_things import THINGS
 
 # A person's action is one drawing, and no thing.
@@ -91,11 +91,12 @@ def _coco(config: ConfigDict) -> ConfigDict:
     """The published network and batch size; AdamW in place of SGD, buckets of about 1,024 x 1,024
     pixels in place of 1,333 x 800.
     """
-    config.labeled = section(Labeled, column="classes", classes=coco.CLASSES, most=100, score=0.1)
+    config.labeled = section(Labeled, column="classes", classes=CLASSES, most=100, score=0.1)
     config.solo = section(Solo)
     config.compute_dtype = "bfloat16"
     config.data.update(dict(image_size=1024, buckets=True, bucket_step=128))
-    config.data.train = dict(images=source("folder/images"))
+    config.data.train = stages.coco("train2017")
+    config.data.validation = dict(unseen=stages.coco("val2017"))
     config.groups.parser.optimizer.update(dict(learning_rate=1e-4, warmup=500, weight_decay=0.05))
     config.train.update(dict(steps=90_000, batch_size=16, validate_every=5_000))
     return config

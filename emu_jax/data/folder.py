@@ -15,7 +15,6 @@ what it could not use, and lists all of it in files beside the manifest, each wi
 one is left out and its image stays.
 """
 
-import json
 import os
 import stat
 from collections import Counter
@@ -26,14 +25,13 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 from etils import epath
 
-from emu_jax.data.builder import ImageBuilder, in_order
-from emu_jax.data.captions import FILE_COLUMN, USUAL, Columns
+from emu_jax.data.builder import ImageBuilder, in_order, why
+from emu_jax.data.captions import USUAL, Columns
 from emu_jax.data.contents import SUFFIXES, Contents, read_contents
 from emu_jax.data.further import FURTHER, check_further
 from emu_jax.data.images import check
 from emu_jax.data.manifest import CAPTIONS_FROM, SCHEMA
 from emu_jax.errors import UserError
-from emu_jax.progress import note
 
 MAX_BYTES = 2**29  # of a file: no image of decode.MAX_PIXELS needs more
 
@@ -91,10 +89,8 @@ class Folder(ImageBuilder):
             try:
                 data = read_file(root / name)
                 return data, check(data)
-            except UserError as error:
-                return b"", str(error)
-            except OSError as error:
-                return b"", f"cannot be read: {error.strerror or error}"
+            except (UserError, OSError) as error:
+                return b"", why(error)
 
         results = in_order(read, images, total=len(images), label=self.info.full_name)
         used = 0
@@ -131,10 +127,8 @@ class Folder(ImageBuilder):
                 data = read_file(root / files[row["key"]])
                 check_further(data, name, (row["height"], row["width"]))
                 return data, ""
-            except UserError as error:
-                return b"", str(error)
-            except OSError as error:
-                return b"", f"cannot be read: {error.strerror or error}"
+            except (UserError, OSError) as error:
+                return b"", why(error)
 
         label = f"{self.info.full_name} {name}"
         for row, (data, reason) in zip(
@@ -151,23 +145,9 @@ class Folder(ImageBuilder):
             for name, captions in self._contents.captions.items()
             if not captions and name not in self._damaged
         ]
-        self._report("damaged.jsonl", self._damaged, "cannot be read and are left out")
-        self._report("uncaptioned.jsonl", dict.fromkeys(uncaptioned), "have no caption")
-        self._report("unused.jsonl", unused, f"are not used: {_by_suffix(unused)}")
-
-    def _report(self, file_name: str, reasons: Mapping[str, str | None], what: str) -> None:
-        """Lists files with their reasons in a file, and the first of them on the terminal."""
-        if not reasons:
-            return
-        rows = [
-            {FILE_COLUMN: name} | ({"reason": reason} if reason else {})
-            for name, reason in reasons.items()
-        ]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (self.data_path / file_name).write_bytes(lines.encode())
-        names = list(reasons)
-        shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
-        note(f"{len(names):,} files {what} ({shown}; see {file_name})")
+        self._list("damaged.jsonl", self._damaged, "cannot be read and are left out")
+        self._list("uncaptioned.jsonl", dict.fromkeys(uncaptioned), "have no caption")
+        self._list("unused.jsonl", unused, f"are not used: {_by_suffix(unused)}")
 
 
 def read_file(path: epath.Path) -> bytes:
