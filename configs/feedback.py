@@ -9,7 +9,8 @@ goes on beside it (`--config.feedback.diffusion=0`: it does not).
 
 teacher=structure: SOLO's loss with the true instances of `scenes`
 teacher=style: VGG-16's Gram matrices of the image itself
-teacher=both
+teacher=both: structure and style
+teacher=layout: DeepLab-V3's cross-entropy with the true label of every pixel
 
 size=tiny: over a generator that `latent_diffusion.py:size=tiny,stage=compose` trained; 600 steps of
     16
@@ -31,7 +32,7 @@ from ml_collections import ConfigDict
 from emu_jax.assembly import emoji, stages
 from emu_jax.assembly.config import options, read
 from emu_jax.assembly.schema import section
-from emu_jax.assembly.sections.feedback import Feedback, Structure, Style
+from emu_jax.assembly.sections.feedback import Feedback, Layout, Structure, Style
 from emu_jax.assembly.sections.generation import Sampling
 
 SMALL, FOLDER = ("tiny", "test"), Path(__file__).parent
@@ -39,17 +40,20 @@ SMALL, FOLDER = ("tiny", "test"), Path(__file__).parent
 
 def get_config(argument: str | None = None) -> ConfigDict:
     chosen = options(
-        argument, size=(*SMALL, "sd15", "sdxl"), teacher=("structure", "style", "both")
+        argument, size=(*SMALL, "sd15", "sdxl"), teacher=("structure", "style", "both", "layout")
     )
     small = chosen.size in SMALL
     base = f"{FOLDER}/latent_diffusion.py:size={chosen.size}"
     config = read(base)
     parser = f"{FOLDER}/parser.py:size={'coco' if not small else chosen.size}"
     teachers = ConfigDict()
-    if chosen.teacher != "style":
+    if chosen.teacher in ("structure", "both"):
         teachers.structure = section(Structure, path=parser if not small else "runs/parser")
-    if chosen.teacher != "structure":
+    if chosen.teacher in ("style", "both"):
         teachers.style = section(Style)
+    if chosen.teacher == "layout":
+        path = f"{parser},network=deeplab" if not small else "runs/deeplab"
+        teachers.layout = section(Layout, path=path)
     with config.unlocked():
         config.task = "feedback"
         config.feedback, config.teachers = section(Feedback), teachers
@@ -77,7 +81,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     else:
         stages.tune_large(config, base)
         if chosen.teacher != "style":
-            config.data.train = stages.coco("train2017")
-            config.data.validation = dict(coco=stages.coco("val2017"))
+            known = "mask" if chosen.teacher == "layout" else "instances"
+            config.data.train = stages.coco("train2017", known)
+            config.data.validation = dict(coco=stages.coco("val2017", known))
         config.train.batch_size = 64
     return config

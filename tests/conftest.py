@@ -216,6 +216,14 @@ def parser_run(shared, scenes):
 
 
 @pytest.fixture(scope="session")
+def deeplab_run(shared, scenes):
+    """The same of a parser that gives every pixel a label."""
+    import runs
+
+    return shared("deeplab", lambda workdir: runs.train_parser(workdir, scenes, "deeplab"))
+
+
+@pytest.fixture(scope="session")
 def nursery(tmp_path_factory):
     """Starts commands as processes without the time that their imports take."""
     from nursery import Nursery

@@ -118,7 +118,7 @@ def train(config: str, workdir: Path, data_dir: Path, *more: str) -> None:
     assert main(command(config, workdir, data_dir, *more)) == 0
 
 
-def train_parser(workdir: Path, data_dir: Path) -> None:
+def train_parser(workdir: Path, data_dir: Path, network: str = "solo") -> None:
     """Trains the parser's test size on ``scenes/openmoji_tiny``."""
     from emu_jax.cli.main import main
 
@@ -127,7 +127,7 @@ def train_parser(workdir: Path, data_dir: Path) -> None:
         for part in ("train", "validation.unseen")
         for style in ("openmoji", "fluent")
     )
-    config = f"--config={ROOT}/configs/parser.py:size=test"
+    config = f"--config={ROOT}/configs/parser.py:size=test,network={network}"
     more = (f"--config.data.data_dir={data_dir}", "--config.train.preview_every=4")
     assert main(["train", config, f"--workdir={workdir}", *more, *sources]) == 0
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,12 @@ import pytest
 import runs
 
 from emu_jax.assembly.config import read
+from emu_jax.assembly.feedback import require_one_numbering
 from emu_jax.assembly.sections.runs import check
 from emu_jax.assembly.tasks import make_task
 from emu_jax.cli.main import main
 from emu_jax.data.coco_classes import CLASSES
+from emu_jax.data.mixture import Vocabulary
 from emu_jax.errors import UserError
 from emu_jax.process.sampling import advance, start, time_grid
 from emu_jax.tasks.base import Context
@@ -23,7 +26,9 @@ CONFIG = f"{runs.ROOT}/configs/feedback.py:size=test,teacher=both"
 
 
 @pytest.fixture(scope="module")
-def trained(pictures, scenes, autoencoder_run, generator_run, parser_run, tmp_path_factory):
+def trained(
+    pictures, scenes, autoencoder_run, generator_run, parser_run, deeplab_run, tmp_path_factory
+):
     """(what trains it to a step, its workdir after four steps)"""
     workdir = tmp_path_factory.mktemp("feedback") / "run"
     arguments = [
@@ -33,6 +38,8 @@ def trained(pictures, scenes, autoencoder_run, generator_run, parser_run, tmp_pa
         f"--config.codec.path={autoencoder_run}",
         f"--config.init_from={generator_run}",
         f"--config.teachers.structure.path={parser_run}",
+        "--config.teachers.layout.kind=layout",
+        f"--config.teachers.layout.path={deeplab_run}",
         f"--config.text.minilm.path={pictures}/text_encoder",
         "--config.data.image_size=16",
         "--config.denoiser.widths=(8,)",
@@ -55,7 +62,7 @@ def trained(pictures, scenes, autoencoder_run, generator_run, parser_run, tmp_pa
 def test_every_term_is_logged_and_training_resumes_bit_for_bit(trained, tmp_path):
     train, workdir = trained
     logged = runs.lines(workdir / "metrics.jsonl")
-    terms = {"generator/structure", "generator/style", "generator/diffusion"}
+    terms = {f"generator/{name}" for name in ("structure", "layout", "style", "diffusion")}
     assert terms <= {key for line in logged for key in line}
     for line in (line for line in logged if "generator/loss" in line):
         assert line["generator/loss"] == pytest.approx(sum(line[name] for name in terms), rel=1e-5)
@@ -178,6 +185,15 @@ def test_the_gradient_is_that_of_the_last_calls(changes, autoencoder_run, pictur
     assert scale > 1e-4
     for name in wanted:
         np.testing.assert_allclose(gradient[name], wanted[name], rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_teachers_that_number_classes_differently_are_refused():
+    one, other = (
+        SimpleNamespace(columns={"things": Vocabulary(words, 6)}) for words in (("a", "b"), ("b",))
+    )
+    require_one_numbering({"structure": one, "layout": one, "style": SimpleNamespace(columns={})})
+    with pytest.raises(UserError, match="number the words of the column things differently"):
+        require_one_numbering({"structure": one, "layout": other})
 
 
 def test_the_published_size_has_a_published_teacher():

@@ -1,14 +1,18 @@
 """From a config to feedback learning."""
 
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.generation import make_generation, make_sampling
 from emu_jax.assembly.registry import TEACHERS
+from emu_jax.data.mixture import Vocabulary
 from emu_jax.errors import UserError
 from emu_jax.parallel.placement import Placement
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.registry import loaded, look_up
 from emu_jax.tasks.feedback import Feedback, Trajectory
+from emu_jax.tasks.teachers import Teacher
 
 
 def make_feedback(config: ConfigDict, on: Placement) -> Feedback:
@@ -33,6 +37,7 @@ def make_feedback(config: ConfigDict, on: Placement) -> Feedback:
         make = loaded(look_up(TEACHERS, arguments.pop("kind"), f"teachers.{name}.kind"))
         weights[name] = arguments.pop("weight")
         teachers[name], frozen[name] = make(on, **arguments)
+    require_one_numbering(teachers)
     return Feedback(
         base=base,
         teachers=teachers,
@@ -49,3 +54,16 @@ def make_feedback(config: ConfigDict, on: Placement) -> Feedback:
         groups=base.groups,
         frozen=frozen,
     )
+
+
+def require_one_numbering(teachers: Mapping[str, Teacher]) -> None:
+    """Raises UserError if teachers number the words of a column differently: a row has one."""
+    found: dict[str, tuple[str, Vocabulary]] = {}
+    for name, teacher in teachers.items():
+        for column, vocabulary in teacher.columns.items():
+            other, before = found.setdefault(column, (name, vocabulary))
+            if vocabulary != before:
+                raise UserError(
+                    f"teachers.{name} and teachers.{other} number the words of the column {column} "
+                    "differently: train both with the same classes and number of instances."
+                )

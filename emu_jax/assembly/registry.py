@@ -24,6 +24,7 @@ CODECS: dict[str, Callable[..., Any]] = {
 }
 
 TEACHERS: dict[str, Callable[..., Any]] = {
+    "layout": Lazy("emu_jax.assembly.teachers:make_layout"),
     "structure": Lazy("emu_jax.assembly.teachers:make_structure"),
     "style": Lazy("emu_jax.assembly.teachers:make_style"),
 }

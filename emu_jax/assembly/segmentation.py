@@ -1,7 +1,9 @@
-"""From a config to the segmentation task."""
+"""From a config to the segmentation tasks."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -17,12 +19,14 @@ from emu_jax.checkpoint.foreign import described_by, require_fit
 from emu_jax.checkpoint.paths import is_config_file
 from emu_jax.data.mixture import Vocabulary
 from emu_jax.errors import UserError
+from emu_jax.nn.deeplab import DeepLab
 from emu_jax.nn.functional import Network
 from emu_jax.nn.resnet50 import DEPTHS, ResNet
 from emu_jax.nn.solo import SmallBackbone, Solo
 from emu_jax.parallel.placement import ONE_DEVICE, Placement
 from emu_jax.tasks.base import Frozen
 from emu_jax.tasks.segmentation import Segmentation
+from emu_jax.tasks.semantic import Labels, SemanticSegmentation
 from emu_jax.tasks.solo import RANGES
 
 _ALL = ((0.0, float("inf")),)  # of a single level
@@ -31,12 +35,6 @@ _ALL = ((0.0, float("inf")),)  # of a single level
 def make_segmentation(config: ConfigDict, on: Placement) -> Segmentation:
     del on  # small networks: nothing is sharded inside
     labeled = config.labeled
-    if labeled.round_trip and "codec" not in config:
-        raise UserError(
-            f"labeled.round_trip is {labeled.round_trip}, which needs a codec: set codec.path to a "
-            "trained autoencoder, or labeled.round_trip to 0."
-        )
-    codec, frozen = make_codec(config.codec) if "codec" in config else (None, {})
     classes = tuple(labeled.classes)
     return Segmentation(
         network=Network(partial(_solo, config.solo, len(classes))),
@@ -45,12 +43,42 @@ def make_segmentation(config: ConfigDict, on: Placement) -> Segmentation:
         ranges=RANGES if len(config.solo.grids) > 1 else _ALL,
         score=labeled.score,
         agnostic=labeled.agnostic,
+        **_reading(config),
+    )
+
+
+def make_semantic(config: ConfigDict, on: Placement) -> SemanticSegmentation:
+    del on
+    labeled = config.labeled
+    words = tuple(labeled.classes)
+    vocabulary = None if labeled.mask else Vocabulary(words, labeled.most)
+    return SemanticSegmentation(
+        network=deeplab(labeled.mask or 1 + len(words), config.deeplab.to_dict()),
+        labels=Labels(labeled.column, vocabulary, tuple(range(1, len(words) + 1))),
+        **_reading(config),
+    )
+
+
+def _reading(config: ConfigDict) -> dict[str, Any]:
+    """What the tasks share."""
+    share = config.labeled.round_trip
+    if share and "codec" not in config:
+        raise UserError(
+            f"labeled.round_trip is {share}, which needs a codec: set codec.path to a trained "
+            "autoencoder, or labeled.round_trip to 0."
+        )
+    codec, frozen = make_codec(config.codec) if "codec" in config else (None, {})
+    return dict(
         codec=codec,
-        round_trip=labeled.round_trip,
+        round_trip=share,
         groups=make_groups(config),
         frozen=frozen,
         compute_dtype=compute_dtype(config),
     )
+
+
+def deeplab(labels: int, arguments: Mapping[str, Any]) -> Network:
+    return Network(partial(module, DeepLab, {**arguments, "classes": labels}))
 
 
 def trained_segmentation(path: str) -> tuple[Segmentation, Frozen, ConfigDict]:
@@ -60,18 +88,28 @@ def trained_segmentation(path: str) -> tuple[Segmentation, Frozen, ConfigDict]:
     Raises:
       UserError: there is no such model, it is no segmenter, or its weights do not fit its config.
     """
+    return _trained(path, "segmentation", make_segmentation)
+
+
+def trained_semantic(path: str) -> tuple[SemanticSegmentation, Frozen, ConfigDict]:
+    """The same for a segmenter of pixels."""
+    return _trained(path, "semantic_segmentation", make_semantic)
+
+
+def _trained(path: str, kind: str, make: Callable[..., Any]) -> tuple[Any, Frozen, ConfigDict]:
     model = None if is_config_file(path) else load_model(locate(path), dtype=np.float32)
     config = ConfigDict(model.config) if model else read(path)
-    if config.get("task") != "segmentation":
+    if config.get("task") != kind:
+        of = "" if kind == "segmentation" else ":network=deeplab"
         raise UserError(
-            f"{path} is not a parser: its task is {config.get('task')!r}; use a model of "
-            "configs/parser.py."
+            f"{path} is not a parser: its task is {config.get('task')!r}, not {kind}; use a model "
+            f"of configs/parser.py{of}."
         )
     config.labeled.round_trip = 0.0  # nothing is augmented: no codec is needed
     if "codec" in config:
         del config.codec
     with described_by(path):
-        task = make_segmentation(config, ONE_DEVICE)
+        task = make(config, ONE_DEVICE)
     shapes = task.network.shapes()
     if model is None:
         return task, Frozen(path, "none", shapes, untrained("path", path)), config

@@ -1,4 +1,6 @@
-"""The names of COCO's 80 classes of things, in the order of their numbers (Lin et al. 2014)."""
+"""The names of COCO's 80 classes of things, in the order of their numbers (Lin et al. 2014), and
+of the labels of Pascal VOC, which torchvision's segmenters have.
+"""
 
 CLASSES = tuple(
     """person|bicycle|car|motorcycle|airplane|bus|train|truck|boat|traffic light|fire hydrant
@@ -11,3 +13,17 @@ CLASSES = tuple(
         "\n    |", "|"
     ).split("|")
 )
+
+VOC = tuple(
+    """background|aeroplane|bicycle|bird|boat|bottle|bus|car|cat|chair|cow|diningtable|dog|horse
+    |motorbike|person|pottedplant|sheep|sofa|train|tvmonitor""".replace("\n    |", "|").split("|")
+)
+# COCO's name of a class -> VOC's, where they differ.
+IN_VOC = {
+    "airplane": "aeroplane",
+    "couch": "sofa",
+    "dining table": "diningtable",
+    "motorcycle": "motorbike",
+    "potted plant": "pottedplant",
+    "tv": "tvmonitor",
+}

@@ -14,8 +14,6 @@ from emu_jax.nn.layers import FixedBatchNorm
 from emu_jax.nn.resizing import bilinear
 from emu_jax.nn.resnet50 import DEPTHS, ResNet, conv_without_bias
 
-_WIDTH = 256
-
 
 class DeepLab(nnx.Module):
     def __init__(
@@ -25,15 +23,16 @@ class DeepLab(nnx.Module):
         depths: Sequence[int] = DEPTHS["resnet50"],
         width: int = 64,
         rates: Sequence[int] = (12, 24, 36),
+        channels: int = 256,
         rngs: nnx.Rngs,
     ):
         self.backbone = ResNet(depths, width=width, dilated=(False, True, True), rngs=rngs)
         self.classifier = nnx.Dict(
             {
-                "0": Aspp(32 * width, rates, rngs=rngs),
-                "1": conv_without_bias(_WIDTH, _WIDTH, 3, rngs=rngs),
-                "2": FixedBatchNorm(_WIDTH),
-                "4": nnx.Conv(_WIDTH, classes, (1, 1), rngs=rngs),
+                "0": Aspp(32 * width, rates, channels, rngs=rngs),
+                "1": conv_without_bias(channels, channels, 3, rngs=rngs),
+                "2": FixedBatchNorm(channels),
+                "4": nnx.Conv(channels, classes, (1, 1), rngs=rngs),
             }
         )
 
@@ -46,10 +45,10 @@ class DeepLab(nnx.Module):
 
 
 class Aspp(nnx.Module):
-    def __init__(self, inputs: int, rates: Sequence[int], *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, rates: Sequence[int], channels: int, *, rngs: nnx.Rngs):
         def unit(inputs: int, kernel: int, dilation: int = 1, first: int = 0) -> nnx.Dict:
-            conv = conv_without_bias(inputs, _WIDTH, kernel, dilation=dilation, rngs=rngs)
-            return nnx.Dict({str(first): conv, str(first + 1): FixedBatchNorm(_WIDTH)})
+            conv = conv_without_bias(inputs, channels, kernel, dilation=dilation, rngs=rngs)
+            return nnx.Dict({str(first): conv, str(first + 1): FixedBatchNorm(channels)})
 
         self.convs = nnx.List(
             [
@@ -58,7 +57,7 @@ class Aspp(nnx.Module):
                 unit(inputs, 1, first=1),  # torchvision counts its pooling
             ]
         )
-        self.project = unit(_WIDTH * len(self.convs), 1)
+        self.project = unit(channels * len(self.convs), 1)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         *local, whole = self.convs

@@ -1,10 +1,58 @@
-"""Random changes of an image that its contents survive: color, blur and noise."""
+"""Training of networks that read images: the images are changed at random, as contents survive it.
+
+Color, sharpness and noise are disturbed, not geometry. ``round_trip`` of the images are sent
+through a frozen autoencoder first, because the network is to read generated images, which have
+passed its decoder.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from emu_jax.nn.functional import Network, Params
+from emu_jax.tasks.base import Context, Task, cast
+from emu_jax.tasks.codecs import Codec
+
+CODEC = "codec"  # the frozen autoencoder of round trips
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Task):
+    """``network`` reads images in [-1, 1] of the stream ``stream``."""
+
+    network: Network
+    colour: float = 0.15
+    blur: float = 0.7
+    noise: float = 0.1
+    codec: Codec | None = None
+    round_trip: float = 0.0
+    compute_dtype: Any = jnp.float32
+    stream: str = "train"
+
+    def init(self, key: jax.Array) -> tuple[Params, Params]:
+        return self.network.init(key), {}
+
+    def read(self, params: Params, image: Float[Array, "b h w 3"]) -> Any:
+        """The network's output for images in [-1, 1]."""
+        return self.network(cast(params, self.compute_dtype), image.astype(self.compute_dtype))
+
+    def augment(self, context: Context, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+        first, second = jax.random.split(context.key)
+        sent = round(self.round_trip * x.shape[0])
+        if self.codec and sent:
+            # The first rows: a stream's order is random, and only these pay for the codec.
+            params = context.frozen[CODEC]
+            moments = self.codec.moments(params, x[:sent])
+            decoded = self.codec.decode(params, self.codec.sample(params, moments, second))
+            decoded = jax.lax.stop_gradient(decoded).astype(x.dtype)
+            x = jnp.concatenate([decoded, x[sent:]])
+        keys = jax.vmap(lambda key: jax.random.split(key, 5))(jax.random.split(first, x.shape[0]))
+        strengths = dict(colour=self.colour, blur=self.blur, noise=self.noise)
+        return jax.vmap(lambda keys, x: disturb(keys, x, **strengths))(keys, x)
 
 
 def disturb(

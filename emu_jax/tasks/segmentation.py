@@ -1,13 +1,10 @@
 """Instance segmentation: SOLO, trained on images whose instances are known.
 
-A row holds the image, its map of instances and the class of each. ``round_trip`` of the images are
-sent through a frozen autoencoder first, because the network is to read generated images, which have
-passed its decoder. Images are disturbed in color, sharpness and noise, not in geometry.
+A row holds the image, its map of instances and the class of each.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,29 +12,25 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from emu_jax.data.mixture import Vocabulary
-from emu_jax.nn.functional import Network, Params
+from emu_jax.nn.functional import Params
 from emu_jax.nn.solo import Level
-from emu_jax.tasks.augmenting import disturb
+from emu_jax.tasks.augmenting import Reading
 from emu_jax.tasks.base import (
     Context,
     Loss,
     Rows,
     RowSpec,
-    Task,
-    cast,
     to_pixels,
     to_unit_range,
 )
-from emu_jax.tasks.codecs import Codec
 from emu_jax.tasks.solo import Found, Instances, decode, losses, total
 
 INSTANCES = "instances"
-CODEC = "codec"  # the frozen autoencoder of round trips
 _PREVIEWED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmentation(Task):
+class Segmentation(Reading):
     """``network`` gives SOLO's levels; ``ranges`` are the sizes of objects at each of them.
 
     ``classes`` numbers the words of the manifest's column ``column``. An instance
@@ -45,26 +38,15 @@ class Segmentation(Task):
     :func:`emu_jax.tasks.solo.decode`.
     """
 
-    network: Network
     column: str
     classes: Vocabulary
     ranges: Sequence[tuple[float, float]]
     score: float = 0.3
     agnostic: bool = False
-    colour: float = 0.15
-    blur: float = 0.7
-    noise: float = 0.1
-    codec: Codec | None = None
-    round_trip: float = 0.0
-    compute_dtype: Any = jnp.float32
-    stream: str = "train"
 
     @property
     def streams(self) -> dict[str, RowSpec]:
         return {self.stream: RowSpec(further=(INSTANCES,), columns={self.column: self.classes})}
-
-    def init(self, key: jax.Array) -> tuple[Params, Params]:
-        return self.network.init(key), {}
 
     def loss(self, group: str, context: Context) -> Loss:
         """Equation (1) of :mod:`emu_jax.tasks.solo`."""
@@ -110,7 +92,11 @@ class Segmentation(Task):
 
     def levels(self, params: Params, image: Float[Array, "b h w 3"]) -> list[Level]:
         """The network's output for images in [-1, 1]."""
-        return self.network(cast(params, self.compute_dtype), image.astype(self.compute_dtype))
+        return self.read(params, image)
+
+    def asks(self, params: Params, image: Float[Array, "b h w 3"], rows: Rows) -> Float[Array, ""]:
+        """Equation (1) of :mod:`emu_jax.tasks.solo` for images in [-1, 1] and what ``rows`` say."""
+        return total(losses(self.levels(params, image), self.truth(rows), self.ranges))
 
     def found(self, levels: Sequence[Level]) -> Found:
         """The instances, at most twice as many as an image may have."""
@@ -119,20 +105,6 @@ class Segmentation(Task):
 
     def truth(self, rows: Rows) -> Instances:
         return Instances(rows["further"][INSTANCES], rows["columns"][self.column])
-
-    def augment(self, context: Context, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        first, second = jax.random.split(context.key)
-        sent = round(self.round_trip * x.shape[0])
-        if self.codec and sent:
-            # The first rows: a stream's order is random, and only these pay for the codec.
-            params = context.frozen[CODEC]
-            moments = self.codec.moments(params, x[:sent])
-            decoded = self.codec.decode(params, self.codec.sample(params, moments, second))
-            decoded = jax.lax.stop_gradient(decoded).astype(x.dtype)
-            x = jnp.concatenate([decoded, x[sent:]])
-        keys = jax.vmap(lambda key: jax.random.split(key, 5))(jax.random.split(first, x.shape[0]))
-        strengths = dict(colour=self.colour, blur=self.blur, noise=self.noise)
-        return jax.vmap(lambda keys, x: disturb(keys, x, **strengths))(keys, x)
 
 
 def paint(image: UInt8[Array, "b h w 3"], found: Found) -> UInt8[Array, "b h w 3"]:

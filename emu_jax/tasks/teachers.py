@@ -3,6 +3,9 @@
 Structure (UniFL, Zhang et al. 2024, arXiv 2404.05595, equation 4): the instances of the original
 are where they were; the loss of SOLO (:mod:`emu_jax.tasks.solo`) with the true instances.
 
+Layout (equation 9): the label of every pixel is that of the original; the cross-entropy of DeepLab
+(:mod:`emu_jax.tasks.semantic`).
+
 Style (equation 8): the correlations between the features of VGG-16 are those of the original. With
 F_l [h w, c] the features after the last relu of block l, the Gram matrix and the loss are
 
@@ -23,7 +26,7 @@ from emu_jax.data.mixture import Vocabulary
 from emu_jax.nn.functional import Network, Params
 from emu_jax.tasks.base import Rows, to_unit_range
 from emu_jax.tasks.segmentation import Segmentation
-from emu_jax.tasks.solo import losses, total
+from emu_jax.tasks.semantic import SemanticSegmentation
 
 
 class Teacher(Protocol):
@@ -41,10 +44,10 @@ class Teacher(Protocol):
 
 
 @dataclass(frozen=True)
-class Structure:
-    """The loss of a trained segmenter."""
+class Segmenter:
+    """Structure and layout: the loss of a trained segmenter with what is known of the original."""
 
-    segmentation: Segmentation
+    segmentation: Segmentation | SemanticSegmentation
     originals: bool = False
     further: tuple[str, ...] = field(init=False)
     columns: Mapping[str, Vocabulary] = field(init=False)
@@ -55,9 +58,7 @@ class Structure:
         object.__setattr__(self, "columns", rows.columns)
 
     def loss(self, frozen: Params, image: Float[Array, "b h w 3"], rows: Rows) -> Float[Array, ""]:
-        segmentation = self.segmentation
-        levels = segmentation.levels(frozen, image)
-        return total(losses(levels, segmentation.truth(rows), segmentation.ranges))
+        return self.segmentation.asks(frozen, image, rows)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,29 @@ class Structure(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Layout(Section):
+    """The cross-entropy of a trained segmenter with the true labels of pixels."""
+
+    kind: Literal["layout"] = key("layout", "The teacher.")
+    weight: float = key(1.0, "Weight of its loss.", at_least=0)
+    path: str = required(
+        "A segmenter of pixels: a run, an exported model, a config file to plan with, or a file of "
+        "torchvision's DeepLab-V3.",
+        filled=True,
+        path=True,
+    )
+    column: str = key(
+        "classes", "Of a file: the manifest's column of the instances' classes.", filled=True
+    )
+    classes: tuple[str, ...] = key(
+        (), "Of a file: the words in column; empty: labels are those of the further image mask."
+    )
+    most: int = key(
+        100, "Of a file: the largest number of instances in an image.", at_least=1, at_most=255
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Style(Section):
     """The distance to the original's Gram matrices of VGG-16."""
 
@@ -41,7 +64,7 @@ class Style(Section):
             yield "blocks", f"{BLOCKS} weights, of which one at least is above 0"
 
 
-Teacher = Annotated[Section, Kinds(TEACHERS, Structure, Style, given=("name", "on"))]
+Teacher = Annotated[Section, Kinds(TEACHERS, Structure, Layout, Style, given=("name", "on"))]
 
 
 def _sampling() -> Sampling:

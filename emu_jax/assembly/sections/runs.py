@@ -34,7 +34,7 @@ from emu_jax.assembly.sections.generation import (
     TextEncoder,
     Vectors,
 )
-from emu_jax.assembly.sections.segmentation import Labeled, Solo
+from emu_jax.assembly.sections.segmentation import DeepLab, Labeled, Pixels, Solo
 from emu_jax.assembly.sections.training import Group, Mesh, Train
 from emu_jax.errors import UserError
 from emu_jax.registry import Lazy
@@ -187,6 +187,16 @@ class Segmentation(Run):
             yield "labeled.classes", "the names of the classes"
 
 
+@dataclass(frozen=True, kw_only=True)
+class SemanticSegmentation(Run):
+    """A segmenter: a label for every pixel."""
+
+    task: Literal["semantic_segmentation"] = key("semantic_segmentation", "The task.")
+    labeled: Pixels = key(Pixels, "The labels.")
+    deeplab: DeepLab = key(DeepLab, "The network.")
+    codec: AutoencoderCodec | None = key(None, "The frozen autoencoder of labeled.round_trip.")
+
+
 class TaskKind(NamedTuple):
     """The config of a task, and what builds it: ``make(config, placement)``, a
     :class:`emu_jax.tasks.base.Task`. ``training``: sections that only training reads; without
@@ -211,6 +221,9 @@ TASKS: dict[str, TaskKind] = {
         TextAdaptation, Lazy("emu_jax.assembly.text_adaptation:make_text_adaptation")
     ),
     "segmentation": TaskKind(Segmentation, Lazy("emu_jax.assembly.segmentation:make_segmentation")),
+    "semantic_segmentation": TaskKind(
+        SemanticSegmentation, Lazy("emu_jax.assembly.segmentation:make_semantic")
+    ),
 }
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from emu_jax.assembly.schema import Section, key
 
 LEVELS = 5  # as published
+STAGES = 4  # of a ResNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +35,52 @@ class Solo(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labeled(Section):
-    """Which objects are found."""
+class DeepLab(Section):
+    """:class:`emu_jax.nn.deeplab.DeepLab`; the defaults are the published network's."""
+
+    depths: tuple[int, ...] = key((3, 4, 6, 3), "Blocks of the ResNet's stages.", at_least=1)
+    width: int = key(64, "Channels inside the first stage's blocks.", at_least=1)
+    rates: tuple[int, ...] = key((12, 24, 36), "Dilations of the pyramid.", at_least=1)
+    channels: int = key(256, "Channels of the pyramid.", at_least=1)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if len(self.depths) != STAGES:
+            yield "depths", f"{STAGES} numbers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects(Section):
+    """Which objects are known in the training images."""
 
     column: str = key("things", "The manifest's column of the instances' classes.", filled=True)
     classes: tuple[str, ...] = key((), "Names of the classes, in the order of their numbers.")
     most: int = key(6, "The largest number of instances in an image.", at_least=1, at_most=255)
+    round_trip: float = key(
+        0.0, "Share of training images that pass the codec first.", at_least=0, at_most=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labeled(Objects):
+    """Which objects are found."""
+
     score: float = key(0.3, "Score above which an instance counts.", at_least=0, below=1)
     agnostic: bool = key(
         False, "An instance suppresses overlapping ones of all classes, not only of its own."
     )
-    round_trip: float = key(
-        0.0, "Share of training images that pass the codec first.", at_least=0, at_most=1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels(Objects):
+    """The labels of pixels: 0 for the background and 1 + c for the class c."""
+
+    mask: int = key(
+        0,
+        "Labels are those of the further image mask, 0 to mask - 1; 0: they follow from instances.",
+        at_least=0,
+        at_most=255,
     )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.mask and not self.classes:
+            yield "classes", "the names of the classes, or mask: the number of labels"
