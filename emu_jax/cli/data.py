@@ -1,5 +1,5 @@
 """`emu-jax data`: build data sets, list them and look at them; compute vectors of their prompts;
-caption images, and filter and describe pairs of captions and prompts.
+caption images, filter and describe pairs of captions and prompts, and select prompts.
 
 emu-jax data build emoji/openmoji --data_dir=DIR
 emu-jax data build scenes/openmoji --data_dir=DIR
@@ -13,13 +13,14 @@ emu-jax data caption IMAGES --model=BLIP --out=captions.jsonl
 emu-jax data pair IMAGES --captions=captions.jsonl --out=PAIRS
 emu-jax data statistics PAIRS/data --out=statistics.html
 emu-jax data vectors folder/surd --data_dir=DIR --model=prompt2vec/13B/39.pt
+emu-jax data prompts prompts.txt --count=20000 --out=active.tsv
 """
 
 import argparse
 from collections.abc import Sequence
 
 from emu_jax.assembly.arguments import Parser, counted, folder, path, positive, seed
-from emu_jax.cli import data_pairs
+from emu_jax.cli import data_pairs, data_prompts
 from emu_jax.cli.arguments import add_data_dir
 from emu_jax.data.places import DEFAULT_DATA_DIR
 
@@ -30,6 +31,8 @@ def main(argv: Sequence[str]) -> None:
         return _vectors(args)
     if args.command in data_pairs.COMMANDS:
         return data_pairs.run(args)
+    if args.command == "prompts":
+        return data_prompts.run(args)
 
     from emu_jax.assembly.data_sets import list_data_sets, show, summary
     from emu_jax.data.builder import build
@@ -144,6 +147,7 @@ def _parser() -> Parser:
         help="folder of the caches (%(default)s)",
     )
     data_pairs.add_parsers(commands, place)
+    data_prompts.add_parser(commands, place)
     return parser
 
 
