@@ -92,13 +92,23 @@ def adapted_base(config: ConfigDict, shapes: Mapping[str, jax.ShapeDtypeStruct])
     Raises:
       UserError: no such model, or its parameters do not have ``shapes``.
     """
-    source, dtype = config.init_from, config.lora.dtype
-    if not source:
+    if not config.init_from:
         raise UserError("An adapter needs init_from: the trained model that is adapted.")
     if config.init_skip:
         raise UserError(
             "init_skip starts parameters anew, which an adapter would leave so: set one of the two."
         )
+    return whole_model(config.init_from, shapes, config.lora.dtype)
+
+
+def whole_model(
+    source: str, shapes: Mapping[str, jax.ShapeDtypeStruct], dtype: str = "float32"
+) -> Frozen:
+    """The model ``source`` with parameters of ``shapes``, frozen; of a config file shapes only.
+
+    Raises:
+      UserError: no such model, or its parameters do not have ``shapes``.
+    """
     if is_config_file(source):
         return Frozen(source, "none", shapes, untrained("init_from", source), dtype)
     model = open_model(source)
@@ -108,8 +118,8 @@ def adapted_base(config: ConfigDict, shapes: Mapping[str, jax.ShapeDtypeStruct])
         if shape != wanted.shape:
             there = "is not in" if shape is None else f"is {list(shape)} in"
             raise UserError(
-                f"{path} {there} {source} and {list(wanted.shape)} here: an adapter is for a "
-                "model as it is, so take the config that it was trained with."
+                f"{path} {there} {source} and {list(wanted.shape)} here: the model must be as it "
+                "is, so take the config that it was trained with."
             )
     base = {path: found[path] for path in shapes}
     return Frozen(source, model.fingerprint, shapes, lambda: iter(base.items()), dtype)

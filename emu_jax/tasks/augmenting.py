@@ -42,14 +42,9 @@ class Reading(Task):
 
     def augment(self, context: Context, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
         first, second = jax.random.split(context.key)
-        sent = round(self.round_trip * x.shape[0])
-        if self.codec and sent:
-            # The first rows: a stream's order is random, and only these pay for the codec.
-            params = context.frozen[CODEC]
-            moments = self.codec.moments(params, x[:sent])
-            decoded = self.codec.decode(params, self.codec.sample(params, moments, second))
-            decoded = jax.lax.stop_gradient(decoded).astype(x.dtype)
-            x = jnp.concatenate([decoded, x[sent:]])
+        if self.codec:
+            sent = round(self.round_trip * x.shape[0])
+            x = round_trip(self.codec, context.frozen[CODEC], second, x, sent)
         keys = jax.vmap(lambda key: jax.random.split(key, 5))(jax.random.split(first, x.shape[0]))
         strengths = dict(colour=self.colour, blur=self.blur, noise=self.noise)
         return jax.vmap(lambda keys, x: disturb(keys, x, **strengths))(keys, x)
@@ -71,3 +66,17 @@ def disturb(
     x = x + soft * (jax.image.resize(small, x.shape, "linear") - x)
     level = jax.random.uniform(k_level, (), maxval=noise)
     return jnp.clip(x + level * jax.random.normal(k_noise, x.shape), -1.0, 1.0)
+
+
+def round_trip(
+    codec: Codec, params: Params, key: jax.Array, x: Float[Array, "b h w 3"], sent: int
+) -> Float[Array, "b h w 3"]:
+    """Images in [-1, 1], of which the first ``sent`` have passed the codec.
+
+    The first rows, since a stream's order is random: only these pay for the codec.
+    """
+    if not sent:
+        return x
+    moments = codec.moments(params, x[:sent])
+    decoded = codec.decode(params, codec.sample(params, moments, key))
+    return jnp.concatenate([jax.lax.stop_gradient(decoded).astype(x.dtype), x[sent:]])

@@ -99,3 +99,12 @@ class Feedback(Section):
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.latest <= self.earliest <= self.sampling.steps:
             yield "earliest", f"from latest ({self.latest}) to sampling.steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dpo(Section):
+    """Learning from pairs of images (:mod:`emu_jax.tasks.dpo`)."""
+
+    beta: float = key(
+        5000.0, "Strength of the tie to the reference; about 0.1 for tokens.", above=0
+    )

@@ -17,7 +17,7 @@ from emu_jax.assembly.sections.autoencoding import (
 )
 from emu_jax.assembly.sections.data import Data, Source, Stream
 from emu_jax.assembly.sections.denoisers import Denoiser
-from emu_jax.assembly.sections.feedback import Feedback, Teacher
+from emu_jax.assembly.sections.feedback import Dpo, Feedback, Teacher
 from emu_jax.assembly.sections.generation import (
     AutoencoderCodec,
     Codec,
@@ -130,6 +130,14 @@ class FeedbackLearning(Generation):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreferenceOptimization(Generation):
+    """A generator that learns from pairs of images. It has the keys of task=generation as well."""
+
+    task: Literal["dpo"] = key("dpo", "The task.")
+    dpo: Dpo = key(Dpo, "Diffusion-DPO.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextAdaptation(Generation):
     """Adapters of text encoders, over the frozen generator that ``init_from`` names. It has the
     keys of task=generation as well.
@@ -216,6 +224,9 @@ TASKS: dict[str, TaskKind] = {
         FeedbackLearning,
         Lazy("emu_jax.assembly.feedback:make_feedback"),
         training=("feedback", "teachers"),
+    ),
+    "dpo": TaskKind(
+        PreferenceOptimization, Lazy("emu_jax.assembly.dpo:make_dpo"), training=("dpo",)
     ),
     "text_adaptation": TaskKind(
         TextAdaptation, Lazy("emu_jax.assembly.text_adaptation:make_text_adaptation")
