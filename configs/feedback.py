@@ -11,6 +11,7 @@ teacher=structure: SOLO's loss with the true instances of `scenes`
 teacher=style: VGG-16's Gram matrices of the image itself
 teacher=both: structure and style
 teacher=layout: DeepLab-V3's cross-entropy with the true label of every pixel
+teacher=all: the three of them
 
 size=tiny: over a generator that `latent_diffusion.py:size=tiny,stage=compose` trained; 600 steps of
     16
@@ -36,22 +37,25 @@ from emu_jax.assembly.sections.feedback import Feedback, Layout, Structure, Styl
 from emu_jax.assembly.sections.generation import Sampling
 
 SMALL, FOLDER = ("tiny", "test"), Path(__file__).parent
+FURTHER = {"structure": "instances", "layout": "mask"}  # what large teachers read
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     chosen = options(
-        argument, size=(*SMALL, "sd15", "sdxl"), teacher=("structure", "style", "both", "layout")
+        argument,
+        size=(*SMALL, "sd15", "sdxl"),
+        teacher=("structure", "style", "both", "layout", "all"),
     )
     small = chosen.size in SMALL
     base = f"{FOLDER}/latent_diffusion.py:size={chosen.size}"
     config = read(base)
     parser = f"{FOLDER}/parser.py:size={'coco' if not small else chosen.size}"
     teachers = ConfigDict()
-    if chosen.teacher in ("structure", "both"):
+    if chosen.teacher in ("structure", "both", "all"):
         teachers.structure = section(Structure, path=parser if not small else "runs/parser")
-    if chosen.teacher in ("style", "both"):
+    if chosen.teacher in ("style", "both", "all"):
         teachers.style = section(Style)
-    if chosen.teacher == "layout":
+    if chosen.teacher in ("layout", "all"):
         path = f"{parser},network=deeplab" if not small else "runs/deeplab"
         teachers.layout = section(Layout, path=path)
     with config.unlocked():
@@ -80,9 +84,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
             config.feedback.earliest = 2
     else:
         stages.tune_large(config, base)
-        if chosen.teacher != "style":
-            known = "mask" if chosen.teacher == "layout" else "instances"
-            config.data.train = stages.coco("train2017", known)
-            config.data.validation = dict(coco=stages.coco("val2017", known))
+        known = [FURTHER[name] for name in FURTHER if name in teachers]
+        if known:
+            config.data.train = stages.coco("train2017", *known)
+            config.data.validation = dict(coco=stages.coco("val2017", *known))
         config.train.batch_size = 64
     return config

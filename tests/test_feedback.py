@@ -33,12 +33,11 @@ def trained(
     workdir = tmp_path_factory.mktemp("feedback") / "run"
     arguments = [
         "train",
-        f"--config={CONFIG}",
+        f"--config={runs.ROOT}/configs/feedback.py:size=test,teacher=all",
         f"--config.data.data_dir={scenes}",
         f"--config.codec.path={autoencoder_run}",
         f"--config.init_from={generator_run}",
         f"--config.teachers.structure.path={parser_run}",
-        "--config.teachers.layout.kind=layout",
         f"--config.teachers.layout.path={deeplab_run}",
         f"--config.text.minilm.path={pictures}/text_encoder",
         "--config.data.image_size=16",

@@ -61,12 +61,12 @@ def own_images(config: ConfigDict, dataset: str, name: str = "pictures") -> None
         config.measure.needles = f"{dataset}:part != held_out"
 
 
-def coco(split: str, known: str = "instances") -> ConfigDict:
-    """The images with instances, or with the further image ``mask``, of a user's folder in COCO's
-    form (:mod:`emu_jax.data.coco`).
+def coco(split: str, *known: str) -> ConfigDict:
+    """The images of a user's folder in COCO's form (:mod:`emu_jax.data.coco`) that have these
+    further images, ``instances`` with one instance at least.
     """
-    select = "count > 0 and instances != ''" if known == "instances" else f"{known} != ''"
-    return ConfigDict(dict(coco=source(f"coco/{split}", select=select)))
+    select = [f"{name} != ''" for name in known] + ["count > 0"] * ("instances" in known)
+    return ConfigDict(dict(coco=source(f"coco/{split}", select=" and ".join(select))))
 
 
 def pretrain_large(config: ConfigDict, *, steps: int, batch_size: int) -> None:
