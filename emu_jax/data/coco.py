@@ -23,14 +23,16 @@ damaged.jsonl beside the manifest, images without a caption in uncaptioned.jsonl
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import tensorflow_datasets as tfds
 from etils import epath
+from jaxtyping import UInt8
 from PIL import Image
 
 from emu_jax.data.buckets import Shape
@@ -160,30 +162,13 @@ class Coco(ImageBuilder):
         if self._split.categories is None:
             return _Read(data, (width, height))
         try:
-            stored, classes, hidden = self._instances(image, (height, width))
+            numbered, classes = instances(image, self._split.categories, (height, width))
         except UserError as error:
             return _Read(data, (width, height), flaw=str(error))
-        return _Read(data, (width, height), "", stored, classes, hidden)
-
-    def _instances(self, image: Annotated, size: Shape) -> tuple[bytes, tuple[str, ...], int]:
-        """The stored map, the instances' classes, and the number of hidden ones."""
-        objects = [entry for entry in image.objects if not _is_crowd(entry)]
-        if len(objects) > MOST_INSTANCES:
-            raise UserError(f"it has {len(objects)} instances; {MOST_INSTANCES} are the most")
-        names: list[str] = []
-
-        def masks() -> Iterator[Mask]:
-            for entry in objects:
-                try:
-                    names.append(_category(entry, self._split.categories or {}))
-                    yield draw(entry.get("segmentation"), size)
-                except UserError as error:
-                    raise UserError(f"annotation {entry.get('id')!s:.20}: {error}") from error
-
-        numbered, seen = number(masks(), size)
         stored = io.BytesIO()
         Image.fromarray(numbered).save(stored, "PNG")
-        return stored.getvalue(), tuple(names[i] for i in seen), len(names) - len(seen)
+        hidden = sum(not _is_crowd(entry) for entry in image.objects) - len(classes)
+        return _Read(data, (width, height), "", stored.getvalue(), classes, hidden)
 
     def _further(self, name: str, rows: list[dict[str, Any]]) -> Iterator[bytes]:
         if name == "instances":
@@ -250,6 +235,31 @@ def read_split(root: epath.Path, split: str) -> Split:
     return found
 
 
+def instances(
+    image: Annotated, categories: Mapping[int, str], size: Shape
+) -> tuple[UInt8[np.ndarray, "h w"], tuple[str, ...]]:
+    """The map of the instances that are seen in an image of (height, width), and their classes.
+
+    Raises:
+      UserError: the reason why there is none, without the image.
+    """
+    objects = [entry for entry in image.objects if not _is_crowd(entry)]
+    if len(objects) > MOST_INSTANCES:
+        raise UserError(f"it has {len(objects)} instances; {MOST_INSTANCES} are the most")
+    names: list[str] = []
+
+    def masks() -> Iterator[Mask]:
+        for entry in objects:
+            try:
+                names.append(_category(entry, categories))
+                yield draw(entry.get("segmentation"), size)
+            except UserError as error:
+                raise UserError(f"annotation {_whole(entry.get('id'))}: {error}") from error
+
+    numbered, seen = number(masks(), size)
+    return numbered, tuple(names[i] for i in seen)
+
+
 def inside(folder: epath.Path, name: str) -> epath.Path:
     """The file of a folder; UserError if the name, or a link, leads out of it."""
     path = folder / name
@@ -278,7 +288,7 @@ def _entries(document: dict[str, Any], key: str, file: epath.Path) -> Iterator[t
     for i, entry in enumerate(entries):
         place = f"{file.name}, {key}[{i}]"
         if not isinstance(entry, dict):
-            raise UserError(f"{place} is {entry!s:.40}; it must be an object.")
+            raise UserError(f"{place} is of type {type(entry).__name__}; use an object.")
         yield place, entry
 
 
@@ -287,11 +297,12 @@ def _read_images(document: dict[str, Any], file: epath.Path, found: Split) -> No
     for place, entry in _entries(document, "images", file):
         number, name = _whole(entry.get("id")), entry.get("file_name")
         if number < 0:
-            raise UserError(f"{place} has the id {entry.get('id')!s:.40}; use a whole number.")
-        path = PurePosixPath(name) if isinstance(name, str) and "\0" not in name else None
+            raise UserError(f"{place} has no id; use a whole number.")
+        path = PurePosixPath(name) if isinstance(name, str) and _is_name(name) else None
         if path is None or not path.name or path.is_absolute() or ".." in path.parts:
+            shown = f"{name!r:.80}" if isinstance(name, str) else f"a {type(name).__name__}"
             raise UserError(
-                f"{place} has the file_name {name!r:.80}; use a path inside the images' folder."
+                f"{place} has {shown} as file_name; use a path inside the images' folder."
             )
         if names.setdefault(path.as_posix(), number) != number or (
             number in found.images and found.images[number].file_name != path.as_posix()
@@ -313,12 +324,22 @@ def _read_categories(document: dict[str, Any], file: epath.Path) -> dict[int, st
 def _category(entry: dict[str, Any], categories: dict[int, str]) -> str:
     number = _whole(entry.get("category_id"))
     if number not in categories:
-        raise UserError(f"its category_id {entry.get('category_id')!s:.40} is not in the file")
+        raise UserError("its category is not in the file")
+    if entry.get("iscrowd", 0) != 0:
+        raise UserError("its iscrowd is neither 0 nor 1")
     return categories[number]
 
 
 def _is_crowd(entry: dict[str, Any]) -> bool:
-    return entry.get("iscrowd", 0) not in (0, False)
+    return entry.get("iscrowd", 0) == 1
+
+
+def _is_name(text: str) -> bool:
+    """Whether the system can be asked for it."""
+    try:
+        return "\0" not in text and bool(text.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair, from a JSON escape
+        return False
 
 
 def _label_file(name: str) -> str:

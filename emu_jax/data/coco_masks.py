@@ -32,9 +32,7 @@ def draw(segmentation: Any, size: Shape) -> Mask:
     """
     if isinstance(segmentation, dict):
         if segmentation.get("size") != list(size):
-            raise UserError(
-                f"its run lengths are of the size {segmentation.get('size')!s:.40}, not {[*size]}"
-            )
+            raise UserError(f"its run lengths are of another size than {[*size]}")
         counts = segmentation.get("counts")
         return run_lengths(_counts(counts) if isinstance(counts, str) else counts, size)
     if not isinstance(segmentation, list) or not segmentation:

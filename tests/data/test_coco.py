@@ -2,13 +2,18 @@
 
 import hashlib
 import json
+import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
+from test_foreign_files import changed
 
 from emu_jax.cli.main import main
+from emu_jax.data.coco import instances, read_split
 from emu_jax.data.coco_classes import CLASSES
 from emu_jax.data.coco_masks import draw, number, polygon
 from emu_jax.data.further import decode_further
@@ -75,7 +80,7 @@ def test_masks_are_as_they_were():
         ([[1, 2, 3, 4, 5, float("nan")]], "farther than"),
         ([[1, 2, 3, 4, 5, 10**400]], "no number"),
         ([[0, 0, 1e6, 0, 0, 1e6]], "longer than"),
-        ({"size": [2, 3], "counts": [6]}, "not [24, 32]"),
+        ({"size": [2, 3], "counts": [6]}, "another size than [24, 32]"),
         ({"size": [24, 32], "counts": [767]}, "do not sum"),
         ({"size": [24, 32], "counts": [800, -32]}, "do not sum"),
         ({"size": [24, 32], "counts": [True]}, "not whole numbers"),
@@ -183,7 +188,7 @@ def test_a_folder_in_cocos_form(folder, tmp_path, capsys):
     assert source.manifest.select("instances != ''").tolist() == [0]
     listed = open_lines(source, "damaged.jsonl")
     assert listed["1.jpg"] == "it is a link out of the folder"
-    assert listed["2.jpg"] == "annotation 9: its category_id 5 is not in the file"
+    assert listed["2.jpg"] == "annotation 9: its category is not in the file"
     assert listed["instances_val2017.json, annotations[4]"] == "it belongs to no image of the file"
     assert list(open_lines(source, "uncaptioned.jsonl")) == ["2.jpg"]
 
@@ -193,14 +198,39 @@ def open_lines(source, name):
     return {row["file_name"]: row.get("reason", "") for row in map(json.loads, lines)}
 
 
+def test_damaged_files_are_read_or_refused(folder):
+    """By chance: every case is a split whose images have maps or a reason, or one sentence."""
+    root, document = folder
+    chance, outcomes = random.Random(0), Counter()
+    for _ in range(300):
+        write(root, "instances", changed(document, chance))
+        try:
+            split = read_split(epath.Path(root), "val2017")
+        except UserError as error:
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+            continue
+        assert all(root in (root / "val2017" / x.file_name).parents for x in split.images.values())
+        for image in split.images.values():
+            try:
+                drawn, classes = instances(image, split.categories, SIZE)
+                assert drawn.max() == len(classes)
+                outcomes["drawn"] += 1
+            except UserError:
+                outcomes["damaged"] += 1
+    assert min(outcomes.values()) > 30 and len(outcomes) == 3, outcomes
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (dict(images=[{"id": 1, "file_name": "../a.jpg"}]), "use a path inside"),
         (dict(images=[{"id": 1, "file_name": "/etc/passwd"}]), "use a path inside"),
-        (dict(images=[{"id": "1", "file_name": "0.jpg"}]), "use a whole number"),
+        (dict(images=[{"id": "1", "file_name": "0.jpg"}]), "has no id; use a whole number"),
+        (dict(images=[{"id": 1, "file_name": "\ud800.jpg"}]), "use a path inside"),
+        (dict(images=[{"id": 1, "file_name": 3}]), "has a int as file_name"),
         (dict(images=[{"id": 7, "file_name": "1.jpg"}]), "another image has the id 7"),
-        (dict(images=[3]), "must be an object"),
+        (dict(images=[3]), "is of type int; use an object"),
         (dict(annotations=None), "no list 'annotations'"),
         (dict(categories=[{"id": 3}]), "needs an id"),
         (dict(categories=[{"id": 3, "name": 5}]), "only text"),
