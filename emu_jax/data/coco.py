@@ -42,21 +42,24 @@ from emu_jax.data.coco_masks import MOST_INSTANCES, Mask, draw, number
 from emu_jax.data.folder import read_file
 from emu_jax.data.further import check_further
 from emu_jax.data.images import check
-from emu_jax.data.textfile import read_bytes
 from emu_jax.errors import UserError
 from emu_jax.progress import note
 
 LABELS = "stuffthingmaps"
 _KINDS = ("captions", "instances")
+_MOST_BYTES = 2**32  # of a file of annotations
 
 
 @dataclass
 class Annotated:
-    """An image and what the files say of it; ``objects`` are entries of the file, unchecked."""
+    """An image and what the files say of it. ``objects`` and ``size`` (height and width) are
+    unchecked entries of the file of instances; ``objects`` None: it does not name the image.
+    """
 
     file_name: str
     captions: list[str] = field(default_factory=list)
-    objects: list[dict[str, Any]] = field(default_factory=list)
+    objects: list[dict[str, Any]] | None = None
+    size: tuple[Any, Any] = (None, None)
 
 
 @dataclass
@@ -139,7 +142,7 @@ class Coco(ImageBuilder):
                 "source": os.fspath(self.path or ""),
             }
             if self._split.categories is not None:
-                own = sum(map(_is_crowd, image.objects))
+                own = sum(map(_is_crowd, image.objects or ()))
                 hidden, crowds = hidden + read.hidden, crowds + own
                 row |= dict(classes=list(read.classes), count=len(read.classes), crowds=own)
                 self._maps.append(read.map)
@@ -167,7 +170,7 @@ class Coco(ImageBuilder):
             return _Read(data, (width, height), flaw=str(error))
         stored = io.BytesIO()
         Image.fromarray(numbered).save(stored, "PNG")
-        hidden = sum(not _is_crowd(entry) for entry in image.objects) - len(classes)
+        hidden = sum(not _is_crowd(entry) for entry in image.objects or ()) - len(classes)
         return _Read(data, (width, height), "", stored.getvalue(), classes, hidden)
 
     def _further(self, name: str, rows: list[dict[str, Any]]) -> Iterator[bytes]:
@@ -216,14 +219,16 @@ def read_split(root: epath.Path, split: str) -> Split:
     found = Split()
     for kind, file in files.items():
         document = _document(file)
-        _read_images(document, file, found)
+        for image, entry in _read_images(document, file, found):
+            if kind == "instances":
+                image.objects, image.size = [], (entry.get("height"), entry.get("width"))
         if kind == "instances":
             found.categories = _read_categories(document, file)
         for place, entry in _entries(document, "annotations", file):
             image = found.images.get(_whole(entry.get("image_id")))
-            if image is None:
+            if image is None or (kind == "instances" and image.objects is None):
                 found.damaged[place] = "it belongs to no image of the file"
-            elif kind == "instances":
+            elif image.objects is not None and kind == "instances":
                 image.objects.append(entry)
             else:
                 try:
@@ -243,6 +248,10 @@ def instances(
     Raises:
       UserError: the reason why there is none, without the image.
     """
+    if image.objects is None:
+        raise UserError("the file of instances does not name it")
+    if image.size != size:
+        raise UserError(f"it has {size[1]} x {size[0]} pixels, and another size in the file")
     objects = [entry for entry in image.objects if not _is_crowd(entry)]
     if len(objects) > MOST_INSTANCES:
         raise UserError(f"it has {len(objects)} instances; {MOST_INSTANCES} are the most")
@@ -272,7 +281,9 @@ def inside(folder: epath.Path, name: str) -> epath.Path:
 
 def _document(file: epath.Path) -> dict[str, Any]:
     try:
-        document = json.loads(read_bytes(file))
+        document = json.loads(read_file(file, _MOST_BYTES))
+    except (UserError, OSError) as error:
+        raise UserError(f"{file} is not used: {why(error)}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as JSON: {error}.") from error
     if not isinstance(document, dict):
@@ -292,7 +303,10 @@ def _entries(document: dict[str, Any], key: str, file: epath.Path) -> Iterator[t
         yield place, entry
 
 
-def _read_images(document: dict[str, Any], file: epath.Path, found: Split) -> None:
+def _read_images(
+    document: dict[str, Any], file: epath.Path, found: Split
+) -> Iterator[tuple[Annotated, dict]]:
+    """The images of a file, which become those of the split, with their entries."""
     names = {image.file_name: number for number, image in found.images.items()}
     for place, entry in _entries(document, "images", file):
         number, name = _whole(entry.get("id")), entry.get("file_name")
@@ -308,7 +322,7 @@ def _read_images(document: dict[str, Any], file: epath.Path, found: Split) -> No
             number in found.images and found.images[number].file_name != path.as_posix()
         ):
             raise UserError(f"{place}: another image has the id {number} or the name {name!r:.80}.")
-        found.images.setdefault(number, Annotated(path.as_posix()))
+        yield found.images.setdefault(number, Annotated(path.as_posix())), entry
 
 
 def _read_categories(document: dict[str, Any], file: epath.Path) -> dict[int, str]:

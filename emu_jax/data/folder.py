@@ -150,8 +150,8 @@ class Folder(ImageBuilder):
         self._list("unused.jsonl", unused, f"are not used: {_by_suffix(unused)}")
 
 
-def read_file(path: epath.Path) -> bytes:
-    """The content of a regular file of at most MAX_BYTES."""
+def read_file(path: epath.Path, most: int = MAX_BYTES) -> bytes:
+    """The content of a regular file of at most ``most`` bytes."""
     if "://" in os.fspath(path):
         length = path.stat().length
     else:
@@ -159,8 +159,8 @@ def read_file(path: epath.Path) -> bytes:
         if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait forever
             raise UserError("not a regular file")
         length = status.st_size
-    if length > MAX_BYTES:
-        raise UserError(f"too large: {length:,} bytes is more than {MAX_BYTES:,}")
+    if length > most:
+        raise UserError(f"too large: {length:,} bytes is more than {most:,}")
     return path.read_bytes()
 
 

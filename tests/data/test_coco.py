@@ -193,6 +193,19 @@ def test_a_folder_in_cocos_form(folder, tmp_path, capsys):
     assert list(open_lines(source, "uncaptioned.jsonl")) == ["2.jpg"]
 
 
+def test_what_the_file_of_instances_does_not_know_has_no_map(folder):
+    """An image that only captions name, and one that was resized after it was annotated."""
+    root, document = folder
+    document["images"][0] |= {"height": 48, "width": 64}
+    del document["images"][1]
+    write(root, "instances", document)
+    split = read_split(epath.Path(root), "val2017")
+    for image, reason in ((7, "32 x 24 pixels, and another size"), (8, "does not name it")):
+        with pytest.raises(UserError, match=reason):
+            instances(split.images[image], split.categories, SIZE)
+    assert not instances(split.images[9], split.categories, SIZE)[0].any()
+
+
 def open_lines(source, name):
     lines = (Path(source.directory) / name).read_text().splitlines()
     return {row["file_name"]: row.get("reason", "") for row in map(json.loads, lines)}
