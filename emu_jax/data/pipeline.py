@@ -9,10 +9,10 @@ depends neither on the order of computation nor on the number of hosts that shar
 Fields of a batch: `image` uint8 [b, h, w, 3]; `sizes` int32 [b, 6] (see images.py); `record`
 int32 [b], the index in the concatenation of the sources; `tokens` {encoder: {ids, mask}};
 `further` {name: uint8 [b, h, w] for labels, [b, h, w, 3] for other images}, the images that belong
-to `image`, in the same crop and flip; `columns` {name: int32 [b, n]}, numbered words of manifest
-columns; `captions` {column: {tokens, text}}, further caption columns of the same record; `vectors`
-float32 [b, layers, width], a language model's of the caption, always from a cache; in a sequential
-stream `valid` bool [b]. With caches, `moments` [b, h', w', 2c] (and any
+to `image`, in the same crop and flip; `columns` {name: int32 [b, n]}, numbers or numbered
+words of manifest columns; `captions` {column: {tokens, text}}, further caption columns of the same
+record; `vectors` float32 [b, layers, width], a language model's of the caption, always from a
+cache; in a sequential stream `valid` bool [b]. With caches, `moments` [b, h', w', 2c] (and any
 other arrays of the image cache) replace `image`, and `text` {encoder: {states, mask, pooled}}
 replaces the tokens of those encoders; everything else stays the same, except that the crop is
 centered. Caption dropout belongs to the training step.
@@ -33,7 +33,7 @@ from emu_jax.data.buckets import Shape, assign, make_buckets
 from emu_jax.data.cache import Cache
 from emu_jax.data.further import prepare_further, require_names
 from emu_jax.data.images import Color, flipped, prepare, view
-from emu_jax.data.mixture import Captions, Selection, Vocabulary, captions_fingerprint
+from emu_jax.data.mixture import Captions, Column, Selection, captions_fingerprint
 from emu_jax.data.plan import BatchPlan, PlannedBatch, Roster, SequentialPlan
 from emu_jax.data.source import Source
 from emu_jax.data.vectors import ARRAY, GROUP, ControlVectors
@@ -60,7 +60,7 @@ class StreamSpec:
     crop: Literal["centre", "random"] = "centre"
     flip: bool = False
     further: tuple[str, ...] = ()  # names of further images that rows hold: see further.py
-    columns: Mapping[str, Vocabulary] = field(default_factory=dict)  # columns that rows hold
+    columns: Mapping[str, Column] = field(default_factory=dict)  # columns that rows hold
     captions: tuple[str, ...] = ()  # further columns of captions, beside each source's own
     sequential: bool = False  # each record once, in order (validation), not an endless mixture
     num_steps: int | None = None  # the stream ends before this step

@@ -35,7 +35,7 @@ from PIL import Image
 
 from emu_jax.data.builder import ImageBuilder, in_order
 from emu_jax.data.emoji_styles import CANVAS, STYLES
-from emu_jax.data.scenes_drawing import Sprites, codes, draw
+from emu_jax.data.scenes_drawing import Sprites, draw, find_drawings
 from emu_jax.data.scenes_plan import TEMPLATES, Scene, complex_caption, plan, simple_caption
 from emu_jax.errors import UserError
 
@@ -90,13 +90,14 @@ class Scenes(ImageBuilder):
 
     def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         config = self.builder_config
-        sprites = Sprites(config.style, self._drawings())
+        drawings = find_drawings(config.style, self.path, self.downloads)
+        sprites = Sprites(config.style, drawings)
         scenes = plan(config.style, config.records, config.seed)
         self._maps: list[bytes] = []
 
         def image(i: int) -> tuple[bytes, bytes]:
             drawn, instances = draw(scenes[i], sprites, f"{config.seed} {i}")
-            return _png(drawn), _png(Image.fromarray(instances))
+            return png(drawn), png(Image.fromarray(instances))
 
         images = in_order(image, range(len(scenes)), total=len(scenes), label=self.info.full_name)
         for i, (scene, (data, instances)) in enumerate(zip(scenes, images, strict=True)):
@@ -106,15 +107,6 @@ class Scenes(ImageBuilder):
     def _further(self, name: str, rows: list[dict[str, Any]]) -> Iterator[bytes]:
         del name, rows
         yield from self._maps
-
-    def _drawings(self) -> dict[str, bytes]:
-        style, wanted = STYLES[self.builder_config.style], codes()
-        found = style.find(wanted.values(), self.path, self.downloads)
-        missing = [name for name, code in wanted.items() if code not in found]
-        if missing:
-            origin = f" in {self.path}" if self.path else ""
-            raise UserError(f"{style.title} has no drawing of {', '.join(missing[:5])}{origin}.")
-        return {name: found[code] for name, code in wanted.items()}
 
     def _row(self, index: int, scene: Scene) -> dict[str, Any]:
         config = self.builder_config
@@ -139,7 +131,8 @@ class Scenes(ImageBuilder):
         }
 
 
-def _png(image: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
+    """The bytes of a PNG file."""
     stored = io.BytesIO()
     image.save(stored, "PNG")
     return stored.getvalue()

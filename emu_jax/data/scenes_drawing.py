@@ -7,8 +7,10 @@ the topmost drawing whose alpha is at least one half, and 0 where there is none:
 import functools
 from collections.abc import Mapping, Sequence
 from random import Random
+from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageColor
 
@@ -16,6 +18,7 @@ from emu_jax.data.emoji_concepts import forms
 from emu_jax.data.emoji_styles import CANVAS, STYLES
 from emu_jax.data.scenes_plan import RELATIONS, Scene
 from emu_jax.data.scenes_things import ACTIONS, HUES, PERSONS, THINGS
+from emu_jax.errors import UserError
 
 _MARGIN = 0.03  # of the canvas, kept free at every edge
 # Hue (degrees), saturation and value of Fluent's drawings of a color.
@@ -45,11 +48,12 @@ def codes() -> dict[str, str]:
 class Sprites:
     """The drawings of a style, cropped to what is not transparent, in any color; kept once drawn.
 
-    `drawings`: name of a drawing -> what the style's `render` takes.
+    `drawings`: name of a drawing -> what the style's `render` takes. `like`: sprites whose outlines
+    crop these, so that other drawings of the same things have the same places.
     """
 
-    def __init__(self, style: str, drawings: Mapping[str, bytes]):
-        self.style, self.drawings = style, drawings
+    def __init__(self, style: str, drawings: Mapping[str, bytes], like: "Sprites | None" = None):
+        self.style, self.drawings, self.like = style, drawings, like
         self._drawn: dict[tuple[str, str], Image.Image] = {}
 
     def __call__(self, name: str, color: str) -> Image.Image:
@@ -59,6 +63,13 @@ class Sprites:
         return self._drawn[name, color]
 
     def _draw(self, name: str, color: str) -> Image.Image:
+        image = self._render(name, color)
+        outlined = image if self.like is None else self.like._render(name, color)
+        image = image.crop(outlined.getchannel("A").getbbox())
+        image.thumbnail((_MOST, _MOST), Image.Resampling.LANCZOS)
+        return image
+
+    def _render(self, name: str, color: str) -> Image.Image:
         drawing, render = self.drawings[name], STYLES[self.style].render
         own = THINGS[name].color(self.style) if name in THINGS else ""
         if color in ("", own):
@@ -68,10 +79,23 @@ class Sprites:
             image = render(exchange_tones(drawing, own, color, dark=dark))
         else:
             image = turn_hue(render(drawing).convert("RGBA"), color)
-        image = image.convert("RGBA")
-        image = image.crop(image.getchannel("A").getbbox())
-        image.thumbnail((_MOST, _MOST), Image.Resampling.LANCZOS)
-        return image
+        return image.convert("RGBA")
+
+
+def find_drawings(style: str, path: epath.PathLike | None, downloads: epath.Path) -> dict[str, Any]:
+    """Name of a drawing -> what the style's `render` takes, of all that scenes draw.
+
+    Raises UserError where the style lacks one.
+    """
+    wanted = codes()
+    found = STYLES[style].find(wanted.values(), path, downloads)
+    missing = [name for name, code in wanted.items() if code not in found]
+    if missing:
+        origin = f" in {path}" if path else ""
+        raise UserError(
+            f"{STYLES[style].title} has no drawing of {', '.join(missing[:5])}{origin}."
+        )
+    return {name: found[code] for name, code in wanted.items()}
 
 
 def exchange_tones(svg: bytes, own: str, color: str, *, dark: bool = False) -> bytes:

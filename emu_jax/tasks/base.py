@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, UInt8
 
-from emu_jax.data.mixture import Vocabulary
+from emu_jax.data.mixture import Column
 from emu_jax.data.vectors import Control
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
@@ -129,16 +129,16 @@ class RowSpec:
     each lie in the task's frozen networks under the same name. ``latents`` None: the images of this
     stream cannot be cached. ``further`` are names of images that belong to an image
     (:data:`emu_jax.data.further.FURTHER`); rows hold them by name in ``further``. ``columns`` are
-    columns of the manifest whose words rows hold as numbers, by name in ``columns``. ``captions``
-    are further columns of captions: ``captions`` of a row holds, by column, the tokens or cached
-    outputs of the same encoders for the record's caption there. With ``vectors`` rows hold a
-    model's vectors of the source's captions in ``vectors``, always from a cache.
+    columns of the manifest whose numbers, or numbered words, rows hold by name in ``columns``.
+    ``captions`` are further columns of captions: ``captions`` of a row holds, by column, the tokens
+    or cached outputs of the same encoders for the record's caption there. With ``vectors`` rows
+    hold a model's vectors of the source's captions in ``vectors``, always from a cache.
     """
 
     encoders: Mapping[str, TextEncoder] = field(default_factory=dict)
     latents: Latents | None = None
     further: tuple[str, ...] = ()
-    columns: Mapping[str, Vocabulary] = field(default_factory=dict)
+    columns: Mapping[str, Column] = field(default_factory=dict)
     captions: tuple[str, ...] = ()
     vectors: "Vectors | None" = None
 
