@@ -43,7 +43,7 @@ class Mean(Task):
         shade = jnp.round(context.params["a"] * 100).astype(jnp.uint8)
         return {"shade": jnp.broadcast_to(shade, (len(context.batch["train"]["x"]), 4, 4, 3))}
 
-    def finish(self, context, batches):
+    def finish(self, context, batches, validation):
         first = next(iter(batches))
         return {"measured": jnp.mean(first["train"]["x"]) + context.params["a"]}
 

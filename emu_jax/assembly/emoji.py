@@ -43,6 +43,16 @@ def scenes(select: str, captions: str = "captions", weight: float = 1.0) -> Conf
     )
 
 
+def preferences(select: str) -> ConfigDict:
+    """Pairs of scenes in both styles, of equal weight, with their complex captions."""
+    return ConfigDict(
+        {
+            style: source(f"preferences/{style}", select=select, captions="complex")
+            for style in STYLES
+        }
+    )
+
+
 def pretraining(needles_share: float = 0.1) -> ConfigDict:
     """A generator's pre-training on flat OpenMoji with a share of shaded Fluent images."""
     config = stages.generation()

@@ -6,7 +6,8 @@ from ml_collections import ConfigDict
 
 from emu_jax.assembly.generation import make_generation, make_sampling
 from emu_jax.assembly.registry import TEACHERS
-from emu_jax.data.mixture import Vocabulary
+from emu_jax.assembly.rewards import read_texts
+from emu_jax.data.mixture import Column
 from emu_jax.errors import UserError
 from emu_jax.parallel.placement import Placement
 from emu_jax.process.gaussian import GaussianProcess
@@ -38,9 +39,11 @@ def make_feedback(config: ConfigDict, on: Placement) -> Feedback:
         weights[name] = arguments.pop("weight")
         teachers[name], frozen[name] = make(on, **arguments)
     require_one_numbering(teachers)
+    teachers, encoders, texts = read_texts(teachers, base.encoders)
     return Feedback(
         base=base,
         teachers=teachers,
+        encoders=encoders,
         weights=weights,
         trajectory=Trajectory(
             make_sampling(section.sampling, base.process),
@@ -52,13 +55,13 @@ def make_feedback(config: ConfigDict, on: Placement) -> Feedback:
         ),
         diffusion=section.diffusion,
         groups=base.groups,
-        frozen=frozen,
+        frozen={**frozen, **texts},
     )
 
 
 def require_one_numbering(teachers: Mapping[str, Teacher]) -> None:
     """Raises UserError if teachers number the words of a column differently: a row has one."""
-    found: dict[str, tuple[str, Vocabulary]] = {}
+    found: dict[str, tuple[str, Column]] = {}
     for name, teacher in teachers.items():
         for column, vocabulary in teacher.columns.items():
             other, before = found.setdefault(column, (name, vocabulary))

@@ -25,6 +25,7 @@ CODECS: dict[str, Callable[..., Any]] = {
 
 TEACHERS: dict[str, Callable[..., Any]] = {
     "layout": Lazy("emu_jax.assembly.teachers:make_layout"),
+    "reward": Lazy("emu_jax.assembly.rewards:make_reward"),
     "structure": Lazy("emu_jax.assembly.teachers:make_structure"),
     "style": Lazy("emu_jax.assembly.teachers:make_style"),
 }

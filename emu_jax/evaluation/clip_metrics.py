@@ -104,8 +104,13 @@ def open_clip(folder: Path, prepare: Callable[[Images, int], np.ndarray] = cropp
         tokens = encoder.tokenize(x)
         return apply(tokens["ids"], tokens["mask"])
 
+    return Towers(images, texts, learned_scale(folder))
+
+
+def learned_scale(folder: Path) -> float:
+    """The inverse temperature of a CLIP of transformers; 100 where its file has none."""
     scales = iter_safetensors(str(weights_of(folder)), keep=lambda name: name == "logit_scale")
-    return Towers(images, texts, next((float(np.exp(x)) for _, x in scales), 100.0))
+    return next((float(np.exp(x)) for _, x in scales), 100.0)
 
 
 @cache
@@ -183,16 +188,20 @@ class Aesthetic:
 
     def __init__(self, weights: str = DEFAULT_WEIGHTS_DIR):
         self._clip = open_clip(clip_folder(weights, AESTHETIC_CLIP))
-        names = (AESTHETIC_HEAD, "laion_aesthetic.safetensors")
-        source = "the weights of the improved-aesthetic-predictor"
-        file = find_weights(weights, names, source)
-        tensors = read_tensors(file)
-        width = tensors["layers.0.weight"].shape[1] if "layers.0.weight" in tensors else 768
-        head = Network(lambda rngs: ScoreHead(width, rngs=rngs))
-        self._head = Frozen(head, to_params(head, tensors, file))
+        self._head = Frozen(*aesthetic_head(weights))
 
     def __call__(self, batch: Batch) -> Float[np.ndarray, " n"]:
         return self._head(self._clip.images(batch.images))
+
+
+def aesthetic_head(weights: str) -> tuple[Network, dict[str, Any]]:
+    """The head of the LAION predictor in the folder ``weights``, and its parameters."""
+    names = (AESTHETIC_HEAD, "laion_aesthetic.safetensors")
+    file = find_weights(weights, names, "the weights of the improved-aesthetic-predictor")
+    tensors = read_tensors(file)
+    width = tensors["layers.0.weight"].shape[1] if "layers.0.weight" in tensors else 768
+    head = Network(lambda rngs: ScoreHead(width, rngs=rngs))
+    return head, to_params(head, tensors, file)
 
 
 class PickScore:

@@ -25,14 +25,14 @@ from emu_jax.evaluation.frozen import (
 from emu_jax.evaluation.measuring import Batch
 from emu_jax.evaluation.preprocessing import CLIP_MEAN, CLIP_STD, cropped, normalized
 from emu_jax.nn.blip import ImageReward as ImageRewardNetwork
-from emu_jax.nn.functional import Network
+from emu_jax.nn.functional import Network, Params
 from emu_jax.nn.musiq import Musiq as MusiqNetwork
 from emu_jax.text.pretrained import load_tokenizer
 
 MUSIQ = ("musiq_koniq_ckpt-e95806b9.pth", "musiq.safetensors")
 IMAGE_REWARD, IMAGE_REWARD_FILE = "ImageReward", "ImageReward.pt"
 BRISQUE = "brisque_svm_weights.pt"
-_LENGTH = 35  # tokens of a prompt
+IMAGE_REWARD_LENGTH = 35  # tokens of a prompt
 _BERT_FILES = (("tokenizer.json",), ("vocab.txt",))
 _MUSIQ_BLOCKS = "transformer_encoder.transformer.encoderblock_"
 
@@ -72,21 +72,11 @@ class ImageReward:
 
     def __init__(self, weights: str = DEFAULT_WEIGHTS_DIR):
         source = f"{IMAGE_REWARD_FILE} of THUDM/ImageReward and the tokenizer of BERT"
-        folder = find_weights(weights, (IMAGE_REWARD,), source)
-        file = folder / IMAGE_REWARD_FILE
-        if not file.is_file():
-            raise UserError(f"{folder} has no {file.name}; put it there, with BERT's tokenizer.")
-        tensors = {
-            key.removeprefix("blip."): x
-            for key, x in read_tensors(file).items()
-            if not key.startswith(("blip.vision_proj", "blip.text_proj"))
-            and not key.endswith("position_ids")
-        }
-        sizes = _image_reward_sizes(tensors)
-        network = Network(lambda rngs: ImageRewardNetwork(**sizes, rngs=rngs))
-        self._side, self._folder = sizes["image_size"], folder
-        self._length = min(_LENGTH, sizes["positions"])
-        self._run = Frozen(network, to_params(network, tensors, file))
+        self._folder = find_weights(weights, (IMAGE_REWARD,), source)
+        network, params, sizes = read_image_reward(self._folder)
+        self._side = sizes["image_size"]
+        self._length = min(IMAGE_REWARD_LENGTH, sizes["positions"])
+        self._run = Frozen(network, params)
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -102,6 +92,22 @@ class ImageReward:
             np.array(tokens["input_ids"], np.int32),
             np.array(tokens["attention_mask"], bool),
         )
+
+
+def read_image_reward(folder: Path) -> tuple[Network, Params, dict[str, int]]:
+    """The network in a folder with ImageReward's file, its parameters, and its sizes."""
+    file = folder / IMAGE_REWARD_FILE
+    if not file.is_file():
+        raise UserError(f"{folder} has no {file.name}; put it there, with BERT's tokenizer.")
+    tensors = {
+        key.removeprefix("blip."): x
+        for key, x in read_tensors(file).items()
+        if not key.startswith(("blip.vision_proj", "blip.text_proj"))
+        and not key.endswith("position_ids")
+    }
+    sizes = _image_reward_sizes(tensors)
+    network = Network(lambda rngs: ImageRewardNetwork(**sizes, rngs=rngs))
+    return network, to_params(network, tensors, file), sizes
 
 
 def _image_reward_sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:

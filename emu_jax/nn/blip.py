@@ -23,7 +23,7 @@ Keys = tuple[jax.Array, jax.Array]
 
 _VISION_EPS, _TEXT_EPS = 1e-6, 1e-12
 # Of the rewards of its validation set.
-_MEAN, _DEVIATION = 0.16717362830052426, 1.0333394966054072
+MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
 
 
 class ImageReward(nnx.Module):
@@ -63,8 +63,14 @@ class ImageReward(nnx.Module):
     def __call__(
         self, x: Float[Array, "b s s 3"], ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
     ) -> Float[Array, " b"]:
+        return (self.reward(x, ids, mask) - MEAN) / DEVIATION
+
+    def reward(
+        self, x: Float[Array, "b s s 3"], ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
+    ) -> Float[Array, " b"]:
+        """The reward before it is standardized, in which training compares images."""
         states = self.text_encoder(ids, mask, self.visual_encoder(x))
-        return (self.mlp(states[:, 0]) - _MEAN) / _DEVIATION
+        return self.mlp(states[:, 0])
 
 
 class VisionTransformer(nnx.Module):

@@ -1,7 +1,6 @@
 """A small image-text model like CLIP: two towers with one embedding space.
 
-The image tower is convolutional: overlapping patches, then stages of residual blocks, each with a
-map of half the size and with more channels. It has two outputs. ``embedding`` is trained to match
+The image tower (:mod:`emu_jax.nn.image_tower`) has two outputs. ``embedding`` is trained to match
 the text's embedding. ``features`` are the means of every stage's map, early stages first: they also
 represent how an image is finished, not only what it shows. The text tower is two dense layers on a
 frozen encoder's pooled vector.
@@ -17,11 +16,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from emu_jax.nn.layers import GroupNorm, conv, linear
-from emu_jax.nn.resnet import ResnetBlock
+from emu_jax.nn.image_tower import ImageTower
+from emu_jax.nn.layers import linear
 from emu_jax.nn.stack import Constrain
 
-PATCH = 4
 _INITIAL_TEMPERATURE = 0.07
 _MAX_LOG_SCALE = math.log(100.0)  # CLIP's bound
 
@@ -33,7 +31,7 @@ class ImageEmbedding(NamedTuple):
     features: Float[Array | np.ndarray, "b f"]
 
 
-class ContrastiveModel(nnx.Module):
+class ContrastiveModel(ImageTower):
     """``embed_image``, ``embed_text``, and ``logits`` between the two.
 
     ``widths`` are the channels of the image stages (``blocks`` residual blocks each; the first
@@ -52,19 +50,7 @@ class ContrastiveModel(nnx.Module):
         constrain: Constrain = lambda x: x,
         rngs: nnx.Rngs,
     ):
-        self.constrain = constrain
-        self.conv_in = conv(3, widths[0], 7, stride=PATCH, rngs=rngs)
-        self.stages = nnx.List()
-        self.downsamplers = nnx.List()
-        for i, channels in enumerate(widths):
-            if i:
-                self.downsamplers.append(conv(widths[i - 1], channels, 3, stride=2, rngs=rngs))
-            self.stages.append(
-                nnx.List(
-                    ResnetBlock(channels, channels, groups=groups, rngs=rngs) for _ in range(blocks)
-                )
-            )
-        self.norm_out = GroupNorm(widths[-1], groups, rngs=rngs)
+        super().__init__(widths, blocks, groups, constrain, rngs=rngs)
         self.image_projection = linear(widths[-1], width, bias=False, rngs=rngs)
         self.text_in = linear(text_width, 2 * width, rngs=rngs)
         self.text_projection = linear(2 * width, width, bias=False, rngs=rngs)
@@ -72,15 +58,9 @@ class ContrastiveModel(nnx.Module):
 
     def embed_image(self, x: Float[Array, "b h w 3"]) -> ImageEmbedding:
         """Images in [-1, 1], of any size that the stages can halve."""
-        x = self.conv_in(x)
-        means = []
-        for i, stage in enumerate(self.stages):
-            if i:
-                x = self.downsamplers[i - 1](x)
-            for block in stage:
-                x = self.constrain(block(x))
-            means.append(jnp.mean(x, (1, 2)))
-        pooled = jnp.mean(jax.nn.silu(self.norm_out(x)), (1, 2))
+        maps = self.maps(x)
+        means = [jnp.mean(x, (1, 2)) for x in maps]
+        pooled = jnp.mean(jax.nn.silu(self.norm_out(maps[-1])), (1, 2))
         embedding = _unit(self.image_projection(pooled))
         return ImageEmbedding(embedding, jnp.concatenate(means, -1))
 

@@ -14,7 +14,7 @@ import jax
 
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
-from emu_jax.tasks.base import Batch, Context, Loss, RowSpec, Task
+from emu_jax.tasks.base import NO_SETS, Batch, Context, Loss, RowSpec, Sets, Task
 
 if TYPE_CHECKING:
     from emu_jax.tasks.generation import Generation
@@ -94,8 +94,10 @@ class Adapted(Task):
     def preview(self, context: Context) -> dict[str, Any]:
         return self.task.preview(self._whole(context))
 
-    def finish(self, context: Context, batches: Iterable[Batch]) -> Params:
-        return self.task.finish(self._whole(context), batches)
+    def finish(
+        self, context: Context, batches: Iterable[Batch], validation: Sets = NO_SETS
+    ) -> Params:
+        return self.task.finish(self._whole(context), batches, validation)
 
     def _whole(self, context: Context) -> Context:
         """The context of ``task``."""

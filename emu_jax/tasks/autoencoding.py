@@ -34,11 +34,13 @@ from emu_jax.nn import autoencoder as gaussian
 from emu_jax.nn.discriminator import hinge_discriminator_loss, hinge_generator_loss
 from emu_jax.nn.functional import Network, Params, nest, subtree
 from emu_jax.tasks.base import (
+    NO_SETS,
     Batch,
     Context,
     Loss,
     Metrics,
     RowSpec,
+    Sets,
     Task,
     cast,
     to_pixels,
@@ -172,7 +174,9 @@ class Autoencoding(Task):
         pairs = jnp.stack([image, fake], axis=1).reshape(-1, *image.shape[1:])
         return {"original_and_reconstruction": pairs}
 
-    def finish(self, context: Context, batches: Iterable[Batch]) -> Params:
+    def finish(
+        self, context: Context, batches: Iterable[Batch], validation: Sets = NO_SETS
+    ) -> Params:
         """Each latent channel's mean and standard deviation over the first training batches.
 
         A codebook needs no statistics. Where only the decoder is trained they stay as they are,

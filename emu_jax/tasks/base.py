@@ -14,6 +14,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import jax
@@ -25,6 +26,7 @@ from jaxtyping import Array, Float, UInt8
 from emu_jax.data.mixture import Column
 from emu_jax.data.vectors import Control
 from emu_jax.errors import UserError
+from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Params
 from emu_jax.text.encoder import TextEncoder
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 Rows = dict[str, Any]  # one stream's part of a batch: name -> array, rows in front
 Batch = Mapping[str, Rows]  # stream -> rows
 Metrics = dict[str, jax.Array]
+Sets = Mapping[str, Iterable[Batch]]  # validation set -> its batches
+NO_SETS: Sets = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -211,10 +215,13 @@ class Task(ABC):
         """name -> images."""
         return {}
 
-    def finish(self, context: Context, batches: Iterable[Batch]) -> Params:
+    def finish(
+        self, context: Context, batches: Iterable[Batch], validation: Sets = NO_SETS
+    ) -> Params:
         """The state after the last step, for what is measured once training is over.
 
-        ``batches`` begins with the first training batch; the batch of ``context`` is empty.
+        ``batches`` begins with the first training batch, ``validation`` has the batches of every
+        validation set; the batch of ``context`` is empty.
         """
         return context.state
 
@@ -231,6 +238,16 @@ class Task(ABC):
 def encoders_of(task: Task) -> dict[str, TextEncoder]:
     """The text encoders of all streams by name."""
     return {name: e for spec in task.streams.values() for name, e in spec.encoders.items()}
+
+
+def encoded_text(
+    name: str, encoder: TextEncoder, frozen: Mapping[str, Params], rows: Rows
+) -> Encoded:
+    """The output of the encoder called ``name`` for the rows' texts, computed or cached."""
+    if name in rows.get("text", {}):
+        return jax.lax.stop_gradient(Encoded(**rows["text"][name]))
+    tokens = rows["tokens"][name]
+    return jax.lax.stop_gradient(encoder.apply(frozen[name], tokens["ids"], tokens["mask"]))
 
 
 def images_in(batch: Batch) -> int:

@@ -10,7 +10,7 @@ which dense ground truth needs. L_diffusion is the loss of the generator's own t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -22,10 +22,11 @@ from emu_jax.process.feedback import predict_after, predict_again, step_at_log_s
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.guidance import Denoise
 from emu_jax.process.sampling import time_grid
-from emu_jax.tasks.base import Context, Loss, Rows, RowSpec, to_pixels
+from emu_jax.tasks.base import Context, Loss, Rows, RowSpec, encoded_text, to_pixels
 from emu_jax.tasks.generation import Sampling
 from emu_jax.tasks.generator_task import GeneratorTask
 from emu_jax.tasks.teachers import Teacher
+from emu_jax.text.encoder import TextEncoder
 
 _SHOWN = 8
 _FEEDBACK = 2**30  # folded into the step's key
@@ -76,12 +77,15 @@ class Trajectory:
 
 @dataclass(frozen=True, kw_only=True)
 class Feedback(GeneratorTask):
-    """``base`` learns from ``teachers``, whose weights lie in ``frozen`` under their names."""
+    """``base`` learns from ``teachers``, whose weights lie in ``frozen`` under their names.
+    ``encoders`` are those of the text that teachers read.
+    """
 
     teachers: Mapping[str, Teacher]
     weights: Mapping[str, float]
     trajectory: Trajectory
     diffusion: float = 1.0
+    encoders: Mapping[str, TextEncoder] = field(default_factory=dict)
 
     @property
     def streams(self) -> dict[str, RowSpec]:
@@ -91,6 +95,7 @@ class Feedback(GeneratorTask):
         return {
             name: replace(
                 rows,
+                encoders={**rows.encoders, **self.encoders},
                 further=further,
                 columns=columns,
                 latents=None if uncached else rows.latents,
@@ -102,7 +107,11 @@ class Feedback(GeneratorTask):
         """Equation (1), and its terms."""
         rows = self.base.with_latents(context.frozen, context.batch[self.base.stream])
         image = self.draw(context, rows, jax.random.fold_in(context.key, _FEEDBACK))
-        drawn_for = _repeated(rows, max(1, self.trajectory.renoised))
+        encoded = {
+            name: encoded_text(name, encoder, context.frozen, rows)
+            for name, encoder in self.encoders.items()
+        }
+        drawn_for = _repeated({**rows, "encoded": encoded}, max(1, self.trajectory.renoised))
         terms = {
             name: teacher.loss(context.frozen[name], image, drawn_for)
             for name, teacher in self.teachers.items()

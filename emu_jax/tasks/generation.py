@@ -41,6 +41,7 @@ from emu_jax.tasks.base import (
     RowSpec,
     Task,
     cast,
+    encoded_text,
     to_pixels,
     to_unit_range,
 )
@@ -381,14 +382,10 @@ class Generation(Task):
         self, frozen: Mapping[str, Params], rows: Rows, drop: Bool[Array, "b"] | None = None
     ) -> dict[str, Encoded]:
         """Every encoder's output, computed or cached; rows in ``drop`` get its null output."""
-        cached, encoded = rows.get("text", {}), {}
-        for name, encoder in self.encoders.items():
-            if name in cached:
-                text = Encoded(**cached[name])
-            else:
-                tokens = rows["tokens"][name]
-                text = encoder.apply(frozen[name], tokens["ids"], tokens["mask"])
-            encoded[name] = jax.lax.stop_gradient(text)
+        encoded = {
+            name: encoded_text(name, encoder, frozen, rows)
+            for name, encoder in self.encoders.items()
+        }
         if drop is None:
             return encoded
         return jax.tree.map(

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from emu_jax.data.mixture import Vocabulary
+from emu_jax.data.mixture import Column
 from emu_jax.nn.functional import Network, Params
 from emu_jax.tasks.base import Rows, to_unit_range
 from emu_jax.tasks.segmentation import Segmentation
@@ -36,7 +36,7 @@ class Teacher(Protocol):
 
     originals: bool
     further: tuple[str, ...]
-    columns: Mapping[str, Vocabulary]
+    columns: Mapping[str, Column]
 
     def loss(self, frozen: Params, image: Float[Array, "b h w 3"], rows: Rows) -> Float[Array, ""]:
         """What it asks of images in [-1, 1], drawn for ``rows``; ``frozen`` are its weights."""
@@ -50,7 +50,7 @@ class Segmenter:
     segmentation: Segmentation | SemanticSegmentation
     originals: bool = False
     further: tuple[str, ...] = field(init=False)
-    columns: Mapping[str, Vocabulary] = field(init=False)
+    columns: Mapping[str, Column] = field(init=False)
 
     def __post_init__(self):
         (rows,) = self.segmentation.streams.values()
@@ -72,7 +72,7 @@ class Style:
     compute_dtype: Any = jnp.float32
     originals: bool = True
     further: tuple[str, ...] = ()
-    columns: Mapping[str, Vocabulary] = field(default_factory=dict)
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
     def loss(self, frozen: Params, image: Float[Array, "b h w 3"], rows: Rows) -> Float[Array, ""]:
         original = to_unit_range(rows["image"]).astype(self.compute_dtype)

@@ -9,6 +9,7 @@ from typing import Any
 from emu_jax.registry import Lazy
 
 ENCODERS: dict[str, Callable[..., Any]] = {
+    "bert_tokens": Lazy("emu_jax.text.bert_tokens:make_bert_tokens"),
     "minilm": Lazy("emu_jax.text.minilm:make_minilm"),
     "clip": Lazy("emu_jax.text.clip:make_clip"),
     "t5": Lazy("emu_jax.text.t5:make_t5"),

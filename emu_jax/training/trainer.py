@@ -13,7 +13,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -357,13 +357,21 @@ class Trainer:
         return Context(averaged(state), self.frozen, state["state"], batch, key)
 
     def _finish(self, state: TrainState) -> Params:
-        """The task's final state, measured on the first batches of the training stream at whatever
-        step the run ends.
+        """The task's final state, measured on the first batches of the training stream and on the
+        validation sets, at whatever step the run ends.
         """
-        with closing(self.stream(0)) as stream:
-            batches = (put_batch(batch, self.mesh) for batch in stream)
+
+        def placed(batches: Iterator[Batch]) -> Iterator[Batch]:
+            return (put_batch(batch, self.mesh) for batch in batches)
+
+        with ExitStack() as stack:
+            stream = stack.enter_context(closing(self.stream(0)))
+            validation = {
+                name: placed(stack.enter_context(closing(batches())))
+                for name, batches in self.validation.items()
+            }
             context = self._context(state, {}, jax.random.key(VALIDATION_SEED))
-            task_state = self.task.finish(context, batches)
+            task_state = self.task.finish(context, placed(stream), validation)
         shardings = jax.tree.map(lambda x: x.sharding, state["state"])
         return jax.tree.map(jax.device_put, task_state, shardings)
 

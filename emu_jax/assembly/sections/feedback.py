@@ -8,6 +8,7 @@ from emu_jax.assembly.kinds import Kinds
 from emu_jax.assembly.registry import TEACHERS
 from emu_jax.assembly.schema import Section, key, required
 from emu_jax.assembly.sections.generation import Sampling
+from emu_jax.assembly.sections.rewards import Reward
 
 BLOCKS = 5  # of VGG-16
 
@@ -64,7 +65,9 @@ class Style(Section):
             yield "blocks", f"{BLOCKS} weights, of which one at least is above 0"
 
 
-Teacher = Annotated[Section, Kinds(TEACHERS, Structure, Layout, Style, given=("name", "on"))]
+Teacher = Annotated[
+    Section, Kinds(TEACHERS, Structure, Layout, Style, Reward, given=("name", "on"))
+]
 
 
 def _sampling() -> Sampling:

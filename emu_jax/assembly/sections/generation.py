@@ -85,7 +85,19 @@ class T5(Section):
     null: Literal["empty", "zeros"] = key("empty", _NULL)
 
 
-TextEncoder = Annotated[Section, Kinds(ENCODERS, MiniLM, Clip, T5, given=("name",))]
+@dataclass(frozen=True, kw_only=True)
+class BertTokens(Section):
+    """BERT's tokens, for a network that has the text encoder inside."""
+
+    kind: Literal["bert_tokens"] = key("bert_tokens", "The text encoder.")
+    path: str = key("", "Folder of the tokenizer; needed except to plan.", path=True)
+    length: int = key(35, "Tokens of a text.", at_least=3)
+    vocabulary: int = key(30524, "Ids that the network has.", at_least=1)
+    dtype: Dtype = key("float32", _DTYPE)
+    null: Literal["empty", "zeros"] = key("empty", _NULL)
+
+
+TextEncoder = Annotated[Section, Kinds(ENCODERS, MiniLM, Clip, T5, BertTokens, given=("name",))]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ from emu_jax.assembly.sections.generation import (
     TextEncoder,
     Vectors,
 )
+from emu_jax.assembly.sections.rewards import Blip, Preferences, Tower
 from emu_jax.assembly.sections.segmentation import DeepLab, Labeled, Pixels, Solo
 from emu_jax.assembly.sections.training import Group, Mesh, Train
 from emu_jax.errors import UserError
@@ -196,6 +197,17 @@ class Segmentation(Run):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardLearning(Run):
+    """A reward, learned from preferences."""
+
+    task: Literal["reward"] = key("reward", "The task.")
+    text: dict[str, TextEncoder] = required("The frozen text encoder.", filled=True)
+    reward: Tower | Blip = key(Tower, "The network.")
+    preferences: Preferences = key(Preferences, "What it learns.")
+    codec: AutoencoderCodec | None = key(None, "The frozen autoencoder of preferences.round_trip.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SemanticSegmentation(Run):
     """A segmenter: a label for every pixel."""
 
@@ -225,6 +237,7 @@ TASKS: dict[str, TaskKind] = {
         Lazy("emu_jax.assembly.feedback:make_feedback"),
         training=("feedback", "teachers"),
     ),
+    "reward": TaskKind(RewardLearning, Lazy("emu_jax.assembly.rewards:make_preferences")),
     "dpo": TaskKind(
         PreferenceOptimization, Lazy("emu_jax.assembly.dpo:make_dpo"), training=("dpo",)
     ),
