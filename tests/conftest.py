@@ -224,6 +224,23 @@ def deeplab_run(shared, scenes):
 
 
 @pytest.fixture(scope="session")
+def preferences(shared):
+    """The data_dir of ``preferences/openmoji_tiny``."""
+    from emu_jax.cli.main import main
+
+    build = ["data", "build", "preferences/openmoji_tiny"]
+    return shared("preferences", lambda folder: main([*build, f"--data_dir={folder}"]))
+
+
+@pytest.fixture(scope="session")
+def reward_run(shared, pictures, preferences):
+    """The workdir of a minuscule reward with an output for each dimension, saved at 2 and 4."""
+    import runs
+
+    return shared("reward", lambda workdir: runs.train_reward(workdir, preferences, pictures))
+
+
+@pytest.fixture(scope="session")
 def nursery(tmp_path_factory):
     """Starts commands as processes without the time that their imports take."""
     from nursery import Nursery

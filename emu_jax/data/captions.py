@@ -27,6 +27,7 @@ TABLES = (".jsonl", ".csv", ".parquet")
 SIDECARS = (".txt", ".caption")
 FILE_COLUMN = "file_name"
 CAPTION_COLUMNS = ("captions", "caption", "text")
+_PARQUET_ROWS = 256  # in memory as objects at a time; they may hold images
 
 Captions = dict[str, list[str]]  # image, as a path inside the directory -> its captions
 
@@ -73,7 +74,7 @@ def read_table(root: epath.Path, table: str, columns: Columns = USUAL) -> dict[s
                 f"{where} has no column {[*missing, own[0]][0]!r}: its columns are "
                 f"{', '.join(map(str, row)) or 'none'}; {needed} are needed."
             )
-        name = _image(root, PurePosixPath(table).parent, row[FILE_COLUMN], where)
+        name = image_file(root, PurePosixPath(table).parent, row[FILE_COLUMN], where)
         for kind, key in [("", column), *((further, further) for further in columns.further)]:
             texts = row[key] if isinstance(row[key], list) else [row[key]]
             texts = _clean(_text(text, where) for text in texts)
@@ -84,13 +85,13 @@ def read_table(root: epath.Path, table: str, columns: Columns = USUAL) -> dict[s
     }
 
 
-def _image(root: epath.Path, directory: PurePosixPath, value: Any, where: str) -> str:
-    """The path inside `root` of the file that a row names."""
+def image_file(
+    root: epath.Path, directory: PurePosixPath, value: Any, where: str, column: str = FILE_COLUMN
+) -> str:
+    """The path inside `root` of the file that a row names in `column`."""
     name = PurePosixPath(value) if isinstance(value, str) else None
     if name is None or name.is_absolute() or ".." in name.parts:
-        raise UserError(
-            f"{where}: {FILE_COLUMN} is {value!r}; use a path inside {root / directory}."
-        )
+        raise UserError(f"{where}: {column} is {value!r}; use a path inside {root / directory}.")
     path = root / directory / name
     if not path.exists() or path.is_dir():
         raise UserError(f"{where} names {value}, which is not a file in {root / directory}.")
@@ -179,9 +180,10 @@ def _parquet_rows(path: epath.Path, columns: Columns) -> Iterator[tuple[str, dic
         file = open_parquet(content)
         names = file.schema_arrow.names
         used = [name for name in names if name in columns.read]
-        rows = file.read(used, use_threads=False).to_pylist()
+        batches = file.iter_batches(_PARQUET_ROWS, columns=used, use_threads=False)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield f"row {number}", dict.fromkeys(names) | row
     except Exception as error:  # Arrow raises whatever its decoders run into, OSError among them
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(f"{path} cannot be read as parquet: {reason}") from error
-    for number, row in enumerate(rows, start=1):
-        yield f"row {number}", dict.fromkeys(names) | row

@@ -88,9 +88,11 @@ def _placed(
     """Scaled and turned (degrees) around the center, which then moves by x and y canvases."""
     side = image.width
     if scale < 1:  # an affine map does not filter before it shrinks
-        small = image.resize((round(side * scale),) * 2, Image.Resampling.LANCZOS)
+        less = round(side * scale)
+        small = image.resize((less, less), Image.Resampling.LANCZOS)
         image, scale = Image.new("RGBA", image.size), 1
-        image.paste(small, ((side - small.width) // 2,) * 2)
+        corner = (side - less) // 2
+        image.paste(small, (corner, corner))
     cos, sin = math.cos(math.radians(angle)) / scale, math.sin(math.radians(angle)) / scale
     c = side / 2
     u, v = c + x * side, c + y * side

@@ -22,6 +22,7 @@ wrong with probability 0.1. Synthetic pairs have these columns too:
                          as those of scenes
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any, ClassVar
@@ -35,9 +36,15 @@ from PIL import Image
 from emu_jax.data.builder import ImageBuilder, in_order
 from emu_jax.data.emoji_styles import CANVAS, STYLES
 from emu_jax.data.faults import DIMENSIONS, REDRAWN, names, spoil
+from emu_jax.data.folder import read_file
+from emu_jax.data.further import check_further
+from emu_jax.data.images import check
+from emu_jax.data.preference_files import Pair, read_pairs
 from emu_jax.data.scenes import SceneConfig, png
 from emu_jax.data.scenes_drawing import Sprites, draw, find_drawings
 from emu_jax.data.scenes_plan import TEMPLATES, Scene, complex_caption, plan, simple_caption
+from emu_jax.errors import UserError
+from emu_jax.progress import note
 
 RECORDS, TINY = 8_200, 64  # 1,500 pairs of a dimension and style are of the split train
 SEED = 1  # scenes/ has the scenes of seed 0
@@ -45,11 +52,14 @@ VOTES, WRONG = 5, 0.1
 _SHARED = 0.5
 # A pair's difference can be seen: mean over what is drawn, 0 to 255, at half the size.
 _LEAST, _TRIES = 10.0, 8
+OTHER = "other"
 _TEXT = ("fault", "kind", "simple", "complex", "style", "combination", "split")
 
 
 class Preferences(ImageBuilder):
-    """See the module's docstring. `path`: the drawings, as of `scenes`."""
+    """See the module's docstring. `path`: the directory of the tables; of synthetic pairs that of
+    the drawings, as for `scenes`.
+    """
 
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "OpenMoji 17.0.0, Fluent Emoji 3D 1.1.0"}
     BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
@@ -62,17 +72,35 @@ class Preferences(ImageBuilder):
         "votes": pa.int32(),
         "votes_other": pa.int32(),
     }
-    further = ("other",)
+    further = (OTHER,)
 
     @classmethod
     def named(
         cls, config: str, *, path: epath.PathLike | None = None, **kwargs: Any
     ) -> "Preferences":
-        builder = cls(config=config, path=path, **kwargs)
-        builder.columns = {"shared": pa.list_(pa.string()), **dict.fromkeys(_TEXT, pa.string())}
+        if config in cls.builder_configs:
+            builder = cls(config=config, path=path, **kwargs)
+            builder.columns = {"shared": pa.list_(pa.string()), **dict.fromkeys(_TEXT, pa.string())}
+            return builder
+        root = epath.Path(path or "").expanduser()
+        if path is None or not root.is_dir():
+            raise UserError(
+                f"preferences/{config} needs a directory with a table of pairs: give it with "
+                f"--path=DIR, or choose one of {', '.join(cls.builder_configs)}."
+            )
+        next(read_pairs(root), None)  # what is no table of pairs is named at once
+        builder = cls(config=tfds.core.BuilderConfig(name=config), path=root, **kwargs)
+        builder.columns = {"split": pa.string()}
         return builder
 
+    @property
+    def _synthetic(self) -> bool:
+        return isinstance(self.builder_config, SceneConfig)
+
     def _info(self) -> tfds.core.DatasetInfo:
+        if not self._synthetic:
+            license = "That of the images."
+            return self._dataset_info(description=f"The pairs of {self.path}.", license=license)
         style = STYLES[self.builder_config.style]
         return self._dataset_info(
             description=f"Pairs of scenes with and without a fault: {style.title}.",
@@ -81,6 +109,9 @@ class Preferences(ImageBuilder):
         )
 
     def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        return self._drawn() if self._synthetic else self._found()
+
+    def _drawn(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         config = self.builder_config
         drawings = find_drawings(config.style, self.path, self.downloads)
         pairs = SyntheticPairs(config.style, drawings, config.records, config.seed)
@@ -90,9 +121,69 @@ class Preferences(ImageBuilder):
             self._others.append(other)
             yield image, row
 
+    def _found(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """The pairs in the tables whose images can both be used."""
+        self._damaged: dict[str, str] = {}
+        self._used: list[int] = []
+        root = epath.Path(self.path)
+        total, label = sum(1 for _ in read_pairs(root)), self.info.full_name
+        results = in_order(_checked, read_pairs(root), total=total, label=label)
+        for i, (pair, data, size) in enumerate(results):
+            if isinstance(size, str):
+                self._damaged[pair.place] = size
+                continue
+            self._used.append(i)
+            yield (
+                data,
+                {
+                    "key": f"{i:08d}",
+                    "width": size[0],
+                    "height": size[1],
+                    "captions": [pair.prompt] if pair.prompt else [],
+                    "source": str(self.path),
+                    "dimension": pair.dimension,
+                    "votes": pair.votes[0],
+                    "votes_other": pair.votes[1],
+                    "split": pair.split,
+                },
+            )
+        if not self._used:
+            reason = next(iter(self._damaged.values()), "the tables are empty")
+            raise UserError(f"No pair in {self.path} can be used: {reason}.")
+
     def _further(self, name: str, rows: list[dict[str, Any]]) -> Iterator[bytes]:
         del name, rows
-        yield from self._others
+        if self._synthetic:
+            yield from self._others
+            return
+        used = set(self._used)  # read again: the other images need not fit into memory
+        for i, pair in enumerate(read_pairs(epath.Path(self.path))):
+            if i in used:
+                yield _content(pair.other)
+
+    def _finish(self) -> None:
+        if not self._synthetic and self._damaged:
+            lines = (json.dumps({"pair": k, "reason": v}) for k, v in self._damaged.items())
+            (self.data_path / "damaged.jsonl").write_text("".join(f"{line}\n" for line in lines))
+            count = len(self._damaged)
+            note(f"{count:,} pairs cannot be used and are left out (see damaged.jsonl)")
+
+
+def _checked(pair: Pair) -> tuple[Pair, bytes, tuple[int, int] | str]:
+    """The image's file, and its width and height; the reason if one of both cannot be used."""
+    try:
+        image, other = _content(pair.image), _content(pair.other)
+        width, height = check(image)
+        check_further(other, OTHER, (height, width))
+        return pair, image, (width, height)
+    except UserError as error:
+        return pair, b"", str(error)
+    except OSError as error:
+        return pair, b"", f"cannot be read: {error.strerror or error}"
+
+
+def _content(image: epath.Path | bytes) -> bytes:
+    return image if isinstance(image, bytes) else read_file(image)
 
 
 class SyntheticPairs:

@@ -1,0 +1,157 @@
+"""People's preferences between two images, from the tables in a directory.
+
+    own form       *.jsonl, *.csv or *.parquet with the columns `image` and `other` (paths relative
+                   to the directory) and `prompt`; where they are there, `dimension`, `votes` and
+                   `votes_other`. Without votes people prefer the image
+    Pick-a-Pic     *.parquet with jpg_0, jpg_1 (the files' bytes), caption, label_0 and label_1; a
+                   label is 1 for the preferred image and 0.5 for a tie
+    ImageReward    *.json, a list of {prompt, generations, ranking}: paths of several images of one
+                   prompt and their ranks, of which 1 is the best. Every two images of different
+                   ranks are a pair
+
+Of the last two forms the preferred image comes first. `split` of a pair is what its table is called
+before the first "-" or ".": that of train-00000-of-00645.parquet is train.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from emu_jax.data.captions import Columns, clean_text, image_file, read_rows
+from emu_jax.data.textfile import read_text
+from emu_jax.errors import UserError
+
+_TABLES = (".jsonl", ".csv", ".parquet", ".json")
+_OWN = ("image", "other", "prompt")
+_MORE = ("dimension", "votes", "votes_other")
+_PICK = ("jpg_0", "jpg_1", "caption", "label_0", "label_1")
+
+
+class Pair(NamedTuple):
+    """Two images, each a path or the bytes of its file, and the votes for them; ``place`` is that
+    in the table.
+    """
+
+    image: epath.Path | bytes
+    other: epath.Path | bytes
+    prompt: str
+    votes: tuple[int, int]
+    dimension: str
+    split: str
+    place: str
+
+
+def tables_in(root: epath.Path) -> list[epath.Path]:
+    """The tables of a directory, sorted.
+
+    Raises:
+      UserError: there is none.
+    """
+    found = sorted(file for file in root.iterdir() if file.suffix.lower() in _TABLES)
+    if not found:
+        raise UserError(
+            f"There is no table of pairs in {root}: use *.jsonl, *.csv or *.parquet with the "
+            f"columns {', '.join(_OWN)}, or Pick-a-Pic's or ImageReward's files."
+        )
+    return found
+
+
+def read_pairs(root: epath.Path) -> Iterator[Pair]:
+    """The pairs of all tables, in order; images are not opened.
+
+    Raises:
+      UserError: a table of another form, or a row that is wrong; it is named.
+    """
+    for table in tables_in(root):
+        split = re.split(r"[-.]", table.name)[0]
+        if table.suffix.lower() == ".json":
+            yield from _ranked(root, table, split)
+            continue
+        for place, row in read_rows(table, Columns(further=(*_OWN, *_MORE, *_PICK, "has_label"))):
+            where = f"{table}, {place}"
+            if row.keys() >= set(_OWN):
+                yield _own(root, where, row, split)
+            elif row.keys() >= set(_PICK):
+                yield from _picked(where, row, split)
+            else:
+                raise UserError(
+                    f"{where} has the columns {', '.join(map(str, row)) or 'none'}; pairs need "
+                    f"{', '.join(_OWN)}, or Pick-a-Pic's {', '.join(_PICK)}."
+                )
+
+
+def _own(root: epath.Path, where: str, row: Mapping[str, Any], split: str) -> Pair:
+    votes = _votes(row.get("votes"), where), _votes(row.get("votes_other"), where)
+    image, other = (_file(root, row[name], where, name) for name in ("image", "other"))
+    prompt, dimension = (clean_text(row.get(name), where) for name in ("prompt", "dimension"))
+    return Pair(image, other, prompt, votes if any(votes) else (1, 0), dimension, split, where)
+
+
+def _picked(where: str, row: Mapping[str, Any], split: str) -> Iterator[Pair]:
+    """The pair of Pick-a-Pic's row, if people have judged it."""
+    if row.get("has_label") is False:
+        return
+    labels = [row["label_0"], row["label_1"]]
+    images = [row["jpg_0"], row["jpg_1"]]
+    if labels not in ([0, 1], [1, 0], [0.5, 0.5]):
+        raise UserError(f"{where}: the labels are {labels}; 0 and 1 or twice 0.5 are known.")
+    if not all(isinstance(image, bytes) for image in images):
+        raise UserError(f"{where}: jpg_0 and jpg_1 must hold the bytes of two images.")
+    if labels == [0, 1]:
+        images.reverse()
+    votes = (1, 1) if 0.5 in labels else (1, 0)
+    image, other = images
+    yield Pair(image, other, clean_text(row["caption"], where), votes, "", split, where)
+
+
+def _ranked(root: epath.Path, table: epath.Path, split: str) -> Iterator[Pair]:
+    """The pairs of ImageReward's file."""
+    try:
+        items = json.loads(read_text(table))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{table} cannot be read as JSON: {error}.") from error
+    for number, item in enumerate(items if isinstance(items, list) else [items], start=1):
+        where = f"{table}, item {number}"
+        names, ranks = (
+            (item.get(name) if isinstance(item, dict) else None)
+            for name in ("generations", "ranking")
+        )
+        if not (
+            isinstance(names, list)
+            and isinstance(ranks, list)
+            and len(names) == len(ranks)
+            and all(isinstance(rank, int | float) for rank in ranks)
+        ):
+            raise UserError(
+                f"{where} has no generations with as many numbers in ranking: ImageReward's items "
+                "have prompt, generations and ranking."
+            )
+        files = [_file(root, name, where, "generations") for name in names]
+        prompt = clean_text(item.get("prompt"), where)
+        for pair in combinations(zip(ranks, files, strict=True), 2):
+            (first, better), (second, worse) = sorted(pair, key=lambda ranked: ranked[0])
+            if first < second:
+                yield Pair(better, worse, prompt, (1, 0), "", split, where)
+
+
+def _file(root: epath.Path, value: Any, where: str, column: str) -> epath.Path:
+    return root / image_file(root, PurePosixPath(), value, where, column)
+
+
+def _votes(value: Any, where: str) -> int:
+    """A number of votes; empty: 0."""
+    if value in (None, "") or (isinstance(value, float) and math.isnan(value)):
+        return 0
+    try:
+        votes = int(value)
+    except (ValueError, OverflowError, TypeError):
+        votes = -1
+    if not 0 <= votes < 2**31 or votes != float(value):
+        raise UserError(f"{where}: {str(value)[:40]!r} is no number of votes.")
+    return votes
