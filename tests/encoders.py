@@ -340,3 +340,20 @@ def llama_gguf(file: Path, **changes: Any) -> None:
         for seed, (name, shape) in enumerate(shapes.items())
     }
     gguf(file, {key: x for key, x in (metadata | changes).items() if x is not None}, tensors)
+
+
+def scores(opened, squares, prompts):
+    """Standardized scores of a published reward, as ``PUBLISHED`` opens it, for images of its own
+    size, 0 to 255.
+    """
+    import jax.numpy as jnp
+
+    from emu_jax.tasks.rewards import standardized
+
+    params, image = dict(opened.weights.tensors()), jnp.asarray(squares / 127.5 - 1, jnp.float32)
+    text = None
+    if opened.encoder:
+        tokens = opened.encoder.tokenize(prompts)
+        words = dict(opened.encoder.tensors())
+        text = opened.encoder.apply(words, jnp.asarray(tokens["ids"]), jnp.asarray(tokens["mask"]))
+    return standardized(params, opened.reward.score(params, image, text))[:, 0]

@@ -16,7 +16,7 @@ from emu_jax.checkpoint.paths import absolute_paths, opened_paths
 from emu_jax.checkpoint.safetensors_io import cast_floats
 from emu_jax.errors import UserError
 from emu_jax.interop import components, deepfloyd, pipelines, single_file
-from emu_jax.interop.files import copy_encoder_folder
+from emu_jax.interop.files import copy_encoder_folder, copy_small
 from emu_jax.nn.stack import unstacked
 from emu_jax.nn.text_adapter import PREFIX
 
@@ -85,7 +85,8 @@ def _include_parts(config: dict[str, Any], out: str, text_encoders: bool) -> lis
             section[name] = part
         elif part == "text" and local and text_encoders:
             folder = f"text_encoder_{key.split('.')[1]}"
-            copy_encoder_folder(Path(path).expanduser(), Path(out).expanduser() / folder)
+            copy = copy_small if section.get("kind") == "bert_tokens" else copy_encoder_folder
+            copy(Path(path).expanduser(), Path(out).expanduser() / folder)
             section[name] = folder
         else:
             needed.append(f"{key} ({path})")

@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from emu_jax.assembly import stages
+from emu_jax.assembly.config import group, groups
+from emu_jax.assembly.published_rewards import open_image_reward
 from emu_jax.assembly.schema import section
-from emu_jax.assembly.sections.runs import Run
+from emu_jax.assembly.sections.generation import BertTokens
+from emu_jax.assembly.sections.rewards import Blip
+from emu_jax.assembly.sections.runs import RewardLearning, Run
 from emu_jax.checkpoint.export import save_model
 from emu_jax.checkpoint.foreign import blaming, read_json
 from emu_jax.checkpoint.huggingface import find_pipeline
 from emu_jax.errors import UserError
+from emu_jax.evaluation.quality_metrics import IMAGE_REWARD_FILE, read_image_reward
 from emu_jax.interop import (
     autoencoder,
     components,
@@ -20,7 +25,7 @@ from emu_jax.interop import (
     single_file,
     vq,
 )
-from emu_jax.interop.files import CONFIG, watched
+from emu_jax.interop.files import CONFIG, copy_small, watched
 
 # The noise settings for training, which no public config has.
 _NOISE = dict(
@@ -64,6 +69,8 @@ def import_weights(
         raise UserError(f"--out={out} is the folder that is imported: name another.")
     if (folder / pipelines.INDEX).is_file():
         return _import_generator(source, target, compute_dtype, drop_variance)
+    if (folder / IMAGE_REWARD_FILE).is_file():
+        return _import_reward(folder, target, compute_dtype)
     settings = read_json(folder / CONFIG)
     kind = settings.get("_class_name")
     if kind is None and isinstance(settings.get("config"), dict):
@@ -101,6 +108,29 @@ def _import_generator(
     if replaced and imported.sections["codec"]["kind"] != "identity":
         advice += f"\nSampling differs from that of the scheduler: {replaced}."
     return advice
+
+
+def _import_reward(folder: Path, out: Path, compute_dtype: str) -> str:
+    """ImageReward as a model of task=reward, with its published standard and ReFL's alpha."""
+    opened, (_, _, sizes) = open_image_reward(str(folder)), read_image_reward(folder)
+    config, text = section(RewardLearning, compute_dtype=compute_dtype), "text_encoder_bert"
+    copy_small(folder, out / text)  # BERT's tokenizer
+    length = opened.encoder.length if opened.encoder else 0
+    config.text = dict(
+        bert=section(BertTokens, path=text, length=length, vocabulary=sizes["vocabulary"])
+    )
+    own = {name: size for name, size in sizes.items() if name not in ("image_size", "vocabulary")}
+    config.reward, config.data.image_size = section(Blip, **own), sizes["image_size"]
+    config.groups = groups(reward=group(""))
+    found = config.to_dict()
+    for place in ("data_dir", "cache_dir"):  # of no use to others
+        del found["data"][place]
+    save_model(str(out), dict(opened.weights.tensors()), found, {"step": 0}, dtype=None)
+    return (
+        f"{out}: a reward, for --config.teachers.NAME.path={out}; train it further with "
+        f"--config=configs/reward.py:size=blip --config.init_from={out} "
+        f"--config.text.bert.path={out / text}"
+    )
 
 
 def generator_config(sections: Mapping[str, Any], compute_dtype: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from emu_jax.evaluation.quality_metrics import IMAGE_REWARD_LENGTH, read_image_r
 from emu_jax.nn.blip import DEVIATION as BLIP_DEVIATION
 from emu_jax.nn.blip import MEAN as BLIP_MEAN
 from emu_jax.nn.conditioner import Encoded
-from emu_jax.nn.functional import Network, Params, nest
+from emu_jax.nn.functional import Network, Params
 from emu_jax.nn.openclip import image_tower, text_tower
 from emu_jax.nn.resizing import cropped, padded
 from emu_jax.tasks.base import Frozen
@@ -128,9 +128,9 @@ def open_laion_aesthetic(path: str) -> Opened:
     tower = make_clip_images(Path(path).expanduser() / AESTHETIC_CLIP)
     head, params = aesthetic_head(path)
     reward = AestheticReward(tower.network, head, partial(cropped, side=tower.image_size))
-    return _opened(
-        path, reward, None, {**nest("clip", dict(tower.tensors())), **nest("head", params)}
-    )
+    parts = {"clip": tower.tensors(), "head": params.items()}
+    nested = {f"{part}/{name}": x for part, found in parts.items() for name, x in found}
+    return _opened(path, reward, None, nested)
 
 
 PUBLISHED: Mapping[str, Callable[[str], Opened]] = {

@@ -10,6 +10,7 @@ from fidelity import module, randomize
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer, Dinov2Config, Dinov2Model
 
+from emu_jax.assembly.published_rewards import PUBLISHED, open_hps
 from emu_jax.errors import UserError
 from emu_jax.evaluation import clip_metrics, dinov2_features, preprocessing
 from emu_jax.evaluation.measuring import Batch, open_metrics
@@ -69,6 +70,12 @@ def test_metrics_of_a_clip(tmp_path):
     np.testing.assert_allclose(found, cosines, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(column("pickscore", tmp_path), scale * cosines, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(column("laion_aesthetic", tmp_path), rating, rtol=1e-4, atol=1e-6)
+    squares_of = preprocessing.cropped(IMAGES, 12)  # as rewards: in a step, with a gradient
+    opened = PUBLISHED["pickscore"](str(tmp_path / clip_metrics.PICKSCORE))
+    found = encoders.scores(opened, squares_of, PROMPTS)
+    np.testing.assert_allclose(found, scale * cosines, rtol=1e-4, atol=1e-4)
+    found = encoders.scores(PUBLISHED["laion_aesthetic"](str(tmp_path)), squares_of, PROMPTS)
+    np.testing.assert_allclose(found, rating, rtol=1e-4, atol=1e-6)
     embedded = clip_metrics.CmmdEmbedding(str(tmp_path))(BATCH)
     np.testing.assert_allclose(embedded, squares.numpy(), atol=1e-5)
     # SUR-adapter's: softmax over the two images of a prompt. In fp64: in fp32 the exponential of
@@ -141,6 +148,8 @@ def test_hps_reads_a_file_of_openclip(tmp_path, monkeypatch):
         clip_metrics, "open_openclip", lambda a, b, act, c: opened(a, b, f"quick_{act}", c)
     )
     np.testing.assert_allclose(column("hps", tmp_path), want, rtol=1e-4, atol=1e-5)
+    found = encoders.scores(open_hps(str(folder), "quick_gelu"), squares, PROMPTS)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
     (folder / clip_metrics.HPS_FILE).unlink()
     opened.cache_clear()
     with pytest.raises(UserError, match=r"has no HPS_v2\.1_compressed\.pt"):

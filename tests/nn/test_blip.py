@@ -2,6 +2,7 @@
 
 import re
 
+import encoders
 import numpy as np
 import torch
 from transformers import BertTokenizer
@@ -9,6 +10,9 @@ from transformers.models.blip.configuration_blip import BlipTextConfig, BlipVisi
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from emu_jax.assembly.published_rewards import PUBLISHED, Opened
+from emu_jax.assembly.rewards import trained_reward
+from emu_jax.cli.main import main
 from emu_jax.evaluation import quality_metrics
 from emu_jax.evaluation.measuring import Batch
 from emu_jax.evaluation.preprocessing import CLIP_MEAN, CLIP_STD, cropped, normalized
@@ -88,3 +92,14 @@ def test_rewards(tmp_path):
     found = quality_metrics.ImageReward(str(tmp_path))(Batch(images, prompts))
     assert want.std() > 1e-3
     np.testing.assert_allclose(found, want.numpy(), rtol=1e-4, atol=1e-5)
+    # As a reward: in a step, with a gradient.
+    opened = PUBLISHED["image_reward"](str(folder))
+    found = encoders.scores(opened, cropped(images, 12), prompts)
+    np.testing.assert_allclose(found, want.numpy(), rtol=1e-4, atol=1e-5)
+    assert opened.alpha == 2.0
+    imported = tmp_path / "imported"
+    assert main(["import", str(folder), f"--out={imported}"]) == 0
+    task, weights, _ = trained_reward(str(imported))
+    (encoder,) = task.encoders.values()
+    own = Opened(task.reward, encoder, weights, task.outputs, opened.alpha)
+    np.testing.assert_array_equal(encoders.scores(own, cropped(images, 12), prompts), found)
