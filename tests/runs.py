@@ -132,6 +132,26 @@ def train_parser(workdir: Path, data_dir: Path, network: str = "solo") -> None:
     assert main(["train", config, f"--workdir={workdir}", *more, *sources]) == 0
 
 
+def train_reward(workdir: Path, data_dir: Path, text_dir: Path) -> None:
+    """Trains the reward's test size on ``preferences/openmoji_tiny``, 16 x 16 images."""
+    from emu_jax.cli.main import main
+
+    sources = (
+        f"--config.data.{part}.{style}.dataset=preferences/openmoji_tiny"
+        for part in ("train", "validation.unseen")
+        for style in ("openmoji", "fluent")
+    )
+    more = (
+        f"--config.data.data_dir={data_dir}",
+        f"--config.text.minilm.path={text_dir}/text_encoder",
+        "--config.data.image_size=16",
+        "--config.reward.widths=(8,)",
+        "--config.train.preview_every=4",
+    )
+    config = f"--config={ROOT}/configs/reward.py:size=test,dimension=separate"
+    assert main(["train", config, f"--workdir={workdir}", *more, *sources]) == 0
+
+
 def devices_flag(devices: int) -> dict[str, str]:
     """The environment variable that gives a child process so many CPU devices."""
     others = os.environ.get("XLA_FLAGS", "")

@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "write a run's weights as a model folder, in our layout or diffusers'",
     "evaluate": "measure one model: faithfulness, finish, distances, copies",
     "compare": "measure several models and show them side by side in an HTML report",
+    "rewards": "measure rewards by pairs of which people prefer one",
     "claims": "decide claims, written down before, by the figures of comparisons",
     "reconstruct": "measure autoencoders by their reconstructions of held-out images",
     "plan": "compile a training step for TPUs that need not be present: memory, time, traffic",
