@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from emu_jax.data.mixture import Integers, Vocabulary
+from emu_jax.data.mixture import Column, Integers, Vocabulary
 from emu_jax.nn.functional import Network, Params
 from emu_jax.parallel.sharding import fetch
 from emu_jax.tasks.augmenting import round_trip
@@ -77,7 +77,9 @@ class Preferences(Task):
 
     @property
     def streams(self) -> dict[str, RowSpec]:
-        columns = dict.fromkeys(VOTES if self.votes != "none" else (), Integers())
+        columns: dict[str, Column] = {}
+        if self.votes != "none":
+            columns |= {name: Integers() for name in VOTES}
         if self.dimensions:
             columns[DIMENSION] = Vocabulary(self.dimensions, 1)
         return {self.stream: RowSpec(self.encoders, further=(OTHER,), columns=columns)}
@@ -92,14 +94,10 @@ class Preferences(Task):
     def loss(self, group: str, context: Context) -> Loss:
         """Equation (1), and the share of pairs whose preferred image has the higher score."""
         rows = context.batch[self.stream]
-        images = self._images(rows)
+        images = self.images(rows)
         if self.codec:
-            sent = round(self.round_trip * len(rows["image"]))
-            first, second = jax.random.split(context.key)
-            images = tuple(
-                round_trip(self.codec, context.frozen[CODEC], key, x, sent)
-                for key, x in zip((first, second), images, strict=True)
-            )
+            sent = 2 * round(self.round_trip * len(rows["image"]))
+            images = round_trip(self.codec, context.frozen[CODEC], context.key, images, sent)
         scores = self.scores(context.params, context.frozen, rows, images)
         preferred = self.preferred(rows)
         losses, right = compared(scores, preferred)
@@ -112,7 +110,7 @@ class Preferences(Task):
         tie is neither right nor wrong.
         """
         rows = context.batch[self.stream]
-        scores = self.scores(context.params, context.frozen, rows, self._images(rows))
+        scores = self.scores(context.params, context.frozen, rows, self.images(rows))
         preferred = self.preferred(rows)
         losses, right = compared(scores, preferred)
         own = self._own(rows).any(-1) & rows["valid"]
@@ -140,7 +138,7 @@ class Preferences(Task):
         @jax.jit
         def measured(context: Context) -> tuple[Array, ...]:
             rows = context.batch[self.stream]
-            scores = self.all_scores(context.params, context.frozen, rows, self._images(rows))
+            scores = self.all_scores(context.params, context.frozen, rows, self.images(rows))
             own = self._own(rows) & rows["valid"][:, None]
             return scores, self.preferred(rows), own
 
@@ -160,14 +158,14 @@ class Preferences(Task):
             if len(chosen) and pairs.std() > 0:
                 standard[MEAN][i], standard[DEVIATION][i] = pairs.mean(), pairs.std()
                 standard[ALPHA][i] = (chosen.mean() - pairs.mean()) / pairs.std()
-        return {**context.state, **standard}
+        return {**context.state, **jax.tree.map(jnp.asarray, standard)}
 
     def scores(
         self,
         params: Params,
         frozen: Mapping[str, Params],
         rows: Rows,
-        images: tuple[Float[Array, "b h w 3"], Float[Array, "b h w 3"]],
+        images: Float[Array, "n h w 3"],
     ) -> Float[Array, "b 2"]:
         """The scores of both images of every row, by the output of the row's dimension."""
         found = self.all_scores(params, frozen, rows, images)
@@ -181,14 +179,14 @@ class Preferences(Task):
         params: Params,
         frozen: Mapping[str, Params],
         rows: Rows,
-        images: tuple[Float[Array, "b h w 3"], Float[Array, "b h w 3"]],
+        images: Float[Array, "n h w 3"],
     ) -> Float[Array, "b 2 outputs"]:
-        """The scores of both images of every row."""
+        """The scores of both images of every row, from :meth:`images`."""
         ((name, encoder),) = self.encoders.items()
         text = encoded_text(name, encoder, frozen, rows)
-        text = jax.tree.map(lambda x: jnp.concatenate([x, x]), text)
-        found = self.reward.score(params, jnp.concatenate(images), text)
-        return jnp.stack(jnp.split(found, 2), axis=1)
+        text = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), text)
+        found = self.reward.score(params, images, text)
+        return found.reshape(-1, 2, found.shape[-1])
 
     def preferred(self, rows: Rows) -> Float[Array, " b"]:
         """p of equation (1)."""
@@ -206,8 +204,10 @@ class Preferences(Task):
         numbers: Int[Array, " n"] = jnp.array([self.dimensions.index(x) for x in self.outputs])
         return rows["columns"][DIMENSION] == numbers
 
-    def _images(self, rows: Rows) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w 3"]]:
-        return to_unit_range(rows["image"]), to_unit_range(rows["further"][OTHER])
+    def images(self, rows: Rows) -> Float[Array, "n h w 3"]:
+        """Both images of the first row, of the second row, ..., in [-1, 1]."""
+        both = jnp.stack([rows["image"], rows["further"][OTHER]], axis=1)
+        return to_unit_range(both.reshape(-1, *both.shape[2:]))
 
 
 def compared(
