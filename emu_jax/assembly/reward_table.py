@@ -12,6 +12,7 @@ from emu_jax.assembly.config import source
 from emu_jax.assembly.rewards import trained_reward
 from emu_jax.assembly.streams import open_selections, stream_spec
 from emu_jax.data.pipeline import Loader
+from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.errors import UserError
 from emu_jax.evaluation.metrics import share_interval
 from emu_jax.nn.functional import Params
@@ -31,8 +32,7 @@ def accuracy_table(paths: Sequence[str], select: str = "", data_dir: str = "") -
     lines: list[str] = []
     for path in paths:
         task, weights, config = trained_reward(path)
-        if data_dir:
-            config.data.data_dir = data_dir
+        config.data.data_dir = data_dir or config.data.get("data_dir") or DEFAULT_DATA_DIR
         right, dimension = _judged(task, _arrays(weights), config, select)
         chosen = {"all pairs": np.ones(len(right), bool)}
         chosen |= {name: dimension == i for i, name in enumerate(task.dimensions)}
