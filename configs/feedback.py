@@ -2,6 +2,8 @@
 
     emu-jax train --config=configs/feedback.py:size=tiny --workdir=runs/feedback
     emu-jax train --config=configs/feedback.py:size=tiny,stage=aesthetic --workdir=runs/aesthetic
+    emu-jax train --config=configs/feedback.py:size=tiny,stage=adversarial \
+        --workdir=runs/adversarial
 
 The generator's clean prediction in the middle of sampling is decoded, and teachers look at the
 image (Zhang et al. 2024, arXiv:2404.05595; docs/feedback.md). The generator's own loss on the same
@@ -9,7 +11,7 @@ images goes on beside it (`--config.feedback.diffusion=0`: it does not).
 
 stage=perceptual: sampling starts from an image of the data at half noise, and the prediction is
     compared with what is known of the image
-    teacher=structure: SOLO's loss with the true instances of `scenes`
+    teacher=structure: SOLO's loss with the true instances of `scenes` (the default)
     teacher=style: VGG-16's Gram matrices of the image itself
     teacher=both: structure and style
     teacher=layout: DeepLab-V3's cross-entropy with the true label of every pixel
@@ -19,6 +21,11 @@ stage=aesthetic: sampling starts from pure noise, and rewards (`configs/reward.p
     teacher=each: one reward for each of color, layout, lighting and detail (the default)
     teacher=color, layout, lighting or detail: this one alone
     teacher=global: one reward of all preferences
+stage=adversarial: the reward of detail goes on learning, to tell predictions from images of the
+    data. These start from the image at any noise level, and the other rewards see predictions from
+    noise
+    teacher=each: the adversary beside one reward for each dimension (the default)
+    teacher=adversary: alone
 
 size=tiny: over a generator that `latent_diffusion.py:size=tiny,stage=compose` trained; 600 steps of
     16, 500 of the stage aesthetic
@@ -26,10 +33,10 @@ size=tiny: over a generator that `latent_diffusion.py:size=tiny,stage=compose` t
     time, result  not measured
 size=test: the same with a few thousand parameters, for tests.
 
-size=sd15 and sdxl: the published generators, with a SOLO of 80 classes on a folder of the user in
-    COCO's form (`emu-jax data build coco/train2017 --path=COCO`, and so val2017; docs/data.md), or
-    with ImageReward: to plan with; a run needs `--config.init_from`, `--config.codec.path`,
-    `--config.teachers.NAME.path` and text encoders by path
+size=sd15 and sdxl: the published generators, with networks of COCO's classes on a folder of the
+    user in COCO's form (`emu-jax data build coco/train2017 --path=COCO`, and so val2017;
+    docs/data.md), or with ImageReward: to plan with; a run needs `--config.init_from`,
+    `--config.codec.path`, `--config.teachers.NAME.path` and text encoders by path
     hardware, time, result  not measured
 """
 
@@ -38,18 +45,20 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from emu_jax.assembly import emoji, stages
-from emu_jax.assembly.config import options, read
+from emu_jax.assembly.config import group, groups, options, read
 from emu_jax.assembly.schema import section
 from emu_jax.assembly.sections.feedback import Feedback, Layout, Structure, Style
 from emu_jax.assembly.sections.generation import Sampling
-from emu_jax.assembly.sections.rewards import Reward
+from emu_jax.assembly.sections.rewards import Adversary, Reward
+from emu_jax.assembly.sections.trajectories import Trajectory
 from emu_jax.data.faults import DIMENSIONS
 from emu_jax.errors import UserError
 
 SMALL, FOLDER = ("tiny", "test"), Path(__file__).parent
-FURTHER = {"structure": "instances", "layout": "mask"}  # what large teachers read
 PERCEPTUAL = ("structure", "style", "both", "layout", "all")
 AESTHETIC = ("each", *DIMENSIONS, "global")
+ADVERSARIAL = ("each", "adversary")
+FURTHER = {"structure": "instances", "layout": "mask"}  # what large teachers read
 SMALL_WEIGHT = 0.02  # of a reward: not measured
 
 
@@ -57,30 +66,30 @@ def get_config(argument: str | None = None) -> ConfigDict:
     chosen = options(
         argument,
         size=(*SMALL, "sd15", "sdxl"),
-        stage=("perceptual", "aesthetic"),
-        teacher=("", *PERCEPTUAL, *AESTHETIC),
+        stage=("perceptual", "aesthetic", "adversarial"),
+        teacher=("", *dict.fromkeys((*PERCEPTUAL, *AESTHETIC, "adversary"))),
     )
-    small, aesthetic = chosen.size in SMALL, chosen.stage == "aesthetic"
+    small, perceptual = chosen.size in SMALL, chosen.stage == "perceptual"
     base = f"{FOLDER}/latent_diffusion.py:size={chosen.size}"
     config = read(base)
-    teacher = chosen.teacher or ("each" if aesthetic else "structure")
-    if teacher not in (AESTHETIC if aesthetic else PERCEPTUAL):
-        raise UserError(f"teacher={teacher} is not of stage={chosen.stage}.")
-    teachers = (_rewards if aesthetic else _perceptual)(teacher, chosen.size)
+    known, make = STAGES[chosen.stage]
+    teacher = chosen.teacher or known[0]
+    if teacher not in known:
+        raise UserError(
+            f"teacher={teacher} is not of stage={chosen.stage}; use one of {', '.join(known)}."
+        )
+    teachers = make(teacher, chosen.size)
     with config.unlocked():
         config.task = "feedback"
         config.feedback, config.teachers = section(Feedback), ConfigDict(teachers)
-    if aesthetic:
+    if not perceptual:
         config.feedback.start = "noise"
         config.feedback.diffusion = 1.0 if small else 0.0
-    config.feedback.sampling = section(
-        Sampling, sampler="ddim", steps=20, spacing="trailing", guidance_scale=1.0
-    )
+    config.feedback.sampling = _sampling(chosen.size)
     config.groups.generator.optimizer.update(
         dict(learning_rate=1e-5, schedule="constant", warmup=20, weight_decay=1e-2, clip=1.0)
     )
     if small:
-        config.init_from = "runs/compose"
         config.text.minilm.length = emoji.CAPTION_TOKENS
         config.data.train = emoji.scenes("split == train and kind != person", "complex")
         config.data.validation = dict(
@@ -89,12 +98,14 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.measure.judge = ""
         config.groups.generator.optimizer.learning_rate = 1e-4
         if chosen.size == "tiny":
-            steps, every = (500, 50) if aesthetic else (600, 200)
+            steps, every = (600, 200) if perceptual else (500, 50)
             config.train.update(dict(steps=steps, batch_size=16, validate_every=every))
             config.measure.parser, config.measure.images_per_prompt = "builtin:parser_64", 2
         else:
-            config.feedback.sampling.steps = 4
             config.feedback.earliest = 2
+        config.init_from = dict(perceptual="runs/compose", aesthetic="runs/feedback").get(
+            chosen.stage, "runs/aesthetic"
+        )
     else:
         stages.tune_large(config, base)
         known = [FURTHER[name] for name in FURTHER if name in teachers]
@@ -102,18 +113,42 @@ def get_config(argument: str | None = None) -> ConfigDict:
             config.data.train = stages.coco("train2017", *known)
             config.data.validation = dict(coco=stages.coco("val2017", *known))
         config.train.batch_size = 64
+    if chosen.stage == "adversarial":
+        own = config.groups.generator
+        config.groups = groups(
+            generator=own, discriminator=group("discriminator/", **own.optimizer.to_dict())
+        )
     return config
 
 
+def _sampling(size: str) -> ConfigDict:
+    """In training; without guidance, as ReFL."""
+    steps = 4 if size == "test" else 20
+    return section(Sampling, sampler="ddim", steps=steps, spacing="trailing", guidance_scale=1.0)
+
+
 def _perceptual(teacher: str, size: str) -> dict[str, ConfigDict]:
-    small, parser = size in SMALL, f"{FOLDER}/parser.py:size=coco"
-    found = dict(
-        structure=section(Structure, path="runs/parser" if small else parser),
-        style=section(Style),
-        layout=section(Layout, path="runs/deeplab" if small else f"{parser},network=deeplab"),
+    parser = f"{FOLDER}/parser.py:size=coco"
+    paths = (
+        ("runs/parser", "runs/deeplab") if size in SMALL else (parser, f"{parser},network=deeplab")
     )
-    chosen = {"both": ("structure", "style"), "all": tuple(found)}.get(teacher, (teacher,))
-    return {name: found[name] for name in chosen}
+    found = dict(
+        structure=section(Structure, path=paths[0]),
+        style=section(Style),
+        layout=section(Layout, path=paths[1]),
+    )
+    names = {"both": ("structure", "style"), "all": (*found,)}.get(teacher, (teacher,))
+    return {name: found[name] for name in names}
+
+
+def _adversarial(teacher: str, size: str) -> dict[str, ConfigDict]:
+    path = "runs/reward_detail" if size in SMALL else f"{FOLDER}/reward.py:size=blip"
+    sampling = _sampling(size)
+    everywhere = section(Trajectory, sampling=sampling, earliest=sampling.steps)
+    found = dict(adversary=section(Adversary, path=path, trajectory=everywhere))
+    if size in SMALL:
+        found["adversary"].weight = SMALL_WEIGHT
+    return found if teacher == "adversary" else {**_rewards(teacher, size), **found}
 
 
 def _rewards(teacher: str, size: str) -> dict[str, ConfigDict]:
@@ -124,3 +159,11 @@ def _rewards(teacher: str, size: str) -> dict[str, ConfigDict]:
         f"reward_{name}": section(Reward, path=f"runs/reward_{name}", weight=SMALL_WEIGHT)
         for name in names
     }
+
+
+# The first teacher of a stage is its default.
+STAGES = {
+    "perceptual": (PERCEPTUAL, _perceptual),
+    "aesthetic": (AESTHETIC, _rewards),
+    "adversarial": (ADVERSARIAL, _adversarial),
+}

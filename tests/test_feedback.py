@@ -135,7 +135,7 @@ def test_the_gradient_is_that_of_the_last_calls(changes, autoencoder_run, pictur
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
 
-    base, path = task.base, task.trajectory
+    base, (path,) = task.base, task.paths
     keys = jax.random.split(jax.random.fold_in(key, 2**30), 6)
     times = time_grid(base.process, path.sampling.steps, path.sampling.spacing)
     last = path.sampling.steps - int(

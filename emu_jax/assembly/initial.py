@@ -1,4 +1,5 @@
-"""``init_from``: the parameters that a stage starts from, another one's where they fit.
+"""``init_from``: the parameters that a stage starts from, another one's where they fit. Parts may
+start from a further model (:attr:`emu_jax.tasks.base.Task.starts`).
 
 Nothing of it is full-size on one host: every stored array is read into its shards, and one compiled
 function of those makes the fresh ones beside them, where they are to lie.
@@ -33,6 +34,21 @@ def initial(config: ConfigDict, task: Task, mesh: Mesh) -> tuple[Params, Params]
 
     Adapters start fresh: ``init_from`` is their base, a frozen network. The state is the base's.
     """
+    if config.init_from:
+        params, state = _from_another(config, task, mesh)
+    else:
+        params, state = fresh_params(task, config.train.seed, mesh)
+    for prefix, source in task.starts.items():
+        own = {path: x for path, x in params.items() if path.startswith(f"{prefix}/")}
+        named = ((f"{prefix}/{path}", x) for path, x in source.tensors())
+        known = ((path, x) for path, x in named if path in own)  # its state is not trained
+        params = {**params, **place(known, shard_params(own, mesh), np.float32)}
+        if jax.process_index() == 0:
+            print(f"{prefix}/ starts from {source.source}", flush=True)
+    return params, state
+
+
+def _from_another(config: ConfigDict, task: Task, mesh: Mesh) -> tuple[Params, Params]:
     key = jax.random.key(config.train.seed)
     if make_adapters(config):
         params, state = fresh_params(task, config.train.seed, mesh)

@@ -28,4 +28,5 @@ TEACHERS: dict[str, Callable[..., Any]] = {
     "reward": Lazy("emu_jax.assembly.rewards:make_reward"),
     "structure": Lazy("emu_jax.assembly.teachers:make_structure"),
     "style": Lazy("emu_jax.assembly.teachers:make_style"),
+    "adversary": Lazy("emu_jax.assembly.rewards:make_adversary"),
 }

@@ -1,6 +1,6 @@
 """From a config to the task that learns a reward, and from a trained reward to a teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -23,6 +23,7 @@ from emu_jax.nn.blip import ImageReward
 from emu_jax.nn.functional import Network
 from emu_jax.nn.reward import RewardTower
 from emu_jax.parallel.placement import ONE_DEVICE, Placement
+from emu_jax.tasks.adversary import Adversary
 from emu_jax.tasks.base import Frozen
 from emu_jax.tasks.preferences import Preferences
 from emu_jax.tasks.rewards import ALPHA, BlipReward, Hinge, TowerReward
@@ -118,23 +119,39 @@ def make_reward(
     """A teacher. Its text encoder is not among the frozen weights: see :func:`read_texts`."""
     del on
     opened = PUBLISHED[model](path) if model else _open_trained(path)
-    if dimension and dimension not in opened.outputs:
-        raise UserError(
-            f"{path} has no reward of the dimension {dimension!r}; it has "
-            f"{', '.join(filter(None, opened.outputs)) or 'one of all preferences'}."
-        )
-    if not dimension and len(opened.outputs) > 1:
-        raise UserError(
-            f"{path} has rewards of several dimensions: set dimension to one of "
-            f"{', '.join(opened.outputs)}."
-        )
-    output = opened.outputs.index(dimension) if dimension else 0
+    output = _output(opened.outputs, dimension, path)
     if alpha is None and np.isnan(opened.alpha[output]):
         raise UserError(
             f"The reward {path} has no alpha: it is measured when training ends. Train it to its "
             "end, or set alpha of the teacher."
         )
     return Hinge(opened.reward, opened.encoder, output, alpha), opened.weights
+
+
+def make_adversary(
+    on: Placement, *, path: str, dimension: str, r1: float
+) -> tuple[Adversary, Frozen]:
+    """A teacher that learns, and the weights that it starts from."""
+    del on
+    task, weights, _ = trained_reward(path)
+    (encoder,) = task.encoders.values()
+    output = _output(task.outputs, dimension, path)
+    return Adversary(task.reward, task.network, encoder, output, r1), weights
+
+
+def _output(outputs: Sequence[str], dimension: str, path: str) -> int:
+    """The number of a reward's output of a dimension."""
+    if dimension and dimension not in outputs:
+        raise UserError(
+            f"{path} has no reward of the dimension {dimension!r}; it has "
+            f"{', '.join(filter(None, outputs)) or 'one of all preferences'}."
+        )
+    if not dimension and len(outputs) > 1:
+        raise UserError(
+            f"{path} has rewards of several dimensions: set dimension to one of "
+            f"{', '.join(outputs)}."
+        )
+    return outputs.index(dimension) if dimension else 0
 
 
 def _open_trained(path: str) -> Opened:
@@ -155,7 +172,7 @@ def read_texts(
     """
     known, found, read = dict(encoders), dict(teachers), {}
     for name, teacher in teachers.items():
-        if isinstance(teacher, Hinge) and teacher.encoder:
+        if isinstance(teacher, Hinge | Adversary) and teacher.encoder:
             own = teacher.encoder
             text = next((key for key, other in known.items() if _same(own, other)), "")
             if not text:

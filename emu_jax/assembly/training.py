@@ -68,7 +68,7 @@ def make_trainer(config: ConfigDict, workdir: str) -> Trainer:
             "config": config.to_dict(),
             "frozen": _record(task),
         },
-        initial=partial(initial, config, task, mesh) if config.init_from else None,
+        initial=partial(initial, config, task, mesh) if config.init_from or task.starts else None,
         measures=(Samples(config, task, mesh, frozen),) if measured else (),
         draw=grid,
     )

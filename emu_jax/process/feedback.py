@@ -29,7 +29,7 @@ from emu_jax.process.protocol import Sampler, Transform
 from emu_jax.process.sampling import State, advance, advance_to, start
 
 
-def predict_after(
+def sample_to(
     make_denoise: Callable[[PyTree[Array]], Denoise],
     params: PyTree[Array],
     process: GaussianProcess,
@@ -42,15 +42,16 @@ def predict_after(
     *,
     through: tuple[int, int | Int[Array, ""]] = (1, 1),
     transform: Transform | None = None,
-) -> Prediction:
-    """(2) at times[last], after the steps from ``first`` to ``last`` - 1 of (1) from x at
-    times[first]; differentiable in ``params``, and in nothing else.
+) -> Float[Array, "b *d"]:
+    """x at times[last], after the steps from ``first`` to ``last`` - 1 of (1) from x at
+    times[first].
 
     ``make_denoise(params)`` is the guided network. With ``last`` = ``first`` no step is sampled.
     ``key`` gives the noise of samplers that add some: that of step i comes from fold_in(key, i).
-    ``transform`` is applied to every predicted x0. ``through`` = (most, n): the gradient passes the
-    last n calls, n <= most; n may be traced. ``last`` - ``first`` is ``most`` - 1 or more. The
-    activations of the calls before the last one are computed again in the backward pass.
+    ``transform`` is applied to every predicted x0. ``through`` = (most, n): with the call of (2)
+    that follows, the gradient passes the last n calls, n <= most; n may be traced. So with n = 1
+    the result has no gradient. ``last`` - ``first`` is ``most`` - 1 or more. The activations of
+    these calls are computed again in the backward pass.
     """
     most, n = through
     still, denoise = make_denoise(jax.lax.stop_gradient(params)), make_denoise(params)
@@ -67,33 +68,19 @@ def predict_after(
 
     if most > 1:
         state, _ = jax.lax.scan(step, state, begin + jnp.arange(most - 1))
-    return _call(denoise, process, times, state.x, last, transform)
+    return state.x
 
 
-def predict_again(
-    make_denoise: Callable[[PyTree[Array]], Denoise],
-    params: PyTree[Array],
-    process: GaussianProcess,
-    times: Float[Array, " n_plus_1"],
-    key: Keys,
-    x0: Float[Array, "b *d"],
-    last: int | Int[Array, ""],
-    *,
-    transform: Transform | None = None,
-) -> Prediction:
-    """(2) at times[last] from ``x0`` with new noise; differentiable in ``params`` alone."""
-    x = process.sample_forward(key, jax.lax.stop_gradient(x0), jnp.asarray(times)[last])
-    return _call(make_denoise(params), process, times, x, last, transform)
-
-
-def _call(
+def predict_at(
     denoise: Denoise,
     process: GaussianProcess,
     times: Float[Array, " n_plus_1"],
     x: Float[Array, "b *d"],
     last: int | Int[Array, ""],
-    transform: Transform | None,
+    *,
+    transform: Transform | None = None,
 ) -> Prediction:
+    """(2) of x at times[last]."""
     t = jnp.broadcast_to(jnp.asarray(times, jnp.float32)[last], x.shape[:1])
     return process.predict(denoise(x, t), x, t, transform)
 

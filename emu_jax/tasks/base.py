@@ -197,6 +197,13 @@ class Task(ABC):
     def init(self, key: jax.Array) -> tuple[Params, Params]:
         """(parameters, state). Under ``jax.eval_shape`` it gives the shapes."""
 
+    @property
+    def starts(self) -> Mapping[str, Frozen]:
+        """Prefix of parameters -> the weights that a new run starts these from, whatever
+        ``init_from`` has.
+        """
+        return {}
+
     def prepare(self, frozen: Mapping[str, Params] | None) -> Self:
         """The task with everything that is computed from frozen networks, such as the null
         conditioning. With ``frozen`` None that is zeros, which is enough to plan or to time a step.

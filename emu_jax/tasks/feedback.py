@@ -1,33 +1,43 @@
-"""Perceptual feedback learning: frozen networks look at what a generator draws.
+"""Feedback learning: other networks look at what a generator draws.
 
     L = w_d L_diffusion + sum_k w_k L_k(D(x0'), row)                                       (1)
 
 x0' is the clean latent that the generator predicts after some steps of its sampler
 (:mod:`emu_jax.process.feedback`), D the frozen decoder, L_k what a teacher asks of the image
-(:mod:`emu_jax.tasks.teachers`): PeFL, algorithm 1 of UniFL (Zhang et al. 2024, arXiv 2404.05595).
-Sampling starts from the row's own image at half noise, so that x0' keeps its structure and style,
-which dense ground truth needs. L_diffusion is the loss of the generator's own training.
+(:mod:`emu_jax.tasks.teachers`). L_diffusion is the loss of the generator's own training.
+
+Teachers whose images come about in the same way (:class:`Trajectory`) get the same images. In
+UniFL (Zhang et al. 2024, arXiv 2404.05595) those that know what is in an image get predictions that
+start from this image at half noise, so that x0' keeps its structure and style (algorithm 1);
+rewards get predictions that start from noise (equation 5).
+
+One teacher may learn, too: an adversary (:mod:`emu_jax.tasks.adversary`). It is a group of
+parameters of its own, updated after the generator. It judges what the updated generator predicts
+where the generator's own loss had come to, so nothing is sampled twice.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from emu_jax.errors import UserError
-from emu_jax.process.feedback import predict_after, predict_again, step_at_log_snr
+from emu_jax.nn.functional import Params, nest, subtree
+from emu_jax.process.feedback import predict_at, sample_to, step_at_log_snr
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.guidance import Denoise
 from emu_jax.process.sampling import time_grid
-from emu_jax.tasks.base import Context, Loss, Rows, RowSpec, encoded_text, to_pixels
+from emu_jax.tasks.adversary import Adversary
+from emu_jax.tasks.base import Context, Frozen, Loss, Rows, RowSpec, encoded_text, to_pixels
 from emu_jax.tasks.generation import Sampling
 from emu_jax.tasks.generator_task import GeneratorTask
 from emu_jax.tasks.teachers import Teacher
 from emu_jax.text.encoder import TextEncoder
 
+ADVERSARY = "discriminator"  # its parameters, which an export leaves out, and their group
 _SHOWN = 8
 _FEEDBACK = 2**30  # folded into the step's key
 
@@ -75,17 +85,27 @@ class Trajectory:
             )
 
 
+class Reached(NamedTuple):
+    """Where sampling is looked at: x at the time number ``last`` of its grid."""
+
+    x: Float[Array, "b *d"]
+    last: Int[Array, ""]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Feedback(GeneratorTask):
-    """``base`` learns from ``teachers``, whose weights lie in ``frozen`` under their names.
-    ``encoders`` are those of the text that teachers read.
+    """``base`` learns from ``teachers``, whose weights lie in ``frozen`` under their names. Of an
+    adversary they are parameters of this task. ``trajectories`` has each teacher's, ``encoders``
+    are those of the text that teachers read. ``adversary_start`` are the weights from which the
+    adversary learns, None: fresh ones.
     """
 
     teachers: Mapping[str, Teacher]
     weights: Mapping[str, float]
-    trajectory: Trajectory
+    trajectories: Mapping[str, Trajectory]
     diffusion: float = 1.0
     encoders: Mapping[str, TextEncoder] = field(default_factory=dict)
+    adversary_start: Frozen | None = None
 
     @property
     def streams(self) -> dict[str, RowSpec]:
@@ -103,24 +123,69 @@ class Feedback(GeneratorTask):
             for name, rows in self.base.streams.items()
         }
 
+    @property
+    def adversary(self) -> tuple[str, Adversary] | None:
+        """The teacher that learns, and its name."""
+        found = ((n, t) for n, t in self.teachers.items() if isinstance(t, Adversary))
+        return next(found, None)
+
+    @property
+    def starts(self) -> Mapping[str, Frozen]:
+        return {ADVERSARY: self.adversary_start} if self.adversary_start else {}
+
+    def init(self, key: jax.Array) -> tuple[Params, Params]:
+        params, state = self.base.init(key)
+        if self.adversary:
+            network = self.adversary[1].network
+            params = {**params, **nest(ADVERSARY, network.init(jax.random.fold_in(key, 2)))}
+        return params, state
+
     def loss(self, group: str, context: Context) -> Loss:
-        """Equation (1), and its terms."""
+        """Equation (1) and its terms, or the adversary's own loss."""
         rows = self.base.with_latents(context.frozen, context.batch[self.base.stream])
-        image = self.draw(context, rows, jax.random.fold_in(context.key, _FEEDBACK))
         encoded = {
             name: encoded_text(name, encoder, context.frozen, rows)
             for name, encoder in self.encoders.items()
         }
-        drawn_for = _repeated({**rows, "encoded": encoded}, max(1, self.trajectory.renoised))
-        terms = {
-            name: teacher.loss(context.frozen[name], image, drawn_for)
-            for name, teacher in self.teachers.items()
-        }
+        rows = {**rows, "encoded": encoded}
+        if group == ADVERSARY:
+            return self._adversary_loss(context, rows)
+        terms, handed = {}, None
+        for number, path in enumerate(self.paths):
+            image, reached = self.draw(context, rows, self._key(context, number), path)
+            drawn_for = _repeated(rows, max(1, path.renoised))
+            for name, teacher in self.teachers.items():
+                if self.trajectories[name] == path:
+                    learns = isinstance(teacher, Adversary)
+                    handed = reached if learns else handed
+                    weights = (
+                        jax.lax.stop_gradient(subtree(context.params, ADVERSARY))
+                        if learns
+                        else context.frozen[name]
+                    )
+                    terms[name] = teacher.loss(weights, image, drawn_for)
         total = sum((self.weights[name] * x for name, x in terms.items()), jnp.zeros(()))
         if self.diffusion:
             terms["diffusion"] = jnp.mean(self.base.losses(context, rows))
             total += self.diffusion * terms["diffusion"]
-        return Loss(total, context.state, terms)
+        return Loss(total, context.state, terms, handed)
+
+    def _adversary_loss(self, context: Context, rows: Rows) -> Loss:
+        """Of the row's own images, which have passed the codec, and of what the generator predicts
+        in their place.
+        """
+        assert self.adversary and context.handed
+        name, teacher = self.adversary
+        reached = Reached(*context.handed["generator"])
+        generator = jax.lax.stop_gradient(context.params)
+        path = self.trajectories[name]
+        drawn = self._look(context._replace(params=generator), rows, reached, path)
+        key = self._key(context, len(self.paths))
+        real = self.base.decode(context.frozen, self.base.clean(context.frozen, rows, key))
+        value, scalars = teacher.own_loss(
+            subtree(context.params, ADVERSARY), jax.lax.stop_gradient(drawn), real, rows
+        )
+        return Loss(value, context.state, scalars)
 
     def validate(self, context: Context) -> dict[str, tuple[jax.Array, jax.Array]]:
         """The loss of the generator's own training. What teachers say of it is no validation."""
@@ -130,16 +195,31 @@ class Feedback(GeneratorTask):
         """Samples, and images as the teachers get them."""
         rows = jax.tree.map(lambda x: x[:_SHOWN], context.batch[self.base.stream])
         rows = self.base.with_latents(context.frozen, rows)
-        image = self.draw(context, rows, jax.random.fold_in(context.key, _FEEDBACK))
-        return {**self.base.preview(context), "feedback": to_pixels(image)}
+        shown = self.base.preview(context)
+        for number, path in enumerate(self.paths):
+            image, _ = self.draw(context, rows, self._key(context, number), path)
+            shown[f"feedback_{number}" if number else "feedback"] = to_pixels(image)
+        return shown
 
-    def draw(self, context: Context, rows: Rows, key: jax.Array) -> Float[Array, "nb H W 3"]:
-        """Images in [-1, 1], differentiable in the parameters by the last calls of the denoiser.
-        With ``renoised`` = n there are n of each row, all rows one after the other.
+    @property
+    def paths(self) -> list[Trajectory]:
+        """The distinct trajectories."""
+        found: list[Trajectory] = []
+        for path in self.trajectories.values():
+            found += [] if path in found else [path]
+        return found
+
+    def _key(self, context: Context, number: int) -> jax.Array:
+        return jax.random.fold_in(context.key, _FEEDBACK + number)
+
+    def draw(
+        self, context: Context, rows: Rows, key: jax.Array, path: Trajectory
+    ) -> tuple[Float[Array, "nb H W 3"], Reached]:
+        """Images in [-1, 1], differentiable in the parameters by the last calls of the denoiser,
+        and where the last call was made. With ``renoised`` = n there are n images of each row, all
+        rows one after the other.
         """
-        base, path = self.base, self.trajectory
-        sampling, process = path.sampling, base.process
-        assert isinstance(process, GaussianProcess)  # as assembled
+        sampling, process = path.sampling, self._process
         k_clean, k_start, k_last, k_steps, k_through, k_again = jax.random.split(key, 6)
         times = time_grid(process, sampling.steps, sampling.spacing)
         last = sampling.steps - jax.random.randint(k_last, (), path.latest, path.earliest + 1)
@@ -148,36 +228,47 @@ class Feedback(GeneratorTask):
             x = process.prior(k_start, shape)
         else:
             first = jnp.minimum(step_at_log_snr(process, times, path.start), last)
-            clean = base.clean(context.frozen, rows, k_clean)
+            clean = self.base.clean(context.frozen, rows, k_clean)
             x = process.sample_forward(k_start, clean, times[first])
-        encoded = base.encode(context.frozen, rows)
-
-        def make_denoise(params: Any, times_each: int = 1) -> Denoise:
-            text, sizes = _repeated((encoded, rows["sizes"]), times_each)
-            null = base.null_rows(len(sizes)) if sampling.guidance_scale != 1 else None
-            return base.guided(
-                params,
-                base.condition(params, text, sizes),
-                None if null is None else base.condition(params, null, sizes, "unconditional"),
-                sampling,
-            )
-
         least, most = path.through
         n = least if least == most else jax.random.randint(k_through, (), least, most + 1)
-        params = jax.lax.stop_gradient(context.params) if path.renoised else context.params
-        predicted = predict_after(
-            make_denoise, params, process, sampling.sampler, times, k_steps, x, first, last,
+        x = sample_to(
+            lambda params: self._denoise(context._replace(params=params), rows, sampling),
+            context.params, process, sampling.sampler, times, k_steps, x, first, last,
             through=(most, n), transform=sampling.transform,
         )  # fmt: skip
         if path.renoised:
-            predicted = predict_again(
-                lambda params: make_denoise(params, path.renoised),
-                context.params, process, times, k_again,
-                _repeated(predicted.x0, path.renoised), last,
-                transform=sampling.transform,
-            )  # fmt: skip
+            still = context._replace(params=jax.lax.stop_gradient(context.params))
+            denoise = self._denoise(still, rows, sampling)
+            x0 = predict_at(denoise, process, times, x, last, transform=sampling.transform).x0
+            rows = _repeated(rows, path.renoised)
+            x = process.sample_forward(k_again, _repeated(x0, path.renoised), times[last])
+        return self._look(context, rows, Reached(x, last), path), Reached(x, last)
+
+    def _look(
+        self, context: Context, rows: Rows, reached: Reached, path: Trajectory
+    ) -> Float[Array, "b H W 3"]:
+        """The decoded prediction, by one call of the denoiser."""
+        sampling, process = path.sampling, self._process
+        times = time_grid(process, sampling.steps, sampling.spacing)
+        denoise = self._denoise(context, rows, sampling)
+        x0 = predict_at(denoise, process, times, *reached, transform=sampling.transform).x0
         # The decoder's activations are most of the step's memory: they are computed again.
-        return jax.checkpoint(lambda x0: base.decode(context.frozen, x0))(predicted.x0)
+        return jax.checkpoint(lambda x0: self.base.decode(context.frozen, x0))(x0)
+
+    def _denoise(self, context: Context, rows: Rows, sampling: Sampling) -> Denoise:
+        """The guided network with the parameters and for the texts of ``rows``."""
+        base, params, sizes = self.base, context.params, rows["sizes"]
+        conditions = base.condition(params, base.encode(context.frozen, rows), sizes)
+        null = None
+        if sampling.guidance_scale != 1:
+            null = base.condition(params, base.null_rows(len(sizes)), sizes, "unconditional")
+        return base.guided(params, conditions, null, sampling)
+
+    @property
+    def _process(self) -> GaussianProcess:
+        assert isinstance(self.base.process, GaussianProcess)  # as assembled
+        return self.base.process
 
     def _shape(self, rows: Rows) -> tuple[int, ...]:
         moments = jax.tree.leaves(rows["moments"])[0]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from emu_jax.process.feedback import predict_after, predict_again, step_at_log_snr
+from emu_jax.process.feedback import predict_at, sample_to, step_at_log_snr
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.guidance import guided, static_clip
 from emu_jax.process.registry import SCHEDULES
@@ -27,6 +27,17 @@ def make_denoise(params, scale=None):
     cond = {"gain": jnp.full(3, params["gain"])}
     null = {"gain": jnp.full(3, params["null"])} if scale else None
     return guided(network, cond, null, scale or 1.0)
+
+
+def predict_after(
+    make, params, process, sampler, times, key, x, first, last, through=(1, 1), transform=None
+):
+    """The prediction at times[last], after steps from x at times[first]."""
+    x = sample_to(
+        make, params, process, sampler, times, key, x, first, last,
+        through=through, transform=transform,
+    )  # fmt: skip
+    return predict_at(make(params), process, times, x, last, transform=transform)
 
 
 @pytest.mark.parametrize("scale", [None, 2.5])
@@ -107,25 +118,6 @@ def test_the_gradient_passes_the_last_calls_and_no_other(name):
         assert float(gradient["gain"]) == pytest.approx(float(wanted["gain"]), rel=1e-4)
     gains = [float(gradient["gain"]) for _, gradient in found.values()]
     assert len({round(gain, 3) for gain in gains}) == 3  # each further call counts
-
-
-def test_a_prediction_is_made_again_from_new_noise():
-    """Of a network whose output is the parameter: dx0'/dparams is -sigma, whatever x0 was."""
-    times, last = time_grid(PROCESS, 6), 4
-    sigma = PROCESS.schedule.sigma(times[last])
-
-    def again(gain):
-        x0 = jnp.full(SHAPE, gain)  # no gradient comes this way
-        return predict_again(
-            lambda gain: lambda x, t: jnp.full_like(x, gain), gain, PROCESS, times, KEY, x0, last
-        ).x0
-
-    gradient = jax.grad(lambda gain: jnp.mean(again(gain)))(jnp.float32(0.5))
-    assert float(gradient) == pytest.approx(-float(sigma), rel=1e-5)
-    alpha = PROCESS.schedule.alpha(times[last])
-    noise = PROCESS.sample_forward(KEY, jnp.zeros(SHAPE), times[last])
-    expected = alpha * (alpha * 0.5 + noise) - sigma * 0.5
-    assert jnp.allclose(again(jnp.float32(0.5)), expected, atol=1e-5)
 
 
 def test_no_call_is_made_that_is_not_needed():

@@ -1,24 +1,23 @@
 """Feedback learning: what looks at images, and at which of them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from emu_jax.assembly.kinds import Kinds
 from emu_jax.assembly.registry import TEACHERS
 from emu_jax.assembly.schema import Section, key, required
-from emu_jax.assembly.sections.generation import Sampling
-from emu_jax.assembly.sections.rewards import Reward
+from emu_jax.assembly.sections.rewards import Adversary, Reward
+from emu_jax.assembly.sections.trajectories import Teaching, Trajectory
 
 BLOCKS = 5  # of VGG-16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Structure(Section):
+class Structure(Teaching):
     """The loss of a trained segmenter with the true instances."""
 
     kind: Literal["structure"] = key("structure", "The teacher.")
-    weight: float = key(1.0, "Weight of its loss.", at_least=0)
     path: str = required(
         "A segmenter: a run, an exported model, builtin:NAME, or a config file to plan with.",
         filled=True,
@@ -27,11 +26,10 @@ class Structure(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout(Section):
+class Layout(Teaching):
     """The cross-entropy of a trained segmenter with the true labels of pixels."""
 
     kind: Literal["layout"] = key("layout", "The teacher.")
-    weight: float = key(1.0, "Weight of its loss.", at_least=0)
     path: str = required(
         "A segmenter of pixels: a run, an exported model, a config file to plan with, or a file of "
         "torchvision's DeepLab-V3.",
@@ -50,11 +48,10 @@ class Layout(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Style(Section):
+class Style(Teaching):
     """The distance to the original's Gram matrices of VGG-16."""
 
     kind: Literal["style"] = key("style", "The teacher.")
-    weight: float = key(1.0, "Weight of its loss.", at_least=0)
     path: str = key("", "VGG-16 in a file or folder; empty: the installed package.", path=True)
     blocks: tuple[float, ...] = key(
         (1.0, 1.0, 1.0, 1.0, 0.0), "Weights of the blocks; 0: left out.", at_least=0, filled=True
@@ -66,42 +63,15 @@ class Style(Section):
 
 
 Teacher = Annotated[
-    Section, Kinds(TEACHERS, Structure, Layout, Style, Reward, given=("name", "on"))
+    Section, Kinds(TEACHERS, Structure, Layout, Style, Reward, Adversary, given=("name", "on"))
 ]
 
 
-def _sampling() -> Sampling:
-    return Sampling(sampler="ddim", steps=20, guidance_scale=1.0)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Feedback(Section):
-    """The images that teachers get (:mod:`emu_jax.tasks.feedback`)."""
+class Feedback(Trajectory):
+    """The images that teachers get, and the loss beside theirs (:mod:`emu_jax.tasks.feedback`)."""
 
-    sampling: Sampling = field(
-        default_factory=_sampling, metadata=key(None, "How they are sampled.").metadata
-    )
-    start: Literal["image", "noise"] = key(
-        "image", "Sampling starts from the row's noised image, or from pure noise."
-    )
-    log_snr: float = key(-0.96, "Log-SNR of the noised image; as UniFL's half of its steps.")
-    latest: int = key(1, "Fewest steps before the end at which x0 is predicted.", at_least=1)
-    earliest: int = key(5, "Most steps before the end.", at_least=1)
-    through: tuple[int, int] = key(
-        (1, 1),
-        "Fewest and most calls that the gradient passes, ending with that of the prediction.",
-        at_least=1,
-    )
-    renoised: int = key(
-        0,
-        "The prediction has no gradient: it is noised again so many times and predicted anew.",
-        at_least=0,
-    )
     diffusion: float = key(1.0, "Weight of the generator's own loss; 0: none.", at_least=0)
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if not self.latest <= self.earliest <= self.sampling.steps:
-            yield "earliest", f"from latest ({self.latest}) to sampling.steps"
 
 
 @dataclass(frozen=True, kw_only=True)

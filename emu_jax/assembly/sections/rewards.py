@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from emu_jax.assembly.schema import Section, key, required
+from emu_jax.assembly.sections.trajectories import Teaching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Preferences(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reward(Section):
+class Reward(Teaching):
     """A reward that images are to reach (:class:`emu_jax.tasks.rewards.Hinge`)."""
 
     kind: Literal["reward"] = key("reward", "The teacher.")
@@ -81,3 +82,21 @@ class Reward(Section):
         "Standardized score up to which images are better the higher it is; None: the mean of "
         "preferred validation images, which is stored with the reward.",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversary(Teaching):
+    """A reward that learns to tell the generator's images from real ones
+    (:class:`emu_jax.tasks.adversary.Adversary`). Its parameters are the group "discriminator".
+    """
+
+    kind: Literal["adversary"] = key("adversary", "The teacher.")
+    weight: float = key(1e-3, "Weight of its loss.", at_least=0)
+    path: str = required(
+        "The reward that it starts from: a run or an exported model; a config file for one without "
+        "training.",
+        filled=True,
+        path=True,
+    )
+    dimension: str = key("", "The output, of a reward that has several.")
+    r1: float = key(0.0, "Weight of the penalty of its slope at real images; 0: none.", at_least=0)
