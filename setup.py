@@ -65,6 +65,7 @@ TEST = [
     "beartype>=0.22",  # checks array annotations in every call of the tests
     "diffusers>=0.38",  # with torch: the oracles of the parity tests
     "import-linter>=2.5",
+    "krippendorff>=0.8",  # the oracle of annotators' agreement
     "kubernetes-validate>=1.34",  # the schema of what launch/gke.yaml starts
     "peft>=0.20",  # with it diffusers reads and writes adapters: the oracle of ours
     "pycocotools>=2.0.10",  # the oracle of COCO's masks; never imported by the package
