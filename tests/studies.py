@@ -91,7 +91,10 @@ class Running:
     def __init__(self, folder, names=("anna", "ben", "chris"), database=""):
         self.store = open_store(folder, database)
         self.app = make_app(
-            self.store, load_strings("en"), ("testserver",), lab_routes(self.store, "http://x")
+            self.store,
+            load_strings("en"),
+            ("testserver", "127.0.0.1"),
+            lab_routes(self.store, "http://x"),
         )
         self.tokens = add_annotators(self.store, list(names))
         self.undealt = deal(self.store)

@@ -59,7 +59,7 @@ images = Table(
     Column("model", ForeignKey("models.id")),
     Column("prompt", ForeignKey("prompts.id")),
     Column("key", Text),  # of a data set's record
-    Column("captions", JSON),
+    Column("captions", JSON(none_as_null=True)),
     UniqueConstraint("model", "prompt"),
 )
 
@@ -74,7 +74,7 @@ items = Table(
     Column("first", ForeignKey("images.id"), nullable=False),
     Column("second", ForeignKey("images.id")),  # of a pair
     Column(
-        "expected", JSON
+        "expected", JSON(none_as_null=True)
     ),  # of gold and training: the answers, sides not swapped, that are right
 )
 
