@@ -7,6 +7,8 @@ emu-jax people report DIR --out=REPORT
 emu-jax people export DIR answers.csv
 emu-jax people import DIR answers.csv
 emu-jax people power 0.55
+emu-jax people curate folder/mine --stage=recall --out=DIR
+emu-jax people curated DIR folder/kept
 
 It needs the extra `people`: pip install "emu_jax[people]".
 """
@@ -21,6 +23,7 @@ from emu_jax.assembly.arguments import Parser, counted, folder, path, positive, 
 from emu_jax.cli.arguments import add_data_dir, add_sampling_arguments, names_of, sampling_changes
 from emu_jax.errors import UserError
 from emu_jax.evaluation.registry import METRICS
+from emu_jax.people.questions import STAGES
 
 if TYPE_CHECKING:
     from emu_jax.evaluation.prompt_sets import PromptSet
@@ -57,6 +60,29 @@ def _compare(args: argparse.Namespace) -> None:
     print(f"study: {len(prompts)} prompts, {len(entered)} models, in {args.out}")
     if not args.no_serve:
         _served(args, args.out)
+
+
+def _curate(args: argparse.Namespace) -> None:
+    from emu_jax.people.curating import make_curation
+    from emu_jax.people.store import create_store
+
+    store = create_store(args.out, args.database)
+    votes = args.votes or STAGES[args.stage]
+    place = (args.dataset, args.data_dir, args.stage, votes)
+    count = make_curation(store, *place, args.select, args.size, args.seed)
+    print(f"{args.stage}: {count} images of {args.dataset}, in {args.out}")
+    if not args.no_serve:
+        _served(args, args.out)
+
+
+def _curated(args: argparse.Namespace) -> None:
+    from emu_jax.people.curating import write_curated
+    from emu_jax.people.store import open_store
+
+    store = open_store(args.study, args.database)
+    directory = write_curated(store, args.name, args.data_dir)
+    kept = f"{store.study().kind}_kept == 1"
+    print(f"{args.name}: in {directory}; select what was kept by {kept!r}")
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -137,6 +163,8 @@ def _power(args: argparse.Namespace) -> None:
 
 _COMMANDS = {
     "compare": _compare,
+    "curate": _curate,
+    "curated": _curated,
     "serve": _serve,
     "add": _add,
     "report": _report,
@@ -229,6 +257,22 @@ def _parser() -> Parser:
     one.add_argument("--no_serve", action="store_true", help="make the study only")
     add_data_dir(one)
     add_sampling_arguments(one)
+
+    seven = commands.add_parser(
+        "curate", parents=[database, server], help="make a study that selects images, and serve it"
+    )
+    seven.add_argument("dataset", help="such as folder/mine")
+    seven.add_argument("--stage", choices=tuple(STAGES), required=True)
+    seven.add_argument("--select", default="", help="condition, such as 'recall_kept == 1'")
+    seven.add_argument("--votes", type=positive, help="of an image; default 1, precision: 3")
+    seven.add_argument("--out", type=folder, required=True, help="folder of the study")
+    seven.add_argument("--size", type=positive, help="reduce images to this longer side, in pixels")
+    seven.add_argument("--seed", type=counted, default=0, help="of the orders of images")
+    seven.add_argument("--no_serve", action="store_true", help="make the study only")
+    add_data_dir(seven)
+    eight = commands.add_parser("curated", parents=[study], help="write what was selected")
+    eight.add_argument("name", help="of the data set that is written: folder/NAME")
+    add_data_dir(eight)
 
     commands.add_parser("serve", parents=[study, server], help="serve a study that was made")
 

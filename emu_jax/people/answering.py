@@ -15,10 +15,11 @@ from sqlalchemy import Connection, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from emu_jax.people import tables
-from emu_jax.people.questions import QUESTIONS, unswapped
+from emu_jax.people.questions import QUESTIONS, RECALL, accepts, unswapped
 from emu_jax.people.store import Store
 
 AHEAD = 4  # tasks that a browser gets, and loads the images of
+WALL = 48  # the same, where a page shows many images at once
 _LONGEST = 3600.0  # seconds
 _RECENT = 50  # answers whose time predicts the time that is left
 
@@ -41,7 +42,8 @@ class Annotator:
 def state(store: Store, annotator: Annotator) -> dict[str, Any]:
     """What a browser shows: the next tasks, the progress, and the expected time left."""
     with store.read() as connection:
-        rows = connection.execute(_open_tasks(annotator).limit(AHEAD)).all()
+        rows = connection.execute(_open_tasks(annotator).limit(WALL)).all()
+        rows = rows if rows and rows[0].question == RECALL else rows[:AHEAD]
         left = connection.execute(
             select(func.count()).select_from(_open_tasks(annotator).subquery())
         ).scalar_one()
@@ -74,7 +76,7 @@ def record(store: Store, annotator: Annotator, sent: Mapping[str, Any]) -> dict[
     try:
         with store.write() as connection:
             task = _task(connection, annotator, public)
-            if answer not in QUESTIONS[task.question].answers:
+            if not accepts(task.question, answer):
                 raise Refused(400, "answer")
             answers = tables.answers
             of_task = select(answers.c.key, answers.c.live).where(answers.c.task == task.id)
@@ -97,6 +99,22 @@ def record(store: Store, annotator: Annotator, sent: Mapping[str, Any]) -> dict[
         with store.read() as connection:
             task = _task(connection, annotator, public)
     return _acknowledged(task, answer)
+
+
+def record_all(store: Store, annotator: Annotator, sent: list[Any]) -> dict[str, Any]:
+    """Keeps several answers; those that are refused are dropped, and the others are kept. Returns
+    the acknowledgement of the last.
+    """
+    if len(sent) > 2 * WALL:
+        raise Refused(413, "too many")
+    acknowledged: dict[str, Any] = {"right": None}
+    for one in sent:
+        try:
+            acknowledged = record(store, annotator, one if isinstance(one, dict) else {})
+        except Refused as error:
+            if error.status == 403:
+                raise
+    return acknowledged
 
 
 def undo(store: Store, annotator: Annotator) -> bool:
@@ -128,10 +146,10 @@ def image_of(store: Store, annotator: Annotator, public: str, side: str) -> str:
     return file
 
 
-def _read(sent: Mapping[str, Any]) -> tuple[str, str, str, float]:
+def _read(sent: Mapping[str, Any]) -> tuple[str, Any, str, float]:
     """The task, the answer, its key and the seconds that it took."""
     match sent:
-        case {"task": str(task), "answer": str(answer), "key": str(key), "seconds": seconds}:
+        case {"task": str(task), "answer": answer, "key": str(key), "seconds": seconds}:
             timed = isinstance(seconds, int | float) and not isinstance(seconds, bool)
             if timed and seconds >= 0 and 8 <= len(key) <= 64:  # NaN is not
                 return task, answer, key, float(seconds)
@@ -165,8 +183,15 @@ def _open_tasks(annotator: Annotator) -> Select:
     tasks, items, answers = tables.tasks, tables.items, tables.answers
     live = select(answers.c.id).where(answers.c.task == tasks.c.id, answers.c.live == 1)
     return (
-        select(tasks.c.public, items.c.question, items.c.role, tables.prompts.c.text)
+        select(
+            tasks.c.public,
+            items.c.question,
+            items.c.role,
+            tables.prompts.c.text,
+            tables.images.c.captions,
+        )
         .join(items, items.c.id == tasks.c.item)
+        .join(tables.images, tables.images.c.id == items.c.first)
         .outerjoin(tables.prompts, tables.prompts.c.id == items.c.prompt)
         .where(tasks.c.annotator == annotator.id, ~live.exists())
         .order_by(tasks.c.block, tasks.c.position)
@@ -175,16 +200,13 @@ def _open_tasks(annotator: Annotator) -> Select:
 
 def _shown(row: Any) -> dict[str, Any]:
     """A task as a browser gets it: nothing of models, sides or attention checks."""
-    question = QUESTIONS[row.question]
-    return {
-        "id": row.public,
-        "question": row.question,
-        "training": row.role == "training",
-        "prompt": row.text if question.shows_prompt else None,
-    }
+    shown = {"id": row.public, "question": row.question, "training": row.role == "training"}
+    if row.question in QUESTIONS:
+        return {**shown, "prompt": row.text if QUESTIONS[row.question].shows_prompt else None}
+    return {**shown, "captions": row.captions}
 
 
-def _acknowledged(task: Any, answer: str) -> dict[str, Any]:
+def _acknowledged(task: Any, answer: Any) -> dict[str, Any]:
     """Whether a training answer was right; nothing is said of others."""
     if task.role != "training":
         return {"right": None}

@@ -2,11 +2,12 @@
 
 One row is one answer, as it was given:
 
-    question    appeal or faithfulness
+    question    appeal or faithfulness; of curation: the stage
     annotator   a name
     prompt      its text
     model_a     the model of image A, as the annotator saw it; model_b likewise
-    answer      a, b, tie, both or neither
+    answer      a, b, tie, both or neither; of curation: good or bad, or JSON
+    key         of curation: the key of the image in the data set
     winner      the model that was preferred, or "tie"
     role        study, or gold (an attention check, without models); training is not exported
     repeated    whether the annotator had had the pair before
@@ -51,10 +52,11 @@ def export_rows(store: Store) -> list[dict[str, Any]]:
         {
             "question": row.question,
             "annotator": people[row.annotator],
-            "prompt": prompts[row.prompt],
+            "prompt": prompts.get(row.prompt, ""),
+            "key": row.key,
             "model_a": row.shown[0],
             "model_b": row.shown[1],
-            "answer": row.answer,
+            "answer": row.answer if isinstance(row.answer, str) else json.dumps(row.answer),
             "winner": _winner(row),
             "role": row.role,
             "repeated": row.repeated,
@@ -260,12 +262,12 @@ def _utc(date: datetime) -> datetime:
 
 
 def _winner(row: Row) -> str:
-    if row.role != "study":
+    if row.role != "study" or row.question not in QUESTIONS:
         return ""
     return {1: row.second, -1: row.first, 0: "tie"}[row.outcome]
 
 
 def _schema() -> pa.Schema:
     flags = {"repeated": pa.bool_(), "left_out": pa.bool_(), "seconds": pa.float64()}
-    names = (*NEEDED, "winner", "role", "repeated", "left_out", "seconds", "given")
+    names = (*NEEDED, "key", "winner", "role", "repeated", "left_out", "seconds", "given")
     return pa.schema([(name, flags.get(name, pa.string())) for name in names])

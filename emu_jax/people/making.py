@@ -17,10 +17,9 @@ from emu_jax.evaluation.comparison import pairs_of
 from emu_jax.evaluation.prompt_sets import PromptSet
 from emu_jax.people import tables
 from emu_jax.people.images import Pixels, decode, fitted, noise, save, spoiled
-from emu_jax.people.questions import APPEAL, QUESTIONS
+from emu_jax.people.questions import APPEAL, COMPARE, QUESTIONS
 from emu_jax.people.store import Store
 
-COMPARE = "compare"
 _CHECKS = 12  # different gold pairs of a question
 
 Make = Callable[[Sequence[int]], Iterator[Pixels]]  # rows of the prompts -> their images

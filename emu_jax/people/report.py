@@ -32,6 +32,7 @@ from emu_jax.evaluation.ranking import ranked
 from emu_jax.evaluation.report import ImageTable, Section, Table, Text, Tile, write_report
 from emu_jax.people import tables
 from emu_jax.people.images import Pixels, decode
+from emu_jax.people.questions import COMPARE
 from emu_jax.people.results import Row, answer_rows, names, progress, votes
 from emu_jax.people.store import Store
 
@@ -45,9 +46,10 @@ _RULE = """A pair is won by a model if more than half of its votes say so, and i
 prompts and annotators together in the column of that name. p is that of the exact sign test of
 whether wins and losses are equally frequent."""
 _AGREE = """Alpha is Krippendorff's for nominal answers (win, tie, lose) and for an interval scale
-(1, 0, -1), kappa is Fleiss'; 1 is perfect agreement and 0 is chance. Checks are pairs whose right
-answer is known. Same: pairs that were shown twice, with sides exchanged, and got the same outcome.
-A: share of A among the answers A and B; sides are drawn at random, so it should be near 50 %."""
+(1, 0, -1), kappa is Fleiss'; 1 is perfect agreement and 0 is chance."""
+_CONDUCT = """Checks are pairs whose right answer is known. Same: pairs that were shown twice, with
+sides exchanged, and got the same outcome. A: share of A among the answers A and B; sides are drawn
+at random, so it should be near 50 %."""
 _MACHINE = """Accuracy: among the pairs that a majority decides, the share in which the metric
 prefers the same image. 50 % is chance; intervals are 95 %, over pairs."""
 
@@ -112,6 +114,8 @@ def report(
     of the study's own images, and those in ``record``, a compare.json of the same models, prompts
     and seed, are compared with the majority.
     """
+    if store.study().kind != COMPARE:
+        raise UserError(f"{store.folder} is a study of curation: use emu-jax people curated.")
     study = _Study.of(store)
     found: dict[str, Any] = {"models": list(study.labels), "prompts": list(study.prompts.prompts)}
     sections: list[Section] = [Text("How it was counted", _RULE)]
@@ -355,7 +359,7 @@ def _annotators(store: Store, study: _Study) -> tuple[Section, list[dict[str, An
         out = "left out" if one.left_out else None
         rows.append([str(one.id), own.answers, own.seconds, *words, share, out])
     columns = ["annotator", "answers", "seconds, median", "checks", "same", "A", ""]
-    return Table("Annotators", columns, rows, note=_AGREE.partition("chance. ")[2]), told
+    return Table("Annotators", columns, rows, note=_CONDUCT), told
 
 
 def _words(one: Preference) -> list[str]:

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from emu_jax.evaluation.preferences import Votes
 from emu_jax.people import tables
-from emu_jax.people.questions import outcome, unswapped
+from emu_jax.people.questions import QUESTIONS, outcome, unswapped
 from emu_jax.people.store import Store
 
 
@@ -22,12 +22,13 @@ class Row(NamedTuple):
     question: str
     role: str
     item: int
-    prompt: int
+    prompt: int | None
+    key: str  # of a data set's record, where it is about one
     first: str  # the models of the pair; empty for checks and training
     second: str
     annotator: int
     left_out: bool
-    answer: str  # as given
+    answer: Any  # as given
     swapped: bool
     repeated: bool
     expected: Sequence[str] | None
@@ -92,6 +93,7 @@ def answer_rows(store: Store) -> list[Row]:
             items.c.role,
             items.c.id,
             items.c.prompt,
+            func.coalesce(first.c.key, ""),
             func.coalesce(a.c.name, ""),
             func.coalesce(b.c.name, ""),
             people.c.id,
@@ -131,10 +133,10 @@ def votes(rows: Iterable[Row], question: str, first: str, second: str) -> Votes:
 def conduct(rows: Sequence[Row]) -> Conduct:
     """Of the answers of one annotator; those of the training round do not matter."""
     own = [row for row in rows if row.role != "training"]
-    sides = [row.answer for row in own if row.answer in ("a", "b")]
+    sides = [row.answer for row in own if row.question in QUESTIONS and row.answer in ("a", "b")]
     checks = [row.right for row in own if row.role == "gold"]
-    before = {row.item: row.outcome for row in own if not row.repeated}
-    same = [before[row.item] == row.outcome for row in own if row.repeated and row.item in before]
+    again = {row.item: row.outcome for row in own if row.repeated}
+    same = [row.outcome == again[row.item] for row in own if row.item in again and not row.repeated]
     return Conduct(
         len(own),
         statistics.median(row.seconds for row in own) if own else None,

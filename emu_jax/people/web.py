@@ -22,7 +22,7 @@ from emu_jax.people import answering
 from emu_jax.people.access import Limit, annotator_of, csrf_token
 from emu_jax.people.answering import Annotator, Refused
 from emu_jax.people.headers import SecureHeaders
-from emu_jax.people.questions import QUESTIONS
+from emu_jax.people.questions import COMPARE, FAULTS, QUESTIONS
 from emu_jax.people.store import Store
 
 COOKIE = "annotator"
@@ -30,7 +30,9 @@ DAYS = 90 * 24 * 3600
 _MOST_BYTES = 65_536  # of a request's body
 _STATIC = {
     "/people.css": "text/css",
+    "/queue.js": "text/javascript",
     "/compare.js": "text/javascript",
+    "/curate.js": "text/javascript",
     "/icon.svg": "image/svg+xml",
 }
 
@@ -43,7 +45,8 @@ class Site:
     def __init__(self, store: Store, strings: Mapping[str, Any]):
         self.store = store
         self.strings = strings
-        self.secret = store.study().secret
+        study = store.study()
+        self.secret, self.kind = study.secret, study.kind
         self.entries = Limit(rate=0.5, burst=20)  # wrong links, by address
         self.requests = Limit(rate=20, burst=100)  # by session
         loader = PackageLoader("emu_jax.people")
@@ -122,10 +125,11 @@ async def _home(request: Request) -> Response:
         return site.message("no_link", 403)
     token = request.cookies[COOKIE]
     return site.page(
-        "compare.html",
+        "compare.html" if site.kind == COMPARE else "curate.html",
         csrf=csrf_token(site.secret, token),
         session=hashlib.sha256(f"{site.secret} {annotator.id}".encode()).hexdigest()[:16],
         questions={name: one.answers for name, one in QUESTIONS.items()},
+        faults=FAULTS,
     )
 
 
@@ -190,12 +194,13 @@ async def _answer(request: Request) -> Response:
         sent = json.loads(await body_of(request))
     except (ValueError, RecursionError) as error:
         raise Refused(400, "malformed") from error
-    if not isinstance(sent, dict):
+    if not isinstance(sent, dict | list):
         raise Refused(400, "malformed")
     store = site_of(request).store
+    record = answering.record if isinstance(sent, dict) else answering.record_all
 
     def keep() -> dict[str, Any]:
-        acknowledged = answering.record(store, annotator, sent)
+        acknowledged = record(store, annotator, sent)
         return {**acknowledged, "state": answering.state(store, annotator)}
 
     return JSONResponse(await run_in_threadpool(keep))

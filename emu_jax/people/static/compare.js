@@ -1,11 +1,7 @@
 "use strict";
-// One pair of images after another. Answers wait in this browser's storage until the server has
-// acknowledged them, so that neither a reload nor a lost connection loses one.
+// One pair of images after another.
 
-const main = document.querySelector("main");
-const strings = JSON.parse(main.dataset.strings);
 const questions = JSON.parse(main.dataset.questions);
-const QUEUE = "answers " + main.dataset.session;
 const READ = "read " + main.dataset.session + " ";
 const KEYS = {
   appeal: { a: ["ArrowLeft", "a", "1"], tie: ["ArrowDown", "t", "2"], b: ["ArrowRight", "b", "3"] },
@@ -15,114 +11,13 @@ const KEYS = {
   },
 };
 const NAMES = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
-const at = (id) => document.getElementById(id);
 
-let known = { tasks: [], done: 0, total: 0, seconds: null, stopped: false };
-let answered = new Set(); // tasks that this page has answered
 let current = null; // the task on the stage
 let ready = false; // its images are visible
 let since = 0; // when they became visible
-let sending = null;
-let memory = []; // stands in where the browser has no storage
 const loaded = new Map(); // images that were loaded ahead
 
-function queue(change) {
-  let waiting = memory;
-  try {
-    waiting = JSON.parse(localStorage.getItem(QUEUE) || "[]");
-  } catch (error) { /* private windows */ }
-  if (change) {
-    waiting = memory = change(waiting);
-    try {
-      localStorage.setItem(QUEUE, JSON.stringify(waiting));
-    } catch (error) { /* the page itself still has them */ }
-  }
-  return waiting;
-}
-
-async function call(path, body) {
-  const options = { headers: { "X-CSRF-Token": main.dataset.csrf }, cache: "no-store" };
-  if (body) {
-    options.method = "POST";
-    options.headers["Content-Type"] = "application/json";
-    options.body = JSON.stringify(body);
-  }
-  const response = await fetch(path, options);
-  if (response.status === 429 || response.status >= 500) throw new Error("busy");
-  return response;
-}
-
-const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
-
-// Calls until there is an answer; says so while there is none.
-async function insist(path, body) {
-  for (let wait = 0.5; ; wait = Math.min(15, 2 * wait)) {
-    try {
-      const response = await call(path, body);
-      notice("");
-      return response;
-    } catch (error) {
-      notice(strings.offline);
-      await pause(wait);
-    }
-  }
-}
-
-function notice(text) {
-  at("notice").textContent = text;
-  at("notice").hidden = !text;
-}
-
-// Sends what waits, in order. A refused answer can never be accepted: it is dropped.
-function flush() {
-  sending = sending || (async () => {
-    let right = null;
-    for (let waiting = queue(); waiting.length; waiting = queue()) {
-      const sent = waiting[0];
-      const response = await insist("/answer", sent);
-      const body = response.ok ? await response.json() : null;
-      queue((all) => all.filter((one) => one.key !== sent.key));
-      if (body) {
-        known = body.state;
-        right = body.right;
-      } else {
-        await refresh();
-      }
-      progress();
-    }
-    return right;
-  })().finally(() => { sending = null; });
-  return sending;
-}
-
-async function refresh() {
-  const response = await insist("/state");
-  if (!response.ok) return location.reload();
-  known = await response.json();
-}
-
-function progress() {
-  const waiting = queue().length;
-  const done = Math.min(known.done + waiting, known.total);
-  document.querySelector("progress").max = Math.max(known.total, 1);
-  document.querySelector("progress").value = done;
-  let text = strings.progress.replace("{done}", done).replace("{total}", known.total);
-  if (known.seconds !== null && done < known.total) {
-    const minutes = Math.max(1, Math.round(known.seconds / 60));
-    text += " · " + strings.minutes.replace("{minutes}", minutes);
-  }
-  at("progress").textContent = text;
-  at("saved").textContent =
-    waiting ? strings.waiting.replace("{count}", waiting) : done ? strings.saved : "";
-  at("undo").disabled = !done || known.stopped;
-}
-
 const source = (task, side) => "/image/" + task.id + "/" + side;
-
-function open() {
-  const waiting = new Set(queue().map((one) => one.task));
-  return known.tasks.filter((task) => !answered.has(task.id) && !waiting.has(task.id));
-}
 
 function preload() {
   for (const task of open()) {
@@ -159,13 +54,6 @@ async function next() {
   instruct();
 }
 
-function finish() {
-  const [title, text] = known.stopped ? ["stopped_title", "stopped"] : ["done_title", "done"];
-  at("done").querySelector("h1").textContent = strings[title];
-  at("done").querySelector("p").textContent = strings[text];
-  at("done").hidden = false;
-}
-
 function instruct() {
   const own = strings[current.question];
   const section = at("instructions");
@@ -175,7 +63,7 @@ function instruct() {
     ...questions[current.question].flatMap((answer) => [
       keys(KEYS[current.question][answer], "dt"), element("dd", own[answer]),
     ]),
-    keys(["u", "Backspace"], "dt"), element("dd", strings.undo),
+    keys(["u", "Backspace"], "dt"), element("dd", strings.undo_long),
   );
   at("stage").hidden = true;
   section.hidden = false;
@@ -189,12 +77,6 @@ function begin() {
   } catch (error) { /* private windows */ }
   at("instructions").hidden = true;
   show();
-}
-
-function element(name, text) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  return made;
 }
 
 function keys(names, kind) {
@@ -265,10 +147,7 @@ async function give(answer) {
   const task = current;
   ready = false;
   const seconds = (performance.now() - since) / 1000;
-  const key = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) =>
-    byte.toString(16).padStart(2, "0")).join("");
-  queue((all) => [...all, { task: task.id, answer, key, seconds }]);
-  answered.add(task.id);
+  keep(task, answer, seconds);
   progress();
   const sent = flush();
   if (!task.training) return next();
@@ -287,10 +166,7 @@ async function undo() {
   at("undo").disabled = true;
   current = null;
   ready = false;
-  await flush();
-  const response = await insist("/undo", {});
-  if (response.ok) known = await response.json();
-  answered = new Set();
+  await takeBack();
   await next();
 }
 
@@ -324,11 +200,6 @@ at("next").addEventListener("click", next);
 for (const button of document.querySelectorAll("figure button")) {
   button.addEventListener("click", () => enlarge(button.dataset.side));
 }
-addEventListener("online", () => { if (queue().length) flush(); });
-addEventListener("beforeunload", (event) => {
-  if (queue().length) event.preventDefault();
-});
-
 (async () => {
   await flush();
   await refresh();
