@@ -49,9 +49,9 @@ PLAN = ["jax[tpu]>=0.10"]  # the TPU compiler, which needs no TPU
 
 PEOPLE = [  # the web application in which people compare images; PostgreSQL needs psycopg too
     "jinja2>=3.1",
-    "sqlalchemy>=2",
-    "starlette>=0.40",
-    "uvicorn>=0.30",
+    "sqlalchemy>=2.1",
+    "starlette>=1.9",
+    "uvicorn>=0.50",
 ]
 
 CLOUD = ["gcsfs>=2025.9"]  # gs:// paths through etils.epath; TensorBoard files too
@@ -72,13 +72,13 @@ TEST = [
     "basedpyright>=1.40",
     "beartype>=0.22",  # checks array annotations in every call of the tests
     "diffusers>=0.38",  # with torch: the oracles of the parity tests
-    "httpx>=0.27",  # starlette's test client
+    "httpx2>=2.10",  # starlette's test client
     "import-linter>=2.5",
-    "krippendorff>=0.8",  # the oracle of annotators' agreement
+    "krippendorff>=0.9",  # the oracle of annotators' agreement
     "kubernetes-validate>=1.34",  # the schema of what launch/gke.yaml starts
     "peft>=0.20",  # with it diffusers reads and writes adapters: the oracle of ours
-    "playwright>=1.50",  # drives Debian's chromium
-    "psycopg[binary]>=3.2",
+    "playwright>=1.60",  # drives Debian's chromium
+    "psycopg[binary]>=3.3",
     "pycocotools>=2.0.10",  # the oracle of COCO's masks; never imported by the package
     "pytest>=9",
     "pytest-timeout>=2.4",

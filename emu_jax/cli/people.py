@@ -141,10 +141,13 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
+    from emu_jax.people.dealing import deal
     from emu_jax.people.exchange import import_answers
     from emu_jax.people.store import open_store
 
-    count = import_answers(open_store(args.study, args.database), args.file)
+    store = open_store(args.study, args.database)
+    count = import_answers(store, args.file)
+    deal(store)  # what was answered elsewhere is not asked again
     print(f"{count} answers imported")
 
 

@@ -66,6 +66,8 @@ def make_study(
     """
     if len(contenders) < 2:
         raise UserError("A comparison needs 2 models or folders of images, or more.")
+    if not settings.questions:
+        raise UserError("A comparison needs a question: give --appeal_votes a number above 0.")
     described = {**asdict(settings), "size": size, **(about or {})}
     with store.write() as connection:
         found = connection.execute(select(tables.study)).one_or_none()

@@ -48,7 +48,7 @@ class Site:
         study = store.study()
         self.secret, self.kind = study.secret, study.kind
         self.entries = Limit(rate=0.5, burst=20)  # wrong links, by address
-        self.requests = Limit(rate=20, burst=100)  # by session
+        self.requests = Limit(rate=50, burst=300)  # by session; a wall has 48 images
         loader = PackageLoader("emu_jax.people")
         self.pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
 
@@ -194,13 +194,16 @@ async def _answer(request: Request) -> Response:
         sent = json.loads(await body_of(request))
     except (ValueError, RecursionError) as error:
         raise Refused(400, "malformed") from error
-    if not isinstance(sent, dict | list):
-        raise Refused(400, "malformed")
     store = site_of(request).store
-    record = answering.record if isinstance(sent, dict) else answering.record_all
 
     def keep() -> dict[str, Any]:
-        acknowledged = record(store, annotator, sent)
+        match sent:
+            case dict():
+                acknowledged = answering.record(store, annotator, sent)
+            case list():
+                acknowledged = answering.record_all(store, annotator, sent)
+            case _:
+                raise Refused(400, "malformed")
         return {**acknowledged, "state": answering.state(store, annotator)}
 
     return JSONResponse(await run_in_threadpool(keep))

@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 from studies import PROMPTS, Running, make
 
+from emu_jax.cli.main import main
 from emu_jax.people.results import answer_rows
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -167,3 +168,63 @@ def test_a_whole_study_in_a_browser(tmp_path, browser):
     appeal = [row.answer for row in study if row.question == "appeal"]
     assert appeal == ["tie", "b", "a", "a"]
     assert all(0 < row.seconds < 1000 for row in rows)
+
+
+def test_curation_by_keyboard(pictures, tmp_path, browser):
+    """A wall with marks, a rubric, and captions; each in a study of its own."""
+    problems, found = [], {}
+    for stage, more in (
+        ("recall", ()),
+        ("precision", ("--select=key == 00.png|01.png", "--votes=1")),
+        ("captions", ("--select=key == 00.png|01.png",)),
+    ):
+        place = ["folder/tiny", f"--stage={stage}", f"--data_dir={pictures}", "--no_serve", *more]
+        assert main(["people", "curate", *place, f"--out={tmp_path / stage}"]) == 0
+        running = Running(tmp_path / stage, ("anna",))
+        with served(running.app) as url:
+            context = browser.new_context(viewport={"width": 1200, "height": 900})
+            page = open_page(context, problems)
+            page.goto(f"{url}/a/{running.tokens['anna']}")
+            page.wait_for_selector("#begin:visible")
+            page.keyboard.press("Enter")
+            if stage == "recall":
+                page.wait_for_selector("#grid:visible")
+                for key in (
+                    "x",
+                    "ArrowRight",
+                    "ArrowDown",
+                    "Space",
+                    "ArrowLeft",
+                    "x",
+                    "x",
+                    "Enter",
+                ):
+                    page.keyboard.press(key)
+            else:
+                first = page.wait_for_function("document.querySelector('main').dataset.shown")
+                first = first.json_value()
+                again = "task => document.querySelector('main').dataset.shown !== task"
+                if stage == "precision":
+                    for key in ("1", "3", "3", "z", "l"):
+                        page.keyboard.press(key)
+                    page.wait_for_function(again, arg=first)
+                    page.keyboard.press("k")
+                else:
+                    page.keyboard.type("A disc; the keys u and k are letters here")
+                    page.keyboard.press("Control+Enter")
+                    page.wait_for_function(again, arg=first)
+                    page.keyboard.type("Another")
+                    page.locator("#captions button").click()
+            page.wait_for_selector("#done:visible")
+            context.close()
+        found[stage] = [row.answer for row in answer_rows(running.store)]
+    assert not problems
+    assert Counter(found["recall"]) == {"bad": 2, "good": 22} and found["recall"][0] == "bad"
+    assert found["precision"] == [
+        {"keep": False, "faults": ["composition"]},
+        {"keep": True, "faults": []},
+    ]
+    assert found["captions"] == [
+        {"caption": "A disc; the keys u and k are letters here"},
+        {"caption": "Another"},
+    ]
