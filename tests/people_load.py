@@ -162,15 +162,19 @@ def work(
     workers = [Worker(server.port, token, stop, think) for token in tokens]
     for worker in workers:
         worker.start()
-    for _ in range(kills):
-        before = sum(len(worker.acknowledged) for worker in workers)
-        while sum(len(worker.acknowledged) for worker in workers) < before + len(workers):
-            time.sleep(0.01)
-        time.sleep(random.random() * 0.05)
-        server.kill()
-        server.start()
-    time.sleep(seconds)
-    stop.set()
+    try:
+        for _ in range(kills):
+            before = sum(len(worker.acknowledged) for worker in workers)
+            while sum(len(worker.acknowledged) for worker in workers) < before + len(workers):
+                if not any(worker.is_alive() for worker in workers):
+                    raise RuntimeError("nobody has anything left to answer")
+                time.sleep(0.01)
+            time.sleep(random.random() * 0.05)
+            server.kill()
+            server.start()
+        time.sleep(seconds)
+    finally:
+        stop.set()
     for worker in workers:
         worker.join()
     return workers

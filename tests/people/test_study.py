@@ -6,6 +6,7 @@ import re
 import threading
 from collections import Counter, defaultdict
 
+import numpy as np
 import pytest
 from PIL import Image
 from sqlalchemy import select
@@ -16,6 +17,7 @@ from emu_jax.cli.main import main
 from emu_jax.people import tables
 from emu_jax.people.access import Limit, add_annotators
 from emu_jax.people.dealing import LOADED, deal
+from emu_jax.people.images import decode
 from emu_jax.people.questions import outcome, unswapped
 from emu_jax.people.results import answer_rows, missing_votes
 
@@ -321,3 +323,23 @@ def test_a_limit_lets_through_what_it_promises():
     assert limit.allows("y", now=0.0) and not limit.allows("x", now=0.5)
     assert limit.allows("x", now=2.0)
     assert json.dumps(len(limit._buckets)) == "2"
+
+
+def test_models_draw_the_images_of_compare(generator_run, tmp_path):
+    """The first prompt's noise has the seed, the next one's the seed after it, for each model."""
+    from emu_jax.assembly.cascade import open_generator
+
+    texts = ["a red disc", "a blue disc"]
+    (tmp_path / "prompts.txt").write_text("\n".join(texts))
+    models = [f"{generator_run}@2", f"{generator_run}@4"]
+    arguments = [*models, f"--prompts={tmp_path / 'prompts.txt'}", f"--out={tmp_path / 'study'}"]
+    more = ("--steps=2", "--seed=5", "--no_training", "--checks=0", "--no_serve")
+    assert main(["people", "compare", *arguments, *more]) == 0
+    running = Running(tmp_path / "study", ())
+    images = {(row.model, row.prompt): row for row in rows_of(running.store, tables.images)}
+    assert len(images) == 4
+    for number, model in enumerate(models, start=1):
+        drawn = open_generator(model, steps=2, batch_size=16).draw_each(texts, [5, 6])
+        for prompt, pixels in enumerate(drawn, start=1):
+            file = running.store.image(images[number, prompt].file)
+            assert np.array_equal(decode(file.read_bytes()), pixels)
