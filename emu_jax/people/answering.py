@@ -138,7 +138,8 @@ def image_of(store: Store, annotator: Annotator, public: str, side: str) -> str:
     """The file of the image on a side of one of the annotator's tasks."""
     with store.read() as connection:
         task = _task(connection, annotator, public)
-        image = task.second if (side == "b") != task.swapped else task.first
+        first = task.second is None or (side == "a") != task.swapped
+        image = task.first if first else task.second
         query = select(tables.images.c.file).where(tables.images.c.id == image)
         file = connection.execute(query).scalar()
     if file is None:

@@ -49,6 +49,8 @@ def test_three_stages_make_a_data_set(pictures, tmp_path, capsys):
     state = person.state()
     assert len(state["tasks"]) == len(source) == 24  # the whole wall at once
     assert {task["question"] for task in state["tasks"]} == {"recall"}
+    images = [person.client.get(f"/image/{task['id']}/a") for task in state["tasks"]]
+    assert {image.status_code for image in images} == {200}
     sent = [
         {
             "task": task["id"],

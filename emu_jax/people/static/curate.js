@@ -172,6 +172,9 @@ document.addEventListener("keydown", (event) => {
     if (key === "z") return press(() => at("zoom").classList.toggle("zoomed"));
   }
 });
+at("image").addEventListener("load", () => {
+  at("image").classList.toggle("small", at("image").naturalWidth < 256);
+});
 at("undo").addEventListener("click", undo);
 at("help").addEventListener("click", () => current.length && instruct());
 at("begin").addEventListener("click", begin);
