@@ -47,6 +47,13 @@ PROMPTS = [  # what `emu-jax data prompts` parses and searches with
 
 PLAN = ["jax[tpu]>=0.10"]  # the TPU compiler, which needs no TPU
 
+PEOPLE = [  # the web application in which people compare images; PostgreSQL needs psycopg too
+    "jinja2>=3.1",
+    "sqlalchemy>=2.1",
+    "starlette>=1.9",
+    "uvicorn>=0.50",
+]
+
 CLOUD = ["gcsfs>=2025.9"]  # gs:// paths through etils.epath; TensorBoard files too
 
 DOCS = [  # the documentation site: docs/site/mkdocs.yml
@@ -60,13 +67,18 @@ TEST = [
     *QUICKSTART,
     *PROMPTS,
     *PLAN,
+    *PEOPLE,
     *DOCS,
     "basedpyright>=1.40",
     "beartype>=0.22",  # checks array annotations in every call of the tests
     "diffusers>=0.38",  # with torch: the oracles of the parity tests
+    "httpx2>=2.10",  # starlette's test client
     "import-linter>=2.5",
+    "krippendorff>=0.9",  # the oracle of annotators' agreement
     "kubernetes-validate>=1.34",  # the schema of what launch/gke.yaml starts
     "peft>=0.20",  # with it diffusers reads and writes adapters: the oracle of ours
+    "playwright>=1.60",  # drives Debian's chromium
+    "psycopg[binary]>=3.3",
     "pycocotools>=2.0.10",  # the oracle of COCO's masks; never imported by the package
     "pytest>=9",
     "pytest-timeout>=2.4",
@@ -92,6 +104,9 @@ setup(
             "data/*.tsv",
             "evaluation/*.safetensors",
             "evaluation/*.tsv",
+            "people/static/*",
+            "people/strings/*",
+            "people/templates/*",
         ]
     },
     install_requires=TRAINING,
@@ -100,6 +115,7 @@ setup(
         "plan": PLAN,
         "tpu": [*PLAN, *CLOUD],
         "cuda13": ["jax[cuda13]>=0.10", *CLOUD],
+        "people": PEOPLE,
         "quickstart": QUICKSTART,
         "prompts": PROMPTS,
         "docs": DOCS,

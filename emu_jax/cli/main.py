@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "measure several models and show them side by side in an HTML report",
     "rewards": "measure rewards by pairs of which people prefer one",
     "claims": "decide claims, written down before, by the figures of comparisons",
+    "people": "let people compare the images of models in a browser, and report their preference",
     "reconstruct": "measure autoencoders by their reconstructions of held-out images",
     "plan": "compile a training step for TPUs that need not be present: memory, time, traffic",
     "bench": "time a training step and a sampler on the devices of this machine",

@@ -1,0 +1,214 @@
+"""The next tasks of an annotator, and their answers.
+
+An answer that was acknowledged is on the disk. Every attempt to send it carries the same key, so it
+counts once however often a browser sends it; a task has one live answer at most, whichever tab
+answers first.
+"""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from emu_jax.people import tables
+from emu_jax.people.questions import QUESTIONS, RECALL, accepts, unswapped
+from emu_jax.people.store import Store
+
+AHEAD = 4  # tasks that a browser gets, and loads the images of
+WALL = 48  # the same, where a page shows many images at once
+_LONGEST = 3600.0  # seconds
+_RECENT = 50  # answers whose time predicts the time that is left
+
+
+class Refused(Exception):
+    """A request that no correct browser sends; ``status`` is that of HTTP."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Annotator:
+    id: int
+    name: str
+    stopped: bool
+
+
+def state(store: Store, annotator: Annotator) -> dict[str, Any]:
+    """What a browser shows: the next tasks, the progress, and the expected time left."""
+    with store.read() as connection:
+        rows = connection.execute(_open_tasks(annotator).limit(WALL)).all()
+        rows = rows if rows and rows[0].question == RECALL else rows[:AHEAD]
+        left = connection.execute(
+            select(func.count()).select_from(_open_tasks(annotator).subquery())
+        ).scalar_one()
+        answers, tasks = tables.answers, tables.tasks
+        mine = (
+            select(answers.c.seconds)
+            .join(tasks, tasks.c.id == answers.c.task)
+            .where(tasks.c.annotator == annotator.id, answers.c.live == 1)
+        )
+        done = connection.execute(select(func.count()).select_from(mine.subquery())).scalar_one()
+        recent = connection.scalars(mine.order_by(answers.c.id.desc()).limit(_RECENT)).all()
+    return {
+        "tasks": [] if annotator.stopped else [_shown(row) for row in rows],
+        "done": done,
+        "total": done + left,
+        "seconds": left * statistics.median(recent) if recent else None,
+        "stopped": annotator.stopped,
+    }
+
+
+def record(store: Store, annotator: Annotator, sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Keeps an answer; returns the acknowledgement.
+
+    Raises:
+      Refused: the task is not the annotator's, or the answer is none of its question.
+    """
+    public, answer, key, seconds = _read(sent)
+    if annotator.stopped:
+        raise Refused(403, "stopped")
+    try:
+        with store.write() as connection:
+            task = _task(connection, annotator, public)
+            if not accepts(task.question, answer):
+                raise Refused(400, "answer")
+            answers = tables.answers
+            of_task = select(answers.c.key, answers.c.live).where(answers.c.task == task.id)
+            for row in connection.execute(of_task):
+                if row.key == key or row.live:
+                    return _acknowledged(task, answer)
+            connection.execute(
+                insert(answers).values(
+                    task=task.id,
+                    live=1,
+                    key=key,
+                    answer=answer,
+                    seconds=min(seconds, _LONGEST),
+                    given=datetime.now(UTC),
+                )
+            )
+            seen = update(tables.annotators).where(tables.annotators.c.id == annotator.id)
+            connection.execute(seen.values(seen=datetime.now(UTC)))
+    except IntegrityError:  # another tab was first, or the task has been given to another annotator
+        with store.read() as connection:
+            task = _task(connection, annotator, public)
+    return _acknowledged(task, answer)
+
+
+def record_all(store: Store, annotator: Annotator, sent: list[Any]) -> dict[str, Any]:
+    """Keeps several answers; those that are refused are dropped, and the others are kept. Returns
+    the acknowledgement of the last.
+    """
+    if len(sent) > 2 * WALL:
+        raise Refused(413, "too many")
+    acknowledged: dict[str, Any] = {"right": None}
+    for one in sent:
+        try:
+            acknowledged = record(store, annotator, one if isinstance(one, dict) else {})
+        except Refused as error:
+            if error.status == 403:
+                raise
+    return acknowledged
+
+
+def undo(store: Store, annotator: Annotator) -> bool:
+    """Takes the annotator's last answer back; False if there is none."""
+    answers, tasks = tables.answers, tables.tasks
+    with store.write() as connection:
+        last = connection.execute(
+            select(answers.c.id)
+            .join(tasks, tasks.c.id == answers.c.task)
+            .where(tasks.c.annotator == annotator.id, answers.c.live == 1)
+            .order_by(answers.c.id.desc())
+            .limit(1)
+        ).scalar()
+        if last is None or annotator.stopped:
+            return False
+        connection.execute(update(answers).where(answers.c.id == last).values(live=None))
+    return True
+
+
+def image_of(store: Store, annotator: Annotator, public: str, side: str) -> str:
+    """The file of the image on a side of one of the annotator's tasks."""
+    with store.read() as connection:
+        task = _task(connection, annotator, public)
+        first = task.second is None or (side == "a") != task.swapped
+        image = task.first if first else task.second
+        query = select(tables.images.c.file).where(tables.images.c.id == image)
+        file = connection.execute(query).scalar()
+    if file is None:
+        raise Refused(404, "image")
+    return file
+
+
+def _read(sent: Mapping[str, Any]) -> tuple[str, Any, str, float]:
+    """The task, the answer, its key and the seconds that it took."""
+    match sent:
+        case {"task": str(task), "answer": answer, "key": str(key), "seconds": seconds}:
+            timed = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+            if timed and seconds >= 0 and 8 <= len(key) <= 64:  # NaN is not
+                return task, answer, key, float(seconds)
+    raise Refused(400, "malformed")
+
+
+def _task(connection: Connection, annotator: Annotator, public: str) -> Any:
+    """A task of this annotator, by its public name."""
+    tasks, items = tables.tasks, tables.items
+    query = (
+        select(
+            tasks.c.id,
+            tasks.c.swapped,
+            items.c.question,
+            items.c.role,
+            items.c.expected,
+            items.c.first,
+            items.c.second,
+        )
+        .join(items, items.c.id == tasks.c.item)
+        .where(tasks.c.public == public, tasks.c.annotator == annotator.id)
+    )
+    found = connection.execute(query).one_or_none()
+    if found is None:
+        raise Refused(404, "task")
+    return found
+
+
+def _open_tasks(annotator: Annotator) -> Select:
+    """The annotator's tasks without a live answer, in their order."""
+    tasks, items, answers = tables.tasks, tables.items, tables.answers
+    live = select(answers.c.id).where(answers.c.task == tasks.c.id, answers.c.live == 1)
+    return (
+        select(
+            tasks.c.public,
+            items.c.question,
+            items.c.role,
+            tables.prompts.c.text,
+            tables.images.c.captions,
+        )
+        .join(items, items.c.id == tasks.c.item)
+        .join(tables.images, tables.images.c.id == items.c.first)
+        .outerjoin(tables.prompts, tables.prompts.c.id == items.c.prompt)
+        .where(tasks.c.annotator == annotator.id, ~live.exists())
+        .order_by(tasks.c.block, tasks.c.position)
+    )
+
+
+def _shown(row: Any) -> dict[str, Any]:
+    """A task as a browser gets it: nothing of models, sides or attention checks."""
+    shown = {"id": row.public, "question": row.question, "training": row.role == "training"}
+    if row.question in QUESTIONS:
+        return {**shown, "prompt": row.text if QUESTIONS[row.question].shows_prompt else None}
+    return {**shown, "captions": row.captions}
+
+
+def _acknowledged(task: Any, answer: Any) -> dict[str, Any]:
+    """Whether a training answer was right; nothing is said of others."""
+    if task.role != "training":
+        return {"right": None}
+    return {"right": unswapped(answer, task.swapped) in task.expected}
