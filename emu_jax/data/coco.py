@@ -335,7 +335,7 @@ def _read_categories(document: dict[str, Any], file: epath.Path) -> dict[int, st
     return found
 
 
-def _category(entry: dict[str, Any], categories: dict[int, str]) -> str:
+def _category(entry: dict[str, Any], categories: Mapping[int, str]) -> str:
     number = _whole(entry.get("category_id"))
     if number not in categories:
         raise UserError("its category is not in the file")
