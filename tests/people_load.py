@@ -190,7 +190,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         study = Path(folder) / "study"
-        make_noise_study(study, 2000, 20, args.database).close()
+        make_noise_study(study, 500, 20, args.database).close()
         store = open_store(study, args.database)
         tokens = add_annotators(store, [f"annotator {i}" for i in range(args.annotators)])
         deal(store)
