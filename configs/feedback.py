@@ -51,7 +51,7 @@ from emu_jax.assembly.sections.feedback import Feedback, Layout, Structure, Styl
 from emu_jax.assembly.sections.generation import Sampling
 from emu_jax.assembly.sections.rewards import Adversary, Reward
 from emu_jax.assembly.sections.trajectories import Trajectory
-from emu_jax.data.faults import DIMENSIONS
+from emu_jax.data.dimensions import DIMENSIONS
 from emu_jax.errors import UserError
 
 SMALL, FOLDER = ("tiny", "test"), Path(__file__).parent

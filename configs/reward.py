@@ -30,7 +30,7 @@ from emu_jax.assembly.schema import section
 from emu_jax.assembly.sections.generation import AutoencoderCodec, BertTokens, MiniLM
 from emu_jax.assembly.sections.rewards import Blip, Preferences, Tower
 from emu_jax.assembly.sections.runs import RewardLearning
-from emu_jax.data.faults import DIMENSIONS
+from emu_jax.data.dimensions import DIMENSIONS
 
 # ImageReward trains the last 30 % of each transformer's layers.
 _TRAINED = r"mlp/|text_encoder/encoder/layer/(8|9|1\d)/|visual_encoder/(norm|blocks/(1[6-9]|2\d))/"

@@ -10,7 +10,7 @@ from emu_jax.assembly.config import read
 from emu_jax.assembly.rewards import make_reward, trained_reward
 from emu_jax.assembly.tasks import make_task
 from emu_jax.cli.main import main
-from emu_jax.data.faults import DIMENSIONS
+from emu_jax.data.dimensions import DIMENSIONS
 from emu_jax.errors import UserError
 from emu_jax.parallel.placement import ONE_DEVICE
 from emu_jax.tasks.rewards import ALPHA, DEVIATION
@@ -123,7 +123,7 @@ def test_what_is_no_reward_is_named(reward_run, generator_run):
 def test_the_published_size_is_planned_with_a_config():
     task = make_task(read(f"{runs.ROOT}/configs/feedback.py:size=sd15,stage=aesthetic"))
     assert task.frozen["reward"].shapes["mlp/layers/7/kernel"].shape == (16, 1)
-    assert task.trajectory.start is None and task.encoders["reward_text"].length == 35
+    assert task.paths[0].start is None and task.encoders["reward_text"].length == 35
     config = read(f"{runs.ROOT}/configs/reward.py:size=blip")
     (group,) = make_task(config).groups.values()
     shapes = task.frozen["reward"].shapes

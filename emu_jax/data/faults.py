@@ -187,7 +187,6 @@ CHANGED: dict[str, dict[str, Change]] = {
         "posterized": posterize,
     },
 }
-DIMENSIONS = ("color", "layout", "lighting", "detail")
 _SHADED = ("flattened", "posterized")  # faults of shaded drawings only
 
 

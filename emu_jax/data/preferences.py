@@ -34,8 +34,9 @@ from etils import epath
 from PIL import Image
 
 from emu_jax.data.builder import ImageBuilder, in_order
+from emu_jax.data.dimensions import DIMENSIONS
 from emu_jax.data.emoji_styles import CANVAS, STYLES
-from emu_jax.data.faults import DIMENSIONS, REDRAWN, names, spoil
+from emu_jax.data.faults import REDRAWN, names, spoil
 from emu_jax.data.folder import read_file
 from emu_jax.data.further import check_further
 from emu_jax.data.images import check

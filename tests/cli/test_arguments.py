@@ -25,6 +25,8 @@ WRONG = {
     "claims": [[], ["a.toml", "--outt=b"]],
     "export": [["a"], ["a", "--out=b", "--dtype=int8"]],
     "import": [["a", "--out=gs://bucket"]],
+    "people": [[], ["lisst"], ["power", "much"], ["curate", "a", "--out=x", "--votes=many"]],
+    "rewards": [[], ["a", "--selct=x"]],
     "data": [[], ["lisst"], ["build"], ["show", "a/b", "--count=many"], ["list", "--force"]],
 }
 SCRIPT = """

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from emu_jax.cli.main import main
 from emu_jax.data.builder import build
 from emu_jax.data.decode import open_image
-from emu_jax.data.faults import CHANGED, DIMENSIONS, REDRAWN, names, spoil
+from emu_jax.data.dimensions import DIMENSIONS
+from emu_jax.data.faults import CHANGED, REDRAWN, names, spoil
 from emu_jax.data.mixture import Integers, Selection, Vocabulary
 from emu_jax.data.pipeline import Loader, StreamSpec
 from emu_jax.data.preferences import TINY, VOTES

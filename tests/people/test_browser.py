@@ -110,7 +110,9 @@ def test_a_whole_study_in_a_browser(tmp_path, browser):
         assert shown(other) == second
         other.keyboard.press("b")
         third = shown(other, second)
-        other.wait_for_function("document.getElementById('saved').textContent.includes('saved')")
+        other.wait_for_function(
+            "() => document.getElementById('saved').textContent.includes('saved')"
+        )
         other.close()
         page.keyboard.press("a")  # the first answer counts
         assert shown(page, second) == third
@@ -122,7 +124,9 @@ def test_a_whole_study_in_a_browser(tmp_path, browser):
         assert "not sent yet: 1" in page.locator("#saved").inner_text()
         context.set_offline(False)
         page.wait_for_selector("#notice", state="hidden")
-        page.wait_for_function("document.getElementById('saved').textContent.includes('saved')")
+        page.wait_for_function(
+            "() => document.getElementById('saved').textContent.includes('saved')"
+        )
         problems.clear()  # of the lost connection
 
         state = context.storage_state()
@@ -201,7 +205,7 @@ def test_curation_by_keyboard(pictures, tmp_path, browser):
                 ):
                     page.keyboard.press(key)
             else:
-                first = page.wait_for_function("document.querySelector('main').dataset.shown")
+                first = page.wait_for_function("() => document.querySelector('main').dataset.shown")
                 first = first.json_value()
                 again = "task => document.querySelector('main').dataset.shown !== task"
                 if stage == "precision":

@@ -82,7 +82,7 @@ def test_settings_that_are_not_known(letters, change, words):
 
 
 def test_unknown_kind_and_option():
-    with pytest.raises(UserError, match="'clop'; there is minilm, clip, t5"):
+    with pytest.raises(UserError, match="'clop'; there is bert_tokens, minilm, clip, t5"):
         make_encoder("clop", 16)
     with pytest.raises(
         UserError, match=r"clip takes no 'lenght'; it takes length, path, size, layer"
