@@ -2,8 +2,9 @@
 
     emu-jax train --config=configs/dpo.py:size=tiny --workdir=runs/dpo
 
-Each record has an image, the preferred one, and the further image `other` (docs/data.md): in a
-folder `cat.jpg` and `cat.other.jpg`. The model that training starts from is the frozen reference
+Each record has an image and the further image `other` (docs/data.md): in a folder `cat.jpg` and
+`cat.other.jpg`. The columns `votes` and `votes_other` say which one is preferred, or with
+`--config.dpo.votes=none` it is the image. The model that training starts from is the reference
 (Wallace et al. 2023, arXiv:2311.12908; docs/feedback.md). Texts are not dropped.
 
 base=latent_diffusion, pixel_diffusion or masked (tokens: by their likelihood)
@@ -59,7 +60,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.train.update(train)
     with config.unlocked():
         config.task = "dpo"
-        config.dpo = section(Dpo, beta=0.1 if chosen.base == "masked" else 5000.0)
+        beta = 0.1 if chosen.base == "masked" else 5000.0
+        config.dpo = section(Dpo, beta=beta, votes="majority" if small else "none")
     return config
 
 

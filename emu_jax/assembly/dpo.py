@@ -23,6 +23,7 @@ def make_dpo(config: ConfigDict, on: Placement) -> Dpo:
     reference = whole_model(config.init_from, shapes, config.compute_dtype)
     return Dpo(
         base=base,
+        votes=config.dpo.votes,
         beta=config.dpo.beta,
         groups=base.groups,
         frozen={**base.frozen, REFERENCE: reference},

@@ -87,10 +87,13 @@ def read_pairs(root: epath.Path) -> Iterator[Pair]:
 
 
 def _own(root: epath.Path, where: str, row: Mapping[str, Any], split: str) -> Pair:
-    votes = _votes(row.get("votes"), where), _votes(row.get("votes_other"), where)
+    given = [row.get(name) for name in ("votes", "votes_other")]
+    # A row without any votes says what people prefer by its order; 0 to 0 is a tie.
+    unsaid = all(map(_is_empty, given))
+    votes = (1, 0) if unsaid else (_votes(given[0], where), _votes(given[1], where))
     image, other = (_file(root, row[name], where, name) for name in ("image", "other"))
     prompt, dimension = (clean_text(row.get(name), where) for name in ("prompt", "dimension"))
-    return Pair(image, other, prompt, votes if any(votes) else (1, 0), dimension, split, where)
+    return Pair(image, other, prompt, votes, dimension, split, where)
 
 
 def _picked(where: str, row: Mapping[str, Any], split: str) -> Iterator[Pair]:
@@ -126,7 +129,7 @@ def _ranked(root: epath.Path, table: epath.Path, split: str) -> Iterator[Pair]:
             isinstance(names, list)
             and isinstance(ranks, list)
             and len(names) == len(ranks)
-            and all(isinstance(rank, int | float) for rank in ranks)
+            and all(isinstance(rank, int | float) and math.isfinite(rank) for rank in ranks)
         ):
             raise UserError(
                 f"{where} has no generations with as many numbers in ranking: ImageReward's items "
@@ -144,9 +147,13 @@ def _file(root: epath.Path, value: Any, where: str, column: str) -> epath.Path:
     return root / image_file(root, PurePosixPath(), value, where, column)
 
 
+def _is_empty(value: Any) -> bool:
+    return value in (None, "") or (isinstance(value, float) and math.isnan(value))
+
+
 def _votes(value: Any, where: str) -> int:
     """A number of votes; empty: 0."""
-    if value in (None, "") or (isinstance(value, float) and math.isnan(value)):
+    if _is_empty(value):
         return 0
     try:
         votes = int(value)

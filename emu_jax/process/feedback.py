@@ -54,11 +54,14 @@ def sample_to(
     these calls are computed again in the backward pass.
     """
     most, n = through
-    still, denoise = make_denoise(jax.lax.stop_gradient(params)), make_denoise(params)
+    still = make_denoise(jax.lax.stop_gradient(params))
     state, begin = start(sampler, jax.lax.stop_gradient(x)), last - (most - 1)
     rest = (process, sampler, times, key)
     state = advance_to(still, *rest, state, first, begin, transform=transform)
     state = jax.lax.stop_gradient(state)
+    if most == 1:
+        return state.x
+    denoise = make_denoise(params)
 
     @jax.checkpoint
     def step(state: State, i: Int[Array, ""]) -> tuple[State, None]:
@@ -66,9 +69,7 @@ def sample_to(
         passes = i > last - n
         return jax.tree.map(lambda x: jnp.where(passes, x, jax.lax.stop_gradient(x)), after), None
 
-    if most > 1:
-        state, _ = jax.lax.scan(step, state, begin + jnp.arange(most - 1))
-    return state.x
+    return jax.lax.scan(step, state, begin + jnp.arange(most - 1))[0].x
 
 
 def predict_at(

@@ -1,9 +1,10 @@
 """Learning from pairs of images without a reward: Diffusion-DPO (Wallace et al. 2023, arXiv
 2311.12908).
 
-Of a row's two images for one prompt, ``image`` is the preferred one and ``other`` is not. Both are
-corrupted by the same noise at the same time. With their errors e and e' under the generator, and
-f and f' under a frozen reference, which is the generator before training,
+Of a row's two images for one prompt, ``image`` is the preferred one and ``other`` is not, unless
+votes say otherwise. Both are corrupted by the same noise at the same time. With the errors e and e'
+of the preferred and of the other one under the generator, and f and f' under a frozen reference,
+which is the generator before training,
 
     L = -E log sigma(-b [(e - f) - (e' - f')])                                             (1)
 
@@ -17,35 +18,46 @@ cross-entropy of the masked ones. The process draws r = sin(pi t / 2) for a unif
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from emu_jax.data.mixture import Integers
 from emu_jax.nn.functional import Params
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.protocol import Corrupted
 from emu_jax.tasks.base import Context, Loss, Rows, RowSpec
 from emu_jax.tasks.generator_task import GeneratorTask
+from emu_jax.tasks.preferences import OTHER, VOTES, majority
 
-REFERENCE, OTHER = "reference", "other"
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dpo(GeneratorTask):
-    """``base`` learns from pairs. ``frozen`` holds the reference's parameters as "reference"."""
+    """``base`` learns from pairs. ``frozen`` holds the reference's parameters as "reference".
 
+    ``votes``: the majority says which image is preferred, and a tie teaches nothing; with "none"
+    rows have no votes, and it is always ``image``.
+    """
+
+    votes: Literal["majority", "none"]
     beta: float = 5000.0
 
     @property
     def streams(self) -> dict[str, RowSpec]:
-        return {name: replace(rows, further=(OTHER,)) for name, rows in self.base.streams.items()}
+        columns = dict.fromkeys(VOTES if self.votes == "majority" else (), Integers())
+        return {
+            name: replace(rows, further=(OTHER,), columns=columns)
+            for name, rows in self.base.streams.items()
+        }
 
     def loss(self, group: str, context: Context) -> Loss:
         """Equation (1), and the share of pairs whose preferred image gained more."""
         margins = self.margins(context, context.batch[self.base.stream])
-        right = jnp.mean((margins > 0).astype(jnp.float32))
+        right = jnp.sum(margins > 0) / jnp.maximum(jnp.sum(margins != 0), 1)
         loss = jnp.mean(-jax.nn.log_sigmoid(margins))
         return Loss(loss, context.state, {"preference": loss, "accuracy": right})
 
@@ -53,9 +65,11 @@ class Dpo(GeneratorTask):
         """The generator's own loss, and what the loss here logs, of held-out pairs."""
         rows = context.batch[self.base.stream]
         margins, valid = self.margins(context, rows), rows["valid"].astype(jnp.float32)
-        found = {"preference": -jax.nn.log_sigmoid(margins), "accuracy": margins > 0}
-        sums = {name: (jnp.sum(x * valid), jnp.sum(valid)) for name, x in found.items()}
-        return self.base.validate(context) | sums
+        losses, decided = -jax.nn.log_sigmoid(margins), valid * (margins != 0)
+        return self.base.validate(context) | {
+            "preference": (jnp.sum(losses * valid), jnp.sum(valid)),
+            "accuracy": (jnp.sum((margins > 0) * decided), jnp.sum(decided)),
+        }
 
     def preview(self, context: Context) -> dict[str, UInt8[Array, "n h w 3"]]:
         return self.base.preview(context)
@@ -81,7 +95,8 @@ class Dpo(GeneratorTask):
         ours, theirs = errors(context.params), errors(frozen[REFERENCE])
         gained = jax.lax.stop_gradient(theirs) - ours
         factor = self.beta / 2 if isinstance(base.process, GaussianProcess) else self.beta
-        return factor * (gained[0] - gained[1])
+        margins = factor * (gained[0] - gained[1])
+        return margins * majority(rows) if self.votes == "majority" else margins
 
 
 def error(process: Any, output: Float[Array, "b *o"], corrupted: Corrupted) -> Float[Array, " b"]:

@@ -142,12 +142,7 @@ class Feedback(GeneratorTask):
 
     def loss(self, group: str, context: Context) -> Loss:
         """Equation (1) and its terms, or the adversary's own loss."""
-        rows = self.base.with_latents(context.frozen, context.batch[self.base.stream])
-        encoded = {
-            name: encoded_text(name, encoder, context.frozen, rows)
-            for name, encoder in self.encoders.items()
-        }
-        rows = {**rows, "encoded": encoded}
+        rows = self._read(context, context.batch[self.base.stream])
         if group == ADVERSARY:
             return self._adversary_loss(context, rows)
         terms, handed = {}, None
@@ -194,12 +189,26 @@ class Feedback(GeneratorTask):
     def preview(self, context: Context) -> dict[str, UInt8[Array, "n h w 3"]]:
         """Samples, and images as the teachers get them."""
         rows = jax.tree.map(lambda x: x[:_SHOWN], context.batch[self.base.stream])
-        rows = self.base.with_latents(context.frozen, rows)
+        rows = self._read(context, rows)
         shown = self.base.preview(context)
         for number, path in enumerate(self.paths):
             image, _ = self.draw(context, rows, self._key(context, number), path)
             shown[f"feedback_{number}" if number else "feedback"] = to_pixels(image)
         return shown
+
+    def _read(self, context: Context, rows: Rows) -> Rows:
+        """The rows with their latents and with the outputs of text encoders, each computed once:
+        ``texts`` those of the generator's, ``encoded`` those that teachers read.
+        """
+        rows = self.base.with_latents(context.frozen, rows)
+        texts = self.base.encode(context.frozen, rows)
+        encoded = {
+            name: texts[name]
+            if name in texts
+            else encoded_text(name, encoder, context.frozen, rows)
+            for name, encoder in self.encoders.items()
+        }
+        return {**rows, "texts": texts, "encoded": encoded}
 
     @property
     def paths(self) -> list[Trajectory]:
@@ -259,7 +268,7 @@ class Feedback(GeneratorTask):
     def _denoise(self, context: Context, rows: Rows, sampling: Sampling) -> Denoise:
         """The guided network with the parameters and for the texts of ``rows``."""
         base, params, sizes = self.base, context.params, rows["sizes"]
-        conditions = base.condition(params, base.encode(context.frozen, rows), sizes)
+        conditions = base.condition(params, rows["texts"], sizes)
         null = None
         if sampling.guidance_scale != 1:
             null = base.condition(params, base.null_rows(len(sizes)), sizes, "unconditional")

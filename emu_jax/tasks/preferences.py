@@ -192,9 +192,9 @@ class Preferences(Task):
         """p of equation (1)."""
         if self.votes == "none":
             return jnp.ones(len(rows["image"]))
-        image, other = (rows["columns"][name][:, 0].astype(jnp.float32) for name in VOTES)
         if self.votes == "majority":
-            return (jnp.sign(image - other) + 1) / 2
+            return (majority(rows) + 1) / 2
+        image, other = (rows["columns"][name][:, 0].astype(jnp.float32) for name in VOTES)
         return jnp.where(image + other > 0, image / jnp.maximum(image + other, 1), 0.5)
 
     def _own(self, rows: Rows) -> Bool[Array, "b outputs"]:
@@ -208,6 +208,12 @@ class Preferences(Task):
         """Both images of the first row, of the second row, ..., in [-1, 1]."""
         both = jnp.stack([rows["image"], rows["further"][OTHER]], axis=1)
         return to_unit_range(both.reshape(-1, *both.shape[2:]))
+
+
+def majority(rows: Rows) -> Float[Array, " b"]:
+    """1 where more people prefer the image, -1 where more prefer the other one, 0 for a tie."""
+    image, other = (rows["columns"][name][:, 0].astype(jnp.float32) for name in VOTES)
+    return jnp.sign(image - other)
 
 
 def compared(

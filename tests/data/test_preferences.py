@@ -154,16 +154,21 @@ def test_own_tables(tmp_path):
         dict(image="red.png", other="green.png", prompt="a dot", dimension="color"),
         dict(image="green.png", other="red.png", prompt=" a  dot "),
         dict(image="red.png", other="wide.png", prompt="a dot"),
+        dict(image="green.png", other="red.png", prompt="a tie", votes=0, votes_other=0),
     ]
     rows[0] |= dict(votes=3, votes_other=1)
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source, found = built(folder, tmp_path)
-    assert [x[:2] for x in found] == [(RED, GREEN), (GREEN, RED)]
+    assert [x[:2] for x in found] == [(RED, GREEN), (GREEN, RED), (GREEN, RED)]
     about = [
         (row["dimension"], row["votes"], row["votes_other"], row["captions"], row["split"])
         for *_, row in found
     ]
-    assert about == [("color", 3, 1, ["a dot"], "train"), ("", 1, 0, ["a dot"], "train")]
+    assert about == [
+        ("color", 3, 1, ["a dot"], "train"),
+        ("", 1, 0, ["a dot"], "train"),  # no votes: the image is preferred
+        ("", 0, 0, ["a tie"], "train"),
+    ]
     damaged = [json.loads(x) for x in (Path(source.directory) / "damaged.jsonl").open()]
     assert "another aspect ratio" in damaged[0]["reason"] and "line 3" in damaged[0]["pair"]
     for row, said in (

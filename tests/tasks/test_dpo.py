@@ -70,7 +70,7 @@ def case(process, beta, integers=False):
     }
     table = jnp.asarray(random.normal(size=(CODES + 1, CODES)), jnp.float32)
     params, reference = ({"a": jnp.float32(a), "table": table} for a in (0.3, 0.7))
-    task = Dpo(base=Linear(process), beta=beta, groups={}, frozen={})
+    task = Dpo(base=Linear(process), votes="none", beta=beta, groups={}, frozen={})
     return task, Context(params, {REFERENCE: reference}, {}, {"train": rows}, KEY)
 
 
@@ -160,6 +160,21 @@ def test_the_estimate_of_a_likelihood_has_the_right_mean():
     assert float(found.mean()) == pytest.approx(float(known), rel=0.01)
 
 
+def test_votes_say_which_image_is_preferred():
+    """Where more people prefer the other one the margin has the other sign; a tie has none."""
+    task, context = case(GaussianProcess(COSINE, "v"), beta=20.0)
+    rows = context.batch["train"]
+    plain = np.asarray(task.margins(context, rows))
+    votes = {"votes": [[3], [1], [2], [0]], "votes_other": [[2], [4], [2], [1]]}
+    rows = rows | {"columns": {name: jnp.array(x) for name, x in votes.items()}}
+    voted = replace(task, votes="majority")
+    np.testing.assert_allclose(voted.margins(context, rows), plain * [1, -1, 0, -1], rtol=1e-6)
+    logged = voted.loss("generator", context._replace(batch={"train": rows})).metrics
+    right = (plain * [1, -1, 0, -1])[[0, 1, 3]] > 0
+    assert float(logged["accuracy"]) == pytest.approx(right.mean())
+    assert np.abs(plain).min() > 1e-3
+
+
 def test_the_start_is_indifferent():
     """The loss of the reference itself is log 2, and a predicted variance says nothing."""
     for process, integers in ((GaussianProcess(COSINE, "v"), False), (MaskingProcess(5), True)):
@@ -204,6 +219,7 @@ def test_a_run_resumes_and_is_a_generator(
         f"--config.codec.path={autoencoder_run}",
         f"--config.init_from={generator_run}",
         f"--config.text.minilm.path={pictures}/text_encoder",
+        "--config.dpo.votes=none",
         "--config.data.image_size=16",
         "--config.denoiser.widths=(8,)",
         *(f"--config.data.{source}.{value}" for source in sources for value in given),

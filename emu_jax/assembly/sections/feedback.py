@@ -81,3 +81,6 @@ class Dpo(Section):
     beta: float = key(
         5000.0, "Strength of the tie to the reference; about 0.1 for tokens.", above=0
     )
+    votes: Literal["majority", "none"] = key(
+        "majority", "Which image is preferred: who has more votes, or always the image."
+    )
