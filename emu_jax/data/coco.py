@@ -17,7 +17,8 @@ holds beside its captions:
 
 The files are data of unknown origin. An image outside of the folder is refused. One that cannot be
 read is left out, and one whose annotations are damaged has no `instances`; both are listed in
-damaged.jsonl beside the manifest, images without a caption in uncaptioned.jsonl.
+damaged.jsonl beside the manifest, images without a caption in uncaptioned.jsonl. Keys that are no
+part of COCO's form are not read, and named in a note.
 """
 
 import io
@@ -48,6 +49,14 @@ from emu_jax.progress import note
 LABELS = "stuffthingmaps"
 _KINDS = ("captions", "instances")
 _MOST_BYTES = 2**32  # of a file of annotations
+# What entries may have: read, or known to say nothing that a record needs. Others are reported.
+_KNOWN = {
+    "images": {"id", "file_name", "width", "height"}
+    | {"license", "flickr_url", "coco_url", "date_captured"},
+    "annotations": {"id", "image_id", "category_id", "segmentation", "iscrowd", "caption"}
+    | {"area", "bbox", "keypoints", "num_keypoints"},
+    "categories": {"id", "name"} | {"supercategory", "keypoints", "skeleton"},
+}
 
 
 @dataclass
@@ -71,6 +80,7 @@ class Split:
     images: dict[int, Annotated] = field(default_factory=dict)  # by id
     categories: dict[int, str] | None = None
     damaged: dict[str, str] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)  # keys of entries that nobody knows
 
 
 class _Read(NamedTuple):
@@ -99,6 +109,8 @@ class Coco(ImageBuilder):
             )
         root = epath.Path(path).expanduser()
         split, places = read_split(root, config), (root / config, root / "images" / config)
+        if split.unread:
+            note(f"not read, since unknown: {', '.join(sorted(split.unread)):.400}")
         images = next((place for place in places if place.is_dir()), None)
         if images is None:
             raise UserError(f"{root} has no folder {config} of images; give COCO's folder.")
@@ -223,8 +235,8 @@ def read_split(root: epath.Path, split: str) -> Split:
             if kind == "instances":
                 image.objects, image.size = [], (entry.get("height"), entry.get("width"))
         if kind == "instances":
-            found.categories = _read_categories(document, file)
-        for place, entry in _entries(document, "annotations", file):
+            found.categories = _read_categories(document, file, found.unread)
+        for place, entry in _entries(document, "annotations", file, found.unread):
             image = found.images.get(_whole(entry.get("image_id")))
             if image is None or (kind == "instances" and image.objects is None):
                 found.damaged[place] = "it belongs to no image of the file"
@@ -291,8 +303,10 @@ def _document(file: epath.Path) -> dict[str, Any]:
     return document
 
 
-def _entries(document: dict[str, Any], key: str, file: epath.Path) -> Iterator[tuple[str, dict]]:
-    """(where it is, entry) of a list of objects."""
+def _entries(
+    document: dict[str, Any], key: str, file: epath.Path, unread: set[str]
+) -> Iterator[tuple[str, dict]]:
+    """(where it is, entry) of a list of objects. Keys that are unknown are added to ``unread``."""
     entries = document.get(key)
     if not isinstance(entries, list):
         raise UserError(f"{file} is not of COCO's form: it has no list {key!r}.")
@@ -300,6 +314,7 @@ def _entries(document: dict[str, Any], key: str, file: epath.Path) -> Iterator[t
         place = f"{file.name}, {key}[{i}]"
         if not isinstance(entry, dict):
             raise UserError(f"{place} is of type {type(entry).__name__}; use an object.")
+        unread.update(f"{key}.{name[:60]!r}" for name in entry.keys() - _KNOWN[key])
         yield place, entry
 
 
@@ -308,7 +323,7 @@ def _read_images(
 ) -> Iterator[tuple[Annotated, dict]]:
     """The images of a file, which become those of the split, with their entries."""
     names = {image.file_name: number for number, image in found.images.items()}
-    for place, entry in _entries(document, "images", file):
+    for place, entry in _entries(document, "images", file, found.unread):
         number, name = _whole(entry.get("id")), entry.get("file_name")
         if number < 0:
             raise UserError(f"{place} has no id; use a whole number.")
@@ -325,9 +340,11 @@ def _read_images(
         yield found.images.setdefault(number, Annotated(path.as_posix())), entry
 
 
-def _read_categories(document: dict[str, Any], file: epath.Path) -> dict[int, str]:
+def _read_categories(
+    document: dict[str, Any], file: epath.Path, unread: set[str]
+) -> dict[int, str]:
     found: dict[int, str] = {}
-    for place, entry in _entries(document, "categories", file):
+    for place, entry in _entries(document, "categories", file, unread):
         name = clean_text(entry.get("name"), place)
         if not name or _whole(entry.get("id")) < 0:
             raise UserError(f"{place} needs an id, a whole number, and a name.")

@@ -121,7 +121,7 @@ def folder(tmp_path):
     ]
     crowd = {"size": [24, 32], "counts": [0, 100, 668]}
     instances = [
-        dict(id=1, image_id=7, category_id=3, iscrowd=0, segmentation=[BOX]),
+        dict(id=1, image_id=7, category_id=3, iscrowd=0, segmentation=[BOX], area=1.0, ignore=1),
         dict(id=2, image_id=7, category_id=90, iscrowd=1, segmentation=crowd),
         dict(id=3, image_id=7, category_id=90, iscrowd=0, segmentation=[THIN]),
     ]
@@ -148,7 +148,9 @@ def label_map(source, record, name="instances"):
 def test_a_folder_in_cocos_form(folder, tmp_path, capsys):
     root, document = folder
     assert build(root, tmp_path) == 0
-    assert "1 crowd regions are background, 0 instances are hidden" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 crowd regions are background, 0 instances are hidden" in said
+    assert "not read, since unknown: annotations.'ignore'" in said and "area" not in said
     source = open_source("coco/val2017", tmp_path / "data")
     rows = source.manifest.table.to_pylist()
     assert [row["key"] for row in rows] == ["0.jpg", "1.jpg", "2.jpg"]
