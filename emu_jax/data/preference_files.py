@@ -87,6 +87,9 @@ def read_pairs(root: epath.Path) -> Iterator[Pair]:
 
 
 def _own(root: epath.Path, where: str, row: Mapping[str, Any], split: str) -> Pair:
+    unknown = [name for name in row if str(name).startswith("vote") and name not in _MORE]
+    if unknown:  # a misspelt column would make every row a preference for the image
+        raise UserError(f"{where} has a column {unknown[0]!r}; use votes and votes_other.")
     given = [row.get(name) for name in ("votes", "votes_other")]
     # A row without any votes says what people prefer by its order; 0 to 0 is a tie.
     unsaid = all(map(_is_empty, given))

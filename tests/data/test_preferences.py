@@ -175,6 +175,10 @@ def test_own_tables(tmp_path):
         (dict(image="../red.png", other="red.png", prompt="x"), "use a path inside"),
         (dict(image="red.png", other="no.png", prompt="x"), "is not a file"),
         (
+            dict(image="red.png", other="red.png", prompt="x", vote_other=3),
+            "has a column 'vote_other'; use votes and votes_other",
+        ),
+        (
             dict(image="red.png", other="red.png", prompt="x", votes=-1),
             "'-1' is no number of votes",
         ),
