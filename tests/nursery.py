@@ -5,6 +5,7 @@ time. Run as a program, this file is that process: it obeys the :class:`Nursery`
 ``nursery``).
 """
 
+import gc
 import json
 import os
 import socket
@@ -104,6 +105,8 @@ def serve() -> dict | None:
     import emu_jax.assembly.training
     import emu_jax.cli.train  # noqa: F401
 
+    gc.set_threshold(100_000, 20, 50)  # as in tests/conftest.py
+    gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:

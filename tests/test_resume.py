@@ -39,13 +39,13 @@ def unbroken(shared, nursery, pictures, autoencoder_run):
 
 
 # A process that is killed at a random step leaves no more behind than one that is killed while it
-# saves: once on one device and once on eight are enough.
+# saves: once on one device and once on eight are enough. Two groups on one device have no code of
+# their own.
 @pytest.mark.parametrize(
     ("config", "devices", "killed_at_random"),
     [
-        ("autoencoder", 1, True),
         ("autoencoder", 8, False),
-        ("latent_diffusion", 1, False),
+        ("latent_diffusion", 1, True),
         ("latent_diffusion", 8, True),
         ("pixel_diffusion:part=super", 1, False),
     ],
