@@ -10,7 +10,8 @@
                    ranks are a pair
 
 Of the last two forms the preferred image comes first. `split` of a pair is what its table is called
-before the first "-" or ".": that of train-00000-of-00645.parquet is train.
+before the first "-" or ".": that of train-00000-of-00645.parquet is train. Of a published form the
+columns that say nothing of the preference are skipped; any other unknown column is reported.
 """
 
 import json
@@ -31,6 +32,13 @@ _TABLES = (".jsonl", ".csv", ".parquet", ".json")
 _OWN = ("image", "other", "prompt")
 _MORE = ("dimension", "votes", "votes_other")
 _PICK = ("jpg_0", "jpg_1", "caption", "label_0", "label_1")
+_PICK_SKIPPED = {
+    *("are_different", "best_image_uid", "created_at", "has_label", "ranking_id", "user_id"),
+    *("image_0_uid", "image_1_uid", "image_0_url", "image_1_url", "model_0", "model_1"),
+    *("num_example_per_prompt", "__index_level_0__"),
+}
+_RANKED = {"prompt", "generations", "ranking"}
+_RANKED_SKIPPED = {"id", "prompt_id", "classification", "image_amount_in_total"}
 
 
 class Pair(NamedTuple):
@@ -62,22 +70,26 @@ def tables_in(root: epath.Path) -> list[epath.Path]:
     return found
 
 
-def read_pairs(root: epath.Path) -> Iterator[Pair]:
-    """The pairs of all tables, in order; images are not opened.
+def read_pairs(root: epath.Path, unread: set[str] | None = None) -> Iterator[Pair]:
+    """The pairs of all tables, in order; images are not opened. Names of unknown columns are added
+    to ``unread``.
 
     Raises:
       UserError: a table of another form, or a row that is wrong; it is named.
     """
+    unread = set() if unread is None else unread
     for table in tables_in(root):
         split = re.split(r"[-.]", table.name)[0]
         if table.suffix.lower() == ".json":
-            yield from _ranked(root, table, split)
+            yield from _ranked(root, table, split, unread)
             continue
         for place, row in read_rows(table, Columns(further=(*_OWN, *_MORE, *_PICK, "has_label"))):
             where = f"{table}, {place}"
             if row.keys() >= set(_OWN):
+                unread.update(row.keys() - {*_OWN, *_MORE})
                 yield _own(root, where, row, split)
             elif row.keys() >= set(_PICK):
+                unread.update(row.keys() - _PICK_SKIPPED - {*_PICK})
                 yield from _picked(where, row, split)
             else:
                 raise UserError(
@@ -116,7 +128,7 @@ def _picked(where: str, row: Mapping[str, Any], split: str) -> Iterator[Pair]:
     yield Pair(image, other, clean_text(row["caption"], where), votes, "", split, where)
 
 
-def _ranked(root: epath.Path, table: epath.Path, split: str) -> Iterator[Pair]:
+def _ranked(root: epath.Path, table: epath.Path, split: str, unread: set[str]) -> Iterator[Pair]:
     """The pairs of ImageReward's file."""
     try:
         items = json.loads(read_text(table))
@@ -124,21 +136,22 @@ def _ranked(root: epath.Path, table: epath.Path, split: str) -> Iterator[Pair]:
         raise UserError(f"{table} cannot be read as JSON: {error}.") from error
     for number, item in enumerate(items if isinstance(items, list) else [items], start=1):
         where = f"{table}, item {number}"
-        names, ranks = (
+        images, ranks = (
             (item.get(name) if isinstance(item, dict) else None)
             for name in ("generations", "ranking")
         )
         if not (
-            isinstance(names, list)
+            isinstance(images, list)
             and isinstance(ranks, list)
-            and len(names) == len(ranks)
+            and len(images) == len(ranks)
             and all(isinstance(rank, int | float) and math.isfinite(rank) for rank in ranks)
         ):
             raise UserError(
                 f"{where} has no generations with as many numbers in ranking: ImageReward's items "
                 "have prompt, generations and ranking."
             )
-        files = [_file(root, name, where, "generations") for name in names]
+        unread.update(item.keys() - _RANKED - _RANKED_SKIPPED)
+        files = [_file(root, name, where, "generations") for name in images]
         prompt = clean_text(item.get("prompt"), where)
         for pair in combinations(zip(ranks, files, strict=True), 2):
             (first, better), (second, worse) = sorted(pair, key=lambda ranked: ranked[0])

@@ -127,7 +127,10 @@ class Preferences(ImageBuilder):
         self._damaged: dict[str, str] = {}
         self._used: list[int] = []
         root = epath.Path(self.path)
-        total, label = sum(1 for _ in read_pairs(root)), self.info.full_name
+        unread: set[str] = set()
+        total, label = sum(1 for _ in read_pairs(root, unread)), self.info.full_name
+        if unread:
+            note(f"columns that are not read, since unknown: {', '.join(sorted(unread)):.400}")
         results = in_order(_checked, read_pairs(root), total=total, label=label)
         for i, (pair, data, size) in enumerate(results):
             if isinstance(size, str):

@@ -38,6 +38,7 @@ from emu_jax.people.questions import QUESTIONS
 from emu_jax.people.results import Row, answer_rows
 from emu_jax.people.store import Store
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 NEEDED = ("question", "annotator", "prompt", "model_a", "model_b", "answer")
 
 
@@ -74,8 +75,19 @@ def as_csv(store: Store) -> bytes:
     stream = io.StringIO(newline="")
     writer = csv.DictWriter(stream, _schema().names)
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _guarded(value) for name, value in row.items()} for row in rows)
     return stream.getvalue().encode()
+
+
+def _guarded(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def _plain(value: Any) -> Any:
+    """The inverse of :func:`_guarded`."""
+    guarded = isinstance(value, str) and value[:1] == "'" and value[1:].startswith(_FORMULA)
+    return value[1:] if guarded else value
 
 
 def as_parquet(store: Store) -> bytes:
@@ -194,7 +206,7 @@ def _csv(file: epath.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 continue
             if None in row or any(row[name] is None for name in NEEDED):
                 raise UserError(f"{where} has more or fewer values than the first line.")
-            yield where, row
+            yield where, {name: _plain(value) for name, value in row.items()}
     except csv.Error as error:
         raise UserError(f"{file} cannot be read as CSV: {error}.") from error
 

@@ -144,7 +144,7 @@ def built(folder, tmp_path):
 RED, GREEN, BLUE = (255, 0, 0), (0, 128, 0), (0, 0, 255)
 
 
-def test_own_tables(tmp_path):
+def test_own_tables(tmp_path, capsys):
     folder = tmp_path / "pairs"
     folder.mkdir()
     for name, color in (("red", RED), ("green", GREEN)):
@@ -156,9 +156,10 @@ def test_own_tables(tmp_path):
         dict(image="red.png", other="wide.png", prompt="a dot"),
         dict(image="green.png", other="red.png", prompt="a tie", votes=0, votes_other=0),
     ]
-    rows[0] |= dict(votes=3, votes_other=1)
+    rows[0] |= dict(votes=3, votes_other=1, seconds=4)
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source, found = built(folder, tmp_path)
+    assert "columns that are not read, since unknown: seconds\n" in capsys.readouterr().err
     assert [x[:2] for x in found] == [(RED, GREEN), (GREEN, RED), (GREEN, RED)]
     about = [
         (row["dimension"], row["votes"], row["votes_other"], row["captions"], row["split"])
@@ -215,7 +216,7 @@ def test_pick_a_pic(tmp_path):
     assert {row["split"] for *_, row in found} == {"validation_unique"}
 
 
-def test_image_reward(tmp_path):
+def test_image_reward(tmp_path, capsys):
     folder = tmp_path / "pairs"
     (folder / "images").mkdir(parents=True)
     for name, color in (("red", RED), ("green", GREEN), ("blue", BLUE)):
@@ -224,6 +225,7 @@ def test_image_reward(tmp_path):
     items = [dict(prompt="a dot", generations=names, ranking=[2, 1, 2], prompt_id="1")]
     (folder / "test.json").write_text(json.dumps(items))
     _, found = built(folder, tmp_path)
+    assert "not read" not in capsys.readouterr().err
     assert [x[:2] for x in found] == [(GREEN, RED), (GREEN, BLUE)]  # a tie is no pair
     assert [row["votes"] for *_, row in found] == [1, 1]
     (folder / "test.json").write_text(json.dumps([dict(prompt="x", generations=names)]))

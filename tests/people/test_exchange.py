@@ -105,11 +105,17 @@ def test_pairs_without_all_votes_wait(tmp_path):
 def test_exports_can_be_imported_elsewhere(answered, tmp_path, capsys):
     study = str(answered.store.folder)
     names = [str(tmp_path / f"answers.{kind}") for kind in ("csv", "parquet")]
+    formula = "=HYPERLINK(1)"  # no cell may be one in a spreadsheet
+    with answered.store.write() as connection:
+        one = tables.annotators.c.id == 1
+        connection.execute(update(tables.annotators).where(one).values(name=formula))
     for name in names:
         assert main(["people", "export", study, name]) == 0
     with open(names[0], newline="") as file:
         rows = list(csv.DictReader(file))
     assert pq.read_table(names[1]).num_rows == len(rows)
+    assert f"'{formula}" in {row["annotator"] for row in rows}
+    assert formula in pq.read_table(names[1])["annotator"].to_pylist()
     counted = [row for row in rows if row["role"] == "study" and row["repeated"] == "False"]
     assert len(counted) == 2 * 3 * len(PROMPTS)
     assert {row["winner"] for row in counted if row["question"] == "appeal"} == {
@@ -126,6 +132,9 @@ def test_exports_can_be_imported_elsewhere(answered, tmp_path, capsys):
     assert len(again) == len(counted) and {row.seconds for row in again} == {1.5}
     appeal = [row.outcome for row in again if row.question == "appeal"]
     assert set(appeal) == {-1}
+    with answered.store.read() as connection:
+        people = connection.execute(select(tables.annotators.c.name)).scalars().all()
+    assert f"{formula} (imported)" in people
     assert main(["people", "import", study, names[0]]) == 2
     assert "imported before" in capsys.readouterr().err
 
