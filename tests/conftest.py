@@ -36,11 +36,12 @@ if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends 
     flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = flags
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
-gc.set_threshold(100_000, 20, 50)
 
 import jax
 import jaxtyping
 from typechecks import MODULES
+
+gc.set_threshold(100_000, 20, 50)
 
 # Also where something imported jax first.
 jax.config.update("jax_platforms", "cpu")
