@@ -5,7 +5,8 @@
 
 dimension=color, layout, lighting or detail: of synthetic pairs that differ in this dimension alone
 dimension=global: one reward of all pairs, whatever their dimension
-dimension=separate: one network with an output for each dimension
+dimension=separate: one network with an output for each dimension, which also learns that a pair is
+    a tie in all other dimensions
 
 size=tiny: 64 x 64 pixels, a convolutional tower that attends to MiniLM's tokens, 2.3 M parameters
     hardware, time, result  not measured
@@ -46,6 +47,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         dimensions=DIMENSIONS,
         dimension=chosen.dimension if chosen.dimension in DIMENSIONS else "",
         separate=chosen.dimension == "separate",
+        indifference=float(chosen.dimension == "separate"),
     )
     return _blip(config) if chosen.size == "blip" else _small(config, chosen.size == "tiny")
 

@@ -55,6 +55,7 @@ def make_preferences(config: ConfigDict, on: Placement) -> Preferences:
         dimensions=tuple(section.dimensions),
         dimension=section.dimension,
         separate=section.separate,
+        indifference=section.indifference,
         votes=section.votes,
         codec=codec,
         round_trip=section.round_trip,

@@ -7,7 +7,10 @@ With p = 1 where the image is preferred, 0 where the other one is and 1/2 for a 
 
 (ImageReward: Xu et al. 2023, arXiv:2304.05977, equation 1; UniFL: Zhang et al. 2024, arXiv
 2404.05595, equation 2). A reward is of one dimension, of all pairs as one preference, or has an
-output for every dimension.
+output for every dimension. The last kind can also learn that images which differ in one dimension
+only are equal in all others: with the score r_k of every other dimension k of a pair,
+
+    L' = -E [log sigma(r_k(x, c) - r_k(x', c)) + log sigma(r_k(x', c) - r_k(x, c))] / 2    (2)
 """
 
 from collections.abc import Iterable, Mapping
@@ -53,7 +56,8 @@ class Preferences(Task):
     """``reward`` scores images by the parameters of ``network``.
 
     ``dimensions`` are those that pairs have, none: rows do not say. ``dimension`` is the one that
-    is learned; empty: all, as one preference, or with ``separate`` an output for each.
+    is learned; empty: all, as one preference, or with ``separate`` an output for each. Then
+    ``indifference`` is the weight of equation (2).
 
     ``votes``: the majority decides p of equation (1), or p is the share of the votes; with "none"
     rows have no votes, and the image is always preferred.
@@ -65,6 +69,7 @@ class Preferences(Task):
     dimensions: tuple[str, ...] = ()
     dimension: str = ""
     separate: bool = False
+    indifference: float = 0.0
     votes: Literal["majority", "share", "none"] = "majority"
     codec: Codec | None = None
     round_trip: float = 0.0
@@ -92,27 +97,34 @@ class Preferences(Task):
         return self.network.init(key), standard
 
     def loss(self, group: str, context: Context) -> Loss:
-        """Equation (1), and the share of pairs whose preferred image has the higher score."""
+        """Equations (1) and (2), and the share of pairs whose preferred image has the higher
+        score.
+        """
         rows = context.batch[self.stream]
         images = self.images(rows)
         if self.codec:
             sent = 2 * round(self.round_trip * len(rows["image"]))
             images = round_trip(self.codec, context.frozen[CODEC], context.key, images, sent)
-        scores = self.scores(context.params, context.frozen, rows, images)
+        scores = self.all_scores(context.params, context.frozen, rows, images)
         preferred = self.preferred(rows)
-        losses, right = compared(scores, preferred)
+        losses, right = compared(self._of_dimension(scores, rows), preferred)
         decided = preferred != 0.5
         accuracy = jnp.sum(right * decided) / jnp.maximum(jnp.sum(decided), 1)
-        return Loss(jnp.mean(losses), context.state, {"accuracy": accuracy})
+        loss, metrics = jnp.mean(losses), {"accuracy": accuracy}
+        if self.indifference:
+            ties = optax.sigmoid_binary_cross_entropy(scores[:, 0] - scores[:, 1], 0.5)
+            metrics["indifference"] = jnp.mean(ties, where=~self._own(rows))
+            loss += self.indifference * metrics["indifference"]
+        return Loss(loss, context.state, metrics)
 
     def validate(self, context: Context) -> Sums:
         """Loss and accuracy of the pairs of its own dimension, and accuracy on every dimension; a
         tie is neither right nor wrong.
         """
         rows = context.batch[self.stream]
-        scores = self.scores(context.params, context.frozen, rows, self.images(rows))
+        scores = self.all_scores(context.params, context.frozen, rows, self.images(rows))
         preferred = self.preferred(rows)
-        losses, right = compared(scores, preferred)
+        losses, right = compared(self._of_dimension(scores, rows), preferred)
         own = self._own(rows).any(-1) & rows["valid"]
         decided = rows["valid"] & (preferred != 0.5)
         found = {"loss": _sums(losses, own), "accuracy": _sums(right, own & decided)}
@@ -160,19 +172,12 @@ class Preferences(Task):
                 standard[ALPHA][i] = (chosen.mean() - pairs.mean()) / pairs.std()
         return {**context.state, **jax.tree.map(jnp.asarray, standard)}
 
-    def scores(
-        self,
-        params: Params,
-        frozen: Mapping[str, Params],
-        rows: Rows,
-        images: Float[Array, "n h w 3"],
-    ) -> Float[Array, "b 2"]:
-        """The scores of both images of every row, by the output of the row's dimension."""
-        found = self.all_scores(params, frozen, rows, images)
+    def _of_dimension(self, scores: Float[Array, "b 2 outputs"], rows: Rows) -> Float[Array, "b 2"]:
+        """The scores by the output of each row's dimension."""
         if not self.separate:
-            return found[..., 0]
+            return scores[..., 0]
         chosen = rows["columns"][DIMENSION][:, :, None]
-        return jnp.take_along_axis(found, chosen, axis=-1)[..., 0]
+        return jnp.take_along_axis(scores, chosen, axis=-1)[..., 0]
 
     def all_scores(
         self,

@@ -104,6 +104,12 @@ def test_the_whole_loss_is_of_every_row_and_of_its_own_output():
     losses, _ = compared(jnp.array([[9.0, 8.0], [3.0, 4.0]]), jnp.ones(2))
     assert float(found.value) == pytest.approx(float(losses.mean()), rel=1e-5)
     assert float(found.metrics["accuracy"]) == 0.5
+    # Each pair is a tie by the other output: -log sigma(d) / 2 - log sigma(-d) / 2.
+    whole = make(dimensions=DIMENSIONS, separate=True, indifference=2.0)
+    apart = np.array([1.0 - 5, 9.0 - 2])
+    ties = np.mean(np.log(2 * np.cosh(apart / 2)))
+    more = float(whole.loss("reward", context(batch)).value - found.value)
+    assert more == pytest.approx(2 * ties, rel=1e-5)
 
 
 @pytest.mark.parametrize("separate", [False, True])

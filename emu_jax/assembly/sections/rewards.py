@@ -46,6 +46,11 @@ class Preferences(Section):
     separate: bool = key(
         False, "One output for each dimension; False: all pairs are one preference."
     )
+    indifference: float = key(
+        0.0,
+        "With separate, the weight of a loss that calls pairs of one dimension ties in the others.",
+        at_least=0,
+    )
     votes: Literal["majority", "share", "none"] = key(
         "majority",
         "Target of a pair: who has more votes, the share of the votes, or always the image.",
@@ -59,6 +64,8 @@ class Preferences(Section):
             yield "dimension", "one of preferences.dimensions, or an empty string for all"
         if self.separate and (self.dimension or not self.dimensions):
             yield "separate", "True only with dimensions and without a dimension"
+        if self.indifference and not self.separate:
+            yield "indifference", "0 without preferences.separate"
 
 
 @dataclass(frozen=True, kw_only=True)
