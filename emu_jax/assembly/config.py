@@ -20,11 +20,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from emu_jax.assembly.arguments import Parser, folder
-from emu_jax.assembly.checking import at, shown, words
+from emu_jax.assembly.checking import at, shown, typed, words
 from emu_jax.assembly.schema import (
-    Key,
     Ordered,
+    Section,
     alternative,
+    completed,
     dicts,
     entry_of,
     keys,
@@ -34,7 +35,7 @@ from emu_jax.assembly.schema import (
     sections,
 )
 from emu_jax.assembly.sections.data import Source
-from emu_jax.assembly.sections.runs import check, complete, run_of
+from emu_jax.assembly.sections.runs import Run, check, complete, run_of
 from emu_jax.assembly.sections.training import Group, Optimizer
 from emu_jax.errors import UserError
 
@@ -115,32 +116,42 @@ def load(argv: Sequence[str], program: str, about: str | None = None) -> tuple[C
     return values.config, values.workdir
 
 
-def parse(argv: Sequence[str], parser: Parser) -> argparse.Namespace:
+def parse(
+    argv: Sequence[str], parser: Parser, kind: type[Section] | None = None
+) -> argparse.Namespace:
     """The arguments of :func:`config_parser`, with the checked and complete config of
     ``--config=FILE[:OPTIONS] [--config.KEY=VALUE ...]`` as ``.config``, and
     FILE[:OPTIONS] as ``.config_file``.
+
+    ``kind`` is the section of a config that is none of a run, which has no ``task``.
     """
     values, rest = parser.parse_known_args(argv)
     if not values.config:
         raise UserError(
             f"{parser.prog} needs --config=FILE[:OPTIONS], e.g. configs/autoencoder.py:size=tiny."
         )
-    config, holder = complete(_made_by(values.config)), flags.FlagValues()
+    made, holder = _made_by(values.config), flags.FlagValues()
+    config = completed(kind, made) if kind else complete(made)
+    kind = kind or run_of(config)
     for argument in rest:
         if argument.startswith("--") and not _OVERRIDE.match(argument):
             parser.refuse(argument)
     arguments = [parser.prog, *rest]
     _add_entries(arguments, config)
-    _require_keys(arguments, config)
+    _require_keys(arguments, config, kind)
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=arguments)
         rest = holder(arguments)
     except _OF_VALUES as error:
-        raise UserError(_explain(error, arguments, config)) from error
+        raise UserError(_explain(error, arguments, config, kind)) from error
     if len(rest) > 1:
         parser.refuse(rest[1])
-    check(config)
-    values.config_file, values.config = values.config, complete(config).lock()
+    if kind and not issubclass(kind, Run):
+        typed(kind, config, "config")
+    else:
+        check(config)
+        config = complete(config)
+    values.config_file, values.config = values.config, config.lock()
     return values
 
 
@@ -214,7 +225,9 @@ def _add_entry(annotation: Any, given: ConfigDict, path: Sequence[str]) -> None:
         _add_entry(entry, given[name], rest)
 
 
-def _require_keys(arguments: Sequence[str], config: ConfigDict) -> None:
+def _require_keys(
+    arguments: Sequence[str], config: ConfigDict, kind: type[Section] | None
+) -> None:
     """Refuses overrides of keys that the config does not have, and of whole sections."""
     known = leaves(config)
     for name in (found[1] for found in map(_OVERRIDE.match, arguments) if found):
@@ -224,7 +237,7 @@ def _require_keys(arguments: Sequence[str], config: ConfigDict) -> None:
                 f"did you mean --config.{close[0]}?" if close else "the config file has its keys."
             )
             raise UserError(f"The config has no key config.{name}; {hint}")
-        found = _at(config, name)
+        found = at(kind, config, name) if kind else None
         if found and (sections(found[0]) or found[1].ordered):
             first = next(key for key in known if key.startswith(f"{name}."))
             raise UserError(
@@ -232,15 +245,12 @@ def _require_keys(arguments: Sequence[str], config: ConfigDict) -> None:
             )
 
 
-def _at(config: ConfigDict, name: str) -> tuple[Any, Key] | None:
-    kind = run_of(config)
-    return at(kind, config, name) if kind else None
-
-
-def _explain(error: Exception, arguments: Sequence[str], config: ConfigDict) -> str:
+def _explain(
+    error: Exception, arguments: Sequence[str], config: ConfigDict, kind: type[Section] | None
+) -> str:
     """One sentence: of a value of a wrong type what its key takes, else what the parser said."""
     flag = re.match(r"flag --config\.([^=]*)=(.*?)(: |$)", str(error))
-    found = _at(config, flag[1]) if flag else None
+    found = at(kind, config, flag[1]) if flag and kind else None
     if flag and found:
         start = f"--config.{flag[1]}="
         value = next((a.removeprefix(start) for a in arguments if a.startswith(start)), flag[2])

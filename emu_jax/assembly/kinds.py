@@ -15,6 +15,10 @@ from emu_jax.assembly.schema import Section, key, kind_of, required
 from emu_jax.registry import loaded
 
 
+# Not keys: a class without a constructor has *args and **kwargs, those of object.
+_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 class Kinds(Mapping[str, type[Section]]):
     """The sections of a ``registry``'s entries, those of ``written`` among them.
 
@@ -50,7 +54,7 @@ def _derived(name: str, build: Callable[..., Any], given: frozenset[str]) -> typ
     types = get_type_hints(function)
     fields: list[Any] = [("kind", Literal[name], key(name, f"Selects {build.__name__}."))]
     for argument, parameter in inspect.signature(function).parameters.items():
-        if argument not in ("self", *given):
+        if argument not in ("self", *given) and parameter.kind not in _MANY:
             doc = f"Argument of {build.__name__}."
             default = parameter.default
             field = required(doc) if default is parameter.empty else key(default, doc)

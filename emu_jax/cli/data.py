@@ -14,19 +14,25 @@ emu-jax data pair IMAGES --captions=captions.jsonl --out=PAIRS
 emu-jax data statistics PAIRS/data --out=statistics.html
 emu-jax data vectors folder/surd --data_dir=DIR --model=prompt2vec/13B/39.pt
 emu-jax data prompts prompts.txt --count=20000 --out=active.tsv
+emu-jax data pool emoji/openmoji emoji/fluent --out=POOL
+emu-jax data curate --config=configs/curation.py --config.source.path=POOL --out=runs/funnel
 """
 
 import argparse
 from collections.abc import Sequence
 
 from emu_jax.assembly.arguments import Parser, counted, folder, path, positive, seed
-from emu_jax.cli import data_pairs, data_prompts
+from emu_jax.cli import data_curate, data_pairs, data_prompts
 from emu_jax.cli.arguments import add_data_dir
 from emu_jax.data.places import DEFAULT_DATA_DIR
 
 
 def main(argv: Sequence[str]) -> None:
+    if argv and argv[0] == "curate":  # it has the arguments of a config
+        return data_curate.main(argv[1:])
     args = _parser().parse_args(argv)
+    if args.command == "pool":
+        return data_curate.pool(args)
     if args.command == "vectors":
         return _vectors(args)
     if args.command in data_pairs.COMMANDS:
@@ -146,6 +152,8 @@ def _parser() -> Parser:
         default=f"{DEFAULT_DATA_DIR}/cache",
         help="folder of the caches (%(default)s)",
     )
+    commands.add_parser("curate", help="choose images from a pool: curate --help", add_help=False)
+    data_curate.add_pool_parser(commands, place)
     data_pairs.add_parsers(commands, place)
     data_prompts.add_parser(commands, place)
     return parser

@@ -178,20 +178,27 @@ def build(
     family, config = name.split("/")
     if family not in BUILDERS:
         raise UserError(f"There is no builder {family!r}; choose one of {', '.join(BUILDERS)}.")
-    options = {"columns": columns} if family == "folder" else {}
-    if columns != USUAL and not options:
+    further = {"columns": columns} if family == "folder" else {}
+    if columns != USUAL and not further:
         raise UserError(f"--column and --further_captions are for folder/NAME, not for {name}.")
+
+    def make(**options: Any) -> ImageBuilder:
+        module = importlib.import_module(f"emu_jax.data.{family}")
+        return getattr(module, BUILDERS[family]).named(config, path=path, **options, **further)
+
+    return build_by(make, name, data_dir)
+
+
+def build_by(
+    make: Callable[..., ImageBuilder], name: str, data_dir: epath.PathLike = DEFAULT_DATA_DIR
+) -> Source:
+    """Build the data set `name` by the builder that `make(data_dir=..., downloads=...)` returns, in
+    place of one that exists.
+    """
     root = epath.Path(data_dir).expanduser()
     try:
         with _staging(root) as staging, _quiet():
-            module = importlib.import_module(f"emu_jax.data.{family}")
-            builder = getattr(module, BUILDERS[family]).named(
-                config,
-                path=path,
-                data_dir=os.fspath(staging),
-                downloads=root / "downloads",
-                **options,
-            )
+            builder = make(data_dir=os.fspath(staging), downloads=root / "downloads")
             builder.download_and_prepare()
             target = root / builder.data_path.relative_to(staging)
             _replace(target, builder.data_path)

@@ -5,6 +5,7 @@ them decides how they look in light and dark mode.
 """
 
 import html
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -232,6 +233,57 @@ def histogram(
         if tick <= len(counts) * width:
             x = x_at(tick)
             parts.append(f'<text x="{x:.1f}" y="{foot + 17}" text-anchor="middle">{tick:g}</text>')
+    parts.append(
+        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 3}" text-anchor="end">{html.escape(x_label)}'
+        "</text>"
+    )
+    return "".join([*parts, "</svg>"])
+
+
+def two_histograms(
+    whole: Float[np.ndarray, " n"],
+    part: Float[np.ndarray, " m"],
+    *,
+    title: str = "",
+    x_label: str = "",
+) -> str:
+    """Shares of numbers by value: of all of them, and over them of a part. Bins cover the middle
+    98 % of all numbers, and the first and the last have what lies beyond.
+    """
+    if not len(whole):
+        raise UserError(f"There is nothing to plot in {title or 'this chart'}.")
+    low, high = np.quantile(whole, (0.01, 0.99))
+    x_ticks = ticks(float(low), float(high), limits=(float(low), float(high)))
+    edges = np.linspace(low, high if high > low else low + 1, _MOST_BINS + 1)
+    shares = [
+        np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / max(len(values), 1)
+        for values in (whole, part)
+    ]
+    y_ticks = ticks(0, float(max(map(np.max, shares))))
+    x_at = _scale(edges[0], edges[-1], _LEFT, _WIDTH - _RIGHT)
+    y_at = _scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
+    foot = _HEIGHT - _BOTTOM
+    parts = [_opening(title, _HEIGHT)]
+    for tick in y_ticks:
+        y = y_at(tick)
+        parts.append(f'<path class="rule" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick * 100:g}%</text>'
+        )
+    for i, (left, right) in enumerate(itertools.pairwise(edges)):
+        y, size = y_at(shares[0][i]), f'width="{x_at(right) - x_at(left) - 1:.1f}"'
+        parts.append(
+            f'<rect x="{x_at(left):.1f}" y="{y:.1f}" {size} height="{foot - y:.1f}" {_fill(0)} '
+            'opacity="0.45"/>'
+        )
+    outline = "".join(
+        f"H{x_at(left):.1f}V{y_at(share):.1f}H{x_at(right):.1f}"
+        for (left, right), share in zip(itertools.pairwise(edges), shares[1], strict=True)
+    )
+    parts.append(f'<path d="M{_LEFT} {foot}{outline}V{foot}" {_stroke(1)}/>')
+    for tick in x_ticks:
+        x = x_at(tick)
+        parts.append(f'<text x="{x:.1f}" y="{foot + 17}" text-anchor="middle">{tick:g}</text>')
     parts.append(
         f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 3}" text-anchor="end">{html.escape(x_label)}'
         "</text>"
