@@ -65,16 +65,16 @@ def _small(source: dict) -> ConfigDict:
             focus={},
             hash={},
             offensive={},
-            text=dict(recognize=False),
+            text={},
             embedding={},
             concept=dict(names=tuple(DRAWN), texts=tuple(DRAWN.values())),
-            match=dict(among=tuple("|".join(DRAWN.values()).split("|"))),
+            match={},
         ),
         steps=steps(
-            size=dict(kind="threshold", column="short_side", at_least=64),
+            size=dict(kind="threshold", column="short_side", at_least=64, removes="small"),
             aspect=dict(kind="threshold", column="aspect", at_most=2.0),
             offensive=dict(kind="threshold", column="offensive", at_most=0.8),
-            text=dict(kind="threshold", column="text_share", at_most=0.02, removes="text"),
+            text=dict(kind="threshold", column="words", at_most=1.0, removes="text|watermark"),
             blur=dict(
                 kind="threshold",
                 column="acutance",
@@ -82,9 +82,7 @@ def _small(source: dict) -> ConfigDict:
                 keep_missing=True,
                 removes="blurred",
             ),
-            caption=dict(
-                kind="threshold", column="match_rank", at_most=0.2, removes="wrong caption"
-            ),
+            caption=dict(kind="threshold", column="match", at_least=0.25, removes="wrong caption"),
             duplicates=dict(kind="duplicates", match="both", weights=dict(acutance=1.0)),
             balance=dict(kind="balance", cap=400, weights=dict(match=1.0)),
             top=dict(kind="top", count=1000, floor=5, weights=dict(match=1.0, acutance=1.0)),

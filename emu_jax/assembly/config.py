@@ -225,9 +225,7 @@ def _add_entry(annotation: Any, given: ConfigDict, path: Sequence[str]) -> None:
         _add_entry(entry, given[name], rest)
 
 
-def _require_keys(
-    arguments: Sequence[str], config: ConfigDict, kind: type[Section] | None
-) -> None:
+def _require_keys(arguments: Sequence[str], config: ConfigDict, kind: type[Section] | None) -> None:
     """Refuses overrides of keys that the config does not have, and of whole sections."""
     known = leaves(config)
     for name in (found[1] for found in map(_OVERRIDE.match, arguments) if found):

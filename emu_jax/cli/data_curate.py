@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
         metavar="OPTION",
         help="an option of Apache Beam, e.g. --beam=--runner=FlinkRunner; may be repeated",
     )
-    parser.add_argument("--times", action="store_true", help="print the time of every filter")
+    parser.add_argument("--times", action="store_true", help="print the CPU time of every filter")
     parser.add_argument("--force", action="store_true", help="replace an existing data set")
     add_data_dir(parser)
     from emu_jax.curation.sections import Curation
@@ -124,4 +124,6 @@ def _score(pool: "Pool", options: object, times: bool) -> None:
         wall = time.monotonic() - start
         print(f"  {total / wall:.1f} images/s with the start of the workers")
         for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
-            print(f"  {name:<16} {seconds:8.1f} s  {1000 * seconds / max(total, 1):8.1f} ms/image")
+            print(
+                f"  {name:<16} {seconds:8.1f} CPU s  {1000 * seconds / max(total, 1):8.1f} ms/image"
+            )

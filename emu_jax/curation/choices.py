@@ -130,8 +130,8 @@ class Threshold:
     """Leaves out images whose ``column`` lies outside a range, given by values, by quantiles of the
     images that are there (0 to 1; what lies at the quantile stays), or both.
 
-    An image without this score stays if ``keep_missing``. ``removes`` is the fault, of the config's
-    ``labels``, that the step is to find.
+    An image without this score stays if ``keep_missing``. ``removes`` is the fault, or several
+    separated by ``|``, of the config's ``labels`` that the step is to find.
     """
 
     def __init__(
@@ -490,7 +490,7 @@ class _Measured:
             self._removed += int(np.count_nonzero(out & there))
             return
         readable = left_by != UNREADABLE
-        faulty = values == self._step.removes
+        faulty = np.isin(values.astype(str), self._step.removes.split("|"))
         self._right += int(np.count_nonzero(readable & out & faulty))
         self._removed += int(np.count_nonzero(readable & out))
         self._faulty += int(np.count_nonzero(readable & faulty))

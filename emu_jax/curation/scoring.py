@@ -127,8 +127,9 @@ def user_errors() -> Iterator[None]:
 def score(
     config: Curation, source: Source, scores: Scores, options: PipelineOptions
 ) -> dict[str, float]:
-    """Computes the tables that are missing. Returns the seconds of reading and decoding and of each
-    filter, over all workers, where the runner counts them.
+    """Computes the tables that are missing. Returns the CPU seconds of reading and decoding and of
+    each filter, over all workers, where the runner counts them. (A process is taken to score one
+    shard at a time.)
     """
     for name, section in config.filters.items():
         for key in getattr(loaded(FILTERS[section.kind]), "READS", ()):  # type: ignore
@@ -234,23 +235,23 @@ def score_shard(
     }
     items = (item for _, item in source.read(shard))
     while chunk := list(itertools.islice(items, config.batch_size)):
-        start = time.perf_counter()
+        start = time.process_time()
         pixels, rows = zip(*(_decoded(item, config) for item in chunk), strict=True)
         for name in schema:
             images[name] += [row.get(name) for row in rows]
-        count("read and decode", time.perf_counter() - start)
+        count("read and decode", time.process_time() - start)
         there = [i for i, image in enumerate(pixels) if image is not None]
         columns = {name: [rows[i].get(name) for i in there] for name in schema}
         batch = Batch([pixels[i] for i in there], columns)
         for name, columns_of in found.items():
-            start = time.perf_counter()
+            start = time.process_time()
             values = filters[name](batch) if there else {column: [] for column in columns_of}
             for column, into in columns_of.items():
                 whole: list[Any] = [None] * len(chunk)
                 for i, value in zip(there, values[column], strict=True):
                     whole[i] = value
                 into += whole
-            count(name, time.perf_counter() - start)
+            count(name, time.process_time() - start)
     if IMAGES in filters:
         yield IMAGES, _table(images, schema)
     for name, of in found.items():
