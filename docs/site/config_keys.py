@@ -11,13 +11,15 @@ from pathlib import Path
 from emu_jax.assembly.checking import words
 from emu_jax.assembly.schema import Section, dicts, entry_of, keys, kind_of, sections
 from emu_jax.assembly.sections.runs import TASKS, Run
+from emu_jax.curation.sections import Curation
 from emu_jax.data.places import DEFAULT_DATA_DIR
 
 PAGE = Path(__file__).parents[1] / "config_keys.md"
 HEAD = """# Config keys
 
-All keys of a config, by section. This page is generated from `emu_jax/assembly/sections` by
-`python docs/site/config_keys.py`. [Configs](configs.md) explains how to use them.
+All keys of a config, by section. This page is generated from `emu_jax/assembly/sections` and
+`emu_jax/curation/sections.py` by `python docs/site/config_keys.py`. [Configs](configs.md) explains
+how to use them.
 """
 # Section -> where it is listed.
 Listed = dict[type[Section], str]
@@ -31,6 +33,7 @@ def page() -> str:
         # Of a task that extends another one, its own keys only.
         inherited = {key for base in kind.section.__bases__ for key in keys(base)} - {"task"}
         lines += _section(f"config, task={task}", kind.section, listed, leave_out=inherited)
+    lines += _section("config, of curation", Curation, listed)
     return "\n".join([*lines, ""])
 
 

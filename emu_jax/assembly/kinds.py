@@ -14,7 +14,6 @@ from typing import Any, Literal, get_type_hints
 from emu_jax.assembly.schema import Section, key, kind_of, required
 from emu_jax.registry import loaded
 
-
 # Not keys: a class without a constructor has *args and **kwargs, those of object.
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 

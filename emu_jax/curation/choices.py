@@ -148,14 +148,6 @@ class Threshold:
         self.low, self.high = at_least, at_most
         self._quantiles = quantile_at_least, quantile_at_most
         self.used: tuple[float | None, float | None] = (None, None)  # the bounds of the last choice
-        given = (at_least, at_most, *self._quantiles)
-        if all(value is None for value in given):
-            raise UserError(
-                f"The threshold of {column} has no bound: give at_least, at_most, "
-                "quantile_at_least or quantile_at_most."
-            )
-        if any(q is not None and not 0 <= q <= 1 for q in self._quantiles):
-            raise UserError(f"A quantile of the threshold of {column} is not from 0 to 1.")
 
     def choose(self, population: Population, name: str) -> Iterator[Bool[np.ndarray, " n"]]:
         population.scores.require(self.column, f"{name}.column", number=True)
@@ -221,10 +213,6 @@ class Duplicates:
         origin: str = "",
         removes: str = "",
     ) -> None:
-        if match not in ("hash", "embedding", "both", "either"):
-            raise UserError(f"match is {match!r}; use hash, embedding, both or either.")
-        if bands not in (1, 2, 4, 8, 16) or not 0 <= distance <= 64:
-            raise UserError("Duplicates need 1, 2, 4, 8 or 16 bands and a distance from 0 to 64.")
         self.match, self.distance, self.cosine, self.bands = match, distance, cosine, bands
         self.weights, self.seed, self.origin = dict(weights or {}), seed, origin
         self.removes = removes
@@ -297,8 +285,6 @@ class Balance:
         seed: int = 0,
         removes: str = "",
     ) -> None:
-        if cap < 1:
-            raise UserError(f"cap is {cap}; use 1 or more.")
         self.cap, self.column, self.weights = cap, column, dict(weights or {})
         self.seed, self.removes = seed, removes
 
@@ -325,8 +311,6 @@ class Top:
         seed: int = 0,
         removes: str = "",
     ) -> None:
-        if count < 1 or floor < 0:
-            raise UserError(f"count is {count} and floor {floor}; use 1 or more and 0 or more.")
         self.count, self.floor, self.column = count, floor, column
         self.weights, self.seed, self.removes = dict(weights or {}), seed, removes
 
@@ -464,8 +448,9 @@ def _row(name: str, population: Population, by: str) -> Row:
 
 
 class _Measured:
-    """Precision and recall of a step against known faults: of all readable images for a threshold.
-    Of duplicates those are right of which another one of the same origin stays.
+    """Precision and recall of a step against known faults: for a threshold of all readable images
+    that have none of the other faults. Of duplicates those are right of which another one of the
+    same origin stays.
     """
 
     def __init__(self, population: Population, step: Step, labels: str) -> None:
@@ -489,8 +474,9 @@ class _Measured:
             self._stay.update(values[there & ~out])
             self._removed += int(np.count_nonzero(out & there))
             return
-        readable = left_by != UNREADABLE
         faulty = np.isin(values.astype(str), self._step.removes.split("|"))
+        clean = np.array([not value for value in values], bool)
+        readable = (left_by != UNREADABLE) & (clean | faulty)
         self._right += int(np.count_nonzero(readable & out & faulty))
         self._removed += int(np.count_nonzero(readable & out))
         self._faulty += int(np.count_nonzero(readable & faulty))

@@ -120,7 +120,7 @@ def _funnel(funnel: Funnel) -> Table:
         (*columns, "precision", "recall"),
         rows,
         note="What each step left. Precision and recall are of the fault that the step is to find, "
-        "where faults are known: of all readable images for a threshold.",
+        "where faults are known; images with another fault count for neither.",
     )
 
 

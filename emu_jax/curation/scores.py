@@ -118,8 +118,8 @@ class Scores:
             )
 
     def read(self, shard: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
-        """Columns of a shard: numbers as float64 (null: nan), 64-bit ones as int64 (null: 0), vectors
-        as float32 [n, d] (null: 0), texts and lists as objects (null: None).
+        """Columns of a shard: numbers as float64 (null: nan), 64-bit ones as int64 (null: 0),
+        vectors as float32 [n, d] (null: 0), texts and lists as objects (null: None).
         """
         by_table: dict[str, list[str]] = {}
         for name in columns:

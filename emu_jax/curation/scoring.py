@@ -65,8 +65,6 @@ def open_scores(config: Curation, out: epath.Path, source: Source) -> Scores:
     pool = [source.identity, config.background]
     folders = {IMAGES: out / "scores" / f"{IMAGES}-{digest(pool)}"}
     for name, section in config.filters.items():
-        if name == IMAGES:
-            raise UserError(f"A filter cannot be called {IMAGES}; rename it.")
         settings = {f.name: getattr(section, f.name) for f in fields(section)}
         kind = settings["kind"]
         made_by = loaded(FILTERS[kind])

@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
+from emu_jax.curation.sections import CAPTIONS
 from emu_jax.data.captions import FILE_COLUMN, SIDECARS, TABLES, Columns, read_rows, read_sidecar
 from emu_jax.data.contents import SUFFIXES
 from emu_jax.data.folder import MAX_BYTES, read_file
@@ -42,7 +43,6 @@ from emu_jax.data.source import Source as Built
 from emu_jax.data.source import open_source
 from emu_jax.errors import UserError
 
-CAPTIONS = ("captions", "caption", "text", "txt")
 _TEXT_BYTES = 2**20  # of a caption or a JSON file in a tar
 _ROWS = 64  # of a parquet file in memory, with their images
 
@@ -171,13 +171,13 @@ class Parquet(Source):
         self,
         path: str,
         image: str = "image",
-        key: str = "",
+        key_column: str = "",
         captions: tuple[str, ...] = CAPTIONS,
         numbers: tuple[str, ...] = (),
         texts: tuple[str, ...] = (),
     ) -> None:
         super().__init__(captions, numbers, texts)
-        self.path, self.image, self.key = path, image, key
+        self.path, self.image, self.key = path, image, key_column
         self._files = _files(path, ".parquet")
         self.shards = [_named(file) for file in self._files]
 

@@ -7,7 +7,6 @@ import pyarrow as pa
 
 from emu_jax.curation.filters import Batch
 from emu_jax.curation.filters.towers import open_tower
-from emu_jax.errors import UserError
 
 
 class Concept:
@@ -31,10 +30,6 @@ class Concept:
         template: str = "a photo of {}",
         model: str = "builtin:judge_64",
     ) -> None:
-        if len(names) < 2 or (texts and len(texts) != len(names)):
-            raise UserError(
-                "config.filters: concept needs two names or more, and as many texts or none."
-            )
         self._names, self._tower = names, open_tower(model)
         said = texts or tuple(template.replace("{}", name) for name in names)
         vectors = [np.mean(self._tower.texts(text.split("|")), axis=0) for text in said]
