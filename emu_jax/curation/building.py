@@ -15,7 +15,7 @@ killed does not draw it again.
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +23,8 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
+from tensorflow_datasets.core import writer
+from tensorflow_datasets.proto import tf_example_pb2
 
 from emu_jax.curation.choices import Funnel
 from emu_jax.curation.curating import Pool, choices_folder, kept_rows
@@ -52,6 +54,9 @@ class Curated(ImageBuilder):
         return self._dataset_info(
             description=f"Images chosen from {self.path}.", license="That of the images."
         )
+
+    def _example_writer(self) -> writer.ExampleWriter:
+        return _SameBits(file_format=self.info.file_format)
 
     def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         rows = kept_rows(self.pool, self.funnel)
@@ -93,6 +98,20 @@ class Curated(ImageBuilder):
             "height": height,
             "upsampled": int(bool(small)),
         }
+
+
+class _SameBits(writer.ExampleWriter):
+    """Writes equal records as equal bytes: the order of a record's entries is otherwise that of a
+    hash table, and differs by process.
+    """
+
+    def write(self, path: epath.PathLike, examples: Iterable[Any]) -> Any:
+        return super().write(path, ((key, _in_order(example)) for key, example in examples))
+
+
+def _in_order(example: bytes) -> bytes:
+    message = tf_example_pb2.Example.FromString(example)
+    return message.SerializeToString(deterministic=True)
 
 
 def build_data_set(pool: Pool, funnel: Funnel, data_dir: epath.PathLike, force: bool) -> Source:

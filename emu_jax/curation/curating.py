@@ -97,7 +97,7 @@ def choose_images(pool: Pool, options: PipelineOptions) -> Chosen:
 def choices_folder(pool: Pool) -> epath.Path:
     """Where the choices of a config are: they depend on its scores and steps."""
     steps = [(name, dataclasses.asdict(one)) for name, one in pool.config.steps.items()]
-    about = [steps, pool.config.report.by, pool.config.labels, dict(pool.scores.tables)]
+    about = [steps, pool.config.report.by, pool.config.labels, pool.scores.versions]
     return pool.out / "choices" / digest(about)
 
 

@@ -48,7 +48,7 @@ def pairs_folder(out: epath.Path, scores: Scores, step: Duplicates) -> epath.Pat
 
 def _tables(scores: Scores, step: Duplicates) -> list[str]:
     names = {scores.schema[column][0] for column in _columns(step)}
-    return sorted(scores.tables[name] for name in names)
+    return sorted(scores.versions[name] for name in names)
 
 
 def _columns(step: Duplicates) -> list[str]:

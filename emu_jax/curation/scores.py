@@ -69,6 +69,11 @@ class Scores:
     def path(self, table: str, shard: int) -> epath.Path:
         return epath.Path(self.tables[table]) / shard_name(shard, self.count)
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """What the scores are, wherever they lie: the names of the tables' folders."""
+        return {name: epath.Path(path).name for name, path in self.tables.items()}
+
     def missing(self, shard: int) -> list[str]:
         """The tables that a shard does not have yet."""
         return [name for name in self.tables if not self.path(name, shard).exists()]

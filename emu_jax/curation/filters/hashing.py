@@ -31,7 +31,7 @@ class Hash:
 def perceptual_hash(image: Pixels) -> int:
     """The bits of the lowest frequencies, row by row, the first one as the sign."""
     gray = Image.fromarray(image).convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    low = dctn(np.asarray(gray, np.float64), norm="ortho")[:_LOW, :_LOW]
+    low = dctn(np.asarray(gray, np.float64))[:_LOW, :_LOW]
     # Flat areas leave coefficients of rounding noise, whose bits would be random.
     low = np.where(np.abs(low) < 1e-6, 0.0, low)
     bits = np.packbits((low > np.median(low)).ravel())
