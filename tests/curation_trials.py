@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import importlib.util
 import random
+import re
 import resource
 import shutil
 import signal
@@ -88,7 +89,7 @@ def bits(folder: Path, name: str) -> dict[str, str]:
     found = {}
     for root in (folder / name, folder / f"{name}_data"):
         for path in sorted(root.rglob("*")):
-            if path.is_file() and ".tmp" not in path.name:
+            if path.is_file() and not re.search(r"\.tmp$|/\.building-", str(path)):
                 inner = path.relative_to(root).as_posix()
                 found[inner] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
@@ -129,7 +130,7 @@ def runners(folder: Path) -> None:
     wanted = bits(folder, "local")
     ways = {"two processes": ["--workers=2"]}
     if importlib.util.find_spec("distributed"):
-        ways["Dask"] = ["--beam=--runner=DaskRunner"]
+        ways["Dask"] = ["--beam=--runner=apache_beam.runners.dask.dask_runner.DaskRunner"]
     for name, options in ways.items():
         own = name.replace(" ", "_")
         subprocess.run(command(folder, own, *options), check=True, stdout=subprocess.DEVNULL)

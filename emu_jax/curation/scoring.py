@@ -116,6 +116,8 @@ def user_errors() -> Iterator[None]:
     except UserError as error:
         raise UserError(_WHILE.split(str(error))[0]) from error
     except Exception as error:
+        if str(error).startswith("Unexpected pipeline runner"):
+            raise UserError(f"--beam: {error}") from error
         found = re.search(r"emu_jax\.errors\.UserError: (.+)", str(error))
         if found is None:
             raise
@@ -140,14 +142,14 @@ def score(
     todo = [shard for shard in range(scores.count) if scores.missing(shard)]
     if not todo:
         return {}
-    pipeline = beam.Pipeline(options=options)
-    _ = (
-        pipeline
-        | "shards" >> beam.Create(todo)
-        | "spread" >> beam.Reshuffle()
-        | "score" >> beam.ParDo(_ScoreShard(config, scores))
-    )
     with user_errors():
+        pipeline = beam.Pipeline(options=options)
+        _ = (
+            pipeline
+            | "shards" >> beam.Create(todo)
+            | "spread" >> beam.Reshuffle()
+            | "score" >> beam.ParDo(_ScoreShard(config, scores))
+        )
         result = pipeline.run()
         result.wait_until_finish()
     try:
