@@ -7,6 +7,7 @@ size=web: photographs, as in Emu (arXiv 2309.15807): published networks by path 
 size=small: drawings, with the networks of packages and the shipped judge; it is tried on the noisy
     pool of `bash launch/study.sh curation`
 source=webdataset, parquet, folder or dataset
+choose=funnel, or sample: no filters, and --config.steps.sample.count images at random
 labels=yes: the pool is that of `emu-jax data pool`: precision and recall of steps are measured
 
 Every filter and step is optional: remove it here, or add it by its keys.
@@ -43,14 +44,22 @@ DRAWN = {
 
 def get_config(argument: str | None = None) -> ConfigDict:
     kinds = ("webdataset", "parquet", "folder", "dataset")
-    chosen = options(argument, size=("small", "web"), source=kinds, labels=("no", "yes"))
+    chosen = options(
+        argument,
+        size=("small", "web"),
+        source=kinds,
+        choose=("funnel", "sample"),
+        labels=("no", "yes"),
+    )
     where = "name" if chosen.source == "dataset" else "path"
     source: dict = {"kind": chosen.source, where: ""}
-    if chosen.size == "web":
-        return _web(source)
-    config = _small(source)
     if chosen.labels == "yes":
-        config.source.texts = ("fault", "origin")
+        source["texts"] = ("fault", "origin")
+    if chosen.choose == "sample":
+        sample = dict(kind="sample", count=1000)
+        return section(Curation, source=source, steps=steps(sample=sample))
+    config = _web(source) if chosen.size == "web" else _small(source)
+    if chosen.labels == "yes":
         config.labels, config.steps.duplicates.origin = "fault", "origin"
     return config
 

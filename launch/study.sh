@@ -2,7 +2,8 @@
 # Computes one table of docs/records/study.md (which has the times on 2 CPU cores):
 #
 #     bash launch/study.sh autoencoders | set_size | steps | noise_offset | learning_rate | ema |
-#         stopping | families | adapter | adapter_rate | adapter_layers | adapter_eta
+#         stopping | families | adapter | adapter_rate | adapter_layers | adapter_eta |
+#         curation | curation_captions
 #
 # Runs are saved in runs/study and shared between tables: a finished run is not repeated, and an
 # interrupted run resumes. The report of a table is runs/study/TABLE/index.html, its numbers are in
@@ -91,12 +92,41 @@ adapted() {
     emu-jax claims "configs/claims/$table.toml" "${records[@]}" --out="$runs/$table"
 }
 
+# curate TABLE NAME OPTIONS [--config...]: the data set curated/NAME from the pool of a table, by
+# configs/curation.py:OPTIONS. A table's scores are computed once.
+curate() {
+    local table="$1" name="$2" options="$3"; shift 3
+    part "curated/$name"
+    emu-jax data curate --config="configs/curation.py:$options" --workers=2 \
+        --config.source.path="$runs/$table/pool" --out="$runs/$table" \
+        --data_dir="$EMU_JAX_DATA" --config.name="$name" "$@"
+}
+
+# tuned NAME DATASET CONDITION [--config...]: quality-tuning on a data set with three seeds.
+tuned() {
+    local name="$1" dataset="$2" condition="$3" seed; shift 3
+    for seed in 0 1 2; do
+        tune "${name}_$seed" --config.data.train.needles.dataset="$dataset" \
+            --config.data.train.needles.select="$condition" --config.train.seed="$seed" "$@"
+    done
+}
+
+# claimed TABLE MODEL...: compares models and decides the claims of the table.
+claimed() {
+    local table="$1"
+    compare "$@"
+    part "$table: claims"
+    emu-jax claims "configs/claims/$table.toml" "$runs/$table/compare.json" --out="$runs/$table"
+}
+
 needles() {
     echo "--config.data.train.needles.select=needle >= 0 and needle < $1"
 }
 
 part "virtual environment"
-setup_env quickstart
+extra=quickstart
+[[ "${1:-}" == curation* ]] && extra=quickstart,curation
+setup_env "$extra"
 export PATH="$VENV/bin:$PATH"
 
 part "data sets"
@@ -201,8 +231,38 @@ case "${1:-}" in
         done
         adapted adapter_eta test eta_{1e-5,0.01,0.1,0.5,1} init_{kaiming,normal,uniform}
         ;;
+    curation)
+        # A noisy pool, the funnel over it, and three ways to tune: configs/claims/curation.toml.
+        # COUNT images (default 900); STOP=funnel stops before the training.
+        part "noisy pool"
+        emu-jax data pool emoji/fluent --select="part == tuned" --data_dir="$EMU_JAX_DATA" \
+            --out="$runs/curation/pool" --count="${COUNT:-900}" --share=0.08
+        curate curation needles labels=yes
+        if [[ "${STOP:-}" != funnel ]]; then
+            count="import sys; from emu_jax.data.source import open_source as o; "
+            count="$(python -c "$count print(len(o('curated/needles', sys.argv[1])))" "$EMU_JAX_DATA")"
+            curate curation random choose=sample,labels=yes --config.steps.sample.count="$count"
+            curate curation all choose=sample,labels=yes --config.steps.sample.count=1000000
+            for name in needles random all; do
+                tuned "curation_$name" "curated/$name" ""
+            done
+            claimed curation "$pretrained" "$runs"/curation_{needles,random,all}_{0,1,2}
+        fi
+        ;;
+    curation_captions)
+        # Captions true, 30 % of another thing, or the group's word:
+        # configs/claims/curation_captions.toml
+        part "pool with wrong captions"
+        emu-jax data pool emoji/fluent --select="needle >= 0" --data_dir="$EMU_JAX_DATA" \
+            --out="$runs/curation_captions/pool" --count=900 --share=0.3 --faults="wrong caption"
+        curate curation_captions wrong choose=sample --config.steps.sample.count=1000000
+        tuned captions_true emoji/fluent "needle >= 0"
+        tuned captions_wrong curated/wrong ""
+        tuned captions_vague emoji/fluent "needle >= 0" --config.data.train.needles.captions=group
+        claimed curation_captions "$pretrained" "$runs"/captions_{true,wrong,vague}_{0,1,2}
+        ;;
     *)
-        sed -n '2,5p' "${BASH_SOURCE[0]}" | cut -c3- >&2
+        sed -n '2,6p' "${BASH_SOURCE[0]}" | cut -c3- >&2
         exit 2
         ;;
 esac

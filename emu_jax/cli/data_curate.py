@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from emu_jax.assembly.arguments import Parser, folder, positive, seed, share_of_one
-from emu_jax.cli.arguments import add_data_dir
+from emu_jax.cli.arguments import add_data_dir, names_of
 from emu_jax.errors import UserError
 
 if TYPE_CHECKING:
     from emu_jax.curation.curating import Pool
 
 STAGES = ("score", "choose", "report", "build")
+# Those of emu_jax.curation.noisy, which imports more than a command's help should wait for.
+POOL_FAULTS = ("duplicate", "watermark", "text", "blurred", "wrong caption", "small", "damaged")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -90,6 +92,12 @@ def add_pool_parser(commands: "argparse._SubParsersAction[Parser]", place: Parse
     one.add_argument(
         "--share", type=share_of_one, default=0.08, help="of every fault (%(default)s)"
     )
+    one.add_argument(
+        "--faults",
+        type=names_of(POOL_FAULTS),
+        default=POOL_FAULTS,
+        help=f"faults, separated by commas; all by default: {','.join(POOL_FAULTS)}",
+    )
     one.add_argument("--shard_size", type=positive, default=250, help="images of a file")
     one.add_argument("--seed", type=seed, default=0, help="seed (%(default)s)")
 
@@ -104,6 +112,7 @@ def pool(args: argparse.Namespace) -> None:
         args.out,
         count=args.count,
         share=args.share,
+        faults=args.faults,
         shard_size=args.shard_size,
         select=args.select,
         seed=args.seed,

@@ -7,12 +7,12 @@ Of images of built data sets some are stored as they are, and others with one fa
     watermark       letters all over the image, half transparent
     text            a part of the image is covered by lines of text
     blurred         out of focus
-    wrong caption   the caption of an image of another concept
+    wrong caption   the captions of another concept, of the same group where there is one
     small           36 to 56 pixels wide
     damaged         the file is cut off
 
-The JSON of a sample says its ``fault`` (empty: none) and its ``origin``, equal for images of one
-drawing, and has ``likes``, which say nothing of its quality.
+The JSON of a sample says its ``fault`` (empty: none), its ``group``, and its ``origin``, equal for
+images of one drawing; and it has ``likes``, which say nothing of its quality.
 """
 
 import io
@@ -37,7 +37,7 @@ _WORDS = (
     *("sample", "stock", "photo", "copyright", "buy", "now", "sale"),
     *("free", "price", "offer", "news", "today", "best", "new"),
 )
-_LABEL = "concept"  # the column whose images show the same
+_LABEL, _GROUP = "concept", "group"  # columns: what an image shows, and its kind
 
 
 class _Drawing(NamedTuple):
@@ -45,6 +45,7 @@ class _Drawing(NamedTuple):
     captions: list[str]
     origin: str
     concept: str
+    group: str
 
 
 class _Sample(NamedTuple):
@@ -61,21 +62,24 @@ def write_pool(
     *,
     count: int = 1000,
     share: float = 0.08,
+    faults: Sequence[str] = FAULTS,
     shard_size: int = 250,
     select: str = "",
     seed: int = 0,
 ) -> dict[str, int]:
-    """Writes ``count`` images, of which every fault has ``share``; returns how many have which.
+    """Writes ``count`` images, of which each of ``faults`` has ``share``; returns how many have
+    which.
 
     Raises:
       UserError: the data sets have too few images.
     """
     faulty = round(count * share)
-    clean = count - faulty * len(FAULTS)
+    clean = count - faulty * len(faults)
     if clean < faulty:
-        raise UserError(f"A share of {share} of {len(FAULTS)} faults leaves too few clean images.")
-    drawings = _drawings(names, data_dir, select, count - faulty, seed)
-    kinds = [""] * clean + [fault for fault in FAULTS for _ in range(faulty)]
+        raise UserError(f"A share of {share} of {len(faults)} faults leaves too few clean images.")
+    copies = faulty if "duplicate" in faults else 0
+    drawings = _drawings(names, data_dir, select, count - copies, seed)
+    kinds = [""] * clean + [fault for fault in faults for _ in range(faulty)]
     # Copies are of clean images; every other image is one of its own.
     own = iter(drawings)
     bases = [next(own) for _ in range(clean)]
@@ -113,10 +117,11 @@ def _drawings(
     for selection, i in places[:count]:
         manifest = selection.source.manifest
         key = str(manifest.column("key")[i])
-        concept = str(manifest.column(_LABEL)[i]) if _LABEL in manifest.columns else key
+        known = {n: str(manifest.column(n)[i]) for n in (_LABEL, _GROUP) if n in manifest.columns}
+        concept, group = known.get(_LABEL, key), known.get(_GROUP, "")
         origin = f"{selection.source.name}/{key}"
         texts = list(selection.texts()[i])
-        yield _Drawing(selection.source.read(i), texts, origin, concept)
+        yield _Drawing(selection.source.read(i), texts, origin, concept, group)
 
 
 def _spoiled(base: _Drawing, fault: str, others: Sequence[_Drawing], random: Random) -> _Sample:
@@ -127,8 +132,9 @@ def _spoiled(base: _Drawing, fault: str, others: Sequence[_Drawing], random: Ran
     if fault == "duplicate":
         quality = random.randint(60, 85)
     elif fault == "wrong caption":
-        stranger = random.choice([one for one in others if one.concept != base.concept])
-        captions = list(stranger.captions)
+        strangers = [one for one in others if one.concept != base.concept]
+        alike = [one for one in strangers if one.group == base.group]
+        captions = list(random.choice(alike or strangers).captions)
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality)
     data = stream.getvalue()
@@ -138,6 +144,7 @@ def _spoiled(base: _Drawing, fault: str, others: Sequence[_Drawing], random: Ran
         "captions": captions,
         "fault": fault,
         "origin": base.origin,
+        "group": base.group,
         "likes": int(random.paretovariate(0.8)),
         "status": "success",
     }
