@@ -9,8 +9,9 @@ it, as far as they are not done. Every stage can be interrupted and continues.
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emu_jax.assembly.arguments import Parser, folder, positive, seed, share_of_one
 from emu_jax.cli.arguments import add_data_dir, names_of
@@ -48,11 +49,13 @@ def main(argv: Sequence[str]) -> None:
     args = parse(argv, parser, Curation)
     if not args.out:
         raise UserError("emu-jax data curate needs --out=DIR, a folder for scores and choices.")
+    logging.disable(logging.WARNING)  # Beam speaks of packages that it does without
     try:
         import apache_beam  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError("Curation needs Apache Beam: pip install 'emu_jax[curation]'.") from error
 
+    logging.disable(logging.NOTSET)
     from emu_jax.assembly.checking import typed
     from emu_jax.curation.curating import choose_images, damaged, funnel_lines, open_pool
     from emu_jax.curation.scoring import beam_options
@@ -120,13 +123,13 @@ def pool(args: argparse.Namespace) -> None:
     print(f"{args.out}: " + ", ".join(f"{n:,} {kind}" for kind, n in counts.items()))
 
 
-def _score(pool: "Pool", options: object, times: bool) -> None:
+def _score(pool: "Pool", options: Any, times: bool) -> None:
     import time
 
     from emu_jax.curation.curating import score_pool
 
     start = time.monotonic()
-    spent = score_pool(pool, options)  # type: ignore[arg-type]
+    spent = score_pool(pool, options)
     total = int(pool.scores.starts[-1])
     print(f"{pool.source.origin}: {total:,} images in {pool.scores.count:,} shards")
     if times and spent:

@@ -1,7 +1,7 @@
 """The result of a curation as a data set: ``curated/NAME``.
 
 Records are in the order of the source, as the bytes that it has, with all captions of an image. The
-manifest has the scores as further columns (texts, whole numbers, and other numbers), and
+manifest has the scores as further columns (of an image without one: "", -1 or null), and
 
     upsampled        1 if the image was enlarged, else 0
     original_width, original_height
@@ -30,6 +30,7 @@ from emu_jax.curation.choices import Funnel
 from emu_jax.curation.curating import Pool, choices_folder, kept_rows
 from emu_jax.curation.scores import digest, write_bytes
 from emu_jax.curation.sections import Upsample
+from emu_jax.curation.sources import Item
 from emu_jax.data.builder import ImageBuilder, build_by
 from emu_jax.data.decode import open_image
 from emu_jax.data.images import check, compose, upright
@@ -72,8 +73,9 @@ class Curated(ImageBuilder):
                 continue
             found = pool.scores.read(shard, ["key", "captions", "sha256", *kept])
             items = pool.source.read(shard, frozenset(wanted))
-            for row, item in items:
-                if hashlib.sha256(item.data).hexdigest() != found["sha256"][row]:
+            for row in wanted:
+                at, item = next(items, (-1, Item("")))
+                if at != row or hashlib.sha256(item.data).hexdigest() != found["sha256"][row]:
                     raise UserError(
                         f"{found['key'][row]} of {pool.source.origin} is not the image that was "
                         "scored: remove the folder of the scores and score the source again."

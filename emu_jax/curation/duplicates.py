@@ -102,11 +102,10 @@ def _bands(
     """((number of the band, its bits), image) for every band of every image."""
     columns = scores.read(shard, _columns(step))
     start = int(scores.starts[shard])
-    hashes = columns.get("hash")
-    embeddings, signs = columns.get("embedding"), columns.get("embedding_hash")
-    banded = [hashes] if step.match in ("hash", "both") else [signs]
-    if step.match == "either":
-        banded = [hashes, signs]
+    hashes, embeddings = columns.get("hash"), columns.get("embedding")
+    banded = [columns[name] for name in ("hash", "embedding_hash") if name in columns]
+    if step.match == "both":
+        banded = banded[:1]
     width = 64 // step.bands
     for i in np.flatnonzero(scores.readable(shard)):
         own = Member(

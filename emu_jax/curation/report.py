@@ -6,8 +6,10 @@ the balance of concepts before and after; the funnel, and the steps measured aga
 Images are read from at most `report.shards` shards of the source.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,17 +35,20 @@ _NOT_SCORES = {"hash", "embedding_hash", "width", "height"}
 def write(pool: Pool, chosen: Chosen) -> epath.Path:
     """Writes OUT/report.html and returns its path."""
     sampled = _Sample(pool, chosen.funnel)
-    sections: list[Section] = [_funnel(chosen.funnel), *_by(chosen.funnel)]
     tables = [
-        *_at_quantiles(pool, sampled),
         *_at_thresholds(pool, sampled, chosen),
         *_duplicates(pool, sampled, chosen),
+        *_at_quantiles(pool, sampled),
     ]
-    images = _Images(pool, [number for _, rows in tables for _, row in rows for number, _ in row])
-    sections.append(_histograms(pool, sampled))
-    for title, rows in tables:
-        sections.append(images.table(title, rows))
-    sections += _balance(pool, chosen.funnel)
+    shown = (one for table in tables for _, row in table.rows for one in row if one)
+    images = _Images(pool, [number for number, _ in shown])
+    sections: list[Section] = [
+        _funnel(chosen.funnel),
+        *_by(chosen.funnel),
+        *_balance(pool, chosen.funnel),
+        _histograms(sampled),
+        *map(images.table, tables),
+    ]
     counted = f"{pool.source.origin}: {len(chosen.funnel.left_by):,} images"
     return write_report(pool.out / "report.html", "Curation", sections, counted)
 
@@ -92,7 +97,14 @@ class _Sample:
 
 # An image of a table: its number in the pool, and what is written below it.
 Shown = tuple[int, str]
-Rows = list[tuple[str, list[Shown]]]
+
+
+class _Table(NamedTuple):
+    """Images in rows with a label each; columns of one length if they are named."""
+
+    title: str
+    rows: list[tuple[str, list[Shown | None]]]
+    columns: Sequence[str] = ()
 
 
 def _finite(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -140,7 +152,7 @@ def _by(funnel: Funnel) -> Iterator[Table]:
     )
 
 
-def _histograms(pool: Pool, sampled: _Sample) -> Charts:
+def _histograms(sampled: _Sample) -> Charts:
     plots = {}
     for name in sampled.scores:
         values = sampled.values[name]
@@ -149,27 +161,26 @@ def _histograms(pool: Pool, sampled: _Sample) -> Charts:
     return Charts("Scores", ("all images", "kept"), plots)
 
 
-def _at_quantiles(pool: Pool, sampled: _Sample) -> Iterator[tuple[str, Rows]]:
+def _at_quantiles(pool: Pool, sampled: _Sample) -> Iterator[_Table]:
     count = max(2, pool.config.report.images // 3)
     for name in sampled.scores:
         values = np.sort(_finite(sampled.values[name]))
-        rows: Rows = []
-        for q in _QUANTILES:
-            value = float(values[int(q * (len(values) - 1))])
-            places = sampled.nearest(name, value, count)
-            rows.append((f"{q:.0%}: {value:.4g}", _said(sampled, name, places)))
-        yield f"{name} at its quantiles", rows
+        at = {float(values[int(q * (len(values) - 1))]): f"{q:.0%}" for q in reversed(_QUANTILES)}
+        columns = [_said(sampled, name, sampled.nearest(name, value, count)) for value in at]
+        rows = [("", list(row)) for row in itertools.zip_longest(*reversed(columns))]
+        labels = [f"{label}: {value:.4g}" for value, label in reversed(at.items())]
+        yield _Table(f"{name} at its quantiles", rows, labels)
 
 
-def _said(sampled: _Sample, name: str, places: Iterable[int]) -> list[Shown]:
-    found = []
+def _said(sampled: _Sample, name: str, places: Iterable[int]) -> list[Shown | None]:
+    found: list[Shown | None] = []
     for i in places:
         kept = "kept" if sampled.kept[i] else "left out"
         found.append((int(sampled.numbers[i]), f"{sampled.values[name][i]:.4g} {kept}"))
     return found
 
 
-def _at_thresholds(pool: Pool, sampled: _Sample, chosen: Chosen) -> Iterator[tuple[str, Rows]]:
+def _at_thresholds(pool: Pool, sampled: _Sample, chosen: Chosen) -> Iterator[_Table]:
     count = pool.config.report.images
     bounds = {row.step: row.bounds for row in chosen.funnel.rows if row.bounds}
     for key, step in chosen.steps.items():
@@ -185,10 +196,10 @@ def _at_thresholds(pool: Pool, sampled: _Sample, chosen: Chosen) -> Iterator[tup
             sides = [("fails", below), ("passes", above)]
             if word == "at most":
                 sides = [("passes", below), ("fails", above)]
-            yield f"{key}: {step.column} {word} {value:.4g}", sides
+            yield _Table(f"{key}: {step.column} {word} {value:.4g}", sides)
 
 
-def _duplicates(pool: Pool, sampled: _Sample, chosen: Chosen) -> Iterator[tuple[str, Rows]]:
+def _duplicates(pool: Pool, sampled: _Sample, chosen: Chosen) -> Iterator[_Table]:
     visible = set(sampled.numbers[sampled.visible].tolist())
     left_by = chosen.funnel.left_by
     for i, (key, step) in enumerate(chosen.steps.items()):
@@ -200,17 +211,19 @@ def _duplicates(pool: Pool, sampled: _Sample, chosen: Chosen) -> Iterator[tuple[
         members: dict[int, list[int]] = defaultdict(list)
         for number, group in zip(numbers.tolist(), groups.tolist(), strict=True):
             members[group].append(number)
-        rows: Rows = []
+        rows: list[tuple[str, list[Shown | None]]] = []
         for _, own in sorted(members.items(), key=lambda item: (-len(item[1]), item[0])):
             if len(rows) == pool.config.report.groups:
                 break
             own.sort(key=lambda number: (left_by[number] == i + 1, number))
             shown = [number for number in own if number in visible][: pool.config.report.images]
             if len(shown) > 1:
-                what = [(n, "left out" if left_by[n] == i + 1 else "stays") for n in shown]
+                what: list[Shown | None] = [
+                    (n, "left out" if left_by[n] == i + 1 else "stays") for n in shown
+                ]
                 rows.append((f"{len(own)} images", what))
         if rows:
-            yield f"{key}: {len(members):,} groups of near-duplicates", rows
+            yield _Table(f"{key}: {len(members):,} groups of near-duplicates", rows)
 
 
 class _Images:
@@ -236,13 +249,15 @@ class _Images:
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         return np.asarray(image)
 
-    def table(self, title: str, rows: Rows) -> ImageTable:
-        width = max(len(shown) for _, shown in rows)
-        table: list[tuple[str, list[Tile | None]]] = []
-        for label, shown in rows:
-            tiles: list[Tile | None] = [Tile(self._tiles[n], note) for n, note in shown]
-            table.append((label, tiles + [None] * (width - len(tiles))))
-        return ImageTable(title, [""] * width, table, width=self._pool.config.report.side)
+    def table(self, table: _Table) -> ImageTable:
+        """A section of the report."""
+        width = max(len(shown) for _, shown in table.rows)
+        rows: list[tuple[str, list[Tile | None]]] = []
+        for label, shown in table.rows:
+            tiles = [Tile(self._tiles[one[0]], one[1]) if one else None for one in shown]
+            rows.append((label, tiles + [None] * (width - len(tiles))))
+        columns = table.columns or [""] * width
+        return ImageTable(table.title, columns, rows, width=self._pool.config.report.side)
 
 
 def _balance(pool: Pool, funnel: Funnel) -> Iterator[Charts]:

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from apache_beam.utils.shared import Shared
 from etils import epath
 from PIL import Image
 
+import emu_jax
 from emu_jax.assembly.checking import typed
 from emu_jax.assembly.schema import Section
 from emu_jax.curation.filters import Batch, Filter
@@ -50,13 +51,14 @@ _COLUMNS: dict[str, pa.DataType] = {  # of the table images, before those of the
     "captions": pa.list_(pa.string()),
     DAMAGED: pa.string(),
 }
+_SHIPPED = Path(emu_jax.__file__).parent / "weights"
 _models = Shared()
 _WHILE = re.compile(r" \[while running ")  # what a runner adds to a message
 
 
 def made(registry: Mapping[str, Any], section: Section) -> Any:
     """What a section's entry of a registry builds."""
-    values = {f.name: getattr(section, f.name) for f in fields(section)}
+    values = dict(vars(section))
     return loaded(registry[values.pop("kind")])(**values)
 
 
@@ -65,7 +67,7 @@ def open_scores(config: Curation, out: epath.Path, source: Source) -> Scores:
     pool = [source.identity, config.background]
     folders = {IMAGES: out / "scores" / f"{IMAGES}-{digest(pool)}"}
     for name, section in config.filters.items():
-        settings = {f.name: getattr(section, f.name) for f in fields(section)}
+        settings = dict(vars(section))
         kind = settings["kind"]
         made_by = loaded(FILTERS[kind])
         version = [made_by.VERSION, _versions(kind, made_by), _files(settings)]
@@ -89,12 +91,21 @@ def _versions(kind: str, made_by: Any) -> list[str]:
 
 
 def _files(settings: Mapping[str, Any]) -> list[Any]:
-    """Names, sizes and times of the weights that settings name by a local path."""
+    """What tells the weights that settings name by a local path from others under this path: sizes
+    and times, and of shipped ones the content.
+    """
     found = []
     for name in ("path", "model", "weights"):
-        place = Path(str(settings.get(name) or "/nonexistent")).expanduser()
-        files = sorted(place.rglob("*")) if place.is_dir() else [place] * place.is_file()
-        found += [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+        text = str(settings.get(name) or "")
+        shipped = text.startswith("builtin:")
+        place = _SHIPPED / text.removeprefix("builtin:") if shipped else Path(text).expanduser()
+        if not text or not place.exists():
+            continue
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if file.is_file() and shipped:
+                found.append((file.name, hashlib.sha256(file.read_bytes()).hexdigest()))
+            elif file.is_file():
+                found.append((file.name, file.stat().st_size, file.stat().st_mtime_ns))
     return found
 
 
@@ -132,8 +143,9 @@ def score(
     shard at a time.)
     """
     for name, section in config.filters.items():
-        for key in getattr(loaded(FILTERS[section.kind]), "READS", ()):  # type: ignore
-            column = getattr(section, key)
+        settings = vars(section)
+        for key in getattr(loaded(FILTERS[settings["kind"]]), "READS", ()):
+            column = settings[key]
             if column not in source.numbers:
                 raise UserError(
                     f"config.filters.{name}.{key} is {column!r}; use a column that "
@@ -198,10 +210,10 @@ class _Opened:
     def __init__(self, config: Curation) -> None:
         self._config = config
         self._lock = threading.RLock()
-        self._made: dict[str, Filter | None] = {IMAGES: None}
+        self._made: dict[str, _Locked | None] = {IMAGES: None}
         self.source: Source = made(SOURCES, config.source)
 
-    def filter(self, name: str) -> Filter | None:
+    def filter(self, name: str) -> "_Locked | None":
         with self._lock:
             if name not in self._made:
                 opened = made(FILTERS, self._config.filters[name])

@@ -99,10 +99,9 @@ class Source(abc.ABC):
 
     def _item(self, key: str, data: bytes, found: Mapping[str, Any], damaged: str = "") -> Item:
         """An item with what ``found``, a row of a table or a JSON object, says of it."""
-        texts: list[str] = []
-        for name in self.captions:
-            value = found.get(name)
-            texts += [t for t in (value if isinstance(value, list) else [value]) if _plain(t)]
+        values = [found.get(name) for name in self.captions]
+        flat = [t for value in values for t in (value if isinstance(value, list) else [value])]
+        texts = [str(text) for text in flat if _plain(text)]
         captions = list(dict.fromkeys(" ".join(text.split()) for text in texts))
         columns: dict[str, Any] = {name: _number(found.get(name)) for name in self.numbers}
         for name in self.texts:

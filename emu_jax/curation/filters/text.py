@@ -67,7 +67,8 @@ def _covered(boxes: np.ndarray, shape: tuple[int, ...]) -> float:
     """The share of an image that quadrilaterals [n, 4, 2] cover; overlaps count once."""
     from PIL import Image, ImageDraw
 
-    mask = Image.new("1", shape[::-1])
+    height, width = shape
+    mask = Image.new("1", (width, height))
     for box in boxes:
         ImageDraw.Draw(mask).polygon([tuple(point) for point in box.tolist()], fill=1)
     return float(np.mean(np.asarray(mask)))
