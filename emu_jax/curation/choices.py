@@ -430,8 +430,8 @@ def choose(
     for i, (key, step) in enumerate(steps.items()):
         name = f"config.steps.{key}"
         measured = _Measured(population, step, labels)
-        out = list(step.choose(population, name))  # before anything changes
-        for place, own in zip(population.places(), out, strict=True):
+        # A step decides on a shard when it has read all that it needs of this one and of the others.
+        for place, own in zip(population.places(), step.choose(population, name), strict=True):
             measured.add(place, own)
             there = population.left_by[place] == KEPT
             population.left_by[place][there & own] = i + 1
