@@ -430,7 +430,7 @@ def choose(
     for i, (key, step) in enumerate(steps.items()):
         name = f"config.steps.{key}"
         measured = _Measured(population, step, labels)
-        # A step decides on a shard when it has read all that it needs of this one and of the others.
+        # A step decides on a shard after it has read what it needs of all of them.
         for place, own in zip(population.places(), step.choose(population, name), strict=True):
             measured.add(place, own)
             there = population.left_by[place] == KEPT

@@ -28,6 +28,7 @@ from jaxtyping import Int
 
 from emu_jax.curation.choices import Duplicates
 from emu_jax.curation.scores import Scores, digest, shard_name, write_table
+from emu_jax.curation.scoring import user_errors
 from emu_jax.errors import UserError
 
 _NEXT = 256
@@ -78,7 +79,7 @@ def find_pairs(
     if all(path.exists() for path in paths):
         return folder
     starts = scores.starts
-    with beam.Pipeline(options=options) as pipeline:
+    with user_errors(), beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
             | "shards" >> beam.Create(list(range(scores.count)))

@@ -87,7 +87,7 @@ class Source(abc.ABC):
     @property
     def identity(self) -> list[Any]:
         """What the scores of this source depend on."""
-        names = hashlib.sha256("\n".join(self.shards).encode()).hexdigest()
+        names = hashlib.sha256(_bytes("\n".join(self.shards))).hexdigest()
         kept = [list(self.captions), list(self.numbers), list(self.texts)]
         return [type(self).__name__, names, len(self.shards), *kept]
 
@@ -244,14 +244,15 @@ class Folder(Source):
         if not self._root.is_dir():
             raise UserError(f"There is no folder {path}; name a folder of images.")
         self._parts: list[tuple[epath.Path, int]] = []
+        self.shards = []
         for folder in _folders(self._root):
-            count = sum(1 for _ in _images(folder))
-            self._parts += [(folder, part) for part in range(math.ceil(count / shard_size))]
+            names, inner = sorted(_images(folder)), folder.relative_to(self._root).as_posix()
+            for part, start in enumerate(range(0, len(names), shard_size)):
+                own = hashlib.sha256(_bytes("\0".join(names[start : start + shard_size])))
+                self._parts.append((folder, part))
+                self.shards.append(f"{inner}#{part} {own.hexdigest()[:12]}")
         if not self._parts:
             raise UserError(f"There is no image in {path}.")
-        self.shards = [
-            f"{folder.relative_to(self._root).as_posix()}#{part}" for folder, part in self._parts
-        ]
 
     @property
     def identity(self) -> list[Any]:
@@ -449,6 +450,11 @@ def _number(value: Any) -> float | None:
     if not isinstance(value, int | float) or (isinstance(value, int) and abs(value) > 2**53):
         return None
     return float(value) if math.isfinite(value) else None
+
+
+def _bytes(text: str) -> bytes:
+    """Of names of files, which need not be UTF-8."""
+    return text.encode(errors="surrogateescape")
 
 
 def _clean(key: str) -> str:

@@ -1,11 +1,13 @@
 """Filters: what they measure, against the packages that bring their networks."""
 
+import encoders
 import imagehash
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from emu_jax.curation.filters import Batch
+from emu_jax.curation.filters.clip_score import ClipScore
 from emu_jax.curation.filters.concept import Concept
 from emu_jax.curation.filters.embedding import Embedding
 from emu_jax.curation.filters.focus import Focus
@@ -116,3 +118,20 @@ def test_networks_of_two_towers_judge_texts(judge_run):
     found = embedding(batch(IMAGES))
     assert np.allclose(np.stack(found["embedding"]), vectors, atol=1e-3)
     assert embedding.columns["embedding"].list_size == vectors.shape[1]
+
+
+def test_a_clip_by_its_path_scores_and_embeds(tmp_path):
+    """Beside the metric, whose parity with its reference is tested elsewhere."""
+    from emu_jax.evaluation.clip_metrics import CLIP_SCORE
+    from emu_jax.evaluation.measuring import open_metrics
+
+    model = encoders.clip_whole(tmp_path / CLIP_SCORE)
+    images, captions = [np.asarray(image) for image in IMAGES[:3]], ["a red fox", "cat 7", "fox"]
+    wanted = open_metrics(["clip_score"], str(tmp_path))["clip_score"].rows(images, captions)
+    said = batch(images, captions=[[caption] for caption in captions[:2]] + [[]])
+    found = ClipScore(str(tmp_path))(said)["clip_score"]
+    assert found == [pytest.approx(float(x), abs=1e-6) for x in wanted[:2]] + [None]
+    matched = Match(str(tmp_path / CLIP_SCORE))(said)["match"]
+    assert matched == [pytest.approx(x, abs=1e-6) if x else None for x in found]
+    embedding = Embedding(str(tmp_path / CLIP_SCORE))
+    assert embedding.columns["embedding"].list_size == model.config.projection_dim
