@@ -133,13 +133,7 @@ def line_plot(
     x_at = _scale(left, right, _LEFT, _WIDTH - _RIGHT)
     y_at = _scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
 
-    parts = [_opening(title, _HEIGHT)]
-    for tick in y_ticks:
-        y = y_at(tick)
-        parts.append(f'<path class="rule" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(
-            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_label(tick, limits)}</text>'
-        )
+    parts = [_opening(title, _HEIGHT), *_rules(y_ticks, y_at, limits)]
     for tick in ticks(left, right):
         if left <= tick <= right:
             x, y = x_at(tick), _HEIGHT - _BOTTOM
@@ -147,10 +141,7 @@ def line_plot(
             parts.append(
                 f'<text x="{x:.1f}" y="{y + 17}" text-anchor="middle">{_short(tick)}</text>'
             )
-    parts.append(
-        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 3}" text-anchor="end">{html.escape(x_label)}'
-        "</text>"
-    )
+    parts.append(_below(x_label))
     if y_label:
         parts.append(f'<text x="{_LEFT}" y="10">{html.escape(y_label)}</text>')
     for i, (name, curve) in enumerate(zip(curves, shown, strict=True)):
@@ -220,11 +211,7 @@ def histogram(
     x_at = _scale(0, len(counts) * width, _LEFT, _WIDTH - _RIGHT)
     y_at = _scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
     foot = _HEIGHT - _BOTTOM
-    parts = [_opening(title, _HEIGHT)]
-    for tick in y_ticks:
-        y = y_at(tick)
-        parts.append(f'<path class="rule" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    parts = [_opening(title, _HEIGHT), *_rules(y_ticks, y_at)]
     for i, count in enumerate(counts):
         x, y = x_at(i * width), y_at(count)
         size = f'width="{x_at((i + 1) * width) - x - 1:.1f}" height="{foot - y:.1f}"'
@@ -233,11 +220,7 @@ def histogram(
         if tick <= len(counts) * width:
             x = x_at(tick)
             parts.append(f'<text x="{x:.1f}" y="{foot + 17}" text-anchor="middle">{tick:g}</text>')
-    parts.append(
-        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 3}" text-anchor="end">{html.escape(x_label)}'
-        "</text>"
-    )
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, _below(x_label), "</svg>"])
 
 
 def two_histograms(
@@ -252,7 +235,9 @@ def two_histograms(
     """
     if not len(whole):
         raise UserError(f"There is nothing to plot in {title or 'this chart'}.")
-    low, high = np.quantile(whole, (0.01, 0.99))
+    low, high = sorted(
+        (np.quantile(whole, 0.01, method="higher"), np.quantile(whole, 0.99, method="lower"))
+    )
     x_ticks = ticks(float(low), float(high), limits=(float(low), float(high)))
     edges = np.linspace(low, high if high > low else low + 1, _MOST_BINS + 1)
     shares = [
@@ -263,13 +248,7 @@ def two_histograms(
     x_at = _scale(edges[0], edges[-1], _LEFT, _WIDTH - _RIGHT)
     y_at = _scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
     foot = _HEIGHT - _BOTTOM
-    parts = [_opening(title, _HEIGHT)]
-    for tick in y_ticks:
-        y = y_at(tick)
-        parts.append(f'<path class="rule" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(
-            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick * 100:g}%</text>'
-        )
+    parts = [_opening(title, _HEIGHT), *_rules(y_ticks, y_at, SHARE)]
     for i, (left, right) in enumerate(itertools.pairwise(edges)):
         y, size = y_at(shares[0][i]), f'width="{x_at(right) - x_at(left) - 1:.1f}"'
         parts.append(
@@ -284,11 +263,7 @@ def two_histograms(
     for tick in x_ticks:
         x = x_at(tick)
         parts.append(f'<text x="{x:.1f}" y="{foot + 17}" text-anchor="middle">{tick:g}</text>')
-    parts.append(
-        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 3}" text-anchor="end">{html.escape(x_label)}'
-        "</text>"
-    )
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, _below(x_label), "</svg>"])
 
 
 def bar_plot(rows: Mapping[str, int], *, title: str = "", color: int = 0) -> str:
@@ -338,6 +313,24 @@ def _opening(title: str, height: float) -> str:
         f'<svg class="plot" viewBox="0 0 {_WIDTH} {height}" role="img" '
         f'aria-label="{html.escape(title)}">'
     )
+
+
+def _rules(y_ticks: Sequence[float], y_at: _Axis, limits: Limits | None = None) -> list[str]:
+    """Horizontal lines at the ticks, and their numbers."""
+    parts = []
+    for tick in y_ticks:
+        y = y_at(tick)
+        parts.append(f'<path class="rule" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_label(tick, limits)}</text>'
+        )
+    return parts
+
+
+def _below(x_label: str) -> str:
+    """The name of the horizontal axis."""
+    at = f'x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 3}" text-anchor="end"'
+    return f"<text {at}>{html.escape(x_label)}</text>"
 
 
 def _shortened(label: str, keep: str = "end") -> str:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from emu_jax.errors import UserError
-from emu_jax.evaluation.curves import interval_plot
+from emu_jax.evaluation.curves import interval_plot, two_histograms
 from emu_jax.evaluation.metrics import Interval
 
 
@@ -60,3 +60,13 @@ def test_text_is_escaped_and_nothing_is_no_plot():
     for rows in ({}, {"a": (np.nan, 0, 1)}):
         with pytest.raises(UserError, match="nothing to plot in wins"):
             interval_plot(rows, "wins")
+
+
+def test_two_histograms_show_shares_and_what_lies_beyond():
+    whole = np.concatenate([np.full(60, 0.0), np.full(39, 10.0), [1e6]])
+    plot = two_histograms(whole, np.full(7, 10.0), title="<score>", x_label="x")
+    heights = [float(x) for x in re.findall(r'height="([\d.]+)" fill', plot)]
+    shown = [height for height in heights if height]
+    assert len(heights) == 40 and len(shown) == 2  # the outlier widens no bin
+    assert shown[0] / shown[1] == pytest.approx(60 / 40, rel=0.01)
+    assert "100%" in plot and "&lt;score&gt;" in plot and "<score>" not in plot
