@@ -13,6 +13,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from emu_jax.assembly.generator import Generator, Size, require_multiples
+from emu_jax.assembly.starting import Start, StartImage, draw_from
 from emu_jax.data.mixture import Selection
 from emu_jax.errors import UserError
 
@@ -57,16 +58,32 @@ class Cascade:
         for i, stage in enumerate(self.stages[1:], 1):
             self.fingerprints |= {f"stage_{i}/{k}": v for k, v in stage.fingerprints.items()}
 
+    @property
+    def shapes(self) -> list[Size]:
+        """(height, width) in pixels of the images that it was trained on."""
+        return [(self._factor * h, self._factor * w) for h, w in self.stages[0].shapes]
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of an image are multiples of it."""
+        return self._factor * self.stages[0].multiple
+
+    @property
+    def _factor(self) -> int:
+        """How many times larger all stages make the image of the first one."""
+        return self.side // self.stages[0].side
+
     def draw(
         self,
         prompts: str | Sequence[str],
         seeds: Sequence[int] | None = None,
         negative: str = "",
         size: Size | None = None,
+        start: StartImage | None = None,
     ) -> list[Image]:
         """As :meth:`Generator.draw`; ``size`` is that of the last stage."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return list(self.draw_each(prompts, seeds or range(len(prompts)), negative, size))
+        return list(draw_from(self, start, prompts, seeds or range(len(prompts)), negative, size))
 
     def draw_each(
         self,
@@ -74,18 +91,23 @@ class Cascade:
         seeds: Sequence[int],
         negative: str = "",
         size: Size | None = None,
+        start: Start | None = None,
     ) -> Iterator[Image]:
-        """One image for each (prompt, seed), in order, as soon as its batch is done."""
-        factor, first = self.side // self.stages[0].side, None
+        """One image for each (prompt, seed), in order, as soon as its batch is done. The first
+        stage starts from ``start``, an image of the last one's size.
+        """
+        factor, first = self._factor, None
+        if start:
+            start, size = start.shrunk(factor), start.size
         if size:
-            require_multiples(size, factor * self.stages[0].codec_factor)
+            require_multiples(size, self.multiple)
             first = (size[0] // factor, size[1] // factor)
         for start in range(0, len(prompts), self.batch_size):
             rows, drawn = slice(start, start + self.batch_size), None
             for stage, reader in zip_longest(self.stages, self.stages[1:]):
                 decode = reader is None or reader.input_kind == "images"
-                own = first if stage is self.stages[0] else None
-                drawn = stage.draw_each(prompts[rows], seeds[rows], negative, drawn, decode, own)
+                own = (first, start) if stage is self.stages[0] else ()
+                drawn = stage.draw_each(prompts[rows], seeds[rows], negative, drawn, decode, *own)
                 drawn = list(drawn)
             yield from drawn or ()
 

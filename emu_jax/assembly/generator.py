@@ -5,6 +5,7 @@ it is drawn in, nor on the number of devices.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from emu_jax.assembly.models import (
     with_text_adapter,
 )
 from emu_jax.assembly.sections.runs import upgrade
+from emu_jax.assembly.starting import Start, StartImage, draw_from
 from emu_jax.assembly.streams import stream_spec
 from emu_jax.assembly.tasks import open_task
 from emu_jax.checkpoint.foreign import blaming, require_fit
@@ -37,7 +39,7 @@ from emu_jax.parallel.sharding import put_batch, shard_params
 from emu_jax.planning.flops import count_flops
 from emu_jax.process.noise import fold_in
 from emu_jax.tasks.base import Context, Task
-from emu_jax.tasks.codecs import CODEBOOK
+from emu_jax.tasks.codecs import CODEBOOK, AutoencoderCodec, TokenCodec
 from emu_jax.tasks.generation import Generation
 from emu_jax.tasks.upsampling import LOW_CODEC
 from emu_jax.text.weighting import encode as encode_text
@@ -47,6 +49,8 @@ from emu_jax.training.trainer import VALIDATION_SEED
 Image = UInt8[np.ndarray, "h w 3"]
 Tokens = Int[np.ndarray, "h w"]
 Size = tuple[int, int]  # height, width in pixels
+
+_TILE = 1024  # pixels along a side
 
 # The sections of a config on which an image depends.
 _DRAWN_BY = (
@@ -74,16 +78,31 @@ class Drawer:
         generator = task.generator
         if generator is None:
             raise UserError(f"The task {config.task} draws no images: name a text-to-image model.")
-        self._generator: Generation = generator
+        # Only images above this size are encoded and decoded in tiles.
+        tile = max(_TILE, 2 * config.data.image_size)
+        codec = generator.codec
+        if isinstance(codec, AutoencoderCodec | TokenCodec):
+            codec = replace(codec, tile=tile)
+        self._generator: Generation = replace(generator, codec=codec)
         self.config, self._task, self._mesh, self._frozen = config, task, mesh, frozen
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self.prompt_weighting = prompt_weighting
-        self._generate = jax.jit(self._draw_batch, static_argnames=("decode", "size"))
+        self._generate = jax.jit(self._draw_batch, static_argnames=("decode", "size", "skip"))
 
     @property
     def side(self) -> int:
         """Height and width in pixels of the images that it was trained on."""
         return self.config.data.image_size
+
+    @property
+    def shapes(self) -> list[Size]:
+        """(height, width) in pixels of the images that it was trained on."""
+        return stream_spec(self.config).shapes()
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of an image are multiples of it."""
+        return self.codec_factor
 
     @property
     def codec_factor(self) -> int:
@@ -111,17 +130,22 @@ class Drawer:
         low: Sequence[Image | Tokens] | None = None,
         decode: bool = True,
         size: Size | None = None,
+        start: Start | None = None,
     ) -> Iterator[Image | Tokens]:
         """One image for each (prompt, seed), in order, as soon as its batch is done.
 
         ``params`` are the task's. ``low`` are the inputs of a super-resolution stage, all of one
         size: images, or the tokens that another stage has drawn. ``decode`` False yields tokens in
         place of images. ``size`` is that of the images, by default :attr:`side` x :attr:`side`;
-        a super-resolution stage enlarges what it gets.
+        a super-resolution stage enlarges what it gets. ``start`` is an image of this size that all
+        of them start from.
 
         Raises:
           UserError: a size that the codec or the network does not have.
         """
+        skip = start.skipped(self._generator.sampling.steps) if start else 0
+        if start:
+            size = start.size
         if size:
             require_multiples(size, self.codec_factor)
         for start in range(0, len(prompts), self.batch_size):
@@ -136,8 +160,13 @@ class Drawer:
             if low is not None:
                 given = list(low[own])
                 batch["low"] = np.stack(given + [given[-1]] * (self.batch_size - len(rows)))
+            if start:
+                batch["start"] = np.stack([start.image] * self.batch_size)
+                batch["keep"] = np.stack([start.keep] * self.batch_size)
             batch = put_batch(batch, self._mesh)
-            images = self._generate(params, self._frozen, batch, decode=decode, size=size)
+            images = self._generate(
+                params, self._frozen, batch, decode=decode, size=size, skip=skip
+            )
             yield from np.asarray(images)[: len(rows)]
 
     def _tokens(self, texts: list[str]) -> dict[str, Any]:
@@ -150,6 +179,7 @@ class Drawer:
         batch: Mapping[str, Any],
         decode: bool,
         size: Size | None,
+        skip: int,
     ) -> jax.Array:
         task, side = self._generator, self.side
 
@@ -168,6 +198,9 @@ class Drawer:
             low = task.low.encode(frozen, batch["low"])
             height, width = (n * task.low.scale // task.codec.factor for n in low.shape[1:3])
             keys = fold_in(keys, side)  # other noise than the image was drawn from
+        start = None
+        if "start" in batch:
+            start = task.start_of(frozen, batch["start"], batch["keep"], keys, skip)
         sizes = np.array([*image_size, 0, 0, *image_size])
         sizes = jax.numpy.tile(sizes, (self.batch_size, 1))
         return task.generate(
@@ -179,6 +212,7 @@ class Drawer:
             (height, width),
             negative=encode(batch["negative"]) or None,
             low=low,
+            start=start,
             decode=decode,
         )
 
@@ -245,13 +279,13 @@ class Generator(Drawer):
         seeds: Sequence[int] | None = None,
         negative: str = "",
         size: Size | None = None,
+        start: StartImage | None = None,
     ) -> list[Image]:
         """One image for each prompt; ``seeds`` are 0, 1, ... by default; ``size`` is (height,
-        width).
+        width). ``start`` is an image to start from.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = seeds or range(len(prompts))
-        return list(self.draw_each(prompts, seeds, negative, size=size))
+        return list(draw_from(self, start, prompts, seeds or range(len(prompts)), negative, size))
 
     def draw_each(
         self,
@@ -261,9 +295,10 @@ class Generator(Drawer):
         low: Sequence[Image | Tokens] | None = None,
         decode: bool = True,
         size: Size | None = None,
+        start: Start | None = None,
     ) -> Iterator[Any]:
         """:meth:`draw_with` with its own parameters: one image at a time."""
-        return self.draw_with(self._params, prompts, seeds, negative, low, decode, size)
+        return self.draw_with(self._params, prompts, seeds, negative, low, decode, size, start)
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from emu_jax.errors import UserError
 from emu_jax.nn.arguments import check_arguments
@@ -256,6 +256,12 @@ class GaussianProcess:
     def known_at(self, key: Keys, known: Float[Array, "b *d"], t: Time) -> Float[Array, "b *d"]:
         """The known part has the same noise level as the rest."""
         return self.sample_forward(key, known, t)
+
+    def held_at(self, keep: Float[Array, "..."], t: Time) -> Bool[Array, "..."]:
+        """Until t = 1 - keep, so that what stays in part is sampled for the rest of the time and
+        fits both sides (Levin & Fried 2023); what stays entirely is held to the end.
+        """
+        return (keep + t > 1) | (keep >= 1)
 
     def _random_position(self, key: Keys, rows: int) -> Float[Array, " b"]:
         """The position of each row's t between the bounds, 0 to 1, with the density of (8)."""

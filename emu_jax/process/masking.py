@@ -107,6 +107,10 @@ class MaskingProcess:
         """Known tokens are never masked."""
         return known
 
+    def held_at(self, keep: Float[Array, "..."], t: Time) -> Bool[Array, "..."]:
+        """Only what stays entirely: a token that is not masked never changes."""
+        return keep >= 1
+
     def _masked(
         self, key: Keys, x0: Int[Array, "b *d"], count: Int[Array, " b"]
     ) -> Int[Array, "b *d"]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from emu_jax.process.noise import Keys
 
@@ -74,6 +74,10 @@ class Process(Protocol):
 
     def known_at(self, key: Keys, known: Data, t: Time) -> Data:
         """The known part of the data as the network gets it at t."""
+        ...
+
+    def held_at(self, keep: Float[Array, "..."], t: Time) -> Bool[Array, "..."]:
+        """Whether data of which the share ``keep`` stays are held to what is known at t."""
         ...
 
 

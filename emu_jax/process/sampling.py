@@ -7,7 +7,8 @@ network is compiled once for any number of steps:
     from an image       x = process.sample_forward(key, x0, times[k]),  times = times[k:]
     part of an image    known=x0, known_mask=mask: before every step the known part is replaced by
                         x0 as the process gives it at the time of that step (with noise; tokens
-                        unmasked), and at the end by x0 itself
+                        unmasked), and at the end by x0 itself. A mask of shares between 0 and 1
+                        has soft edges: ``Process.held_at`` says until when a share is held
 
 ``advance`` is the same loop for any consecutive steps, and takes and returns its state.
 ``advance_to`` takes a number of steps that is known when the program runs, without gradient.
@@ -34,6 +35,10 @@ KARRAS_RHO = 7.0
 KARRAS_RATIOS = (0.002, 80.0)
 
 
+Mask = Bool[Array, "..."] | Float[Array, "..."]
+"""What of the known data stays: all or nothing, or a share."""
+
+
 class State(NamedTuple):
     """An unfinished sample."""
 
@@ -56,14 +61,14 @@ def sample(
     x: Data,
     *,
     known: Data | None = None,
-    known_mask: Bool[Array, "..."] | None = None,
+    known_mask: Mask | None = None,
     transform: Transform | None = None,
 ) -> Data:
     """x0 (fp32, or tokens) from x at times[0], through ``times`` (the last is 0).
 
     ``denoise(x, t)`` returns the network's output for x and t [b], guidance included.
-    ``known_mask`` is true where ``known`` is kept, and broadcasts to x. ``transform`` is applied to
-    every predicted x0 (``guidance.static_clip``, ``dynamic_threshold``).
+    ``known_mask`` is true, or 1, where ``known`` is kept, and broadcasts to x. ``transform`` is
+    applied to every predicted x0 (``guidance.static_clip``, ``dynamic_threshold``).
     """
     state = advance(
         denoise,
@@ -79,7 +84,7 @@ def sample(
     )
     if known is None or known_mask is None:
         return state.x
-    return jnp.where(known_mask, as_data(known), state.x)
+    return jnp.where(known_mask >= 1, as_data(known), state.x)
 
 
 def advance(
@@ -92,7 +97,7 @@ def advance(
     steps: Int[Array, " k"],
     *,
     known: Data | None = None,
-    known_mask: Bool[Array, "..."] | None = None,
+    known_mask: Mask | None = None,
     transform: Transform | None = None,
 ) -> State:
     """The state after ``steps``: consecutive numbers i, each a step from times[i] to times[i + 1].
@@ -136,7 +141,7 @@ def _step(
     times: Float[Array, " n_plus_1"],
     key: Keys,
     known: Data | None,
-    known_mask: Bool[Array, "..."] | None,
+    known_mask: Mask | None,
     transform: Transform | None,
 ) -> Callable[[State, Int[Array, ""]], State]:
     """One step of the loop, from times[i] to times[i + 1]."""
@@ -151,12 +156,16 @@ def _step(
         key_i = fold_in(key, i)
         if known is not None and known_mask is not None:
             known_x = process.known_at(fold_in(key_i, 1), as_data(known), times[i])
-            x = jnp.where(known_mask, known_x, x)
+            x = jnp.where(_held(process, known_mask, times[i]), known_x, x)
         key_step = fold_in(key_i, 0)
         x, memory = sampler.step(predict, process, x, memory, times[i], times[i + 1], key_step)
         return State(x, memory)
 
     return step
+
+
+def _held(process: Process, mask: Mask, t: Float[Array, ""]) -> Bool[Array, "..."]:
+    return mask if mask.dtype == bool else process.held_at(mask, t)
 
 
 def time_grid(

@@ -10,7 +10,7 @@ code indices.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from emu_jax.nn import autoencoder as gaussian
 from emu_jax.nn.functional import Network, Params, subtree
 from emu_jax.nn.quantizer import lookup, nearest
+from emu_jax.tasks.tiling import tiled
 
 LATENT_SHIFT, LATENT_SCALE = "latent/shift", "latent/scale"
 CODEBOOK = "codebook/embedding"
@@ -43,11 +44,12 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class AutoencoderCodec:
-    """A KL autoencoder with its latent statistics."""
+    """A KL autoencoder with its latent statistics. ``tile`` as in :func:`run_network`."""
 
     network: Network
     channels: int
     factor: int
+    tile: int = 0
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of :func:`codec_params`."""
@@ -58,7 +60,7 @@ class AutoencoderCodec:
         return height, width, self.channels
 
     def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w m"]:
-        return self.network(params, x, method="encode")
+        return run_network(self, params, x, "encode")
 
     def sample(
         self, params: Params, moments: Float[Array, "b h w m"], key: jax.Array
@@ -68,7 +70,7 @@ class AutoencoderCodec:
 
     def decode(self, params: Params, z: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
         z = z * params[LATENT_SCALE] + params[LATENT_SHIFT]
-        return self.network(params, z, method="decode")
+        return run_network(self, params, z, "decode")
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,14 @@ class IdentityCodec:
 @dataclass(frozen=True)
 class TokenCodec:
     """A vector-quantized autoencoder: an image is a map of code indices. The codebook has ``codes``
-    vectors of ``width`` channels.
+    vectors of ``width`` channels. ``tile`` as in :func:`run_network`.
     """
 
     network: Network
     codes: int
     width: int
     factor: int
+    tile: int = 0
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of :func:`codec_params`."""
@@ -113,7 +116,7 @@ class TokenCodec:
         return height, width
 
     def moments(self, params: Params, x: Float[Array, "b H W 3"]) -> Int[Array, "b h w"]:
-        return nearest(params[CODEBOOK], self.network(params, x, method="encode"))
+        return nearest(params[CODEBOOK], run_network(self, params, x, "encode"))
 
     def sample(
         self, params: Params, moments: Int[Array, "b h w"], key: jax.Array
@@ -121,7 +124,24 @@ class TokenCodec:
         return moments
 
     def decode(self, params: Params, z: Int[Array, "b h w"]) -> Float[Array, "b H W 3"]:
-        return self.network(params, lookup(params[CODEBOOK], z), method="decode")
+        return run_network(self, params, lookup(params[CODEBOOK], z), "decode")
+
+
+def run_network(
+    codec: AutoencoderCodec | TokenCodec,
+    params: Params,
+    x: Float[Array, "b h w c"],
+    method: Literal["encode", "decode"],
+) -> Float[Array, "b i j d"]:
+    """The encoder or the decoder of a codec, in overlapping tiles of ``tile`` pixels if an image
+    is larger and ``tile`` is not 0.
+    """
+
+    def network(x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+        return codec.network(params, x, method=method)
+
+    sides = (codec.factor, 1) if method == "encode" else (1, codec.factor)
+    return tiled(network, x, codec.tile // codec.factor, *sides) if codec.tile else network(x)
 
 
 def codec_params(model: Mapping[str, Any]) -> Params:

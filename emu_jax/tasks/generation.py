@@ -18,7 +18,7 @@ Sampling is composed of methods that other tasks also call separately:
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +50,10 @@ from emu_jax.tasks.upsampling import Low
 from emu_jax.text.encoder import TextEncoder, blank_output, null_output
 
 TIME_BINS = 5
-# Folded into an image's key for the noise of its low-resolution image: no sampler has such a step.
+# Folded into an image's key, for the noise of its low-resolution image and for the latents of its
+# start image: no sampler has such steps.
 _LOW = 2**31
+_START = 2**31 + 2
 
 THRESHOLDS = ("none", "static", "dynamic")
 
@@ -59,6 +61,19 @@ THRESHOLDS = ("none", "static", "dynamic")
 # gives "context", "mask" and "vector"; a low-resolution image gives "spatial" (concatenated to x)
 # and "level", or "low". Further entries reach the denoiser under their own names.
 Conditions = dict[str, Array]
+
+
+class Start(NamedTuple):
+    """What sampling starts from in place of noise: clean data, of which some may stay.
+
+    ``keep`` is the share of each position that stays. ``skip`` is the number of sampling steps that
+    are left out from the beginning: with none x0 matters only where it stays, with all of them it
+    is the result.
+    """
+
+    x0: Data
+    keep: Float[Array, "b h w"]
+    skip: int = 0
 
 
 @dataclass(frozen=True)
@@ -255,13 +270,14 @@ class Generation(Task):
         negative: Mapping[str, Encoded] | None = None,
         sampling: Sampling | None = None,
         low: Data | None = None,
+        start: Start | None = None,
         decode: bool = True,
     ) -> UInt8[Array, "b H W 3"] | Float[Array, "b *o"] | Int[Array, "b *o"]:
         """Images; row i depends on its text and ``keys[i]`` only, not on the other rows.
 
         ``shape`` is height and width in the generator's space. ``negative`` (default: the null
         output) is the text that guidance leads away from. ``low`` is what a super-resolution stage
-        enlarges, images in [-1, 1] or tokens. ``decode`` False returns the data of the generator's
+        enlarges, images in [-1, 1] or tokens. ``start`` is of :meth:`start_of`. ``decode`` False returns the data of the generator's
         space, for instance tokens.
         """
         sampling = sampling or self.sampling
@@ -276,7 +292,7 @@ class Generation(Task):
             negative = negative or self.null_rows(sizes.shape[0])
             null = self.condition(params, negative, sizes, "unconditional") | more
         denoise = self.guided(params, conditions, null, sampling)
-        x0 = self.sample(denoise, keys, shape, sampling)
+        x0 = self.sample(denoise, keys, shape, sampling, start)
         return to_pixels(self.decode(frozen, x0)) if decode else x0
 
     def guided(
@@ -327,19 +343,46 @@ class Generation(Task):
         keys: Any,
         shape: tuple[int, int],
         sampling: Sampling | None = None,
+        start: Start | None = None,
     ) -> Data:
-        """Clean data of ``shape``, sampled from the process's prior; one row per key."""
+        """Clean data of ``shape``, sampled from the process's prior or from ``start``, which has
+        the same shape; one row per key.
+        """
         sampling = sampling or self.sampling
-        start = self.process.prior(keys, (len(keys), *self.codec.row(*shape)))
+        times, known = self.times(sampling), {}
+        x = self.process.prior(keys, (len(keys), *self.codec.row(*shape)))
+        if start:
+            keep = start.keep.reshape(*start.keep.shape, *(1,) * (x.ndim - start.keep.ndim))
+            known = dict(known=start.x0, known_mask=keep)
+            if start.skip:  # The prior's own noise: the same seed gives a related image.
+                times = times[start.skip :]
+                x = self.process.sample_forward(keys, start.x0, times[0])
         return sample(
             denoise,
             self.process,
             sampling.sampler,
-            self.times(sampling),
+            times,
             keys,
-            start,
+            x,
             transform=sampling.transform,
+            **known,
         )
+
+    def start_of(
+        self,
+        frozen: Mapping[str, Params],
+        image: UInt8[Array, "b H W 3"],
+        keep: Float[Array, "b H W"],
+        keys: Any,
+        skip: int = 0,
+    ) -> Start:
+        """The start that an image is; ``keep`` is the share of each pixel that stays."""
+        codec, factor = frozen.get("codec", {}), self.codec.factor
+        moments = self.codec.moments(codec, to_unit_range(image))
+        rows = jax.vmap(lambda row, key: self.codec.sample(codec, row[None], key)[0])
+        b, height, width = keep.shape
+        blocks = keep.reshape(b, height // factor, factor, width // factor, factor)
+        return Start(rows(moments, fold_in(keys, _START)), jnp.mean(blocks, (2, 4)), skip)
 
     def decode(self, frozen: Mapping[str, Params], x0: Data) -> Float[Array, "b H W 3"]:
         """Images in [-1, 1], differentiable in x0 where that is continuous."""

@@ -1,0 +1,213 @@
+"""Drawing from an image, and around a part of it that stays.
+
+An image of any size is resized so that it fits into the shape among a model's own whose aspect
+ratio is nearest, and the rest of that shape is padded with the image's edges. What is drawn is cut
+to the image again:
+
+- with nothing that stays, the result has the size that was drawn;
+- with a part that stays, it has the size of the image, and this part is copied from the image bit
+  for bit, except along its edges.
+
+A mask is the share of each pixel that stays, 0 to 1. Inside its edge the share rises from 0 to 1
+over a few pixels, so that no seam is visible (:func:`feathered`): for a pixel that is d pixels from
+the nearest one that does not stay, and a feather of f pixels,
+
+    share = min(mask, d / (f + 1))                                                         (1)
+
+The network samples in its own space, where a position stays by the mean over its pixels
+(``Generation.start_of``).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float, UInt8
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
+
+from emu_jax.data.buckets import Shape, assign
+from emu_jax.data.decode import open_image
+from emu_jax.data.images import Color, compose, upright
+from emu_jax.errors import UserError
+
+FEATHER = 0.01  # of the shorter side
+_WHITE: Color = (255, 255, 255)
+
+Pixels = UInt8[np.ndarray, "h w 3"]
+Share = Float[np.ndarray, "h w"]
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """An image of the size that is drawn, the share of its pixels that stays, and a strength."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    keep: Float[np.ndarray, "h w"]
+    strength: float = 1.0
+
+    @property
+    def size(self) -> Shape:
+        return self.image.shape[0], self.image.shape[1]
+
+    def skipped(self, steps: int) -> int:
+        """How many of the sampling steps are left out; at least one remains."""
+        return steps - max(1, round(self.strength * steps))
+
+    def shrunk(self, factor: int) -> "Start":
+        """The same at 1 / ``factor`` of the size."""
+        height, width = self.size
+        shape = (height // factor, width // factor)
+        return replace(self, image=_resized(self.image, shape), keep=_resized(self.keep, shape))
+
+
+@dataclass(frozen=True, eq=False)
+class StartImage:
+    """An image to draw from.
+
+    ``strength``, 0 to 1, is the share of the sampling steps that are taken: 0 returns the image, 1
+    starts from noise. ``keep`` is the share of each pixel that stays; None: nothing does, and the
+    result has the size that is drawn. ``feather`` in pixels; None: 1 % of the shorter side.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    strength: float = 0.6
+    keep: Float[np.ndarray, "h w"] | None = None
+    feather: float | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.strength <= 1:
+            raise UserError(f"The strength is {self.strength}; use a value from 0 to 1.")
+        if self.keep is not None and self.keep.shape != self.image.shape[:2]:
+            raise UserError(
+                f"The mask has {self.keep.shape[1]} x {self.keep.shape[0]} pixels, but the image "
+                f"has {self.image.shape[1]} x {self.image.shape[0]}; make them equal."
+            )
+
+    def placed(self, shape: Shape) -> Start:
+        """The image inside ``shape``, with its edges around it."""
+        inside = self.inside(shape)
+        image = np.pad(_resized(self.image, inside), (*_padding(inside, shape), (0, 0)), "edge")
+        keep = np.zeros(inside) if self.keep is None else _resized(self.keep, inside)
+        keep = np.pad(keep.astype(np.float32), _padding(inside, shape))
+        return Start(image, keep, self.strength)
+
+    def inside(self, shape: Shape) -> Shape:
+        """The image's size inside ``shape``: the largest of its aspect ratio."""
+        height, width = self.image.shape[:2]
+        scale = min(shape[0] / height, shape[1] / width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def restored(self, drawn: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
+        """The result, from an image that was drawn from :meth:`placed`."""
+        shape = (drawn.shape[0], drawn.shape[1])
+        inside = self.inside(shape)
+        (top, _), (left, _) = _padding(inside, shape)
+        drawn = drawn[top : top + inside[0], left : left + inside[1]]
+        if self.keep is None:
+            return drawn
+        drawn = _resized(drawn, self.image.shape[:2])
+        feather = FEATHER * min(drawn.shape[:2]) if self.feather is None else self.feather
+        return blended(self.image, drawn, feathered(self.keep, feather))
+
+
+class Draws(Protocol):
+    """A generator or a cascade."""
+
+    @property
+    def shapes(self) -> list[Shape]: ...
+
+    @property
+    def multiple(self) -> int: ...
+
+    def draw_each(
+        self, prompts: Sequence[str], seeds: Sequence[int], negative: str = "", **more: Any
+    ) -> Iterator[Any]: ...
+
+
+def draw_from(
+    model: Draws,
+    source: StartImage | None,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    negative: str = "",
+    size: Shape | None = None,
+) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
+    """One image for each (prompt, seed), in order; with a ``source`` drawn from it.
+
+    ``size`` is the height and width in pixels, and with a source those that its result fits into;
+    by default the model's own.
+    """
+    if source is None:
+        yield from model.draw_each(prompts, seeds, negative, size=size)
+        return
+    height, width = source.image.shape[:2]
+    if size:
+        # Sides that the model does not have are padded, and cut off again.
+        down, across = (-(-n // model.multiple) * model.multiple for n in source.inside(size))
+        shape = (down, across)
+    else:
+        (index,) = assign(np.array([width]), np.array([height]), model.shapes)
+        shape = model.shapes[index]
+    start = source.placed(shape)
+    if source.strength == 0:
+        yield from (source.restored(start.image) for _ in prompts)
+        return
+    for drawn in model.draw_each(prompts, seeds, negative, start=start):
+        yield source.restored(drawn)
+
+
+def feathered(mask: Float[np.ndarray, "h w"], feather: float) -> Float[np.ndarray, "h w"]:
+    """Equation (1)."""
+    inside = mask >= 0.5
+    if inside.all():  # the edge of the image is no edge of the mask
+        return mask
+    return np.minimum(mask, distance_transform_edt(inside) / (feather + 1)).astype(np.float32)
+
+
+def blended(
+    image: UInt8[np.ndarray, "h w 3"],
+    other: UInt8[np.ndarray, "h w 3"],
+    share: Float[np.ndarray, "h w"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """``share`` of an image and the rest of another; where it is 1, the image's own values."""
+    share = share[..., None]
+    mixed = np.rint(share * image + (1 - share) * other).astype(np.uint8)
+    return np.where(share >= 1, image, mixed)
+
+
+def read_image(file: epath.Path) -> Image.Image:
+    """An upright image from a file, in the file's mode."""
+    try:
+        return upright(open_image(file.read_bytes()))
+    except UserError as error:
+        raise UserError(f"{file}: {error}.") from error
+
+
+def read_mask(file: epath.Path) -> Float[np.ndarray, "h w"]:
+    """The share that a gray image gives: white stays, black does not."""
+    return np.asarray(compose(read_image(file), (0, 0, 0)).convert("L"), np.float32) / 255
+
+
+def to_pixels(image: Image.Image, background: Color = _WHITE) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB values, on a background where the image is transparent."""
+    return np.asarray(compose(image, background))
+
+
+def _resized(values: np.ndarray, shape: Shape) -> np.ndarray:
+    """An image (Lanczos) or a mask (box filter where it is reduced, else bilinear)."""
+    if values.shape[:2] == tuple(shape):
+        return values
+    across = (shape[1], shape[0])
+    if values.ndim == 3:
+        return np.asarray(Image.fromarray(values).resize(across, Image.Resampling.LANCZOS))
+    image = Image.fromarray(np.asarray(values, np.float32))
+    return np.asarray(image.resize(across, Image.Resampling.BILINEAR))
+
+
+def _padding(inside: Shape, shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Pixels (above, below) and (left, right) of the padding."""
+    (above, left) = ((n - m) // 2 for n, m in zip(shape, inside, strict=True))
+    return (above, shape[0] - inside[0] - above), (left, shape[1] - inside[1] - left)
