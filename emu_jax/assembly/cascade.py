@@ -102,8 +102,8 @@ class Cascade:
         if size:
             require_multiples(size, self.multiple)
             first = (size[0] // factor, size[1] // factor)
-        for start in range(0, len(prompts), self.batch_size):
-            rows, drawn = slice(start, start + self.batch_size), None
+        for row in range(0, len(prompts), self.batch_size):
+            rows, drawn = slice(row, row + self.batch_size), None
             for stage, reader in zip_longest(self.stages, self.stages[1:]):
                 decode = reader is None or reader.input_kind == "images"
                 own = (first, start) if stage is self.stages[0] else ()

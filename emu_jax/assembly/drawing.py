@@ -13,7 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from emu_jax.assembly.cascade import Cascade, open_generator
-from emu_jax.assembly.generator import Generator
+from emu_jax.assembly.generator import Generator, Size
+from emu_jax.assembly.starting import StartImage, draw_from
 from emu_jax.data.decode import open_image
 from emu_jax.data.images import compose, upright
 from emu_jax.data.textfile import read_lines
@@ -38,6 +39,7 @@ def draw_prompts(
     width: int | None = None,
     height: int | None = None,
     shard: tuple[int, int] | None = None,
+    start: StartImage | None = None,
     **changes: Any,
 ) -> list[str]:
     """Draws every prompt ``per_prompt`` times, with the seeds ``seed``, ``seed`` + 1, ...; writes
@@ -46,8 +48,8 @@ def draw_prompts(
 
     An image whose file exists is not drawn again: an interrupted call continues. A file's name
     depends on everything that its image depends on, and its metadata say what that is. ``width``
-    and ``height`` are in pixels, by default those of training. ``changes`` are those of
-    :class:`Generator`.
+    and ``height`` are in pixels, by default those of training. ``start`` is an image to draw from,
+    whose results fit into that size. ``changes`` are those of :class:`Generator`.
 
     ``shard`` (i, n) draws every n-th image from the i-th on; by default n are the processes that
     are connected, and i is this one. The table has the images of all shards, and the first writes
@@ -59,14 +61,13 @@ def draw_prompts(
         )
     plain([*prompts.prompts, negative], changes.get("prompt_weighting", "none"))  # or a UserError
     generator = open_generator(checkpoint, **changes)
-    side = generator.side
-    size = (height or side, width or side)
-    size = None if size == (side, side) else size
+    size = chosen_size(generator.side, height, width)
     index, shards = shard or (jax.process_index(), jax.process_count())
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = json.dumps([generator.recipe, size, negative], sort_keys=True, default=str)
-    made_by = _provenance(checkpoint, generator)
+    settings = [generator.recipe, size, negative, *([start.recipe] if start else [])]
+    recipe = json.dumps(settings, sort_keys=True, default=str)
+    made_by = provenance(checkpoint, generator)
     wanted = {  # file -> row of its prompt, seed; a repeated prompt has one file
         _file_name(prompt, own_seed, recipe): (row, own_seed)
         for row, prompt in enumerate(prompts.prompts)
@@ -78,7 +79,7 @@ def draw_prompts(
     missing = [name for name in names if name not in existing]
     texts = [prompts.prompts[wanted[name][0]] for name in missing]
     seeds = [wanted[name][1] for name in missing]
-    drawn = generator.draw_each(texts, seeds, negative, size=size)
+    drawn = draw_from(generator, start, texts, seeds, negative, size)
     drawn = watch(drawn, "images", len(missing), compiles="the sampler")
     for name, prompt, own_seed, image in zip(missing, texts, seeds, drawn, strict=True):
         about = {"prompt": prompt, "negative_prompt": negative, "seed": own_seed, **made_by}
@@ -91,6 +92,12 @@ def draw_prompts(
         captions = [prompts.prompts[wanted[name][0]] for name in shown]
         save_image(grid(np.stack(images), captions), folder / "grid.png")
     return names
+
+
+def chosen_size(side: int, height: int | None, width: int | None) -> Size | None:
+    """(height, width) of images of a model whose own are ``side`` x ``side``; None: its own."""
+    size = (height or side, width or side)
+    return None if size == (side, side) else size
 
 
 def write_index(
@@ -173,7 +180,7 @@ def save_image(image: Image.Image, path: epath.Path, **about: Any) -> None:
     temporary.replace(path)
 
 
-def _provenance(checkpoint: str, generator: Generator | Cascade) -> dict[str, Any]:
+def provenance(checkpoint: str, generator: Generator | Cascade) -> dict[str, Any]:
     """The entries of an image's metadata on its model and how it was sampled."""
     sampling, weighting = generator.config.sampling, generator.prompt_weighting
     about = {} if weighting == "none" else {"prompt_weighting": weighting}
@@ -193,6 +200,11 @@ def _file_name(prompt: str, seed: int, recipe: str) -> str:
     """Readable, and different for everything that makes a different image. ``recipe`` is JSON: of
     many images it is encoded once.
     """
-    words = "_".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())[:60]
     text = f"{json.dumps([prompt, seed])[:-1]}, {recipe}]"
-    return f"{words or 'image'}_{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}.png"
+    return f"{words_of(prompt)}_{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}.png"
+
+
+def words_of(prompt: str) -> str:
+    """The beginning of a prompt as a part of a file's name."""
+    words = "_".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())
+    return words[:60] or "image"

@@ -148,8 +148,8 @@ class Drawer:
             size = start.size
         if size:
             require_multiples(size, self.codec_factor)
-        for start in range(0, len(prompts), self.batch_size):
-            own = slice(start, start + self.batch_size)
+        for first in range(0, len(prompts), self.batch_size):
+            own = slice(first, first + self.batch_size)
             rows = list(zip(prompts[own], seeds[own], strict=True))
             full = rows + [rows[-1]] * (self.batch_size - len(rows))
             batch = {

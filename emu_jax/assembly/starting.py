@@ -18,6 +18,7 @@ The network samples in its own space, where a position stays by the mean over it
 (``Generation.start_of``).
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -85,6 +86,20 @@ class StartImage:
                 f"The mask has {self.keep.shape[1]} x {self.keep.shape[0]} pixels, but the image "
                 f"has {self.image.shape[1]} x {self.image.shape[0]}; make them equal."
             )
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What a result depends on."""
+        digest = hashlib.sha256(self.image.tobytes())
+        if self.keep is not None:
+            digest.update(np.asarray(self.keep, np.float32).tobytes())
+        return {
+            "pixels": digest.hexdigest(),
+            "shape": self.image.shape,
+            "keeps": self.keep is not None,
+            "strength": self.strength,
+            "feather": self.feather,
+        }
 
     def placed(self, shape: Shape) -> Start:
         """The image inside ``shape``, with its edges around it."""
@@ -184,6 +199,14 @@ def read_image(file: epath.Path) -> Image.Image:
         return upright(open_image(file.read_bytes()))
     except UserError as error:
         raise UserError(f"{file}: {error}.") from error
+
+
+def open_start(
+    file: str, keep: str = "", strength: float = 0.6, feather: float | None = None
+) -> StartImage:
+    """The start that an image file and the file of a mask are."""
+    image = to_pixels(read_image(epath.Path(file)))
+    return StartImage(image, strength, read_mask(epath.Path(keep)) if keep else None, feather)
 
 
 def read_mask(file: epath.Path) -> Float[np.ndarray, "h w"]:

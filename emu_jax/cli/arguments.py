@@ -4,13 +4,26 @@ import argparse
 import re
 import secrets
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emu_jax.assembly.arguments import Parser, folder, path, positive, scale, seed
+from emu_jax.assembly.arguments import (
+    Parser,
+    folder,
+    path,
+    positive,
+    real,
+    scale,
+    seed,
+    share_of_one,
+)
 from emu_jax.assembly.schema import listed, one_of
 from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.errors import UserError
 from emu_jax.process.registry import SAMPLERS
+
+SHIPPED = "builtin:latent_diffusion_64"
+_NO_LIMIT = 2**20  # pixels
 
 if TYPE_CHECKING:
     from emu_jax.evaluation.prompt_sets import PromptSet
@@ -72,6 +85,79 @@ def sampling_changes(arguments: argparse.Namespace) -> dict[str, Any]:
             *("steps", "sampler", "guidance_scale", "sag_scale", "batch_size", "prompt_weighting"),
         )
     }
+
+
+def add_generator_arguments(parser: Parser) -> None:
+    """The model that draws, what is laid over it, the negative prompt, and the size."""
+    parser.add_argument(
+        "--checkpoint", type=path, default=SHIPPED, help=f"model; default {SHIPPED}"
+    )
+    parser.add_argument(
+        "--adapter", type=path, default="", help="LoRA file to lay over the checkpoint"
+    )
+    parser.add_argument("--adapter_scale", type=real, default=1.0, help="its strength")
+    add_text_adapter(parser, "the checkpoint")
+    parser.add_argument(
+        "--eta", type=share_of_one, help="share of the text adapter, 0 to 1; default: its own"
+    )
+    parser.add_argument("--negative", default="", help="negative prompt")
+
+
+def generator_changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of :func:`add_generator_arguments` that change the model, and those of
+    :func:`sampling_changes`.
+    """
+    names = ("adapter", "adapter_scale", "text_adapter", "eta")
+    return {name: getattr(arguments, name) for name in names} | sampling_changes(arguments)
+
+
+def add_size(parser: Parser, default: str) -> None:
+    """Width and height in pixels; ``default`` says what they are otherwise."""
+    for side in ("width", "height"):
+        parser.add_argument(f"--{side}", type=positive, help=f"in pixels; default: {default}")
+
+
+def largest(arguments: argparse.Namespace) -> tuple[int, int] | None:
+    """(height, width) of :func:`add_size` that an image is to fit into."""
+    if not (arguments.width or arguments.height):
+        return None
+    return arguments.height or _NO_LIMIT, arguments.width or _NO_LIMIT
+
+
+def add_start_arguments(parser: Parser, strength: float) -> None:
+    """How much of an image's own drawing is done anew, and how soft the edges of what stays are."""
+    parser.add_argument(
+        "--strength",
+        type=share_of_one,
+        default=strength,
+        help="share of the sampling steps that are taken: 0 returns the image, 1 starts from "
+        f"noise; default {strength:g}",
+    )
+    parser.add_argument(
+        "--feather",
+        type=scale,
+        help="pixels over which the edge of what stays is blended; default: 1 %% of the shorter "
+        "side",
+    )
+
+
+def require_images(*files: str) -> None:
+    """Raises a UserError for a local image that does not exist."""
+    for file in files:
+        if file and "://" not in file and not Path(file).is_file():
+            raise UserError(f"There is no image {file}.")
+
+
+def numbers(count: int) -> Callable[[str], tuple[float, ...]]:
+    """So many numbers separated by commas, for argparse."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        found = tuple(map(real, text.split(",")))
+        if len(found) != count:
+            raise argparse.ArgumentTypeError(f"{text!r}: use {count} numbers, with commas between")
+        return found
+
+    return parse
 
 
 def add_text_adapter(parser: Parser, what: str) -> None:

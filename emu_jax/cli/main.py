@@ -19,6 +19,9 @@ from emu_jax.errors import LostProcess, UserError
 COMMANDS = {
     "train": "train a model: pre-training or quality-tuning, as the config says",
     "sample": "draw images from prompts",
+    "restyle": "draw photographs anew in a described style",
+    "backdrop": "keep the subject of a photograph and draw the rest anew",
+    "sticker": "draw stickers: cut out, with a white rim, several to choose from",
     "upsample": "enlarge images with a super-resolution checkpoint",
     "import": "make a model folder from public weights (Stable Diffusion, PixArt, aMUSEd, IF)",
     "export": "write a run's weights as a model folder, in our layout or diffusers'",

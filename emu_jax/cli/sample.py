@@ -8,21 +8,25 @@ Several processes, or commands with ``--shard=1/n`` to ``--shard=n/n``, divide t
 """
 
 from collections.abc import Sequence
+from functools import partial
 
-from emu_jax.assembly.arguments import Parser, path, positive, real, share_of_one
+from emu_jax.assembly.arguments import Parser, path, positive
 from emu_jax.cli.arguments import (
     add_data_dir,
+    add_generator_arguments,
     add_out,
     add_prompt_arguments,
     add_sampling_arguments,
-    add_text_adapter,
+    add_size,
+    add_start_arguments,
+    generator_changes,
     named_prompts,
-    sampling_changes,
+    require_images,
     share,
 )
 from emu_jax.errors import UserError
 
-SHIPPED = "builtin:latent_diffusion_64"
+FORMATS = ("png", "webdataset")
 _PATIENCE = 7 * 24 * 3600  # seconds: processes end when their images are drawn, not together
 
 
@@ -32,23 +36,25 @@ def main(argv: Sequence[str]) -> int:
     add_prompt_arguments(parser, "default all of --prompts")
     add_data_dir(parser)
     add_sampling_arguments(parser)
-    parser.add_argument(
-        "--checkpoint", type=path, default=SHIPPED, help=f"model; default {SHIPPED}"
-    )
-    parser.add_argument(
-        "--adapter", type=path, default="", help="LoRA file to lay over the checkpoint"
-    )
-    parser.add_argument("--adapter_scale", type=real, default=1.0, help="its strength")
-    add_text_adapter(parser, "the checkpoint")
-    parser.add_argument(
-        "--eta", type=share_of_one, help="share of the text adapter, 0 to 1; default: its own"
-    )
+    add_generator_arguments(parser)
     parser.add_argument(
         "--per_prompt", type=positive, default=1, help="number of images per prompt"
     )
-    parser.add_argument("--width", type=positive, help="in pixels; default: as in training")
-    parser.add_argument("--height", type=positive, help="in pixels; default: as in training")
-    parser.add_argument("--negative", default="", help="negative prompt")
+    add_size(parser, "as in training")
+    parser.add_argument("--image", type=path, default="", help="image to start from")
+    parser.add_argument(
+        "--keep", type=path, default="", help="image: white where --image stays, black elsewhere"
+    )
+    add_start_arguments(parser, 0.6)
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="png",
+        help="png: a file per image; webdataset: tar files of --shard_size images each",
+    )
+    parser.add_argument(
+        "--shard_size", type=positive, default=1000, help="images in a tar file; default 1000"
+    )
     parser.add_argument(
         "--shard", type=share, help="i/n: draw the i-th of n shares; default: one per process"
     )
@@ -56,9 +62,14 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if not (arguments.prompts or arguments.prompt_set):
         raise UserError('There are no prompts: give some, e.g. emu-jax sample "a red fox".')
+    if arguments.keep and not arguments.image:
+        raise UserError("--keep says what of --image stays: add --image=FILE.")
+    require_images(arguments.image, arguments.keep)
     named = named_prompts(arguments)
 
     from emu_jax.assembly.drawing import draw_prompts
+    from emu_jax.assembly.shards import draw_shards
+    from emu_jax.assembly.starting import open_start
     from emu_jax.cli.main import report
     from emu_jax.evaluation.prompt_sets import PromptSet
     from emu_jax.parallel.distributed import ending_together, initialize
@@ -66,8 +77,14 @@ def main(argv: Sequence[str]) -> int:
     prompts = PromptSet(tuple(arguments.prompts)) + (named or PromptSet(()))
     if not arguments.shard:
         initialize(patience=_PATIENCE)
+    start = None
+    if arguments.image:
+        how = (arguments.strength, arguments.feather)
+        start = open_start(arguments.image, arguments.keep, *how)
+    sharded = arguments.format == "webdataset"
+    draw = partial(draw_shards, shard_size=arguments.shard_size) if sharded else draw_prompts
     with ending_together(report):
-        names = draw_prompts(
+        names = draw(
             arguments.checkpoint,
             prompts,
             arguments.out,
@@ -77,11 +94,10 @@ def main(argv: Sequence[str]) -> int:
             width=arguments.width,
             height=arguments.height,
             shard=arguments.shard,
-            adapter=arguments.adapter,
-            adapter_scale=arguments.adapter_scale,
-            text_adapter=arguments.text_adapter,
-            eta=arguments.eta,
-            **sampling_changes(arguments),
+            start=start,
+            **generator_changes(arguments),
         )
-    print(f"{len(names):,} images in {arguments.out}, the first of them in grid.png", flush=True)
+    what = "files of images" if sharded else "images"
+    more = "" if sharded else ", the first of them in grid.png"
+    print(f"{len(names):,} {what} in {arguments.out}{more}", flush=True)
     return 0

@@ -5,11 +5,14 @@ before and after for each image.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from emu_jax.assembly.arguments import Parser, path
-from emu_jax.cli.arguments import add_out, add_sampling_arguments, sampling_changes
-from emu_jax.errors import UserError
+from emu_jax.cli.arguments import (
+    add_out,
+    add_sampling_arguments,
+    require_images,
+    sampling_changes,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,9 +24,7 @@ def main(argv: Sequence[str]) -> int:
     add_out(parser, "runs/upsampled", "folder for the images")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
-    for image in arguments.images:
-        if "://" not in image and not Path(image).is_file():
-            raise UserError(f"There is no image {image}.")
+    require_images(*arguments.images)
 
     from etils import epath
 

@@ -1,0 +1,78 @@
+"""Photographs drawn anew: in a described style, or behind their subject."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
+
+from emu_jax.assembly.cascade import open_generator
+from emu_jax.assembly.drawing import provenance, save_image, words_of
+from emu_jax.assembly.generator import Size
+from emu_jax.assembly.starting import StartImage, draw_from, read_image, to_pixels
+from emu_jax.assembly.subject import Subject
+from emu_jax.evaluation.grids import grid
+from emu_jax.progress import watch
+from emu_jax.text.weighting import plain
+
+_SHOWN = 256  # pixels along the longer side in a sheet
+
+
+def edit_images(
+    checkpoint: str,
+    files: Sequence[str],
+    prompt: str,
+    out: str,
+    *,
+    strength: float,
+    subject: Subject | None = None,
+    feather: float | None = None,
+    seed: int = 0,
+    per_prompt: int = 1,
+    negative: str = "",
+    size: Size | None = None,
+    **changes: Any,
+) -> list[str]:
+    """Draws every file ``per_prompt`` times from ``prompt``; its ``subject`` stays, if given.
+
+    Writes ``NAME_PROMPT_SEED.png``, and ``NAME_PROMPT.png``: the file and its images side by side.
+    Returns the names of the images. ``changes`` are those of :class:`Generator`.
+    """
+    plain([prompt, negative], changes.get("prompt_weighting", "none"))  # or a UserError
+    sources = [_source(file, strength, subject, feather) for file in files]
+    changes["batch_size"] = min(changes.get("batch_size", per_prompt), per_prompt)
+    generator = open_generator(checkpoint, **changes)
+    made_by = provenance(checkpoint, generator) | {"strength": strength}
+    folder = epath.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    names: list[str] = []
+    seeds = [seed + i for i in range(per_prompt)]
+    for file, source in watch(zip(files, sources, strict=True), "images", len(files)):
+        drawn = draw_from(generator, source, [prompt] * per_prompt, seeds, negative, size)
+        stem, images = f"{epath.Path(file).stem}_{words_of(prompt)}", []
+        for own, image in zip(seeds, drawn, strict=True):
+            about = {"prompt": prompt, "negative_prompt": negative, "seed": own, "from": file}
+            save_image(Image.fromarray(image), folder / f"{stem}_{own}.png", **about, **made_by)
+            names.append(f"{stem}_{own}.png")
+            images.append(image)
+        save_image(sheet([source.image, *images]), folder / f"{stem}.png")
+    return names
+
+
+def sheet(images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Image.Image:
+    """Images of one aspect ratio side by side, small enough to look at."""
+    height, width = images[0].shape[:2]
+    scale = _SHOWN / max(height, width)
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    shown = [Image.fromarray(x).resize(shape, Image.Resampling.LANCZOS) for x in images]
+    return grid(np.stack([np.asarray(x) for x in shown]), columns=len(shown))
+
+
+def _source(
+    file: str, strength: float, subject: Subject | None, feather: float | None
+) -> StartImage:
+    image = read_image(epath.Path(file))
+    keep = subject.of(image, file) if subject else None
+    return StartImage(to_pixels(image), strength, keep, feather)

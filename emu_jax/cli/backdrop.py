@@ -1,0 +1,69 @@
+"""``emu-jax backdrop PHOTO ... PROMPT``: keeps the subject of a photograph and draws the rest anew.
+
+The subject is what ``--mask`` shows in white; else what is opaque, where a photograph is
+transparent; else what a segmenter cuts out. Without ``--segmenter`` that is the thing on a plain
+background. Segment Anything needs ``--box`` or ``--click``. The result has the photograph's size,
+and the subject's pixels are those of the photograph, except along its edge.
+"""
+
+from collections.abc import Sequence
+
+from emu_jax.assembly.arguments import Parser, path, positive
+from emu_jax.cli.arguments import (
+    add_generator_arguments,
+    add_out,
+    add_sampling_arguments,
+    add_size,
+    add_start_arguments,
+    generator_changes,
+    largest,
+    numbers,
+    require_images,
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser("emu-jax backdrop", description=__doc__)
+    parser.add_argument("photo", nargs="+", type=path, help="image files")
+    parser.add_argument("prompt", help="what the result looks like")
+    parser.add_argument(
+        "--mask", type=path, default="", help="image: white where the subject is, black elsewhere"
+    )
+    parser.add_argument(
+        "--box", type=numbers(4), help="LEFT,TOP,RIGHT,BOTTOM in pixels: the subject is inside"
+    )
+    parser.add_argument("--click", type=numbers(2), help="X,Y: a pixel of the subject")
+    parser.add_argument(
+        "--segmenter",
+        type=path,
+        default="",
+        help="folder of a Segment Anything model, or a parser (builtin:parser_64)",
+    )
+    add_start_arguments(parser, 1.0)
+    parser.add_argument("--per_prompt", type=positive, default=1, help="images of each photograph")
+    add_size(parser, "as in training")
+    add_out(parser, "runs/backdrops", "folder for the images")
+    add_sampling_arguments(parser)
+    add_generator_arguments(parser)
+    arguments = parser.parse_args(argv)
+    require_images(*arguments.photo, arguments.mask)
+
+    from emu_jax.assembly.editing import edit_images
+    from emu_jax.assembly.subject import Subject
+
+    names = edit_images(
+        arguments.checkpoint,
+        arguments.photo,
+        arguments.prompt,
+        arguments.out,
+        strength=arguments.strength,
+        subject=Subject(arguments.mask, arguments.box, arguments.click, arguments.segmenter),
+        feather=arguments.feather,
+        seed=arguments.seed,
+        per_prompt=arguments.per_prompt,
+        negative=arguments.negative,
+        size=largest(arguments),
+        **generator_changes(arguments),
+    )
+    print(f"{len(names):,} images in {arguments.out}")
+    return 0

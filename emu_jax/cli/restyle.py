@@ -1,0 +1,52 @@
+"""``emu-jax restyle PHOTO ... PROMPT``: draws photographs and drawings anew in a described style.
+
+The prompt describes the result, best with what is in the photograph: "a dog as a watercolor".
+``--strength`` says how much of the photograph may change. For each PHOTO the command writes one
+image per seed, and a sheet with the photograph and its images side by side.
+"""
+
+from collections.abc import Sequence
+
+from emu_jax.assembly.arguments import Parser, path, positive
+from emu_jax.cli.arguments import (
+    add_generator_arguments,
+    add_out,
+    add_sampling_arguments,
+    add_size,
+    add_start_arguments,
+    generator_changes,
+    largest,
+    require_images,
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser("emu-jax restyle", description=__doc__)
+    parser.add_argument("photo", nargs="+", type=path, help="image files")
+    parser.add_argument("prompt", help="what the result looks like")
+    add_start_arguments(parser, 0.6)
+    parser.add_argument("--per_prompt", type=positive, default=1, help="images of each photograph")
+    add_size(parser, "as in training")
+    add_out(parser, "runs/restyled", "folder for the images")
+    add_sampling_arguments(parser)
+    add_generator_arguments(parser)
+    arguments = parser.parse_args(argv)
+    require_images(*arguments.photo)
+
+    from emu_jax.assembly.editing import edit_images
+
+    names = edit_images(
+        arguments.checkpoint,
+        arguments.photo,
+        arguments.prompt,
+        arguments.out,
+        strength=arguments.strength,
+        feather=arguments.feather,
+        seed=arguments.seed,
+        per_prompt=arguments.per_prompt,
+        negative=arguments.negative,
+        size=largest(arguments),
+        **generator_changes(arguments),
+    )
+    print(f"{len(names):,} images in {arguments.out}")
+    return 0
