@@ -1,8 +1,9 @@
 """The subject of an image: the mask of what stays when the rest is drawn anew.
 
 It comes from a mask file, from the image's own transparency, or from a segmenter: the plain
-background of a drawing (``emu_jax.evaluation.cutting``), Segment Anything by the folder of its
-weights, or a parser (``emu_jax.assembly.segmenter``). A box or a click says which thing is meant.
+background of a drawing (``emu_jax.evaluation.cutting``), the colors inside a box
+(``emu_jax.evaluation.grabcut``), Segment Anything by the folder of its weights, or a parser
+(``emu_jax.assembly.segmenter``). A box or a click says which thing is meant.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from emu_jax.assembly.starting import read_mask, to_pixels
 from emu_jax.checkpoint.foreign import read_json
 from emu_jax.errors import UserError
 from emu_jax.evaluation.cutting import part_at, subject_on_plain, without_specks
+from emu_jax.evaluation.grabcut import cut_in_box
 from emu_jax.evaluation.sam import SegmentAnything
 
 _OPAQUE = 250  # of 255; an image with less somewhere says itself what its subject is
@@ -30,7 +32,7 @@ class Subject:
 
     ``box`` is (left, top, right, bottom) and ``click`` is (x, y), in pixels of the upright image.
     ``segmenter``: the folder of a Segment Anything model, a parser's run, exported model or
-    builtin:NAME; empty: the image's transparency or its plain background.
+    builtin:NAME; empty: the image's transparency, its plain background, or the colors in the box.
     """
 
     mask: str = ""
@@ -62,13 +64,7 @@ class Subject:
 
     def _segmented(self, pixels: UInt8[np.ndarray, "h w 3"], name: str) -> Bool[np.ndarray, "h w"]:
         if not self.segmenter:
-            try:
-                return self._chosen(subject_on_plain(pixels), name)
-            except UserError as error:
-                raise UserError(
-                    f"{name} cannot be cut out without a network: {error}. Give --mask, or "
-                    "--segmenter=FOLDER of a Segment Anything model with --box or --click."
-                ) from None
+            return self._without_network(pixels, name)
         if _is_sam(self.segmenter):
             if not (self.box or self.click):
                 raise UserError(
@@ -88,6 +84,25 @@ class Subject:
             )
         return self._chosen(np.any([one.mask for one in seen], axis=0), name)
 
+    def _without_network(
+        self, pixels: UInt8[np.ndarray, "h w 3"], name: str
+    ) -> Bool[np.ndarray, "h w"]:
+        try:
+            found = subject_on_plain(pixels)
+        except UserError as error:
+            if self.box is None:
+                raise UserError(
+                    f"{name} cannot be cut out by itself: {error}. Give --box around the subject, "
+                    "--mask, or --segmenter=FOLDER of a Segment Anything model."
+                ) from None
+            found = cut_in_box(pixels, self.box)
+            if not found.any():
+                raise UserError(
+                    f"Nothing in the box differs in color from the rest of {name}: give --mask, or "
+                    "--segmenter=FOLDER of a Segment Anything model."
+                ) from None
+        return without_specks(self._chosen(found, name))
+
     def _chosen(self, mask: Bool[np.ndarray, "h w"], name: str) -> Bool[np.ndarray, "h w"]:
         """What lies in the box and is connected with the click."""
         if self.box:
@@ -96,9 +111,12 @@ class Subject:
             inside[top:bottom, left:right] = True
             mask = mask & inside
         if self.click:
-            mask = part_at(mask, int(self.click[0]), int(self.click[1]))
+            try:
+                mask = part_at(mask, int(self.click[0]), int(self.click[1]))
+            except UserError as error:
+                raise UserError(f"{name}: {error}; click on the subject.") from None
         if not mask.any():
-            raise UserError(f"there is no subject in the box {self.box}")
+            raise UserError(f"There is no subject of {name} in the box {self.box}.")
         return mask
 
     def _require_inside(self, image: Image.Image, name: str) -> None:

@@ -2,7 +2,8 @@
 
 The subject is what ``--mask`` shows in white; else what is opaque, where a photograph is
 transparent; else what a segmenter cuts out. Without ``--segmenter`` that is the thing on a plain
-background. Segment Anything needs ``--box`` or ``--click``. The result has the photograph's size,
+background, or the thing in ``--box`` by its colors. Segment Anything needs ``--box`` or
+``--click``. The result has the photograph's size,
 and the subject's pixels are those of the photograph, except along its edge.
 """
 

@@ -75,9 +75,8 @@ class Sam(nnx.Module):
         ticks = (jnp.arange(side) + 0.5) / side
         grid = jnp.stack(jnp.meshgrid(ticks, ticks), -1)  # (x, y)
         positions = self.shared_image_embedding(grid).reshape(1, side * side, -1)
-        return self.mask_decoder(
-            image, jnp.broadcast_to(positions, (b, *positions.shape[1:])), tokens
-        )
+        positions = jnp.broadcast_to(positions, (b, *positions.shape[1:]))
+        return self.mask_decoder(image, positions, tokens)
 
     def _tokens(
         self,
@@ -95,10 +94,8 @@ class Sam(nnx.Module):
         tokens = jnp.where(known, found, parts.not_a_point_embed.embedding[...][0])
         if box is None:
             return tokens
-        corners = (
-            embed((box.reshape(-1, 2, 2) + 0.5) / self.image_size) + table[jnp.array(_CORNERS)]
-        )
-        return jnp.concatenate([tokens, corners], axis=1)
+        corners = embed((box.reshape(-1, 2, 2) + 0.5) / self.image_size)
+        return jnp.concatenate([tokens, corners + table[jnp.array(_CORNERS)]], axis=1)
 
 
 class Fourier(nnx.Module):
@@ -244,11 +241,9 @@ class TwoWayLayer(nnx.Module):
         tokens: Float[Array, "b k c"],
         positions: Float[Array, "b n c"],
     ) -> tuple[Float[Array, "b k c"], Float[Array, "b n c"]]:
-        if self.first:  # x are the tokens themselves
-            x = self.self_attn(x, x, x)
-        else:
-            x = x + self.self_attn(x + tokens, x + tokens, x)
-        x = self.layer_norm1(x)
+        # In the first layer x are the tokens themselves.
+        query, skip = (x, 0) if self.first else (x + tokens, x)
+        x = self.layer_norm1(skip + self.self_attn(query, query, x))
         x = x + self.cross_attn_token_to_image(x + tokens, image + positions, image)
         x = self.layer_norm2(x)
         x = self.layer_norm3(x + self.mlp(x))

@@ -277,8 +277,8 @@ class Generation(Task):
 
         ``shape`` is height and width in the generator's space. ``negative`` (default: the null
         output) is the text that guidance leads away from. ``low`` is what a super-resolution stage
-        enlarges, images in [-1, 1] or tokens. ``start`` is of :meth:`start_of`. ``decode`` False returns the data of the generator's
-        space, for instance tokens.
+        enlarges, images in [-1, 1] or tokens. ``start`` is the result of :meth:`start_of`.
+        ``decode`` False returns the data of the generator's space, for instance tokens.
         """
         sampling = sampling or self.sampling
         if (low is None) != (self.low is None):
