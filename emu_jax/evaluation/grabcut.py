@@ -5,7 +5,7 @@ Two mixtures of Gaussians model the colors of the subject and of the background:
 the box is background, and at first everything inside is subject. In turns the mixtures are fitted
 and the box is divided by a minimum cut of
 
-    E = sum_i -log p(color_i | side_i)  +  gamma sum_ij [side_i != side_j] exp(-beta |d_ij|^2) / r_ij
+    sum_i -log p(color_i | side_i)  +  gamma sum_ij [side_i != side_j] exp(-beta |d_ij|^2) / r_ij
 
 over the pairs of 8-neighbors i, j with the distance r_ij and the color difference d_ij; beta is
 1 / (2 mean |d|^2), and gamma 50 as in the paper. The cut is made at no more than 128 pixels along
