@@ -29,19 +29,22 @@ def edit_images(
     strength: float,
     subject: Subject | None = None,
     feather: float | None = None,
+    margin: float = 0.0,
     seed: int = 0,
     per_prompt: int = 1,
     negative: str = "",
     size: Size | None = None,
     **changes: Any,
 ) -> list[str]:
-    """Draws every file ``per_prompt`` times from ``prompt``; its ``subject`` stays, if given.
+    """Draws every file ``per_prompt`` times from ``prompt``; its ``subject`` stays, if given, with
+    a ``margin`` around the image.
 
     Writes ``NAME_PROMPT_SEED.png``, and ``NAME_PROMPT.png``: the file and its images side by side.
     Returns the names of the images. ``changes`` are those of :class:`Generator`.
     """
     plain([prompt, negative], changes.get("prompt_weighting", "none"))  # or a UserError
     sources = [_source(file, strength, subject, feather) for file in files]
+    sources = [source.widened(margin) if margin else source for source in sources]
     changes["batch_size"] = min(changes.get("batch_size", per_prompt), per_prompt)
     generator = open_generator(checkpoint, **changes)
     made_by = provenance(checkpoint, generator) | {"strength": strength}

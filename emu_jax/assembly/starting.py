@@ -101,6 +101,15 @@ class StartImage:
             "feather": self.feather,
         }
 
+    def widened(self, margin: float) -> "StartImage":
+        """The image with room around it, which is drawn: ``margin`` is a share of its longer
+        side.
+        """
+        around = round(margin * max(self.image.shape[:2]))
+        keep = np.zeros(self.image.shape[:2], np.float32) if self.keep is None else self.keep
+        image = np.pad(self.image, ((around, around), (around, around), (0, 0)), "edge")
+        return replace(self, image=image, keep=np.pad(keep, around))
+
     def placed(self, shape: Shape) -> Start:
         """The image inside ``shape``, with its edges around it."""
         inside = self.inside(shape)

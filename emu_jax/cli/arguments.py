@@ -124,8 +124,8 @@ def largest(arguments: argparse.Namespace) -> tuple[int, int] | None:
     return arguments.height or _NO_LIMIT, arguments.width or _NO_LIMIT
 
 
-def add_start_arguments(parser: Parser, strength: float) -> None:
-    """How much of an image's own drawing is done anew, and how soft the edges of what stays are."""
+def add_strength(parser: Parser, strength: float) -> None:
+    """How much of an image is drawn anew; ``strength`` is the default."""
     parser.add_argument(
         "--strength",
         type=share_of_one,
@@ -133,6 +133,10 @@ def add_start_arguments(parser: Parser, strength: float) -> None:
         help="share of the sampling steps that are taken: 0 returns the image, 1 starts from "
         f"noise; default {strength:g}",
     )
+
+
+def add_feather(parser: Parser) -> None:
+    """How soft the edges of what stays of an image are."""
     parser.add_argument(
         "--feather",
         type=scale,

@@ -9,13 +9,14 @@ and the subject's pixels are those of the photograph, except along its edge.
 
 from collections.abc import Sequence
 
-from emu_jax.assembly.arguments import Parser, path, positive
+from emu_jax.assembly.arguments import Parser, path, positive, scale
 from emu_jax.cli.arguments import (
+    add_feather,
     add_generator_arguments,
     add_out,
     add_sampling_arguments,
     add_size,
-    add_start_arguments,
+    add_strength,
     generator_changes,
     largest,
     numbers,
@@ -40,7 +41,14 @@ def main(argv: Sequence[str]) -> int:
         default="",
         help="folder of a Segment Anything model, or a parser (builtin:parser_64)",
     )
-    add_start_arguments(parser, 1.0)
+    parser.add_argument(
+        "--margin",
+        type=scale,
+        default=0.0,
+        help="room to draw around the photograph, as a share of its longer side; default 0",
+    )
+    add_strength(parser, 1.0)
+    add_feather(parser)
     parser.add_argument("--per_prompt", type=positive, default=1, help="images of each photograph")
     add_size(parser, "as in training")
     add_out(parser, "runs/backdrops", "folder for the images")
@@ -60,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
         strength=arguments.strength,
         subject=Subject(arguments.mask, arguments.box, arguments.click, arguments.segmenter),
         feather=arguments.feather,
+        margin=arguments.margin,
         seed=arguments.seed,
         per_prompt=arguments.per_prompt,
         negative=arguments.negative,

@@ -13,7 +13,7 @@ from emu_jax.cli.arguments import (
     add_out,
     add_sampling_arguments,
     add_size,
-    add_start_arguments,
+    add_strength,
     generator_changes,
     largest,
     require_images,
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser("emu-jax restyle", description=__doc__)
     parser.add_argument("photo", nargs="+", type=path, help="image files")
     parser.add_argument("prompt", help="what the result looks like")
-    add_start_arguments(parser, 0.6)
+    add_strength(parser, 0.6)
     parser.add_argument("--per_prompt", type=positive, default=1, help="images of each photograph")
     add_size(parser, "as in training")
     add_out(parser, "runs/restyled", "folder for the images")
@@ -41,7 +41,6 @@ def main(argv: Sequence[str]) -> int:
         arguments.prompt,
         arguments.out,
         strength=arguments.strength,
-        feather=arguments.feather,
         seed=arguments.seed,
         per_prompt=arguments.per_prompt,
         negative=arguments.negative,

@@ -13,12 +13,13 @@ from functools import partial
 from emu_jax.assembly.arguments import Parser, path, positive
 from emu_jax.cli.arguments import (
     add_data_dir,
+    add_feather,
     add_generator_arguments,
     add_out,
     add_prompt_arguments,
     add_sampling_arguments,
     add_size,
-    add_start_arguments,
+    add_strength,
     generator_changes,
     named_prompts,
     require_images,
@@ -45,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--keep", type=path, default="", help="image: white where --image stays, black elsewhere"
     )
-    add_start_arguments(parser, 0.6)
+    add_strength(parser, 0.6)
+    add_feather(parser)
     parser.add_argument(
         "--format",
         choices=FORMATS,

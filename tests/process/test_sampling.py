@@ -8,6 +8,7 @@ import pytest
 from emu_jax.errors import UserError
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.guidance import static_clip
+from emu_jax.process.masking import MaskingProcess
 from emu_jax.process.samplers import DDIM, Ancestral, DPMSolverPP2M, Heun
 from emu_jax.process.sampling import advance, sample, start, time_grid
 from emu_jax.process.schedules import Cosine, Discrete, Flow
@@ -152,6 +153,44 @@ def test_the_known_region_is_kept_exactly_and_the_rest_sees_it(name):
     alpha, sigma = float(PROCESS.schedule.alpha(at)), float(PROCESS.schedule.sigma(at))
     noise = (late[-1] - alpha * np.asarray(known))[kept] / sigma
     assert abs(noise.mean()) < 0.5 and 0.75 < noise.std() < 1.25
+
+
+def test_the_rest_of_a_gaussian_follows_what_is_known():
+    """Two values with correlation r and the exact denoiser: given the first, the other has the mean
+    r times the first.
+    """
+    r, first, rows = 0.9, 1.5, 4000
+    process = GaussianProcess(Cosine(), "x0")
+    covariance = jnp.array([[1.0, r], [r, 1.0]])
+
+    def network(x, t):
+        alpha, sigma = process.schedule.alpha(t[0]), process.schedule.sigma(t[0])
+        noisy = alpha**2 * covariance + sigma**2 * jnp.eye(2)
+        return x @ jnp.linalg.inv(noisy) @ (alpha * covariance)
+
+    x, known = process.prior(KEY, (rows, 2)), jnp.full((rows, 2), first)
+    times = time_grid(process, 100)
+    arguments = (network, process, Ancestral(), times, KEY, x)
+    free = np.asarray(sample(*arguments))
+    np.testing.assert_allclose(np.cov(free.T), covariance, atol=0.08)
+    got = np.asarray(sample(*arguments, known=known, known_mask=jnp.array([[1.0, 0.0]])))
+    assert (got[:, 0] == first).all()
+    # Replacing the known value by a noisy one at every step is known to fall somewhat short.
+    assert 0.75 * r * first < got[:, 1].mean() < 1.05 * r * first
+
+
+def test_a_share_is_held_until_its_time():
+    """All of it to the end, nothing never, and a half until t = 0.5."""
+    keep = jnp.array([0.0, 0.25, 0.5, 1.0])
+    held = [PROCESS.held_at(keep, t).tolist() for t in (1.0, 0.8, 0.6, 0.4, 0.001)]
+    assert held == [
+        [False, True, True, True],
+        [False, True, True, True],
+        [False, False, True, True],
+        [False, False, False, True],
+        [False, False, False, True],
+    ]
+    assert MaskingProcess(8).held_at(keep, 0.9).tolist() == [False, False, False, True]
 
 
 def test_every_step_draws_its_own_noise_from_its_number():

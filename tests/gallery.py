@@ -1,0 +1,129 @@
+"""The gallery of docs/use.md: ``python tests/gallery.py FOLDER``. A helper, not a test.
+
+FOLDER has the files of the Debian packages tuxpaint-stamps-default and mate-backgrounds:
+
+    apt-get download tuxpaint-stamps-default mate-backgrounds
+    for package in *.deb; do dpkg -x $package FOLDER; done
+
+Every image is what ``emu-jax restyle``, ``backdrop`` or ``sticker`` draws with the same options and
+seed 0; each model is opened once. Nothing is selected by hand.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from emu_jax.assembly.cascade import open_generator
+from emu_jax.assembly.starting import StartImage, draw_from, read_image, to_pixels
+from emu_jax.assembly.stickers import sticker
+from emu_jax.assembly.subject import Subject
+from emu_jax.errors import UserError
+from emu_jax.evaluation.grids import grid
+
+OUT = Path(__file__).parents[1] / "docs" / "images"
+STAMPS, NATURE = "usr/share/tuxpaint/stamps", "usr/share/backgrounds/mate/nature"
+SIDE = 128
+# File, what it shows, a backdrop for it, and where its subject is.
+INPUTS = (
+    (f"{STAMPS}/animals/amphibians/frog.png", "a frog", "a national park", None),
+    (f"{STAMPS}/animals/mammals/elephant.png", "an elephant", "a desert", None),
+    (f"{STAMPS}/animals/mammals/hedgehog.png", "a hedgehog", "camping", None),
+    (f"{STAMPS}/food/fruit/strawberry.png", "a strawberry", "a rainbow", None),
+    (f"{STAMPS}/household/rubberduck.png", "a duck", "a beach with umbrella", None),
+    (f"{STAMPS}/food/fruit/cartoon/apple.png", "a red apple", "a desert island", None),
+    (f"{STAMPS}/food/dessert/cartoon/birthday_cake.png", "a birthday cake", "fireworks", None),
+    (f"{STAMPS}/town/houses/cartoon/fairytale_castle.png", "a castle", "sunrise", None),
+    (f"{NATURE}/LadyBird.jpg", "a lady beetle", "a sunflower", (1650, 720, 1940, 1030)),
+    (f"{NATURE}/YellowFlower.jpg", "a sunflower", "night with stars", (540, 0, 2560, 1600)),
+)
+FAMILIES = {
+    "latent": "builtin:latent_diffusion_64",
+    "masked": "builtin:masked_64",
+    "pixel": "builtin:pixel_diffusion_32+builtin:pixel_super_64",
+}
+RESTYLED = {"latent": (0.4, 0.6), "masked": (0.6,), "pixel": (0.6,)}
+STICKERS = ("a happy hedgehog riding a motorcycle", "a red fox", "a slice of pizza", "a rocket")
+
+
+def restyle(folder: Path) -> None:
+    sources = [to_pixels(read_image(epath.Path(folder / file))) for file, *_ in INPUTS]
+    columns = [[(shown(image), what) for image, (_, what, *_) in zip(sources, INPUTS, strict=True)]]
+    for family, strengths in RESTYLED.items():
+        model = open_generator(FAMILIES[family], batch_size=1)
+        for strength in strengths:
+            columns.append([])
+            for image, (_, what, *_) in zip(sources, INPUTS, strict=True):
+                (drawn,) = draw_from(model, StartImage(image, strength), [what], [0])
+                columns[-1].append((shown(drawn), f"{family}, {strength:g}"))
+                print(family, strength, what, flush=True)
+    save(columns, "use_restyle.webp")
+
+
+def backdrop(folder: Path) -> None:
+    sources = []
+    for file, _, _, box in INPUTS:
+        image = read_image(epath.Path(folder / file))
+        keep = Subject(box=box).of(image, file)
+        source = StartImage(to_pixels(image), 1.0, keep)
+        sources.append(source if box else source.widened(0.4))  # stamps have no room of their own
+    columns = [[(shown(x.image), row[1]) for x, row in zip(sources, INPUTS, strict=True)]]
+    columns.append([(shown(cut(x)), "subject") for x in sources])
+    for family in ("latent", "masked"):
+        model = open_generator(FAMILIES[family], batch_size=1)
+        columns.append([])
+        for source, (_, _, behind, _) in zip(sources, INPUTS, strict=True):
+            (drawn,) = draw_from(model, source, [behind], [0])
+            columns[-1].append((shown(drawn), f"{behind}, {family}"))
+            print(family, behind, flush=True)
+    save(columns, "use_backdrop.webp")
+
+
+def cut(source: StartImage) -> np.ndarray:
+    assert source.keep is not None
+    alpha = np.rint(255 * source.keep[..., None]).astype(np.uint8)
+    return np.concatenate([source.image, alpha], axis=-1)
+
+
+def stickers(folder: Path) -> None:
+    rows = []
+    for family in ("latent", "masked"):
+        model = open_generator(FAMILIES[family], batch_size=2)
+        for prompt in STICKERS:
+            rows.append([])
+            for drawn in model.draw_each([prompt] * 2, [0, 1]):
+                try:
+                    found = shown(sticker(drawn), (205, 221, 232))
+                except UserError as error:
+                    print(family, prompt, error)
+                    found = shown(drawn)
+                rows[-1].append((found, f"{prompt}, {family}"))
+                print(family, prompt, flush=True)
+    save([*zip(*rows, strict=True)], "use_sticker.webp", columns=4)
+
+
+def shown(pixels: np.ndarray, ground: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
+    """An image in the middle of a square."""
+    image = Image.fromarray(pixels).convert("RGBA")
+    shape = [max(1, round(n * SIDE / max(image.size))) for n in image.size]
+    image = image.resize(shape, Image.Resampling.LANCZOS)
+    sheet = Image.new("RGB", (SIDE, SIDE), ground)
+    sheet.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2), image)
+    return np.asarray(sheet)
+
+
+def save(cells: list, name: str, columns: int = 0) -> None:
+    """Columns of images with captions; two inputs beside each other."""
+    rows = [cell for row in zip(*cells, strict=True) for cell in row]
+    images, captions = zip(*rows, strict=True)
+    sheet = grid(np.stack(images), captions, columns=columns or 2 * len(cells), scale=1)
+    sheet.save(OUT / name, quality=80, method=6)
+    print(OUT / name, (OUT / name).stat().st_size)
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[2:] or ("restyle", "backdrop", "stickers")
+    for make in chosen:
+        {"restyle": restyle, "backdrop": backdrop, "stickers": stickers}[make](Path(sys.argv[1]))
