@@ -63,13 +63,14 @@ def restyle(folder: Path) -> None:
 
 
 def backdrop(folder: Path) -> None:
-    sources = []
+    images, sources = [], []
     for file, _, _, box in INPUTS:
         image = read_image(epath.Path(folder / file))
         keep = Subject(box=box).of(image, file)
-        source = StartImage(to_pixels(image), 1.0, keep)
+        images.append(to_pixels(image))
+        source = StartImage(images[-1], 1.0, keep)
         sources.append(source if box else source.widened(0.4))  # stamps have no room of their own
-    columns = [[(shown(x.image), row[1]) for x, row in zip(sources, INPUTS, strict=True)]]
+    columns = [[(shown(x), row[1]) for x, row in zip(images, INPUTS, strict=True)]]
     columns.append([(shown(cut(x)), "subject") for x in sources])
     for family in ("latent", "masked"):
         model = open_generator(FAMILIES[family], batch_size=1)

@@ -106,8 +106,11 @@ class Cascade:
             rows, drawn = slice(row, row + self.batch_size), None
             for stage, reader in zip_longest(self.stages, self.stages[1:]):
                 decode = reader is None or reader.input_kind == "images"
-                own = (first, start) if stage is self.stages[0] else ()
-                drawn = stage.draw_each(prompts[rows], seeds[rows], negative, drawn, decode, *own)
+                more: dict[str, Any] = {}
+                if stage is self.stages[0]:
+                    more = dict(size=first, start=start)
+                own = (prompts[rows], seeds[rows], negative)
+                drawn = stage.draw_each(*own, drawn, decode, **more)
                 drawn = list(drawn)
             yield from drawn or ()
 

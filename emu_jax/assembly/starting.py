@@ -102,33 +102,33 @@ class StartImage:
         }
 
     def widened(self, margin: float) -> "StartImage":
-        """The image with room around it, which is drawn: ``margin`` is a share of its longer
+        """The image with white room around it, which is drawn: ``margin`` is a share of its longer
         side.
         """
         around = round(margin * max(self.image.shape[:2]))
         keep = np.zeros(self.image.shape[:2], np.float32) if self.keep is None else self.keep
-        image = np.pad(self.image, ((around, around), (around, around), (0, 0)), "edge")
+        padding = ((around, around), (around, around), (0, 0))
+        image = np.pad(self.image, padding, constant_values=255)
         return replace(self, image=image, keep=np.pad(keep, around))
 
-    def placed(self, shape: Shape) -> Start:
-        """The image inside ``shape``, with its edges around it."""
-        inside = self.inside(shape)
+    def placed(self, inside: Shape, shape: Shape) -> Start:
+        """The image with the size ``inside`` in the middle of ``shape``, and its edges around."""
         image = np.pad(_resized(self.image, inside), (*_padding(inside, shape), (0, 0)), "edge")
         keep = np.zeros(inside) if self.keep is None else _resized(self.keep, inside)
         keep = np.pad(keep.astype(np.float32), _padding(inside, shape))
         return Start(image, keep, self.strength)
 
-    def inside(self, shape: Shape) -> Shape:
-        """The image's size inside ``shape``: the largest of its aspect ratio."""
+    def fitted(self, shape: Shape) -> Shape:
+        """The largest size of the image's aspect ratio inside ``shape``."""
         height, width = self.image.shape[:2]
         scale = min(shape[0] / height, shape[1] / width)
         return max(1, round(height * scale)), max(1, round(width * scale))
 
-    def restored(self, drawn: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
+    def restored(
+        self, drawn: UInt8[np.ndarray, "_ _ 3"], inside: Shape
+    ) -> UInt8[np.ndarray, "_ _ 3"]:
         """The result, from an image that was drawn from :meth:`placed`."""
-        shape = (drawn.shape[0], drawn.shape[1])
-        inside = self.inside(shape)
-        (top, _), (left, _) = _padding(inside, shape)
+        (top, _), (left, _) = _padding(inside, (drawn.shape[0], drawn.shape[1]))
         drawn = drawn[top : top + inside[0], left : left + inside[1]]
         if self.keep is None:
             return drawn
@@ -147,7 +147,13 @@ class Draws(Protocol):
     def multiple(self) -> int: ...
 
     def draw_each(
-        self, prompts: Sequence[str], seeds: Sequence[int], negative: str = "", **more: Any
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negative: str = "",
+        *,
+        size: Shape | None = None,
+        start: Start | None = None,
     ) -> Iterator[Any]: ...
 
 
@@ -167,20 +173,22 @@ def draw_from(
     if source is None:
         yield from model.draw_each(prompts, seeds, negative, size=size)
         return
-    height, width = source.image.shape[:2]
     if size:
         # Sides that the model does not have are padded, and cut off again.
-        down, across = (-(-n // model.multiple) * model.multiple for n in source.inside(size))
+        inside = source.fitted(size)
+        down, across = (-(-n // model.multiple) * model.multiple for n in inside)
         shape = (down, across)
     else:
+        height, width = source.image.shape[:2]
         (index,) = assign(np.array([width]), np.array([height]), model.shapes)
         shape = model.shapes[index]
-    start = source.placed(shape)
+        inside = source.fitted(shape)
+    start = source.placed(inside, shape)
     if source.strength == 0:
-        yield from (source.restored(start.image) for _ in prompts)
+        yield from (source.restored(start.image, inside) for _ in prompts)
         return
     for drawn in model.draw_each(prompts, seeds, negative, start=start):
-        yield source.restored(drawn)
+        yield source.restored(drawn, inside)
 
 
 def feathered(mask: Float[np.ndarray, "h w"], feather: float) -> Float[np.ndarray, "h w"]:

@@ -21,7 +21,7 @@ from emu_jax.evaluation.cutting import bounds, subject_on_plain, with_rim
 from emu_jax.text.weighting import plain
 
 SIDE = 512
-_RIM, _MARGIN = 12, 4  # pixels
+_RIM, _MARGIN = 16, 4  # pixels
 _LARGEST = 4.0  # enlargement beyond the drawing's own frame
 _TILE, _FRAMES, _TILT, _PERIOD = 160, 8, 6.0, 0.8  # of the sheet: pixels, frames, degrees, seconds
 _GROUND = (205, 221, 232)
@@ -99,9 +99,8 @@ def sticker(
     rows, columns = bounds(mask)
     edge = math.ceil(rim) + 1
     around = ((edge, edge), (edge, edge))
-    found = with_rim(
-        np.pad(large[rows, columns], (*around, (0, 0))), np.pad(mask[rows, columns], around), rim
-    )
+    subject = np.pad(large[rows, columns], (*around, (0, 0)), constant_values=255)
+    found = with_rim(subject, np.pad(mask[rows, columns], around), rim)
     sheet = Image.new("RGBA", (SIDE, SIDE), (255, 255, 255, 0))
     left, top = (SIDE - found.shape[1]) // 2, (SIDE - found.shape[0]) // 2
     sheet.paste(Image.fromarray(found), (left, top))

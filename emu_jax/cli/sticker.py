@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser("emu-jax sticker", description=__doc__)
     parser.add_argument("prompt", help="one thing")
     parser.add_argument("--count", type=positive, default=4, help="stickers to choose from")
-    parser.add_argument("--rim", type=scale, default=12.0, help="width of the white rim in pixels")
+    parser.add_argument("--rim", type=scale, default=16.0, help="width of the white rim in pixels")
     add_out(parser, "runs/stickers", "folder for the images")
     add_sampling_arguments(parser)
     add_generator_arguments(parser)

@@ -14,7 +14,7 @@ from emu_jax.errors import UserError
 
 TOLERANCE = 30  # of 255 in every channel: above the noise of an autoencoder on white
 _PLAIN = 0.65  # of the border: a subject may touch the rest
-_SPECK = 0.02  # of the largest part; smaller ones are noise
+_SPECK = 0.04  # of the largest part; smaller ones are noise
 _LEAST, _MOST = 0.005, 0.98  # of the image
 
 Pixels = UInt8[np.ndarray, "h w 3"]

@@ -38,7 +38,7 @@ def cut_in_box(image: UInt8[np.ndarray, "h w 3"], box: Sequence[float]) -> Bool[
     height, width = image.shape[:2]
     scale = min(1.0, _SIDE / max(height, width))
     shape = (max(2, round(height * scale)), max(2, round(width * scale)))
-    small = Image.fromarray(image).resize(shape[::-1], Image.Resampling.BOX)
+    small = Image.fromarray(image).resize((shape[1], shape[0]), Image.Resampling.BOX)
     left, top, right, bottom = (edge * scale for edge in box)
     inside = np.zeros(shape, bool)
     rows, columns = (

@@ -45,11 +45,7 @@ class Sam(nnx.Module):
         self.image_size = image_size
         self.shared_image_embedding = Fourier(channels // 2, rngs=rngs)
         self.vision_encoder = vision
-        self.prompt_encoder = nnx.Dict(
-            no_mask_embed=Table(1, channels, rngs=rngs),
-            not_a_point_embed=Table(1, channels, rngs=rngs),
-            point_embed=nnx.List(Table(1, channels, rngs=rngs) for _ in range(4)),
-        )
+        self.prompt_encoder = PromptEncoder(channels, rngs=rngs)
         transformer = TwoWay(channels, layers, heads, feed_forward, downsample, attend, rngs=rngs)
         self.mask_decoder = MaskDecoder(
             transformer, channels, masks, iou_depth, iou_width, rngs=rngs
@@ -96,6 +92,15 @@ class Sam(nnx.Module):
             return tokens
         corners = embed((box.reshape(-1, 2, 2) + 0.5) / self.image_size)
         return jnp.concatenate([tokens, corners + table[jnp.array(_CORNERS)]], axis=1)
+
+
+class PromptEncoder(nnx.Module):
+    """Embeddings of the kinds of points and corners, and of their absence."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.no_mask_embed = Table(1, channels, rngs=rngs)
+        self.not_a_point_embed = Table(1, channels, rngs=rngs)
+        self.point_embed = nnx.List(Table(1, channels, rngs=rngs) for _ in range(4))
 
 
 class Fourier(nnx.Module):

@@ -73,16 +73,16 @@ def test_an_image_of_any_size_is_drawn_whole(shape, size, drawn, result):
     assert not model.start.keep.any()
     # Its middle is the image, and what surrounds it are the image's edges.
     source = StartImage(image, 0.5)
-    middle = source.restored(model.start.image)
+    middle = source.restored(model.start.image, result)
     small = Image.fromarray(image).resize(result[::-1], Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(middle, np.asarray(small))
     np.testing.assert_array_equal(model.start.image[0, -1], middle[0, -1])
 
 
 def test_strength_is_a_share_of_the_steps_and_one_remains():
-    start = StartImage(photo(), 0.4).placed((32, 64))
+    start = StartImage(photo(), 0.4).placed((32, 53), (32, 64))
     assert (start.skipped(25), start.skipped(1)) == (15, 0)
-    assert StartImage(photo(), 1.0).placed((32, 64)).skipped(25) == 0
+    assert StartImage(photo(), 1.0).placed((32, 53), (32, 64)).skipped(25) == 0
     assert start.shrunk(2).image.shape == (16, 32, 3) and start.shrunk(2).strength == 0.4
 
 
@@ -94,7 +94,7 @@ def test_shares_of_a_mask_and_their_mixture():
     np.testing.assert_array_equal(blended(white, black, mask)[0, :, 0], [0, 102, 255, 255, 255])
 
 
-def test_refusals(tmp_path):
+def test_refusals(tmp_path, unchecked_arrays):
     with pytest.raises(UserError, match="5 x 4 pixels, but the image has 50 x 30"):
         StartImage(photo(), 0.5, np.ones((4, 5), np.float32))
     with pytest.raises(UserError, match=r"strength is 1\.5"):

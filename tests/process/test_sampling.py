@@ -175,8 +175,9 @@ def test_the_rest_of_a_gaussian_follows_what_is_known():
     np.testing.assert_allclose(np.cov(free.T), covariance, atol=0.08)
     got = np.asarray(sample(*arguments, known=known, known_mask=jnp.array([[1.0, 0.0]])))
     assert (got[:, 0] == first).all()
-    # Replacing the known value by a noisy one at every step is known to fall somewhat short.
-    assert 0.75 * r * first < got[:, 1].mean() < 1.05 * r * first
+    # Early steps see little of the known value, and later ones do not make up for all of it.
+    assert 0.6 * r * first < got[:, 1].mean() < r * first
+    assert got[:, 1].mean() > free[:, 1].mean() + 0.8
 
 
 def test_a_share_is_held_until_its_time():
