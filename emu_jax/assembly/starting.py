@@ -185,7 +185,8 @@ def draw_from(
         inside = source.fitted(shape)
     start = source.placed(inside, shape)
     if source.strength == 0:
-        yield from (source.restored(start.image, inside) for _ in prompts)
+        same = source.image if source.keep is not None else _resized(source.image, inside)
+        yield from (same for _ in prompts)
         return
     for drawn in model.draw_each(prompts, seeds, negative, start=start):
         yield source.restored(drawn, inside)

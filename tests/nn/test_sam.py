@@ -4,8 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import SamConfig, SamModel
 
+from emu_jax.assembly.subject import Subject
+from emu_jax.errors import UserError
 from emu_jax.evaluation.sam import SegmentAnything
 
 VISION = dict(
@@ -72,3 +75,5 @@ def test_an_image_of_any_size_gets_a_mask_of_its_own(published):
     image = np.random.default_rng(1).integers(0, 256, (30, 60, 3), np.uint8)
     mask = SegmentAnything(str(published[1]))(image, [(10, 20)])
     assert mask.shape == (30, 60) and mask.dtype == bool
+    with pytest.raises(UserError, match=r"give --click=X,Y or --box"):
+        Subject(segmenter=str(published[1])).of(Image.fromarray(image), "x.png")
