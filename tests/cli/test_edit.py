@@ -43,32 +43,25 @@ def test_restyle_backdrop_sticker_and_sample_from_an_image(generator_run, tmp_pa
         "1.0",
     )
     assert (out / "disc_a_green_disc.png").exists()
-    # The backdrop is drawn, the subject is the photograph's.
+    # The backdrop is drawn, around the photograph too; the subject is the photograph's.
     source = np.asarray(image)
-    for where in ((), ("--click=15,9",), ("--box=8,2,22,16",)):
-        run("backdrop", photo, "blue ball", "--feather=0", f"--out={tmp_path}", *where)
-        found = read(tmp_path / "disc_blue_ball_0.png")
-        assert found.shape == source.shape
-        subject = (source == (255, 0, 0)).all(-1)
-        np.testing.assert_array_equal(found[subject], source[subject])
-        assert (found != source).any()
-    run("backdrop", photo, "a fox", "--margin=0.5", "--feather=0", f"--out={tmp_path}")
-    wide = read(tmp_path / "disc_a_fox_0.png")
-    assert wide.shape == (50, 60, 3)
-    np.testing.assert_array_equal(wide[15:-15, 15:-15][subject], source[subject])
+    subject = (source == (255, 0, 0)).all(-1)
+    where = ("--click=15,9", "--margin=0.5", "--feather=0")
+    run("backdrop", photo, "blue ball", *where, f"--out={tmp_path}")
+    found = read(tmp_path / "disc_blue_ball_0.png")
+    assert found.shape == (50, 60, 3)
+    np.testing.assert_array_equal(found[15:-15, 15:-15][subject], source[subject])
+    assert (found[15:-15, 15:-15] != source).any()
     refused = run("backdrop", photo, "a fox", "--click=0,0", f"--out={tmp_path}", status=2)
     assert "belongs to the background; click on the subject" in refused.err
     # A hardly trained model draws nothing that can be cut out.
     refused = run("sticker", "a red disc", "--count=2", f"--out={tmp_path}", status=2)
     assert refused.err.startswith("emu-jax: None of 2 drawings can be cut out")
-    # Sampled around what a mask keeps; another strength is another file.
+    # Sampled around what a mask keeps.
     out = tmp_path / "sampled"
-    for strength in (0, 0.5):
-        options = (f"--image={photo}", f"--keep={mask}", f"--strength={strength}", "--feather=0")
-        run("sample", "a red disc", *options, f"--out={out}")
-    files = sorted(out.glob("a_red_disc_0_*.png"), key=lambda path: path.stat().st_mtime)
-    same, half = map(read, files)
-    np.testing.assert_array_equal(same, source)
+    options = (f"--image={photo}", f"--keep={mask}", "--strength=0.5", "--feather=0")
+    run("sample", "a red disc", *options, f"--out={out}")
+    (half,) = map(read, out.glob("a_red_disc_0_*.png"))
     np.testing.assert_array_equal(half[:, :10], source[:, :10])
     assert (half[:, 10:] != source[:, 10:]).any()
     assert "add --image=FILE" in run("sample", "a fox", f"--keep={mask}", status=2).err
@@ -78,8 +71,6 @@ def test_restyle_backdrop_sticker_and_sample_from_an_image(generator_run, tmp_pa
     (drawn,) = generator.draw("a red disc", [7])
     (started,) = generator.draw("a red disc", [7], start=StartImage(square, 1.0))
     np.testing.assert_array_equal(started, drawn)
-    (near,) = generator.draw("a red disc", [7], start=StartImage(square, 0.34))
-    assert not np.array_equal(near, drawn)
 
 
 def test_shards_of_images_continue_after_an_interruption(generator_run, tmp_path):
@@ -103,15 +94,14 @@ def test_shards_of_images_continue_after_an_interruption(generator_run, tmp_path
     assert record == {"text": "a red disc", "seed": 7, "columns": {"kind": "again"}}
     images = [np.asarray(Image.open(io.BytesIO(members[f"{i:09d}.png"]))) for i in range(3)]
     assert not np.array_equal(images[0], images[2])
-    # A lost file comes back to the same bytes, what is complete stays, and shares are the whole.
+    # A lost file comes back to the same bytes, what is complete stays, and so does a share.
     files[1].unlink()
     (out / f"{files[1].name}.tmp").write_bytes(b"interrupted")
     times = files[0].stat().st_mtime_ns
     assert main([*command, f"--out={out}"]) == 0
     assert files[0].stat().st_mtime_ns == times
-    for i in (1, 2):
-        assert main([*command, f"--out={tmp_path / 'part'}", f"--shard={i}/2"]) == 0
-    for folder in (out, tmp_path / "part"):
-        found = {file.name: file.read_bytes() for file in folder.glob("*.tar")}
-        assert found == bytes_before
+    assert {file.name: file.read_bytes() for file in out.glob("*.tar")} == bytes_before
+    assert main([*command, f"--out={tmp_path / 'part'}", "--shard=2/2"]) == 0
+    (second,) = (tmp_path / "part").glob("*.tar")
+    assert second.read_bytes() == bytes_before[second.name] and second.name == files[1].name
     assert json.loads((out / f"{files[0].name[:8]}.json").read_text())["images"] == 3
