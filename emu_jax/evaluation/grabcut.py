@@ -87,8 +87,8 @@ def _energy(
 
 def _edges(colors: Float[np.ndarray, "h w 3"]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(i, j, weight) of the pairs of neighbors in each direction; pixels are numbered by rows."""
-    number = np.arange(colors[..., 0].size).reshape(colors.shape[:2])
-    height, width = number.shape
+    height, width = colors.shape[0], colors.shape[1]
+    number = np.arange(height * width).reshape(height, width)
     found = []
     for down, across in _NEIGHBORS:
         here = (slice(0, height - down), slice(max(0, -across), width - max(0, across)))
