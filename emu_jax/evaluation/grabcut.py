@@ -12,6 +12,7 @@ over the pairs of 8-neighbors i, j with the distance r_ij and the color differen
 the longer side, and enlarged smoothly.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -71,7 +72,9 @@ def _energy(
     colors: Float[np.ndarray, "h w 3"], sample: Float[np.ndarray, "n 3"]
 ) -> Float[np.ndarray, "h w"]:
     """-log p of every pixel's color under a mixture that is fitted to a sample."""
-    _, label = kmeans2(sample, _COLORS, minit="++", seed=0, missing="warn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a cluster may stay empty
+        _, label = kmeans2(sample, _COLORS, minit="++", seed=0)
     parts = []
     for i in range(_COLORS):
         own = sample[label == i]
