@@ -47,6 +47,10 @@ PROMPTS = [  # what `emu-jax data prompts` parses and searches with
 
 PLAN = ["jax[tpu]>=0.10"]  # the TPU compiler, which needs no TPU
 
+# XLA's compiler for NVIDIA GPUs, which needs neither a GPU nor CUDA. Not among the packages of the
+# tests: without a GPU it prints several lines at the start of every process that uses jax.
+PLAN_GPU = ["jax[cuda12-local]>=0.10"]
+
 PEOPLE = [  # the web application in which people compare images; PostgreSQL needs psycopg too
     "jinja2>=3.1",
     "sqlalchemy>=2.1",
@@ -113,6 +117,7 @@ setup(
             "data/*.tsv",
             "evaluation/*.safetensors",
             "evaluation/*.tsv",
+            "planning/*.json",
             "people/static/*",
             "people/strings/*",
             "people/templates/*",
@@ -122,6 +127,7 @@ setup(
     extras_require={
         "cpu": [],  # the default
         "plan": PLAN,
+        "plan-gpu": PLAN_GPU,
         "tpu": [*PLAN, *CLOUD],
         "cuda13": ["jax[cuda13]>=0.10", *CLOUD],
         "people": PEOPLE,

@@ -271,7 +271,7 @@ class Generator(Drawer):
         found = relaid(model.params, wanted)
         require_fit(found, wanted, checkpoint)
         params = ((path, found[path]) for path in wanted if path in found)
-        self._params = place(params, shard_params(wanted, mesh))
+        self._params = place(params, shard_params(wanted, mesh), task.sampling_dtype)
 
     def draw(
         self,

@@ -1,1 +1,3 @@
-"""Time and memory of a training step, from the TPU compiler on any machine or by running it."""
+"""Time and memory of a training step or a sampler, from the compilers for TPUs and GPUs on any
+machine, or by running it.
+"""

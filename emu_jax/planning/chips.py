@@ -1,4 +1,5 @@
-"""TPU chips, and the devices of a topology for compilation without the hardware.
+"""TPU chips, and the devices of a topology for compilation without the hardware. GPUs are in
+:mod:`emu_jax.planning.gpus`.
 
 Peak FLOP/s and bandwidth are Google Cloud's published numbers per chip
 (cloud.google.com/tpu/docs/v4 and similar pages). The memory is what the compiler lets a program
@@ -11,8 +12,9 @@ v6e; each cell does one addition and one multiplication).
 import math
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -59,6 +61,7 @@ PEAKS = {
     r"NVIDIA A100.*": 312e12,
     r"NVIDIA H100 PCIe": 756e12,
     r"NVIDIA (H100 80GB HBM3|H200)": 989e12,
+    r"NVIDIA B200": 2250e12,
 }
 
 
@@ -69,12 +72,18 @@ def peak_of(kind: str) -> float | None:
 
 @dataclass(frozen=True)
 class Topology:
-    """All ``devices`` of ``slices`` slices, with one kind of chip."""
+    """All ``devices`` of ``slices`` slices, with one kind of chip.
+
+    A program for them is traced and lowered inside ``lowering()`` and compiled with
+    ``compiler_options``.
+    """
 
     name: str
     chip: Chip
     slices: int
     devices: Sequence[Any]
+    compiler_options: Mapping[str, Any] = field(default_factory=dict)
+    lowering: Callable[[], AbstractContextManager] = nullcontext
 
 
 def open_topology(name: str, slices: int = 1) -> Topology:

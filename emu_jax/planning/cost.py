@@ -18,13 +18,15 @@ from emu_jax.parallel.collectives import collective, result_bytes
 from emu_jax.planning.chips import Chip
 from emu_jax.planning.hlo import Instruction, Program, shapes
 from emu_jax.planning.kernels import work_of
+from emu_jax.planning.sampler import DECODER, STEPS, TEXT
 from emu_jax.training.step import EMA, OPTIMIZER
 
 KERNEL = "tpu_custom_call"  # the custom-call target of a Pallas kernel
 REST = "rest"  # norms for the log, and the selection of the old state if a number is not finite
+_SAMPLER = {"text encoders": TEXT, "steps": STEPS, "decoder": DECODER}
 _MATRIX_UNIT = 128
 # Operations that move or cast numbers but compute none.
-_LAYOUT = {
+LAYOUT = {
     *("copy", "copy-start", "copy-done", "bitcast", "convert", "transpose", "reshape", "reverse"),
     *("slice", "dynamic-slice", "dynamic-update-slice", "gather", "concatenate", "pad"),
     *("broadcast", "iota", "constant", "parameter", "tuple", "get-tuple-element", "fusion"),
@@ -49,13 +51,14 @@ def spent(program: Program, chip: Chip) -> Iterator[Spent]:
         else:
             seconds = times * instruction.cycles / chip.clock
         if seconds:
-            source = _source(program, instruction)
-            yield Spent(
-                _part(program, source, instruction),
-                sort_of(program, instruction),
-                module_of(program.frames.get(source.frame, ())),
-                seconds,
-            )
+            part, module = located(program, instruction)
+            yield Spent(part, sort_of(program, instruction), module, seconds)
+
+
+def located(program: Program, instruction: Instruction) -> tuple[str, str]:
+    """The phase and the module of an instruction."""
+    source = _source(program, instruction)
+    return _part(program, source, instruction), module_of(program.frames.get(source.frame, ()))
 
 
 def totals(terms: Sequence[Spent], key: str) -> dict[str, float]:
@@ -69,6 +72,9 @@ def totals(terms: Sequence[Spent], key: str) -> dict[str, float]:
 def part_of(op_name: str) -> str:
     """The phase of the step that an operation belongs to, from the name that jax gave it."""
     path = op_name.split("/")
+    for part, scope in _SAMPLER.items():
+        if scope in path:
+            return part
     if OPTIMIZER in path:
         return "optimiser"
     if EMA in path:
@@ -98,7 +104,7 @@ def sort_of(program: Program, instruction: Instruction) -> str:
         return "kernel"
     if any(collective(i.opcode, i.type) for i in parts):
         return "collective"
-    return "copy" if all(i.opcode in _LAYOUT for i in parts) else "elementwise"
+    return "copy" if all(i.opcode in LAYOUT for i in parts) else "elementwise"
 
 
 def module_of(stack: tuple[tuple[str, str], ...]) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from emu_jax.parallel.collectives import closing
+
 _HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?[\w.\-]+ = ")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -193,10 +195,10 @@ def shapes(text: str) -> list[Shape]:
 
 def _instruction(line: str) -> Instruction:
     left, _, right = line.strip().partition(" = ")
-    end = _closing(right, 0) if right.startswith("(") else right.index(" ")
+    end = closing(right, 0) if right.startswith("(") else right.index(" ")
     kind, right = right[:end], right[end:].lstrip()
     opcode, _, _ = right.partition("(")
-    end = _closing(right, len(opcode))
+    end = closing(right, len(opcode))
     argument = right[len(opcode) + 1 : end - 1]
     return Instruction(
         name=left.removeprefix("ROOT ").lstrip("%"),
@@ -207,16 +209,6 @@ def _instruction(line: str) -> Instruction:
         rest=right[end:],
         root=left.startswith("ROOT "),
     )
-
-
-def _closing(text: str, start: int) -> int:
-    """The index after the parenthesis that closes the one at ``start``."""
-    depth = 0
-    for i in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[i], 0)
-        if not depth:
-            return i + 1
-    return len(text)
 
 
 def _is_integer(instruction: Instruction) -> bool:

@@ -1,6 +1,7 @@
 """Plans as a printed table, as JSON and as an HTML page."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,9 +10,11 @@ from etils import epath
 
 from emu_jax.evaluation.curves import interval_plot
 from emu_jax.evaluation.report import Charts, Section, Table, Text, write_report
-from emu_jax.planning.chips import GIB
+from emu_jax.planning.chips import GIB, Chip
 from emu_jax.planning.cost import totals
-from emu_jax.planning.plan import Plan
+from emu_jax.planning.gpus import Gpu
+from emu_jax.planning.plan import SAMPLER, Plan
+from emu_jax.planning.traffic import NVLINK
 
 COLUMNS = (
     "topology",
@@ -26,14 +29,18 @@ COLUMNS = (
     "modelled ms",
     "MFU",
     "images/s a chip",
+    "kernels",
+    "modelled by",
     "compiled in s",
 )
 _KEYS = {"part": "Phase of the step", "sort": "Kind of operation", "module": "Module"}
 _MODULES = 16
-_NOTE = """Memory is the compiler's own layout, in GiB per chip. The modeled step is a sum of the
-compiler's estimates and contains neither waiting nor collectives. Use it to compare two versions of
-a step, not to predict a time. FLOPs are the model's, forward and backward; nothing is counted
-twice."""
+_NOTE = """Memory is the compiler's own layout, in GiB per chip. For TPUs the modeled step is a sum
+of the compiler's estimates and contains neither waiting nor collectives. For GPUs it is a roofline
+of the kernels, with measured factors where there are some, and collectives that overlap with
+nothing; memory is without the CUDA context (half a GiB) and without workspaces of convolutions. Use
+both to compare two versions of a step. FLOPs are the model's, forward and backward; nothing is
+counted twice."""
 
 
 def row(plan: Plan) -> list[object]:
@@ -44,7 +51,7 @@ def row(plan: Plan) -> list[object]:
     flops, compiled = plan.flops / plan.chips / 1e12, plan.compile_seconds
     memory = plan.memory
     if memory is None:
-        return [*head, "does not fit", capacity, *[None] * 4, flops, *[None] * 3, compiled]
+        return [*head, "does not fit", capacity, *[None] * 4, flops, *[None] * 5, compiled]
     sizes = (memory.arguments, memory.outputs, memory.aliased, memory.temporaries)
     return [
         *head,
@@ -55,6 +62,8 @@ def row(plan: Plan) -> list[object]:
         plan.seconds * 1e3,
         f"{plan.mfu:.1%}",
         plan.images_per_second,
+        plan.kernels,
+        _modeled_by(plan.topology.chip),
         compiled,
     ]
 
@@ -62,6 +71,7 @@ def row(plan: Plan) -> list[object]:
 def record(plan: Plan, profile: bool) -> dict[str, Any]:
     """A plan as JSON, in bytes, FLOPs and seconds."""
     found: dict[str, Any] = {
+        "measure": plan.what,
         "topology": plan.topology.name,
         "slices": plan.topology.slices,
         "chips": plan.chips,
@@ -78,6 +88,8 @@ def record(plan: Plan, profile: bool) -> dict[str, Any]:
     found |= {
         "memory": {**asdict(plan.memory), "peak": plan.memory.peak},
         "modelled_seconds": plan.seconds,
+        "modelled_by": _modeled_by(plan.topology.chip),
+        "kernels": plan.kernels,
         "mfu": plan.mfu,
         "images_per_second_a_chip": plan.images_per_second,
         "open_loops": plan.open_loops,
@@ -102,11 +114,30 @@ def print_plans(plans: Sequence[Plan], profile: bool) -> None:
                 f"\n{plan.open_loops} loops on {_name(plan)} have an unknown trip count; each "
                 "counts once"
             )
-        print(f"\n{_name(plan)} sends per step and chip: {', '.join(sent) or 'nothing'}")
+        print(f"\n{_name(plan)} sends per {plan.what} and chip: {', '.join(sent) or 'nothing'}")
         for key, title in _KEYS.items() if profile else ():
             found = list(totals(plan.terms, key).items())[:_MODULES]
             rows = [(name, s * 1e3, f"{s / plan.seconds:.1%}") for name, s in found]
             print(f"\n{_aligned([(title, 'ms', ''), *rows])}")
+    exponent = nvlink_exponent(plans)
+    if exponent is not None:
+        print(f"\nBytes over NVLink per GPU grow as the number of GPUs to the power {exponent:.2f}")
+
+
+def nvlink_exponent(plans: Sequence[Plan]) -> float | None:
+    """The exponent e of bytes ~ GPUs^e over NVLink, between the smallest and the largest number of
+    GPUs; None without two plans of the same kind that send something.
+    """
+    sent = sorted(
+        (plan.chips, sum(t.bytes for t in plan.traffic if t.link == NVLINK))
+        for plan in plans
+        if plan.what == plans[0].what
+    )
+    sent = [(chips, size) for chips, size in sent if size]
+    if not sent or sent[0][0] == sent[-1][0]:
+        return None
+    (few, first), (many, last) = sent[0], sent[-1]
+    return math.log(last / first) / math.log(many / few)
 
 
 def save(folder: epath.PathLike, title: str, plans: Sequence[Plan], profile: bool) -> epath.Path:
@@ -146,6 +177,13 @@ def _profile(plan: Plan) -> list[Section]:
     ]
 
 
+def _modeled_by(chip: Chip) -> str:
+    if not isinstance(chip, Gpu):
+        return "compiler's cycles"
+    source = chip.factors.source
+    return f"roofline x factors of {source}" if source else "roofline, not calibrated"
+
+
 def _crossed(plan: Plan) -> dict[str, dict[str, float]]:
     """Kind of operation -> phase -> seconds."""
     return {
@@ -156,7 +194,8 @@ def _crossed(plan: Plan) -> dict[str, dict[str, float]]:
 
 def _name(plan: Plan) -> str:
     slices = plan.topology.slices
-    return plan.topology.name + (f", {slices} slices" if slices > 1 else "")
+    sampler = f", {SAMPLER}" if plan.what == SAMPLER else ""
+    return plan.topology.name + (f", {slices} slices" if slices > 1 else "") + sampler
 
 
 def _aligned(rows: Sequence[Sequence[object]]) -> str:

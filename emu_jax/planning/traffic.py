@@ -1,18 +1,20 @@
 """The traffic of a program between chips: collectives by kind and by the links that they use.
 
-ICI are the links inside a slice; DCN is the network between slices, about a hundred times slower.
-On TPUs a program is compiled for one slice. Data for another slice leaves through the host, as a
-``send`` that names its collective; every other collective stays inside the slice.
+ICI are the links inside a TPU slice; DCN is the network between slices, about a hundred times
+slower. On TPUs a program is compiled for one slice. Data for another slice leaves through the host,
+as a ``send`` that names its collective; every other collective stays inside the slice. GPUs of a
+host are connected by NVLink, hosts by a network; a collective names the devices that take part.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from emu_jax.parallel.collectives import collective, result_bytes
+from emu_jax.parallel.collectives import collective, group_of, result_bytes
 from emu_jax.planning.hlo import Instruction, Program
 
+NVLINK, NETWORK = "NVLink", "network"
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 # The TPU compiler writes a reduce-scatter as a fusion of an all-reduce and a slice.
@@ -31,13 +33,24 @@ class Traffic:
     bytes: int
 
 
-def traffic(program: Program) -> list[Traffic]:
-    """All collectives of a program, each counted as often as it runs."""
+def traffic(program: Program, hosts: Sequence[int] = ()) -> list[Traffic]:
+    """All collectives of a program, each counted as often as it runs. ``hosts``: for a program for
+    GPUs, the hosts of its devices by logical number.
+    """
     totals: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-    for kind, link, size, times in _collectives(program):
+    for kind, link, size, times in _between(program, hosts) if hosts else _collectives(program):
         totals[kind, link][0] += times
         totals[kind, link][1] += times * size
     return [Traffic(*key, *total) for key, total in sorted(totals.items())]
+
+
+def _between(program: Program, hosts: Sequence[int]) -> Iterator[tuple[str, str, int, int]]:
+    """(kind, link, bytes, times) of a program for GPUs."""
+    for instruction, times in program.run():
+        found = collective(instruction.opcode, instruction.type)
+        if found:
+            own = {hosts[i] for i in group_of(instruction.rest, len(hosts))}
+            yield found[0], NVLINK if len(own) == 1 else NETWORK, found[1], times
 
 
 def _collectives(program: Program) -> Iterator[tuple[str, str, int, int]]:

@@ -237,6 +237,11 @@ class Task(ABC):
         """The text-to-image generator that this task trains; None for other tasks."""
         return None
 
+    @property
+    def sampling_dtype(self) -> Any:
+        """The dtype in which sampling holds the floating-point parameters; None: as they are."""
+        return None
+
     def generator_params(self, params: Params, frozen: Mapping[str, Params]) -> Params:
         """The parameters of :attr:`generator`, from those of the task."""
         return params

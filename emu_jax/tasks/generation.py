@@ -171,6 +171,11 @@ class Generation(Task):
     def generator(self) -> "Generation":
         return self
 
+    @property
+    def sampling_dtype(self) -> Any:
+        """The compute dtype, to which every use of a parameter casts it."""
+        return self.compute_dtype
+
     def init(self, key: jax.Array) -> tuple[Params, Params]:
         first, second = jax.random.split(key)
         return {

@@ -71,3 +71,21 @@ def test_what_does_not_fit_is_refused_in_one_sentence(arguments, words, capsys):
     assert main(["plan", CONFIG, *arguments]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
+
+
+def test_a_plan_of_a_sampler(tmp_path, capsys):
+    config = f"--config={runs.ROOT}/configs/pixel_diffusion.py:size=test,part=base"
+    small = (
+        *("--config.data.image_size=8", "--config.data.cache_text=True"),
+        *("--config.denoiser.widths=(8,)", "--config.denoiser.transformer_depth=(0,)"),
+        *("--config.denoiser.mid_depth=0", "--config.sampling.steps=3"),
+    )
+    arguments = ["--topology=v5e:2x2", "--measure=sample", "--pictures=3", f"--out={tmp_path}"]
+    assert main(["plan", config, *arguments, "--profile", *small]) == 0
+    assert "v5e:2x2, sampler sends per sampler and chip" in capsys.readouterr().out
+    (plan,) = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["measure"] == "sampler" and plan["batch_size"] == 4 and plan["fits"]
+    assert plan["memory"]["outputs"] >= 8 * 8 * 3 and plan["modelled_seconds"] > 0
+    assert {"steps"} <= plan["profile"]["part"].keys() <= {"steps", "decoder", "rest"}
+    assert main(["plan", config.replace("pixel_diffusion", "judge").split(",")[0], *arguments]) == 2
+    assert "use --measure=train" in capsys.readouterr().err

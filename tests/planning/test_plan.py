@@ -12,7 +12,7 @@ from emu_jax.parallel.sharding import abstract_batch, constrain
 from emu_jax.planning.chips import GIB, open_topology
 from emu_jax.planning.cost import totals
 from emu_jax.planning.flops import step_flops
-from emu_jax.planning.plan import advise, make_plan
+from emu_jax.planning.plan import advise, plan_step
 from emu_jax.tasks.base import Group, Loss, RowSpec, Task
 from emu_jax.training.state import abstract_state
 
@@ -57,7 +57,7 @@ def plan(**stack):
     rows = {"x": jax.ShapeDtypeStruct((ROWS, task.width), jnp.float32)}
     batch = {"train": abstract_batch(rows, mesh)}
     flops = step_flops(task, state, {}, batch)["all"]
-    return make_plan(task, topology, mesh, state, {}, batch, flops)
+    return plan_step(task, topology, mesh, state, {}, batch, flops)
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,13 @@ from flax import nnx
 from emu_jax.nn.conditioner import Conditioner, Encoded
 from emu_jax.nn.functional import Network
 from emu_jax.nn.layers import conv, linear
+from emu_jax.parallel.mesh import make_mesh
+from emu_jax.planning.sampler import make_sampler
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.samplers import Ancestral, DPMSolverPP2M
 from emu_jax.process.schedules import Cosine
 from emu_jax.tasks import generation
-from emu_jax.tasks.base import Context, Group, Task, to_unit_range
+from emu_jax.tasks.base import Context, Group, Task, cast, to_unit_range
 from emu_jax.tasks.codecs import AutoencoderCodec, IdentityCodec
 from emu_jax.tasks.generation import TIME_BINS, Generation, Sampling
 from emu_jax.text.encoder import TextEncoder
@@ -368,3 +370,39 @@ def test_a_negative_prompt_is_what_guidance_leads_away_from(draw):
     np.testing.assert_allclose(draw(text, seed, [""]), default, atol=1e-5)
     assert np.max(np.abs(draw(text, seed, other) - default)) > 1e-3
     assert np.max(np.abs(default - plain)) > 1e-3
+
+
+def test_parameters_held_in_the_compute_dtype_draw_the_same(params):
+    task = make(compute_dtype=jnp.bfloat16)
+    held = cast(params, task.sampling_dtype)
+    assert {x.dtype for x in held.values()} == {jnp.dtype(jnp.bfloat16)}
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+
+    @jax.jit
+    def run(params):
+        sizes = jnp.full((2, 6), 8, jnp.int32)
+        return task.generate(params, FROZEN, encoded(CAPTIONS[:2]), sizes, keys, (4, 4))
+
+    assert np.array_equal(run(params), run(held))
+
+
+def test_the_sampler_that_is_planned_and_timed_draws_the_same_from_tokens_and_states(params):
+    task, mesh = make(), make_mesh()
+    texts = (CAPTIONS * mesh.size)[: mesh.size]
+    seeds, states = np.arange(mesh.size, dtype=np.uint32), encoded(texts)
+    ids = {"table": tuple(ENCODER.tokenize(texts)[key] for key in ("ids", "mask"))}
+    given = {True: {name: tuple(x) for name, x in states.items()}, False: ids}
+    sizes = jnp.tile(jnp.array([SIDE, SIDE, 0, 0, SIDE, SIDE]), (mesh.size, 1))
+    keys = jax.vmap(jax.random.key)(seeds)
+    wanted = task.generate(params, FROZEN, states, sizes, keys, (SIDE // 2, SIDE // 2))
+    assert np.std(np.asarray(wanted)) > 5
+    for from_states, text in given.items():
+        draw, frozen, rows, images = make_sampler(task, mesh, SIDE, 1, from_states)
+        batch = {"text": text, "seed": seeds}
+        assert images == mesh.size and set(frozen) >= {"codec"}
+        assert jax.tree.map(jnp.shape, batch) == jax.tree.map(jnp.shape, rows)
+        drawn = jax.jit(draw)(
+            params, {name: FROZEN[name] for name in frozen if name in FROZEN}, batch
+        )
+        assert drawn.dtype == jnp.uint8
+        assert np.max(np.abs(np.asarray(drawn, int) - np.asarray(wanted, int))) <= 1
