@@ -1,7 +1,7 @@
 """``emu-jax bench``: times a config's training step and sampler on the devices of this machine.
 
     emu-jax bench --config=FILE[:OPTIONS] --out=DIR [--measure=train] [--measure=sample]
-        [--pictures=16] [--repeats=10] [--warmup=2] [--config.KEY=VALUE]
+        [--pictures=16] [--repeats=10] [--warmup=2] [--profile] [--config.KEY=VALUE]
 
 The step is that of ``emu-jax train``, the sampler that of ``emu-jax sample``. Batches and the
 weights of frozen networks are made up, so a config is enough: no data set, no checkpoint. Prints
@@ -28,6 +28,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--pictures", type=positive, default=16, help="images drawn at once")
     parser.add_argument("--repeats", type=positive, default=10, help="timed calls")
     parser.add_argument("--warmup", type=counted, default=2, help="untimed calls before them")
+    parser.add_argument(
+        "--profile", action="store_true", help="time the kernels of an NVIDIA GPU by kind"
+    )
     add_out(parser, None, "folder for bench.json")
     values = parse(argv, parser)
     if not values.out:
@@ -48,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
         images=values.pictures,
         warmup=values.warmup,
         repeats=values.repeats,
+        profile=values.profile,
     )
     if jax.process_index() == 0:
         device = jax.devices()[0]

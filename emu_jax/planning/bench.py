@@ -10,24 +10,22 @@ The peak is the bf16 peak, even if a config computes in fp32. The benchmark wait
 the time of a call includes the host's time.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Params
-from emu_jax.parallel.sharding import abstract_batch
 from emu_jax.planning.chips import peak_of
 from emu_jax.planning.flops import count_flops
+from emu_jax.planning.gpus import Gpu
 from emu_jax.planning.inputs import synthetic
-from emu_jax.tasks.adapting import BASE
+from emu_jax.planning.profile import profiled
+from emu_jax.planning.sampler import make_sampler
 from emu_jax.tasks.base import Batch, Task, images_in
 from emu_jax.training.state import TrainState, fresh_params, start_state
 from emu_jax.training.step import jit_step
@@ -39,7 +37,8 @@ class Speed:
 
     ``seconds`` has the time of every call after the warm-up. ``flops`` are those of one call for
     all ``images``. ``peak`` is the peak of one device in FLOP/s, None if it is unknown. ``memory``
-    is the peak memory of one device in bytes, None if the device does not report it.
+    is the peak memory of one device in bytes, None if the device does not report it. ``kernels``
+    are those of :mod:`emu_jax.planning.profile`, if they were asked for.
     """
 
     images: int
@@ -49,6 +48,7 @@ class Speed:
     compile_seconds: float
     seconds: tuple[float, ...]
     memory: int | None = None
+    kernels: Mapping[str, Any] | None = None
 
     @property
     def median(self) -> float:
@@ -89,6 +89,7 @@ class Speed:
             "mfu": self.mfu,
             "compile_seconds": self.compile_seconds,
             "peak_memory": self.memory,
+            **({} if self.kernels is None else {"kernels": dict(self.kernels)}),
         }
 
     def line(self, name: str, kind: str) -> str:
@@ -118,11 +119,13 @@ def bench_step(
     accumulate: int = 1,
     warmup: int = 2,
     repeats: int = 10,
+    gpu: Gpu | None = None,
 ) -> tuple[Speed, TrainState]:
     """(speed of the training step, final state).
 
     ``state`` and ``batch`` are abstract and have shardings on the mesh. The state is initialized
-    with ``seed``; the batch is synthetic. ``frozen`` holds arrays.
+    with ``seed``; the batch is synthetic. ``frozen`` holds arrays. ``gpu`` is the GPU whose
+    kernels are profiled.
     """
     made = synthetic(batch, jax.random.key(seed))
     held = start_state(task, mesh, *fresh_params(task, seed, mesh))
@@ -136,7 +139,7 @@ def bench_step(
 
     seconds = _timed(call, warmup, repeats)
     speed = _speed(images_in(batch), mesh, flops, compile_seconds, seconds)
-    return speed, held
+    return _with_kernels(speed, call, compiled, gpu), held
 
 
 def bench_sampler(
@@ -149,42 +152,32 @@ def bench_sampler(
     *,
     warmup: int = 2,
     repeats: int = 10,
+    gpu: Gpu | None = None,
 ) -> Speed:
-    """The speed of sampling images of ``side`` pixels, from the outputs of the text encoders to
-    uint8 pixels. A super-resolution stage is conditioned on blank images.
-
-    ``params`` are those of ``adapted``. One call samples ``images`` images, rounded up to a
-    multiple of the number of devices.
+    """The speed of :func:`emu_jax.planning.sampler.make_sampler`, from the outputs of the text
+    encoders to uint8 pixels. ``params`` are those of ``adapted``.
     """
-    task = adapted.generator
-    assert task is not None, "only a text-to-image task has a sampler"
-    images = math.ceil(images / mesh.size) * mesh.size
-    shape = side // task.codec.factor, side // task.codec.factor
-
-    def draw(params: Params, frozen: Any, rows: Mapping[str, Any]) -> jax.Array:
-        sizes = jnp.tile(jnp.array([side, side, 0, 0, side, side]), (images, 1))
-        encoded = {name: Encoded(*states) for name, states in rows["text"].items()}
-        keys = jax.vmap(jax.random.key)(rows["seed"])
-        low = task.low.blank(images, side) if task.low else None
-        own = adapted.generator_params(params, frozen)
-        return task.generate(own, frozen, encoded, sizes, keys, shape, low=low)
-
-    def many(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((images, *x.shape[1:]), x.dtype)
-
-    rows = {
-        "text": {name: tuple(jax.tree.map(many, null)) for name, null in task.null_outputs.items()},
-        "seed": jax.ShapeDtypeStruct((images,), np.uint32),
-    }
-    made = synthetic(abstract_batch(rows, mesh), jax.random.key(0))
-    used = {name: frozen[name] for name in ("codec", BASE) if name in frozen}
+    draw, names, rows, images = make_sampler(adapted, mesh, side, images)
+    made = synthetic(rows, jax.random.key(0))
+    used = {name: frozen[name] for name in names if name in frozen}
     flops = count_flops(draw, params, used, made)
     compiled, compile_seconds = _compiled(jax.jit(draw), params, used, made)
-    seconds = _timed(lambda: compiled(params, used, made), warmup, repeats)
-    return _speed(images, mesh, flops, compile_seconds, seconds)
+
+    def call() -> Any:
+        return compiled(params, used, made)
+
+    seconds = _timed(call, warmup, repeats)
+    speed = _speed(images, mesh, flops, compile_seconds, seconds)
+    return _with_kernels(speed, call, compiled, gpu)
 
 
-def _compiled(f: Any, *args: Any) -> tuple[Callable[..., Any], float]:
+def _with_kernels(speed: Speed, call: Callable[[], Any], compiled: Any, gpu: Gpu | None) -> Speed:
+    if gpu is None:
+        return speed
+    return replace(speed, kernels=profiled(call, compiled.as_text(), gpu, speed.median))
+
+
+def _compiled(f: Any, *args: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     return f.lower(*args).compile(), time.perf_counter() - start
 
