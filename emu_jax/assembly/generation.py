@@ -20,6 +20,7 @@ from emu_jax.nn.denoisers import DENOISERS
 from emu_jax.nn.functional import Network
 from emu_jax.nn.text_adapter import AdaptedConditioner
 from emu_jax.parallel.convolution import convolve_by
+from emu_jax.parallel.gates import gate_by
 from emu_jax.parallel.placement import Placement
 from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.masking import MaskingProcess
@@ -152,7 +153,7 @@ def make_denoiser(
     if low and kind.level:
         arguments["level"] = True
     build = partial(module, loaded(kind.build), arguments)
-    return Network(lambda rngs: convolve_by(on.convolve, build(rngs)))
+    return Network(lambda rngs: gate_by(on.gated, convolve_by(on.convolve, build(rngs))))
 
 
 def make_process(section: ConfigDict, codec: Codec) -> GaussianProcess | MaskingProcess:

@@ -1,4 +1,4 @@
-"""How a network runs on its devices: four functions, so that networks need no mesh."""
+"""How a network runs on its devices: five functions, so that networks need no mesh."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +8,10 @@ import jax
 from jax.sharding import Mesh
 
 from emu_jax.nn.attention import Attend, attend
+from emu_jax.nn.transformer import gated
 from emu_jax.parallel.attention import make_attend
 from emu_jax.parallel.convolution import Convolve, make_convolve
+from emu_jax.parallel.gates import Gated, make_gated
 from emu_jax.parallel.sharding import constrain, gather
 
 Constrain = Callable[[jax.Array], jax.Array]
@@ -18,14 +20,15 @@ Constrain = Callable[[jax.Array], jax.Array]
 @dataclass(frozen=True)
 class Placement:
     """``constrain`` shards activations [b, ...] by the batch rule between blocks, ``gather``
-    gathers the weights of a layer, ``attend`` and ``convolve`` compute the attention and the
-    convolutions of a generator.
+    gathers the weights of a layer, ``attend``, ``convolve`` and ``gated`` compute the attention,
+    the convolutions and the gates of a generator.
     """
 
     constrain: Constrain = lambda x: x
     gather: Callable[[Any], Any] | None = None
     attend: Attend = attend
     convolve: Convolve = jax.lax.conv_general_dilated
+    gated: Gated = gated
 
 
 ONE_DEVICE = Placement()
@@ -41,4 +44,5 @@ def placement(mesh: Mesh, attention: str, strict: bool = False) -> Placement:
         gather(mesh),
         make_attend(attention, mesh, strict),
         make_convolve(mesh, strict),
+        make_gated(mesh),
     )
