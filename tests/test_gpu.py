@@ -28,7 +28,8 @@ CUDNN = """
     kernel = make_attend("cudnn", make_mesh())
     rng = np.random.default_rng(0)
     for n, m, width, masked in ((1024, 1024, 64, False), (2048, 1024, 40, False),
-                                (1024, 2048, 128, True)):
+                                (1024, 2048, 128, True), (4096, 77, 64, True),
+                                (1024, 77, 64, False)):
         q, k, v, weight = (jnp.asarray(rng.normal(size=(2, t, 4, width)), jnp.bfloat16)
                            for t in (n, m, m, n))
         keys = jnp.arange(m) < jnp.array([[m], [m // 2]]) if masked else None

@@ -10,11 +10,12 @@ the devices and the shapes:
 
 XLA computes, whatever the kind, where there are fewer than ``LONG`` queries (the coarse stages: a
 kernel gains little) and where the number of devices does not divide the rows (one image on eight
-chips); cuDNN also needs ``LONG`` keys (texts are shorter). If a kernel does not support a longer
-call, XLA computes it under ``auto``, and it is an error if the kernel was selected by name.
+chips). If a kernel does not support a longer call, XLA computes it under ``auto``, and it is an
+error if the kernel was selected by name.
 
 A kernel is compared with XLA's form before its first use (:mod:`emu_jax.parallel.checks`); one that
-fails is replaced by it, or is an error if it was selected by name.
+fails is replaced by it, or is an error if it was selected by name. cuDNN is compared a second time
+over a text, whose tokens are padded for it; if it fails there, XLA computes these calls only.
 
 On several devices a kernel runs inside ``shard_map``: each device has its own rows and all heads.
 """
@@ -38,6 +39,10 @@ from emu_jax.parallel.mesh import AXES
 KINDS = ("auto", "xla", "flash", "cudnn")
 # From this number of tokens on, moving the weights through memory costs more than the arithmetic.
 LONG = 1024
+# cuDNN takes keys in multiples of this; a text is padded.
+_PADDED = 8
+# Keys of the second comparison: CLIP's tokens.
+_TEXT = 77
 # Tokens of the comparison before the first use: a call that kernels are used for.
 _COMPARED = LONG
 # With wider heads the tiles of the flash kernel do not fit into the memory of a core.
@@ -67,23 +72,30 @@ def make_attend(kind: str, mesh: Mesh, strict: bool = False) -> Attend:
         return attend
     named = kind != "auto"
     change = "attention=xla" if named else "attention=xla or deterministic=False" if strict else ""
-    compared = usable(f"attention={chosen}", mesh, *_compared(chosen), change)
-    return partial(_attend, chosen, named, mesh) if compared else attend
+    if not usable(f"attention={chosen}", mesh, *_compared(chosen), change):
+        return attend
+    texts = chosen != "cudnn" or usable(
+        "attention=cudnn over texts", mesh, *_compared(chosen, _TEXT)
+    )
+    return partial(_attend, chosen, named, 0 if texts else LONG, mesh)
 
 
 def _compared(
-    kind: str,
+    kind: str, count: int = 0
 ) -> tuple[Callable[..., Array], Callable[..., Array], list[np.ndarray]]:
-    """A kernel and XLA's form as functions of q, k and v, and values of these: two rows, of which
-    the second attends to half of the keys.
+    """A kernel and XLA's form as functions of q, k and v, and values of these: two rows with
+    ``count`` keys (0: as many as queries), of which the second attends to half.
     """
-    shape, kernel = (2, _COMPARED, 2, 64), _kernels()[kind]
-    keys = np.arange(_COMPARED) < np.array([[_COMPARED], [_COMPARED // 2]])
+    kernel, count = _kernels()[kind], count or _COMPARED
+    keys = np.arange(count) < np.array([[count], [count // 2]])
     chance = np.random.default_rng(0)
     return (
         lambda q, k, v: kernel(q, k, v, jnp.asarray(keys)),
         lambda q, k, v: attend(q, k, v, jnp.asarray(keys)[:, None, None]),
-        [chance.normal(size=shape).astype(np.float32) for _ in range(3)],
+        [
+            chance.normal(size=(2, tokens, 2, 64)).astype(np.float32)
+            for tokens in (_COMPARED, count, count)
+        ],
     )
 
 
@@ -107,22 +119,22 @@ def unsupported(
             return f"{q.dtype}, only 16 bits"
         if q.shape[-1] % 8 or q.shape[-1] > 128:
             return f"heads of width {q.shape[-1]}, only multiples of 8 up to 128"
-        if mask is not None and (q.shape[1] % 2 or k.shape[1] % 2):
-            return "masks over an odd number of tokens"
+        if q.shape[1] % 2 and (mask is not None or k.shape[1] % _PADDED):
+            return "masks over an odd number of queries"
     return ""
 
 
 def _attend(
     kind: str,
     named: bool,
+    shortest: int,
     mesh: Mesh,
     q: Float[Array, "b n h d"],
     k: Float[Array, "b m h d"],
     v: Float[Array, "b m h d"],
     mask: Bool[Array, "#b #h #n m"] | None = None,
 ) -> Float[Array, "b n h d"]:
-    tokens = min(q.shape[1], k.shape[1]) if kind == "cudnn" else q.shape[1]
-    if tokens < LONG or q.shape[0] % mesh.size:
+    if q.shape[1] < LONG or k.shape[1] < shortest or q.shape[0] % mesh.size:
         return attend(q, k, v, mask)
     reason = unsupported(kind, q, k, mask)
     if reason and named:
@@ -166,6 +178,12 @@ def cudnn(
     keys: Bool[Array, "b m"] | None,
 ) -> Float[Array, "b n h d"]:
     """The fused attention of cuDNN; ``keys`` is true for the keys that are attended to."""
+    more = -k.shape[1] % _PADDED
+    if more:
+        keys = jnp.ones(k.shape[:2], bool) if keys is None else keys
+        k, v, keys = (
+            jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2)) for x in (k, v, keys)
+        )
     mask = None
     if keys is not None:
         mask = jnp.broadcast_to(keys[:, None, None], (len(q), 1, q.shape[1], k.shape[1]))

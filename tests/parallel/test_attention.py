@@ -5,6 +5,7 @@ import sys
 import textwrap
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -94,8 +95,31 @@ def test_which_one_runs(ran):
     # Few queries, and rows that the devices do not divide, whatever was asked for.
     for short in (dict(n=LONG - 1), dict(b=6)):
         assert ran("flash", tpu, **short) == ran("cudnn", gpu, **short) == "xla"
-    assert ran("flash", tpu, m=77) == "flash" and ran("cudnn", gpu, m=77) == "xla"
+    assert ran("flash", tpu, m=77) == "flash" and ran("cudnn", gpu, m=77) == "cudnn"
     assert ran("auto", mesh_of("gpu", "7.5")) == "xla"  # too old for it
+
+
+def test_cudnn_that_fails_over_texts_leaves_them_to_xla(ran, monkeypatch):
+    gpu = mesh_of("gpu")
+    monkeypatch.setattr(attention, "usable", lambda name, *rest: "texts" not in name)
+    assert ran("cudnn", gpu) == "cudnn" and ran("cudnn", gpu, m=77) == "xla"
+
+
+def test_a_text_is_padded_for_cudnn(monkeypatch):
+    """What jax would compute with the padded arrays is what plain attention computes without."""
+
+    def stand_in(q, k, v, mask, implementation):
+        assert k.shape[1] % 8 == 0 and mask.shape[-1] == k.shape[1] and implementation == "cudnn"
+        return plain(q, k, v, mask=mask)
+
+    plain = jax.nn.dot_product_attention
+    chance = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(chance.normal(size=(2, n, 2, 8)), jnp.float32) for n in (6, 5, 5))
+    keys = jnp.arange(5) < jnp.array([[5], [3]])
+    wanted = attend(q, k, v, keys[:, None, None]), attend(q, k, v)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    for one, other in zip(wanted, (attention.cudnn(q, k, v, x) for x in (keys, None)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_a_cpu_has_the_plain_one():
@@ -109,7 +133,8 @@ def test_a_cpu_has_the_plain_one():
         ("flash", dict(width=640), "heads of width 640, over 512"),
         ("cudnn", dict(dtype=jnp.float32), "float32, only 16 bits"),
         ("cudnn", dict(width=20), "heads of width 20"),
-        ("cudnn", dict(n=LONG + 1, mask=jnp.ones((1, 1, 1, LONG), bool)), "odd number of tokens"),
+        ("cudnn", dict(n=LONG + 1, mask=jnp.ones((1, 1, 1, LONG), bool)), "odd number of quer"),
+        ("cudnn", dict(n=LONG + 1, m=77), "odd number of queries"),
     ],
 )
 def test_what_a_kernel_cannot_take_is_refused_or_goes_to_xla(kind, shape, words, ran):
