@@ -87,8 +87,9 @@ fi
 status=0
 for name in "${parts[@]}"; do
     left=$((BUDGET - SECONDS))
-    if ((${expected[$name]:-0} > left)); then
-        echo "$name: left out, it takes some ${expected[$name]} s and $left s are left"
+    needed="${expected[$name]:-0}"
+    if ((needed > left)); then
+        echo "$name: left out, it takes some $needed s and $left s are left"
         continue
     fi
     start=$SECONDS
