@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 import runs
 
@@ -20,7 +21,16 @@ SMALL = (
 )
 
 
-def test_a_plan_of_a_generators_step(tmp_path, capsys):
+@pytest.fixture
+def stack_traces():
+    """Of every operation, by which a profile finds its module; other tests go without."""
+    limit = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 10)
+    yield
+    jax.config.update("jax_traceback_in_locations_limit", limit)
+
+
+def test_a_plan_of_a_generators_step(stack_traces, tmp_path, capsys):
     arguments = [CONFIG, "--topology=v5e:2x2", f"--out={tmp_path}", "--profile", *SMALL]
     assert main(["plan", *arguments]) == 0
     out = capsys.readouterr().out
