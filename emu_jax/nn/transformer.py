@@ -7,6 +7,7 @@ projection, after it another projection.
 """
 
 import math
+from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
@@ -29,7 +30,7 @@ class GEGLU(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs):
         self.proj = linear(inputs, 2 * outputs, bias=bias, rngs=rngs)
-        self.gated = gated
+        self.gated: Callable[[Array, Array], Array] = gated
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b o"]:
         return self.activation(self.product(x))

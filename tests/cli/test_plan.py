@@ -25,7 +25,7 @@ SMALL = (
 def stack_traces():
     """Of every operation, by which a profile finds its module; other tests go without."""
     limit = jax.config.jax_traceback_in_locations_limit
-    jax.config.update("jax_traceback_in_locations_limit", 10)
+    jax.config.update("jax_traceback_in_locations_limit", 100)
     yield
     jax.config.update("jax_traceback_in_locations_limit", limit)
 
