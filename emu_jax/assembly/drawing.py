@@ -12,8 +12,9 @@ from etils import epath
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from emu_jax.assembly.cascade import Cascade, open_generator
+from emu_jax.assembly.cascade import Cascade, conditioning, open_generator
 from emu_jax.assembly.generator import Generator
+from emu_jax.assembly.given import NOTHING, Given, digests
 from emu_jax.data.decode import open_image
 from emu_jax.data.images import compose, upright
 from emu_jax.data.textfile import read_lines
@@ -38,6 +39,7 @@ def draw_prompts(
     width: int | None = None,
     height: int | None = None,
     shard: tuple[int, int] | None = None,
+    given: Given = NOTHING,
     **changes: Any,
 ) -> list[str]:
     """Draws every prompt ``per_prompt`` times, with the seeds ``seed``, ``seed`` + 1, ...; writes
@@ -46,7 +48,8 @@ def draw_prompts(
 
     An image whose file exists is not drawn again: an interrupted call continues. A file's name
     depends on everything that its image depends on, and its metadata say what that is. ``width``
-    and ``height`` are in pixels, by default those of training. ``changes`` are those of
+    and ``height`` are in pixels, by default those of training. ``given`` are images that condition
+    the model beside the prompts. ``changes`` are those of
     :class:`Generator`.
 
     ``shard`` (i, n) draws every n-th image from the i-th on; by default n are the processes that
@@ -65,10 +68,14 @@ def draw_prompts(
     index, shards = shard or (jax.process_index(), jax.process_count())
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    images = conditioning(generator, given, prompts, size)
     recipe = json.dumps([generator.recipe, size, negative], sort_keys=True, default=str)
-    made_by = _provenance(checkpoint, generator)
+    recipes = [recipe] * len(prompts)
+    if images:
+        recipes = [f"{recipe}, {json.dumps(digests(images, i))}" for i in range(len(prompts))]
+    made_by = _provenance(checkpoint, generator, given)
     wanted = {  # file -> row of its prompt, seed; a repeated prompt has one file
-        _file_name(prompt, own_seed, recipe): (row, own_seed)
+        _file_name(prompt, own_seed, recipes[row]): (row, own_seed)
         for row, prompt in enumerate(prompts.prompts)
         for own_seed in range(seed, seed + per_prompt)
     }
@@ -78,7 +85,9 @@ def draw_prompts(
     missing = [name for name in names if name not in existing]
     texts = [prompts.prompts[wanted[name][0]] for name in missing]
     seeds = [wanted[name][1] for name in missing]
-    drawn = generator.draw_each(texts, seeds, negative, size=size)
+    rows = [wanted[name][0] for name in missing]
+    own = {name: [every[row] for row in rows] for name, every in images.items()}
+    drawn = generator.draw_each(texts, seeds, negative, size=size, images=own)
     drawn = watch(drawn, "images", len(missing), compiles="the sampler")
     for name, prompt, own_seed, image in zip(missing, texts, seeds, drawn, strict=True):
         about = {"prompt": prompt, "negative_prompt": negative, "seed": own_seed, **made_by}
@@ -173,13 +182,16 @@ def save_image(image: Image.Image, path: epath.Path, **about: Any) -> None:
     temporary.replace(path)
 
 
-def _provenance(checkpoint: str, generator: Generator | Cascade) -> dict[str, Any]:
+def _provenance(checkpoint: str, generator: Generator | Cascade, given: Given) -> dict[str, Any]:
     """The entries of an image's metadata on its model and how it was sampled."""
     sampling, weighting = generator.config.sampling, generator.prompt_weighting
     about = {} if weighting == "none" else {"prompt_weighting": weighting}
     if getattr(sampling, "sag_scale", 0):
         about["sag_scale"] = sampling.sag_scale
-    return about | {
+    if (control := generator.config.get("control")) and control.hint:
+        about |= {"control": control.hint, "control_strength": control.strength}
+    files = {"control_image": given.control_image, **given.files}
+    return {**about, **{name: file for name, file in files.items() if file}} | {
         "model": checkpoint,
         "weights": generator.fingerprints["weights"],
         "sampler": sampling.sampler,

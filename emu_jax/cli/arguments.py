@@ -6,13 +6,14 @@ import secrets
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from emu_jax.assembly.arguments import Parser, folder, path, positive, scale, seed
+from emu_jax.assembly.arguments import Parser, folder, path, positive, real, scale, seed
 from emu_jax.assembly.schema import listed, one_of
 from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.errors import UserError
 from emu_jax.process.registry import SAMPLERS
 
 if TYPE_CHECKING:
+    from emu_jax.assembly.given import Given
     from emu_jax.evaluation.prompt_sets import PromptSet
 
 
@@ -52,6 +53,11 @@ def add_sampling_arguments(parser: Parser) -> None:
     parser.add_argument("--sampler", help=f"{listed(SAMPLERS, 'or')}; parallel is for tokens")
     parser.add_argument("--guidance_scale", type=scale, help="scale of classifier-free guidance")
     parser.add_argument(
+        "--image_guidance_scale",
+        type=scale,
+        help="scale of guidance by the image before an edit, of editing models",
+    )
+    parser.add_argument(
         "--sag_scale", type=scale, help="scale of self-attention guidance (U-Nets); 0.75 is usual"
     )
     parser.add_argument("--batch_size", type=positive, default=16, help="images drawn at once")
@@ -69,9 +75,61 @@ def sampling_changes(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         name: getattr(arguments, name)
         for name in (
-            *("steps", "sampler", "guidance_scale", "sag_scale", "batch_size", "prompt_weighting"),
+            *("steps", "sampler", "guidance_scale", "image_guidance_scale", "sag_scale"),
+            *("batch_size", "prompt_weighting"),
         )
     }
+
+
+def add_adapters(parser: Parser, what: str) -> None:
+    """LoRA, text adapter and ControlNet that are laid over ``what``, and conditioning images."""
+    parser.add_argument("--adapter", type=path, default="", help=f"LoRA file to lay over {what}")
+    parser.add_argument("--adapter_scale", type=real, default=1.0, help="its strength")
+    add_text_adapter(parser, what)
+    parser.add_argument(
+        "--control",
+        type=path,
+        default="",
+        metavar="MODEL[@STRENGTH]",
+        help=f"ControlNet for {what}: a run, an exported or imported one, builtin:NAME; a strength "
+        "has a decimal point (@0.7), default 1.0",
+    )
+    parser.add_argument(
+        "--control_image",
+        type=path,
+        default="",
+        help="image whose hint it follows (edges are computed); hint:FILE is the hint itself, "
+        "canny:FILE an image for edges; default: the images of the prompts' data set",
+    )
+    parser.add_argument(
+        "--given",
+        type=named_file,
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="an image that the model takes beside the prompt: image=FILE and mask=FILE of "
+        "inpainting models (the mask is white where to draw), before=FILE of editing models",
+    )
+
+
+def named_file(text: str) -> tuple[str, str]:
+    """``NAME=FILE`` for argparse."""
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise argparse.ArgumentTypeError(f"{text!r}: use NAME=FILE, e.g. mask=mask.png")
+    return name, path(file)
+
+
+def adapter_changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of :func:`add_adapters` that open_generator takes, without the text adapter."""
+    return {name: getattr(arguments, name) for name in ("adapter", "adapter_scale", "control")}
+
+
+def given_images(arguments: argparse.Namespace) -> "Given":
+    """The images of :func:`add_adapters`."""
+    from emu_jax.assembly.given import Given
+
+    return Given(arguments.control_image, dict(arguments.given))
 
 
 def add_text_adapter(parser: Parser, what: str) -> None:

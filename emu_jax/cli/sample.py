@@ -9,13 +9,15 @@ Several processes, or commands with ``--shard=1/n`` to ``--shard=n/n``, divide t
 
 from collections.abc import Sequence
 
-from emu_jax.assembly.arguments import Parser, path, positive, real, share_of_one
+from emu_jax.assembly.arguments import Parser, path, positive, share_of_one
 from emu_jax.cli.arguments import (
+    adapter_changes,
+    add_adapters,
     add_data_dir,
     add_out,
     add_prompt_arguments,
     add_sampling_arguments,
-    add_text_adapter,
+    given_images,
     named_prompts,
     sampling_changes,
     share,
@@ -35,11 +37,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--checkpoint", type=path, default=SHIPPED, help=f"model; default {SHIPPED}"
     )
-    parser.add_argument(
-        "--adapter", type=path, default="", help="LoRA file to lay over the checkpoint"
-    )
-    parser.add_argument("--adapter_scale", type=real, default=1.0, help="its strength")
-    add_text_adapter(parser, "the checkpoint")
+    add_adapters(parser, "the checkpoint")
     parser.add_argument(
         "--eta", type=share_of_one, help="share of the text adapter, 0 to 1; default: its own"
     )
@@ -77,10 +75,10 @@ def main(argv: Sequence[str]) -> int:
             width=arguments.width,
             height=arguments.height,
             shard=arguments.shard,
-            adapter=arguments.adapter,
-            adapter_scale=arguments.adapter_scale,
+            given=given_images(arguments),
             text_adapter=arguments.text_adapter,
             eta=arguments.eta,
+            **adapter_changes(arguments),
             **sampling_changes(arguments),
         )
     print(f"{len(names):,} images in {arguments.out}, the first of them in grid.png", flush=True)

@@ -1,0 +1,106 @@
+"""A ControlNet as a whole program: trained, resumed, opened, exported, drawn with, compared."""
+
+import json
+import shutil
+
+import numpy as np
+import runs
+from diffusers import ControlNetModel
+from PIL import Image
+
+from emu_jax.assembly.models import open_model
+from emu_jax.checkpoint.export import load_model
+from emu_jax.cli.main import main
+
+
+def train(workdir, pictures, base, codec, *more):
+    """On latents and texts from caches; edges are computed from the images beside them."""
+    arguments = runs.command("latent_diffusion", workdir, pictures, *more)
+    config = f"--config={runs.ROOT}/configs/control.py:size=test"
+    arguments = [config if a.startswith("--config=") else a for a in arguments]
+    return main(
+        [
+            *arguments,
+            f"--config.init_from={base}",
+            f"--config.codec.path={codec}",
+            f"--config.data.cache_dir={workdir.parent}/cache",
+            "--config.data.cache_latents=True",
+            "--config.data.cache_text=True",
+            "--config.train.steps=4",
+            "--config.train.validate_every=4",
+            "--config.train.preview_every=4",
+            "--config.sampling.previews=2",
+            "--config.groups.control.optimizer.learning_rate=0.1",
+        ]
+    )
+
+
+def test_a_control_network_from_training_to_a_comparison(
+    pictures, autoencoder_run, generator_run, tmp_path, capsys
+):
+    run, again = tmp_path / "run", tmp_path / "again"
+    made = pictures, generator_run, autoencoder_run
+    assert train(run, *made) == 0
+    expected = runs.arrays(run)
+    own = {path for path in expected if path.startswith("params/")}
+    assert own and all(path.startswith("params/control/") for path in own)
+    copy = "params/control/conv_in/kernel"
+    base, fresh = load_model(str(generator_run)), expected[copy]
+    start = base.params["denoiser/conv_in/kernel"]
+    assert np.abs(fresh - start).max() < 0.5 and np.std(start) > 0.05  # four steps at most of 0.1
+
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "checkpoints" / "4")
+    assert train(again, *made) == 0
+    found = runs.arrays(again)
+    assert expected.keys() == found.keys()
+    assert not [name for name in expected if not np.array_equal(expected[name], found[name])]
+    assert runs.lines(again / "metrics.jsonl") == runs.lines(run / "metrics.jsonl")
+
+    # Opened, it is its base as it was, and the ControlNet.
+    whole = open_model(str(run))
+    assert {path for path in whole.params if not path.startswith("control/")} == {*base.params}
+    assert all(np.array_equal(whole.params[path], x) for path, x in base.params.items())
+
+    alone, theirs = tmp_path / "alone", tmp_path / "diffusers"
+    assert main(["export", str(run), "--adapter", f"--out={alone}", "--dtype=float32"]) == 0
+    more = ["--adapter", "--format=diffusers", f"--out={theirs}"]
+    assert main(["export", str(run), *more]) == 0
+    tensors = ControlNetModel.from_pretrained(theirs).state_dict()
+    assert sum(x.numel() for x in tensors.values()) == sum(expected[path].size for path in own)
+    assert main(["import", str(theirs), f"--out={tmp_path}/imported"]) == 0
+
+    edges = np.zeros((16, 16, 3), np.uint8)
+    edges[4:12, 4] = edges[4:12, 11] = edges[4, 4:12] = edges[11, 4:12] = 255
+    Image.fromarray(edges).save(tmp_path / "edges.png")
+    place = tmp_path / "images"
+
+    def drawn(*more):
+        before = {*place.glob("*_*.png")}
+        assert main(["sample", "a red disc", f"--out={place}", "--steps=2", *more]) == 0
+        (image,) = {*place.glob("*_*.png")} - before
+        return np.asarray(Image.open(image))
+
+    def refused(*more):
+        assert main(["sample", "a red disc", f"--out={place}", *more]) == 2
+        return capsys.readouterr().err
+
+    base, hint = f"--checkpoint={generator_run}", f"--control_image=hint:{tmp_path}/edges.png"
+    plain = drawn(base)
+    used = drawn(base, f"--control={alone}", hint)
+    assert np.any(plain != used)
+    np.testing.assert_array_equal(drawn(f"--checkpoint={run}", hint), used)
+    np.testing.assert_array_equal(drawn(base, f"--control={tmp_path}/imported", hint), used)
+    np.testing.assert_array_equal(drawn(base, f"--control={alone}@0.0", hint), plain)
+    assert np.any(drawn(base, f"--control={alone}@0.5", hint) != used)
+    assert "--control_image=FILE" in refused(f"--checkpoint={run}")
+    assert "add --control" in refused(base, hint)
+    assert "has no ControlNet" in refused(base, f"--control={generator_run}", hint)
+
+    # Base and control side by side: the prompts' own images give the edges.
+    report = tmp_path / "report"
+    command = ["compare", str(generator_run), str(run), "--prompts=folder/tiny:part != none"]
+    command += [f"--data_dir={pictures}", "--count=3", "--judge=", "--kept=", "--steps=2"]
+    assert main([*command, "--metrics=edge_f1", f"--out={report}"]) == 0
+    record = json.loads((report / "compare.json").read_text())
+    assert record["metrics"]["edge_f1"]["figures"].keys() == {str(generator_run), str(run)}
