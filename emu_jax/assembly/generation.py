@@ -115,7 +115,8 @@ def make_control(
     section = config.get("control")
     if not section or not section.hint:
         return None
-    if config.denoiser.get("kind", "unet") != "unet" or config.low_resolution.factor:
+    low = (config.get("low_resolution") or {}).get("factor")
+    if config.denoiser.get("kind", "unet") != "unet" or low:
         raise UserError(
             f"control.hint is {section.hint!r}, but ControlNets are for denoisers of kind unet "
             "without a low-resolution image: leave it empty."

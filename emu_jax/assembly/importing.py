@@ -149,7 +149,7 @@ def generator_config(sections: Mapping[str, Any], compute_dtype: str) -> dict[st
     config.task = "generation"
     config.compute_dtype = compute_dtype
     config.drop_text = 0.1
-    for name in ("codec", "text", "conditioner", "denoiser", "low_resolution"):
+    for name in ("codec", "text", "conditioner", "denoiser", "low_resolution", "spatial"):
         if name in sections:
             config[name] = sections[name]
     for options in config.text.values():

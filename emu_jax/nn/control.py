@@ -6,8 +6,8 @@ level i are (Zhang et al. 2023, arXiv:2302.05543)
     y_i = E(x, t, text)_i + Z_i E'(conv_in(x) + h(c), t, text)_i                             (1)
 
 for every skip connection and for the middle block, whose decoder half stays as it is. Z_i are 1 x 1
-convolutions. They and the last layer of h start at zero, so (1) starts as the U-Net alone, bit for
-bit. Parameters are named as in diffusers' ControlNetModel.
+convolutions. They and the last layer of h start at zero, so exactly zero is added at first.
+Parameters are named as in diffusers' ControlNetModel.
 
 A smaller copy leaves out all attention and one residual block of the middle (``attention=False``);
 the published small ControlNets for Stable Diffusion XL are such copies.
