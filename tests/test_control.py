@@ -9,8 +9,10 @@ from diffusers import ControlNetModel
 from PIL import Image
 
 from emu_jax.assembly.models import open_model
+from emu_jax.checkpoint.adapters import write_adapter
 from emu_jax.checkpoint.export import load_model
 from emu_jax.cli.main import main
+from emu_jax.nn.lora import DOWN, UP, factor, factor_shapes
 
 
 def train(workdir, pictures, base, codec, *more):
@@ -97,10 +99,15 @@ def test_a_control_network_from_training_to_a_comparison(
     assert "add --control" in refused(base, hint)
     assert "has no ControlNet" in refused(base, f"--control={generator_run}", hint)
 
-    # Base and control side by side: the prompts' own images give the edges.
-    report = tmp_path / "report"
-    command = ["compare", str(generator_run), str(run), "--prompts=folder/tiny:part != none"]
-    command += [f"--data_dir={pictures}", "--count=3", "--judge=", "--kept=", "--steps=2"]
-    assert main([*command, "--metrics=edge_f1", f"--out={report}"]) == 0
+    # With a LoRA over two models in one command: the prompts' own images give the edges.
+    kernel, lora = "denoiser/mid_block/resnets/0/conv1/kernel", tmp_path / "lora"
+    shapes = factor_shapes(kernel, load_model(str(generator_run)).params[kernel].shape, 2)
+    factors = {factor(kernel, n): np.full(x, 0.1) for n, x in zip((DOWN, UP), shapes, strict=True)}
+    write_adapter(str(lora), factors, 2.0, prefix="unet", dtype=np.float32)
+    report, models = tmp_path / "report", [str(generator_run), f"{generator_run}@2"]
+    command = ["compare", *models, f"--adapter={lora}", f"--control={alone}@0.8", "--kept="]
+    command += ["--prompts=folder/tiny:part != none", f"--data_dir={pictures}", "--count=2"]
+    command += ["--judge=", "--steps=2", "--batch_size=2", "--metrics=edge_f1", f"--out={report}"]
+    assert main(command) == 0
     record = json.loads((report / "compare.json").read_text())
-    assert record["metrics"]["edge_f1"]["figures"].keys() == {str(generator_run), str(run)}
+    assert record["metrics"]["edge_f1"]["figures"].keys() == {*models}

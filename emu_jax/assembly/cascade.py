@@ -13,7 +13,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from emu_jax.assembly.generator import Generator, Size, require_multiples
-from emu_jax.assembly.given import Given
+from emu_jax.assembly.given import NOTHING, Given
 from emu_jax.data.mixture import Selection
 from emu_jax.errors import UserError
 from emu_jax.evaluation.prompt_sets import PromptSet
@@ -104,6 +104,16 @@ class Cascade:
         return size[0] // factor, size[1] // factor
 
     @property
+    def further(self) -> tuple[str, ...]:
+        """Those of the first stage: :attr:`Generator.further`."""
+        return self.stages[0].further
+
+    @property
+    def hint(self) -> str:
+        """That of the first stage: :attr:`Generator.hint`."""
+        return self.stages[0].hint
+
+    @property
     def recipe(self) -> dict[str, Any]:
         """Those of all stages."""
         return {f"stage_{i}": stage.recipe for i, stage in enumerate(self.stages)}
@@ -137,7 +147,8 @@ def conditioning(
     first = generator
     if isinstance(generator, Cascade):
         first, size = generator.stages[0], size and generator.first_size(size)
-    assert isinstance(first, Generator)
+    if not first.further and given == NOTHING:
+        return {}
     background = tuple(first.config.data.background)
     size = size or (first.side, first.side)
     return given.images(first.further, first.hint, prompts, size, background)

@@ -115,11 +115,10 @@ def real_images(prompts: PromptSet, model: Drawn) -> Iterator[UInt8[np.ndarray, 
     yield from prompts.real.read((height, width)) if prompts.real else ()
 
 
-def _taken(given: Given, generator: Generator | Cascade) -> Given:
+def _taken(given: Given, model: Generator | Cascade) -> Given:
     """What of ``given`` a model takes; beside others in a comparison it may take less."""
-    first = generator.stages[0] if isinstance(generator, Cascade) else generator
-    files = {name: file for name, file in given.files.items() if name in first.further}
-    return Given(given.control_image if first.hint else "", files)
+    files = {name: file for name, file in given.files.items() if name in model.further}
+    return Given(given.control_image if model.hint else "", files)
 
 
 def _wording(prompts: PromptSet, column: str) -> Sequence[str]:

@@ -188,7 +188,8 @@ def _provenance(checkpoint: str, generator: Generator | Cascade, given: Given) -
     about = {} if weighting == "none" else {"prompt_weighting": weighting}
     if getattr(sampling, "sag_scale", 0):
         about["sag_scale"] = sampling.sag_scale
-    if (control := generator.config.get("control")) and control.hint:
+    if generator.hint:
+        control = generator.config.control
         about |= {"control": control.hint, "control_strength": control.strength}
     files = {"control_image": given.control_image, **given.files}
     return {**about, **{name: file for name, file in files.items() if file}} | {
