@@ -2,9 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from emu_jax.errors import UserError
 from emu_jax.evaluation.prompt_sets import PromptSet
 
 Image = UInt8[np.ndarray, "h w *c"]
-_NO_FILES: Mapping[str, str] = MappingProxyType({})
 _HINT, _CANNY = "hint:", "canny:"
 
 
@@ -33,7 +31,7 @@ class Given:
     """
 
     control_image: str = ""
-    files: Mapping[str, str] = _NO_FILES
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def images(
         self,
