@@ -167,8 +167,6 @@ def import_control(source: Parts, name: str = "") -> Imported:
     shapes = Network(partial(_build, ControlNet, arguments | own)).shapes()
     params = to_params(source.weights(name), shapes, source.where(name))
     structure = {key: x for key, x in arguments.items() if key not in _FROM_OTHERS}
-    if not arguments.get("text_width"):
-        structure.pop("context_width", None)
     sections = dict(denoiser={"kind": UNET.kind, **structure}, control={"hint": "other", **own})
     return Imported(sections, nested(CONTROL, params), {CONTROL: config})
 
