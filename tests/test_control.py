@@ -1,7 +1,6 @@
-"""A ControlNet as a whole program: trained, resumed, opened, exported, drawn with, compared."""
+"""A ControlNet as a whole program: trained, opened, exported, drawn with, compared."""
 
 import json
-import shutil
 
 import numpy as np
 import runs
@@ -40,9 +39,8 @@ def train(workdir, pictures, base, codec, *more):
 def test_a_control_network_from_training_to_a_comparison(
     pictures, autoencoder_run, generator_run, tmp_path, capsys
 ):
-    run, again = tmp_path / "run", tmp_path / "again"
-    made = pictures, generator_run, autoencoder_run
-    assert train(run, *made) == 0
+    run = tmp_path / "run"
+    assert train(run, pictures, generator_run, autoencoder_run) == 0
     expected = runs.arrays(run)
     own = {path for path in expected if path.startswith("params/")}
     assert own and all(path.startswith("params/control/") for path in own)
@@ -50,14 +48,6 @@ def test_a_control_network_from_training_to_a_comparison(
     base, fresh = load_model(str(generator_run)), expected[copy]
     start = base.params["denoiser/conv_in/kernel"]
     assert np.abs(fresh - start).max() < 0.5 and np.std(start) > 0.05  # four steps at most of 0.1
-
-    shutil.copytree(run, again)
-    shutil.rmtree(again / "checkpoints" / "4")
-    assert train(again, *made) == 0
-    found = runs.arrays(again)
-    assert expected.keys() == found.keys()
-    assert not [name for name in expected if not np.array_equal(expected[name], found[name])]
-    assert runs.lines(again / "metrics.jsonl") == runs.lines(run / "metrics.jsonl")
 
     # Opened, it is its base as it was, and the ControlNet.
     whole = open_model(str(run))
@@ -88,13 +78,10 @@ def test_a_control_network_from_training_to_a_comparison(
         return capsys.readouterr().err
 
     base, hint = f"--checkpoint={generator_run}", f"--control_image=hint:{tmp_path}/edges.png"
-    plain = drawn(base)
-    used = drawn(base, f"--control={alone}", hint)
+    plain, used = drawn(base), drawn(f"--checkpoint={run}", hint)
     assert np.any(plain != used)
-    np.testing.assert_array_equal(drawn(f"--checkpoint={run}", hint), used)
     np.testing.assert_array_equal(drawn(base, f"--control={tmp_path}/imported", hint), used)
     np.testing.assert_array_equal(drawn(base, f"--control={alone}@0.0", hint), plain)
-    assert np.any(drawn(base, f"--control={alone}@0.5", hint) != used)
     assert "--control_image=FILE" in refused(f"--checkpoint={run}")
     assert "add --control" in refused(base, hint)
     assert "has no ControlNet" in refused(base, f"--control={generator_run}", hint)

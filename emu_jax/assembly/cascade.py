@@ -65,6 +65,7 @@ class Cascade:
         seeds: Sequence[int] | None = None,
         negative: str = "",
         size: Size | None = None,
+        *,
         images: Mapping[str, Sequence[Any]] | None = None,
     ) -> list[Image]:
         """As :meth:`Generator.draw`; ``size`` is that of the last stage, ``images`` are those of
@@ -93,7 +94,9 @@ class Cascade:
                 if stage is self.stages[0]:
                     own, given = first, {name: x[rows] for name, x in (images or {}).items()}
                 drawn = list(
-                    stage.draw_each(prompts[rows], seeds[rows], negative, drawn, decode, own, given)
+                    stage.draw_each(
+                        prompts[rows], seeds[rows], negative, drawn, decode, own, images=given
+                    )
                 )
             yield from drawn or ()
 

@@ -123,6 +123,7 @@ class Drawer:
         low: Sequence[Image | Tokens] | None = None,
         decode: bool = True,
         size: Size | None = None,
+        *,
         images: Mapping[str, Sequence[Any]] | None = None,
     ) -> Iterator[Image | Tokens]:
         """One image for each (prompt, seed), in order, as soon as its batch is done.
@@ -269,6 +270,7 @@ class Generator(Drawer):
         seeds: Sequence[int] | None = None,
         negative: str = "",
         size: Size | None = None,
+        *,
         images: Mapping[str, Sequence[Any]] | None = None,
     ) -> list[Image]:
         """One image for each prompt; ``seeds`` are 0, 1, ... by default; ``size`` is (height,
@@ -286,10 +288,12 @@ class Generator(Drawer):
         low: Sequence[Image | Tokens] | None = None,
         decode: bool = True,
         size: Size | None = None,
+        *,
         images: Mapping[str, Sequence[Any]] | None = None,
     ) -> Iterator[Any]:
         """:meth:`draw_with` with its own parameters: one image at a time."""
-        return self.draw_with(self._params, prompts, seeds, negative, low, decode, size, images)
+        given = prompts, seeds, negative, low, decode, size
+        return self.draw_with(self._params, *given, images=images)
 
     @property
     def recipe(self) -> dict[str, Any]:
