@@ -97,4 +97,4 @@ def test_a_control_network_from_training_to_a_comparison(
     command += ["--judge=", "--steps=2", "--batch_size=2", "--metrics=edge_f1", f"--out={report}"]
     assert main(command) == 0
     record = json.loads((report / "compare.json").read_text())
-    assert record["metrics"]["edge_f1"]["figures"].keys() == {*models}
+    assert record["metrics"]["edge_f1"]["figures"].keys() >= {*models}
