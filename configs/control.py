@@ -26,6 +26,7 @@ size=sd15 and sdxl: the published settings on images of the user, `folder/pictur
 """
 
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -46,7 +47,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.control = section(Control, hint=chosen.hint)
     config.drop_text = 0.5
     config.measure.judge = ""
-    own = dict(learning_rate=1e-5, schedule="constant", warmup=0, b2=0.999, weight_decay=0.01)
+    own: dict[str, Any] = dict(
+        learning_rate=1e-5, schedule="constant", warmup=0, b2=0.999, weight_decay=0.01
+    )
     if chosen.size in SMALL:
         config.control.update(dict(hint_widths=(16, 32, 48, 64), attention=False))
         own |= dict(learning_rate=1e-3, schedule="cosine", warmup=100, final=0.02, b2=0.99)

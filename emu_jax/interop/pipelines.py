@@ -48,6 +48,8 @@ _BESIDE = {
     "StableDiffusionXLInpaintPipeline": (SDXL, "inpainting"),
     "StableDiffusionInstructPix2PixPipeline": (SD, "editing"),
 }
+# The version of diffusers whose layout is written; its inpainting pipeline needs to read one.
+_LAYOUT = "0.38.0"
 _DENOISERS = {SD: UNET, SDXL: UNET, AMUSED: UVIT, SIGMA: PIXART, SD3: MMDIT}
 # The aesthetic score of aMUSEd's training, which is the default of its pipeline.
 AESTHETIC_SCORE = 6.0
@@ -70,7 +72,7 @@ def import_pipeline(source: Parts, out: Path, drop_variance: bool = False) -> Im
     """
     index = source.settings(file=INDEX)
     kind = index.get("_class_name")
-    kind, spatial = _BESIDE.get(kind, (kind, ""))
+    kind, spatial = _BESIDE.get(str(kind), (kind, ""))
     if kind in (deepfloyd.BASE, deepfloyd.SUPER):
         return deepfloyd.import_pixels(source, index, out, drop_variance)
     if kind not in _DENOISERS:
@@ -265,6 +267,8 @@ def prepare_pipeline(model: Model, codec: Model) -> Pipeline:
     folders = [find_folder(section["path"]) for _, section in sorted(config["text"].items())]
     encoders = dict(zip(_encoders(kind), folders, strict=True))
     index = _index(kind, noise, codec, config) | {"_class_name": public}
+    if public != kind:
+        index["_diffusers_version"] = _LAYOUT
     if public == "StableDiffusionXLInpaintPipeline":
         index["requires_aesthetics_score"] = False
     return Pipeline(public, index, noise, networks, encoders)

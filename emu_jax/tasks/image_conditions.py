@@ -54,9 +54,9 @@ class Control:
         conditions: Mapping[str, Array],
     ) -> list[Float[Array, "b _ _ _"]]:
         """What is added to the U-Net, in the dtype of x."""
-        found = self.network(
-            cast(subtree(params, PREFIX), x.dtype), x, timestep, **conditions, hint=features
-        )
+        network = cast(subtree(params, PREFIX), x.dtype)
+        inputs: dict[str, Any] = dict(conditions)
+        found = self.network(network, x, timestep, **inputs, hint=features)
         return [self.strength * residual for residual in found]
 
 
