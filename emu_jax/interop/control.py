@@ -29,7 +29,9 @@ _DECODER = {
     "cross_attention_norm",
 }
 DEFAULTS = {key: x for key, x in unet.DEFAULTS.items() if key not in _DECODER} | _OWN
-_UNREAD = {"global_pool_conditions", "mid_block_scale_factor", "class_embed_type"}
+# They must have their defaults: hints are images in color, residuals are maps.
+_UNREAD = {"global_pool_conditions", "conditioning_channels"}
+_UNREAD |= {"mid_block_scale_factor", "class_embed_type"}
 _READ = {*unet.READ, *_OWN} - _UNREAD
 _WHOLE, _SMALL = "UNetMidBlock2DCrossAttn", "UNetMidBlock2D"
 _ORDERS = {"rgb": False, "bgr": True}

@@ -34,6 +34,7 @@ def test_a_setting_that_is_not_supported_is_refused_by_name():
     for name, value in (
         ("global_pool_conditions", True),
         ("class_embed_type", "timestep"),
+        ("conditioning_channels", 4),
         ("mid_block_scale_factor", 1.5),
         ("num_attention_heads", 4),
         ("freq_shift", 1),
