@@ -223,6 +223,31 @@ def write(name: str, folder: Path) -> Path:
 
 
 @cache
+def write_beside(kind: str, folder: Path) -> Path:
+    """A pipeline of Stable Diffusion 1.5 with an image beside its latents, "inpainting" or
+    "editing", in ``folder`` / ``kind``.
+    """
+    build_encoders("sd15", folder)
+    text = folder / "sd15_text_encoder"
+    classes = dict(
+        inpainting=(diffusers.StableDiffusionInpaintPipeline, 9),
+        editing=(diffusers.StableDiffusionInstructPix2PixPipeline, 8),
+    )
+    pipeline, channels = classes[kind]
+    pipeline(
+        unet=shaken(UNet2DConditionModel(**UNETS["sd15"], in_channels=channels)),
+        vae=vae(latent_channels=4),
+        scheduler=SCHEDULERS["sd15"],
+        text_encoder=encoders_of("sd15")["text_encoder"].from_pretrained(text),
+        tokenizer=CLIPTokenizer.from_pretrained(text),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder / kind)
+    return folder / kind
+
+
+@cache
 def write_amused(folder: Path) -> Path:
     """An AmusedPipeline that draws 10 x 10 pixels as 5 x 5 tokens, in ``folder`` / "amused"."""
     text = folder / "amused_text_encoder"

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from emu_jax.nn.arguments import check_arguments
+from emu_jax.nn.control import ControlAdapter
 from emu_jax.nn.lora import Lora
 from emu_jax.nn.text_adapter import TextAdapter, TextAdapters
 from emu_jax.tasks.adapting import Adapter
@@ -24,6 +25,14 @@ def make_text_adapters(config: ConfigDict) -> TextAdapters | None:
     return TextAdapters(adapter_options(config)) if "distillation" in config else None
 
 
+def make_control_adapter(config: ConfigDict) -> ControlAdapter | None:
+    """``config.control`` in a run that trains it; merged, it is part of a generator."""
+    section = config.get("control")
+    if not section or not section.hint or not section.train:
+        return None
+    return ControlAdapter(section.hint_channels, tuple(section.hint_widths))
+
+
 def adapter_options(config: ConfigDict) -> dict[str, Any]:
     """The options of :class:`emu_jax.nn.text_adapter.TextAdapter` in ``config.adapter``."""
     options = config.adapter.to_dict()
@@ -36,6 +45,7 @@ def adapter_options(config: ConfigDict) -> dict[str, Any]:
 ADAPTERS: dict[str, Callable[[ConfigDict], Adapter | None]] = {
     "lora": make_lora,
     "text": make_text_adapters,
+    "control": make_control_adapter,
 }
 
 

@@ -4,7 +4,7 @@
 those of B. A stage that reads tokens gets the tokens of the stage before, without decoding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -13,9 +13,11 @@ from etils import epath
 from jaxtyping import UInt8
 
 from emu_jax.assembly.generator import Generator, Size, require_multiples
+from emu_jax.assembly.given import NOTHING, Given
 from emu_jax.assembly.starting import Start, StartImage, draw_from
 from emu_jax.data.mixture import Selection
 from emu_jax.errors import UserError
+from emu_jax.evaluation.prompt_sets import PromptSet
 
 Image = UInt8[np.ndarray, "h w 3"]
 
@@ -80,10 +82,15 @@ class Cascade:
         negative: str = "",
         size: Size | None = None,
         start: StartImage | None = None,
+        *,
+        images: Mapping[str, Sequence[Any]] | None = None,
     ) -> list[Image]:
-        """As :meth:`Generator.draw`; ``size`` is that of the last stage."""
+        """As :meth:`Generator.draw`; ``size`` is that of the last stage, ``images`` are those of
+        the first, in its size.
+        """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return list(draw_from(self, start, prompts, seeds or range(len(prompts)), negative, size))
+        own = (seeds or range(len(prompts)), negative, size)
+        return list(draw_from(self, start, prompts, *own, images=images))
 
     def draw_each(
         self,
@@ -92,27 +99,42 @@ class Cascade:
         negative: str = "",
         size: Size | None = None,
         start: Start | None = None,
+        *,
+        images: Mapping[str, Sequence[Any]] | None = None,
     ) -> Iterator[Image]:
         """One image for each (prompt, seed), in order, as soon as its batch is done. The first
         stage starts from ``start``, an image of the last one's size.
         """
-        factor, first = self._factor, None
         if start:
-            start, size = start.shrunk(factor), start.size
-        if size:
-            require_multiples(size, self.multiple)
-            first = (size[0] // factor, size[1] // factor)
+            start, size = start.shrunk(self._factor), start.size
+        first = self.first_size(size) if size else None
         for row in range(0, len(prompts), self.batch_size):
             rows, drawn = slice(row, row + self.batch_size), None
             for stage, reader in zip_longest(self.stages, self.stages[1:]):
                 decode = reader is None or reader.input_kind == "images"
                 more: dict[str, Any] = {}
                 if stage is self.stages[0]:
-                    more = dict(size=first, start=start)
+                    given = {name: x[rows] for name, x in (images or {}).items()}
+                    more = dict(size=first, start=start, images=given)
                 own = (prompts[rows], seeds[rows], negative)
-                drawn = stage.draw_each(*own, drawn, decode, **more)
-                drawn = list(drawn)
+                drawn = list(stage.draw_each(*own, drawn, decode, **more))
             yield from drawn or ()
+
+    def first_size(self, size: Size) -> Size:
+        """The size of the first stage's images for one of the last stage's."""
+        factor = self.side // self.stages[0].side
+        require_multiples(size, factor * self.stages[0].codec_factor)
+        return size[0] // factor, size[1] // factor
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Those of the first stage: :attr:`Generator.further`."""
+        return self.stages[0].further
+
+    @property
+    def hint(self) -> str:
+        """That of the first stage: :attr:`Generator.hint`."""
+        return self.stages[0].hint
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -139,6 +161,20 @@ def named_with(name: str, text_adapter: str) -> str:
     """The name of a model with a text adapter, which is that of a cascade's first stage."""
     first, *others = stages_of(name)
     return "+".join([f"{first}@{text_adapter}" if text_adapter else first, *others])
+
+
+def conditioning(
+    generator: Generator | Cascade, given: Given, prompts: PromptSet, size: Size | None = None
+) -> dict[str, list[Any]]:
+    """The images of ``given`` for every prompt, as :meth:`draw_each` takes them."""
+    first = generator
+    if isinstance(generator, Cascade):
+        first, size = generator.stages[0], size and generator.first_size(size)
+    if not first.further and given == NOTHING:
+        return {}
+    background = tuple(first.config.data.background)
+    size = size or (first.side, first.side)
+    return given.images(first.further, first.hint, prompts, size, background)
 
 
 def open_generator(name: str, batch_size: int = 16, **changes: Any) -> Generator | Cascade:

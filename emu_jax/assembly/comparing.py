@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from emu_jax.assembly.contestants import contestants, real_images, training_curves
+from emu_jax.assembly.given import NOTHING, Given
 from emu_jax.assembly.judge import Judge, open_selection, read_set, yardstick
 from emu_jax.assembly.segmenter import Reader, open_reader
 from emu_jax.errors import UserError
@@ -49,6 +50,7 @@ def compare(
     weights: str = "",
     seed: int = 0,
     blind: int = 0,
+    given: Given = NOTHING,
     changes: Mapping[str, Any],
 ) -> epath.Path:
     """Draws the same prompts with the same noise by every model and writes the report into ``out``:
@@ -61,8 +63,9 @@ def compare(
     those of ``metrics``, whose networks are in the folder ``weights``. ``by`` is the column of the
     prompts by which figures are broken down, by default :meth:`PromptSet.categories`. A ``parser``
     reads whether images show what their prompts ask for (:func:`open_reader`). ``changes`` are
-    sampling settings. ``blind`` images are laid out for a person, too (:func:`blind_sheet`).
-    Returns the report's file.
+    settings of sampling and adapters of all models. ``given`` are images that condition the models
+    that take them, by default those of the prompts. ``blind`` images are laid out for a person, too
+    (:func:`blind_sheet`). Returns the report's file.
 
     The images of all models are kept in memory.
     """
@@ -77,7 +80,7 @@ def compare(
     if prompts is None and (judge or sets.captions):
         prompts = kept_prompts(open_selection(sets.captions, sets.data_dir), count)
     prompts = (prompts or PromptSet(KEPT_CONCEPTS)).repeated(images_per_prompt)
-    entered = contestants(models, prompts, columns)
+    entered = contestants(models, prompts, columns, given)
     # The judge and the metrics read the prompts without the markup of weights.
     weighting = changes.get("prompt_weighting", "none")
     unmarked = replace(prompts, prompts=tuple(plain(prompts.prompts, weighting)))

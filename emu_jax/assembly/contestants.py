@@ -9,7 +9,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from emu_jax.assembly.cascade import open_generator, stages_of
+from emu_jax.assembly.cascade import Cascade, conditioning, open_generator, stages_of
+from emu_jax.assembly.generator import Generator
+from emu_jax.assembly.given import NOTHING, Given
 from emu_jax.assembly.judge import open_selection
 from emu_jax.assembly.models import locate
 from emu_jax.errors import UserError
@@ -29,13 +31,17 @@ class Contestant:
     name: str  # unique in its comparison
     label: str
     texts: Sequence[str]
+    prompts: PromptSet  # of the comparison
+    given: Given = NOTHING  # images that condition it, if it takes any
 
     def draw(self, kept: str, data_dir: str, seed: int, changes: Mapping[str, Any]) -> Drawn:
         """Its images, with the noise of the seeds from ``seed`` on. ``kept``: a set for the loss,
         or empty; ``changes`` are sampling settings.
         """
         generator = open_generator(self.path, **changes)
-        drawing = generator.draw_each(self.texts, [seed + i for i in range(len(self.texts))])
+        images = conditioning(generator, _taken(self.given, generator), self.prompts)
+        seeds = [seed + i for i in range(len(self.texts))]
+        drawing = generator.draw_each(self.texts, seeds, images=images)
         with compiling(f"the sampler of {self.name}"):  # it is not part of the time
             images = [next(drawing)]
         start, first = time.monotonic(), generator.batch_size
@@ -56,7 +62,10 @@ class Contestant:
 
 
 def contestants(
-    models: Sequence[str], prompts: PromptSet, columns: Sequence[str] = ()
+    models: Sequence[str],
+    prompts: PromptSet,
+    columns: Sequence[str] = (),
+    given: Given = NOTHING,
 ) -> list[Contestant]:
     """The models with their prompts: all the same, or worded as the model's own of ``columns``, of
     which the first is that of the prompts themselves.
@@ -74,7 +83,8 @@ def contestants(
     for path, column in zip(models, columns or [""] * len(models), strict=True):
         suffix = f" ({column})" if column else ""
         texts = _wording(prompts, column if column != next(iter(columns), "") else "")
-        found.append(Contestant(path, path + suffix, labels[path] + suffix, texts))
+        named = path + suffix, labels[path] + suffix
+        found.append(Contestant(path, *named, texts, prompts, given))
     names = [one.name for one in found]
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
@@ -103,6 +113,12 @@ def real_images(prompts: PromptSet, model: Drawn) -> Iterator[UInt8[np.ndarray, 
     """The real images of the prompts in the size of a model's images; none if there are none."""
     height, width, _ = model.images[0].shape
     yield from prompts.real.read((height, width)) if prompts.real else ()
+
+
+def _taken(given: Given, model: Generator | Cascade) -> Given:
+    """What of ``given`` a model takes; beside others in a comparison it may take less."""
+    files = {name: file for name, file in given.files.items() if name in model.further}
+    return Given(given.control_image if model.hint else "", files)
 
 
 def _wording(prompts: PromptSet, column: str) -> Sequence[str]:

@@ -12,8 +12,9 @@ from etils import epath
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from emu_jax.assembly.cascade import Cascade, open_generator
+from emu_jax.assembly.cascade import Cascade, conditioning, open_generator
 from emu_jax.assembly.generator import Generator, Size
+from emu_jax.assembly.given import NOTHING, Given, digests
 from emu_jax.assembly.starting import StartImage, draw_from
 from emu_jax.data.decode import open_image
 from emu_jax.data.images import compose, upright
@@ -40,6 +41,7 @@ def draw_prompts(
     height: int | None = None,
     shard: tuple[int, int] | None = None,
     start: StartImage | None = None,
+    given: Given = NOTHING,
     **changes: Any,
 ) -> list[str]:
     """Draws every prompt ``per_prompt`` times, with the seeds ``seed``, ``seed`` + 1, ...; writes
@@ -49,7 +51,8 @@ def draw_prompts(
     An image whose file exists is not drawn again: an interrupted call continues. A file's name
     depends on everything that its image depends on, and its metadata say what that is. ``width``
     and ``height`` are in pixels, by default those of training. ``start`` is an image to draw from,
-    whose results fit into that size. ``changes`` are those of :class:`Generator`.
+    whose results fit into that size. ``given`` are images that condition the model beside the
+    prompts. ``changes`` are those of :class:`Generator`.
 
     ``shard`` (i, n) draws every n-th image from the i-th on; by default n are the processes that
     are connected, and i is this one. The table has the images of all shards, and the first writes
@@ -65,11 +68,20 @@ def draw_prompts(
     index, shards = shard or (jax.process_index(), jax.process_count())
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    images = conditioning(generator, given, prompts, size)
+    if start and images:
+        raise UserError(
+            f"The model takes {' and '.join(images)} beside the prompt, which cannot be combined "
+            "with an image to start from: leave out --image."
+        )
     settings = [generator.recipe, size, negative, *([start.recipe] if start else [])]
     recipe = json.dumps(settings, sort_keys=True, default=str)
-    made_by = provenance(checkpoint, generator)
+    recipes = [recipe] * len(prompts)
+    if images:
+        recipes = [f"{recipe}, {json.dumps(digests(images, i))}" for i in range(len(prompts))]
+    made_by = provenance(checkpoint, generator, given)
     wanted = {  # file -> row of its prompt, seed; a repeated prompt has one file
-        _file_name(prompt, own_seed, recipe): (row, own_seed)
+        _file_name(prompt, own_seed, recipes[row]): (row, own_seed)
         for row, prompt in enumerate(prompts.prompts)
         for own_seed in range(seed, seed + per_prompt)
     }
@@ -79,7 +91,9 @@ def draw_prompts(
     missing = [name for name in names if name not in existing]
     texts = [prompts.prompts[wanted[name][0]] for name in missing]
     seeds = [wanted[name][1] for name in missing]
-    drawn = draw_from(generator, start, texts, seeds, negative, size)
+    rows = [wanted[name][0] for name in missing]
+    own = {name: [every[row] for row in rows] for name, every in images.items()}
+    drawn = draw_from(generator, start, texts, seeds, negative, size, images=own)
     drawn = watch(drawn, "images", len(missing), compiles="the sampler")
     for name, prompt, own_seed, image in zip(missing, texts, seeds, drawn, strict=True):
         about = {"prompt": prompt, "negative_prompt": negative, "seed": own_seed, **made_by}
@@ -180,13 +194,19 @@ def save_image(image: Image.Image, path: epath.Path, **about: Any) -> None:
     temporary.replace(path)
 
 
-def provenance(checkpoint: str, generator: Generator | Cascade) -> dict[str, Any]:
+def provenance(
+    checkpoint: str, generator: Generator | Cascade, given: Given = NOTHING
+) -> dict[str, Any]:
     """The entries of an image's metadata on its model and how it was sampled."""
     sampling, weighting = generator.config.sampling, generator.prompt_weighting
     about = {} if weighting == "none" else {"prompt_weighting": weighting}
     if getattr(sampling, "sag_scale", 0):
         about["sag_scale"] = sampling.sag_scale
-    return about | {
+    if generator.hint:
+        control = generator.config.control
+        about |= {"control": control.hint, "control_strength": control.strength}
+    files = {"control_image": given.control_image, **given.files}
+    return {**about, **{name: file for name, file in files.items() if file}} | {
         "model": checkpoint,
         "weights": generator.fingerprints["weights"],
         "sampler": sampling.sampler,

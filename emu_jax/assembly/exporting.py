@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from emu_jax.assembly.adapters import make_lora
-from emu_jax.assembly.models import adapts_text, locate, open_model
+from emu_jax.assembly.models import adapts_text, controlled, locate, open_model
 from emu_jax.checkpoint import text_adapters
 from emu_jax.checkpoint.adapters import FILE, write_adapter
 from emu_jax.checkpoint.export import Model, load_model, save_model
@@ -17,8 +17,12 @@ from emu_jax.checkpoint.safetensors_io import cast_floats
 from emu_jax.errors import UserError
 from emu_jax.interop import components, deepfloyd, pipelines, single_file
 from emu_jax.interop.files import copy_encoder_folder, copy_small
+from emu_jax.nn.control import PREFIX as CONTROL
 from emu_jax.nn.stack import unstacked
 from emu_jax.nn.text_adapter import PREFIX
+
+# What an exported model says of its training.
+_RECORDED = ("step", "seed", "frozen", "chosen", "source")
 
 
 def export_model(
@@ -50,6 +54,11 @@ def export_model(
                 f"{checkpoint} has adapters of its text encoders, which the layout {format} cannot "
                 "represent: leave --format out, or write them alone with --adapter."
             )
+        if controlled(model.config):
+            raise UserError(
+                f"{checkpoint} has a ControlNet, a model of its own in the layout {format}: "
+                "write it with --adapter --format=diffusers, and export its base."
+            )
         model = Model(kept, model.config, model.meta, model.fingerprint)
         with described_by(checkpoint):
             kind = write(model, Path(out).expanduser(), target)
@@ -59,8 +68,7 @@ def export_model(
         (model.config.get("data") or {}).pop(place, None)
     needed = _include_parts(model.config, out, text_encoders)
     absolute_paths(model.config)
-    recorded = ("step", "seed", "frozen", "chosen", "source")
-    meta = {name: model.meta[name] for name in recorded if name in model.meta}
+    meta = {name: model.meta[name] for name in _RECORDED if name in model.meta}
     save_model(out, kept, model.config, meta, target)
     size = sum(value.size for value in kept.values())
     done = f"{out}: step {meta.get('step')}, {size:,} parameters as {name}"
@@ -95,9 +103,12 @@ def _include_parts(config: dict[str, Any], out: str, text_encoders: bool) -> lis
 
 def export_adapter(checkpoint: str, out: str, *, dtype: str = "", format: str = "") -> str:
     """Writes the adapter of the run at ``checkpoint``; returns one sentence about it. LoRA is
-    written in the layout of diffusers (the default) or of kohya, text adapters as one file."""
+    written in the layout of diffusers (the default) or of kohya, text adapters as one file, a
+    ControlNet as a model of ours (the default) or in the layout of diffusers."""
     model = load_model(locate(checkpoint))
     config = ConfigDict(model.config)
+    if controlled(model.config):
+        return _export_control(checkpoint, model, out, dtype, format)
     if adapts_text(config):
         return _export_text_adapter(checkpoint, model, out, dtype, format)
     lora = make_lora(config)
@@ -120,6 +131,34 @@ def export_adapter(checkpoint: str, out: str, *, dtype: str = "", format: str = 
     return (
         f"{out}/{FILE}: step {model.meta.get('step')}, {size:,} parameters as {name}, of rank "
         f"{lora.rank} for {config.init_from}"
+    )
+
+
+def _export_control(checkpoint: str, model: Model, out: str, dtype: str, format: str) -> str:
+    if format == "kohya":
+        raise UserError("--format=kohya is for LoRA: leave it out, or use --format=diffusers.")
+    if make_lora(ConfigDict(model.config)):
+        raise UserError(
+            f"{checkpoint} has a ControlNet and a LoRA, trained for each other: export the model "
+            "that they make, without --adapter."
+        )
+    head = f"{CONTROL}/"
+    own = unstacked({path: x for path, x in model.params.items() if path.startswith(head)})
+    model = Model(own, model.config, model.meta, model.fingerprint)
+    if format == "diffusers":
+        with described_by(checkpoint):
+            typed = _typed(model, None if dtype in ("", "keep") else dtype)
+            components.prepare_control(typed).write(Path(out).expanduser())
+    else:
+        for place in ("data_dir", "cache_dir"):
+            (model.config.get("data") or {}).pop(place, None)
+        absolute_paths(model.config)
+        meta = {name: model.meta[name] for name in _RECORDED if name in model.meta}
+        target = None if dtype == "keep" else dtype or "bfloat16"
+        save_model(out, own, model.config, meta, dtype=target)
+    size = sum(x.size for x in own.values())
+    return (
+        f"{out}: the ControlNet of {checkpoint}, step {model.meta.get('step')}, {size:,} parameters"
     )
 
 

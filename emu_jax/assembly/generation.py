@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
@@ -16,6 +17,7 @@ from emu_jax.assembly.streams import require_side, stream_spec
 from emu_jax.errors import UserError
 from emu_jax.nn.arguments import check_arguments
 from emu_jax.nn.conditioner import Conditioner
+from emu_jax.nn.control import ControlNet
 from emu_jax.nn.denoisers import DENOISERS
 from emu_jax.nn.functional import Network
 from emu_jax.nn.text_adapter import AdaptedConditioner
@@ -29,6 +31,7 @@ from emu_jax.registry import loaded, look_up
 from emu_jax.tasks.base import Frozen
 from emu_jax.tasks.codecs import Codec, TokenCodec
 from emu_jax.tasks.generation import Generation, Sampling
+from emu_jax.tasks.image_conditions import Control, Editing, Inpainting, Spatial
 from emu_jax.tasks.upsampling import LOW_CODEC, Low, LowResolution, LowTokens
 
 
@@ -49,11 +52,9 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
     frozen |= low_codec
     require_side(config, math.lcm(codec.factor, low.scale if low else 1))
     side = max(map(max, stream_spec(config).shapes())) // codec.factor
-    process = make_process(config.process, codec)
-    denoiser = make_denoiser(
-        *(config.denoiser, codec, process, side, outputs.context_width, outputs.vector_width),
-        *(low, on),
-    )
+    process, spatial = make_process(config.process, codec), make_spatial(config)
+    widths = outputs.context_width, outputs.vector_width
+    denoiser = make_denoiser(config.denoiser, codec, process, side, *widths, low, on, spatial)
     sampling = make_sampling(config.sampling, process)
     if sampling.sag_scale:
         if not DENOISERS[config.denoiser.kind].attention:
@@ -76,7 +77,64 @@ def make_generation(config: ConfigDict, on: Placement) -> Generation:
         compute_dtype=compute_dtype(config),
         previews=max(config.sampling.previews, len(config.train.get("preview_prompts", ()))),
         low=low,
+        control=make_control(config, codec, *widths, on),
+        spatial=spatial,
     )
+
+
+def make_spatial(config: ConfigDict) -> Spatial | None:
+    """The image that is concatenated to the denoiser's input; older configs have no such section.
+
+    Raises:
+      UserError: the denoiser's data are tokens, or have a low-resolution image beside them already.
+    """
+    section = config.get("spatial")
+    if not section or not section.kind:
+        return None
+    if config.process.get("kind") == "masking":
+        raise UserError(
+            f"spatial.kind is {section.kind!r}, but tokens have no channels beside them: leave it "
+            "empty."
+        )
+    if (config.get("low_resolution") or {}).get("factor"):
+        raise UserError(
+            f"spatial.kind is {section.kind!r}, but a super-resolution stage has its "
+            "low-resolution image there: leave one of the two out."
+        )
+    return Inpainting() if section.kind == "inpainting" else Editing(section.drop)
+
+
+def make_control(
+    config: ConfigDict, codec: Codec, context_width: int, vector_width: int, on: Placement
+) -> Control | None:
+    """The ControlNet of the denoiser; older configs have no such section.
+
+    Raises:
+      UserError: the denoiser is no U-Net of its own, or the hint's encoder does not halve a hint to
+        the size of the codec's data.
+    """
+    section = config.get("control")
+    if not section or not section.hint:
+        return None
+    low = (config.get("low_resolution") or {}).get("factor")
+    if config.denoiser.get("kind", "unet") != "unet" or low:
+        raise UserError(
+            f"control.hint is {section.hint!r}, but ControlNets are for denoisers of kind unet "
+            "without a low-resolution image: leave it empty."
+        )
+    halved = 2 ** (len(section.hint_widths) - 1)
+    if halved != codec.factor:
+        raise UserError(
+            f"control.hint_widths has {len(section.hint_widths)} entries, which shrink a hint "
+            f"{halved}-fold; the codec shrinks an image {codec.factor}-fold: use "
+            f"{codec.factor.bit_length()} entries."
+        )
+    _, arguments = _arguments(config.denoiser, context_width, vector_width, on)
+    arguments |= dict(in_channels=codec.row(1, 1)[-1], attention=section.attention, bgr=section.bgr)
+    arguments |= dict(hint_channels=section.hint_channels, hint_widths=tuple(section.hint_widths))
+    build = partial(module, ControlNet, arguments)
+    network = Network(lambda rngs: convolve_by(on.convolve, build(rngs)))
+    return Control(network, section.hint, 1.0 if section.train else section.strength)
 
 
 def make_low_resolution(config: ConfigDict, codec: Codec) -> tuple[Low | None, dict[str, Frozen]]:
@@ -114,6 +172,7 @@ def make_denoiser(
     vector_width: int,
     low: Low | None,
     on: Placement,
+    spatial: Spatial | None = None,
 ) -> Network:
     """The denoiser of a config's ``denoiser`` section.
 
@@ -121,15 +180,7 @@ def make_denoiser(
     width of the conditioner's text states; a section with a ``context_width`` of its own projects
     them to that.
     """
-    arguments = {key: value for key, value in section.to_dict().items() if value is not None}
-    name = arguments.pop("kind")
-    arguments |= {
-        "text_width" if "context_width" in arguments else "context_width": context_width,
-        "vector_width": vector_width or None,
-        "constrain": on.constrain,
-        "attend": on.attend,
-        "gather": on.gather,
-    }
+    name, arguments = _arguments(section, context_width, vector_width, on)
     if isinstance(codec, TokenCodec):
         data = "coarse tokens" if isinstance(low, LowTokens) else "tokens"
         arguments["codes"] = codec.codes
@@ -139,7 +190,8 @@ def make_denoiser(
     else:
         data, channels = "continuous", codec.row(side, side)[-1]
         assert isinstance(process, GaussianProcess)
-        arguments["in_channels"] = 2 * channels if low else channels
+        beside = channels if low else spatial.channels(channels) if spatial else 0
+        arguments["in_channels"] = channels + beside
         arguments["out_channels"] = process.channels(channels)
     kinds = {name: kind for name, kind in DENOISERS.items() if kind.data == data}
     if name not in kinds:
@@ -154,6 +206,21 @@ def make_denoiser(
         arguments["level"] = True
     build = partial(module, loaded(kind.build), arguments)
     return Network(lambda rngs: gate_by(on.gated, convolve_by(on.convolve, build(rngs))))
+
+
+def _arguments(
+    section: ConfigDict, context_width: int, vector_width: int, on: Placement
+) -> tuple[str, dict[str, Any]]:
+    """The kind of a denoiser, and those arguments of its constructor that all kinds have."""
+    arguments = {key: value for key, value in section.to_dict().items() if value is not None}
+    name = arguments.pop("kind")
+    return name, arguments | {
+        "text_width" if "context_width" in arguments else "context_width": context_width,
+        "vector_width": vector_width or None,
+        "constrain": on.constrain,
+        "attend": on.attend,
+        "gather": on.gather,
+    }
 
 
 def make_process(section: ConfigDict, codec: Codec) -> GaussianProcess | MaskingProcess:

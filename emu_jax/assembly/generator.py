@@ -21,6 +21,7 @@ from emu_jax.assembly.models import (
     open_model,
     split_text_adapter,
     with_adapter,
+    with_control,
     with_text_adapter,
 )
 from emu_jax.assembly.sections.runs import upgrade
@@ -41,6 +42,7 @@ from emu_jax.process.noise import fold_in
 from emu_jax.tasks.base import Context, Task
 from emu_jax.tasks.codecs import CODEBOOK, AutoencoderCodec, TokenCodec
 from emu_jax.tasks.generation import Generation
+from emu_jax.tasks.image_conditions import require_images
 from emu_jax.tasks.upsampling import LOW_CODEC
 from emu_jax.text.weighting import encode as encode_text
 from emu_jax.text.weighting import parse, tokenize
@@ -117,6 +119,16 @@ class Drawer:
         return self._generator.low.input_kind if self._generator.low else ""
 
     @property
+    def further(self) -> tuple[str, ...]:
+        """The names of the images that condition it beside the prompt."""
+        return self._generator.further
+
+    @property
+    def hint(self) -> str:
+        """The one of them that its ControlNet follows; empty without one."""
+        return self._generator.control.hint if self._generator.control else ""
+
+    @property
     def factor(self) -> int:
         """How many times larger a super-resolution stage makes its input."""
         return self._generator.low.factor if self._generator.low else 1
@@ -131,6 +143,8 @@ class Drawer:
         decode: bool = True,
         size: Size | None = None,
         start: Start | None = None,
+        *,
+        images: Mapping[str, Sequence[Any]] | None = None,
     ) -> Iterator[Image | Tokens]:
         """One image for each (prompt, seed), in order, as soon as its batch is done.
 
@@ -138,11 +152,13 @@ class Drawer:
         size: images, or the tokens that another stage has drawn. ``decode`` False yields tokens in
         place of images. ``size`` is that of the images, by default :attr:`side` x :attr:`side`;
         a super-resolution stage enlarges what it gets. ``start`` is an image of this size that all
-        of them start from.
+        of them start from. ``images`` are those of :attr:`further` by name, one for each prompt, in
+        the size of the images.
 
         Raises:
-          UserError: a size that the codec or the network does not have.
+          UserError: a size that the codec or the network does not have, or images are missing.
         """
+        require_images(self.further, images or {})
         skip = start.skipped(self._generator.sampling.steps) if start else 0
         if start:
             size = start.size
@@ -163,11 +179,13 @@ class Drawer:
             if start:
                 batch["start"] = np.stack([start.image] * self.batch_size)
                 batch["keep"] = np.stack([start.keep] * self.batch_size)
+            for name, every in (images or {}).items():
+                given = list(every[own])
+                given += [given[-1]] * (self.batch_size - len(rows))
+                batch.setdefault("images", {})[name] = np.stack(given)
             batch = put_batch(batch, self._mesh)
-            images = self._generate(
-                params, self._frozen, batch, decode=decode, size=size, skip=skip
-            )
-            yield from np.asarray(images)[: len(rows)]
+            drawn = self._generate(params, self._frozen, batch, decode=decode, size=size, skip=skip)
+            yield from np.asarray(drawn)[: len(rows)]
 
     def _tokens(self, texts: list[str]) -> dict[str, Any]:
         return tokenize(self._generator.encoders, texts, self.prompt_weighting)
@@ -213,6 +231,7 @@ class Drawer:
             negative=encode(batch["negative"]) or None,
             low=low,
             start=start,
+            images=batch.get("images"),
             decode=decode,
         )
 
@@ -222,8 +241,9 @@ class Generator(Drawer):
 
     ``adapter`` is a file in a public layout that is merged into it and into its text encoders,
     ``adapter_scale`` times. ``text_adapter`` is a file of text adapters; ``checkpoint`` may name
-    one too, ``MODEL@FILE``. ``eta`` replaces their share. ``prompt_weighting`` is that of
-    :class:`Drawer`.
+    one too, ``MODEL@FILE``. ``eta`` replaces their share. ``control`` is ``MODEL[@strength]``, a
+    ControlNet that is added (:func:`emu_jax.assembly.models.with_control`). ``prompt_weighting`` is
+    that of :class:`Drawer`.
     ``changes`` override the sampling settings of its config (steps, guidance_scale, sampler, ...).
     ``fingerprints`` are those of its own weights and of every frozen network. ``chosen`` is the
     step that the run chose when it ended, and why; None where it chose none.
@@ -238,6 +258,7 @@ class Generator(Drawer):
         adapter_scale: float = 1.0,
         text_adapter: str = "",
         eta: float | None = None,
+        control: str = "",
         prompt_weighting: str = "none",
         **changes: Any,
     ):
@@ -249,6 +270,8 @@ class Generator(Drawer):
             model, texts = with_adapter(model, adapter, adapter_scale, encoders)
         if text_adapter or named:
             model = with_text_adapter(model, text_adapter or named)
+        if control:
+            model = with_control(model, control)
         config = ConfigDict(model.config)
         upgrade(config)
         if "sampling" not in config:
@@ -280,12 +303,15 @@ class Generator(Drawer):
         negative: str = "",
         size: Size | None = None,
         start: StartImage | None = None,
+        *,
+        images: Mapping[str, Sequence[Any]] | None = None,
     ) -> list[Image]:
         """One image for each prompt; ``seeds`` are 0, 1, ... by default; ``size`` is (height,
-        width). ``start`` is an image to start from.
+        width). ``start`` is an image to start from; ``images`` are those of :meth:`draw_with`.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return list(draw_from(self, start, prompts, seeds or range(len(prompts)), negative, size))
+        own = (seeds or range(len(prompts)), negative, size)
+        return list(draw_from(self, start, prompts, *own, images=images))
 
     def draw_each(
         self,
@@ -296,9 +322,12 @@ class Generator(Drawer):
         decode: bool = True,
         size: Size | None = None,
         start: Start | None = None,
+        *,
+        images: Mapping[str, Sequence[Any]] | None = None,
     ) -> Iterator[Any]:
         """:meth:`draw_with` with its own parameters: one image at a time."""
-        return self.draw_with(self._params, prompts, seeds, negative, low, decode, size, start)
+        given = prompts, seeds, negative, low, decode, size, start
+        return self.draw_with(self._params, *given, images=images)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -306,6 +335,8 @@ class Generator(Drawer):
         known by their fingerprints, wherever they lie.
         """
         adapted = ("adapter",) if adapts_text(self.config) else ()
+        adapted += ("control",) if self.hint else ()
+        adapted += ("spatial",) if self._generator.spatial else ()
         parts = {name: self.config.get(name) for name in (*_DRAWN_BY, *adapted)}
         tokenizers = {
             name: encoder.tokenizer_fingerprint
@@ -335,10 +366,12 @@ class Generator(Drawer):
         side, key = self.side // task.codec.factor, jax.random.key(0)
         low = task.low.blank(1, self.side) if task.low else None
         more = task.low.sampling_conditions(key, low) if task.low and low is not None else {}
+        images = task.blank(1, self.side, self.side)
 
         def call(params: Params, key: jax.Array, t: jax.Array) -> jax.Array:
             sizes = jax.numpy.zeros((1, 6), np.int32)
             conditions = task.condition(params, task.null_rows(1), sizes) | more
+            conditions |= task.given(params, self._frozen, images)
             x = task.process.prior(key, (1, *task.codec.row(side, side)))
             return task.denoise(params, x, t, conditions)
 

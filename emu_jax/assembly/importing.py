@@ -19,6 +19,7 @@ from emu_jax.evaluation.quality_metrics import IMAGE_REWARD_FILE, read_image_rew
 from emu_jax.interop import (
     autoencoder,
     components,
+    control,
     pipelines,
     pixart,
     schedulers,
@@ -91,7 +92,16 @@ def import_weights(
         imported = components.import_denoiser(source, denoisers[kind])
         _save(imported, {"task": "denoiser", "denoiser": imported.sections["denoiser"]}, target)
         return f"{target}: a denoiser alone, for --config.init_from={target}"
-    names = ", ".join([*codecs, *denoisers])
+    if kind == control.CLASS:
+        imported = components.import_control(source)
+        found = {"task": "control", **imported.sections}
+        params = watched(imported.params, "control", passes=2)
+        save_model(str(target), params, found, {"step": 0, "source": imported.source}, dtype=None)
+        return (
+            f"{target}: a ControlNet, to draw with  emu-jax sample PROMPT --checkpoint=MODEL "
+            f"--control={target} --control_image=HINT; for edges --control_image=canny:IMAGE"
+        )
+    names = ", ".join([*codecs, *denoisers, control.CLASS])
     raise UserError(
         f"{folder} has the class {kind} (_class_name in {CONFIG}), which is not supported; use a "
         f"whole pipeline, or one of {names}."
@@ -139,7 +149,7 @@ def generator_config(sections: Mapping[str, Any], compute_dtype: str) -> dict[st
     config.task = "generation"
     config.compute_dtype = compute_dtype
     config.drop_text = 0.1
-    for name in ("codec", "text", "conditioner", "denoiser", "low_resolution"):
+    for name in ("codec", "text", "conditioner", "denoiser", "low_resolution", "spatial"):
         if name in sections:
             config[name] = sections[name]
     for options in config.text.values():

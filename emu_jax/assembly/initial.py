@@ -27,6 +27,8 @@ from emu_jax.parallel.sharding import shard_params
 from emu_jax.tasks.base import Task
 from emu_jax.training.state import fresh_params
 
+_CONV_IN = "denoiser/conv_in/kernel"
+
 
 def initial(config: ConfigDict, task: Task, mesh: Mesh) -> tuple[Params, Params]:
     """Parameters and state (a codebook) from ``init_from`` where they fit, fresh ones where they do
@@ -39,7 +41,8 @@ def initial(config: ConfigDict, task: Task, mesh: Mesh) -> tuple[Params, Params]
     else:
         params, state = fresh_params(task, config.train.seed, mesh)
     for prefix, source in task.starts.items():
-        own = {path: x for path, x in params.items() if path.startswith(f"{prefix}/")}
+        names = {f"{prefix}/{path}" for path in source.shapes}
+        own = {path: x for path, x in params.items() if path in names}
         named = ((f"{prefix}/{path}", x) for path, x in source.tensors())
         known = ((path, x) for path, x in named if path in own)  # its state is not trained
         params = {**params, **place(known, shard_params(own, mesh), np.float32)}
@@ -63,6 +66,8 @@ def _from_another(config: ConfigDict, task: Task, mesh: Mesh) -> tuple[Params, P
     def start(source: Params, key: jax.Array) -> tuple[Params, Params]:
         params, state = task.init(key)
         wanted = {**params, **state}
+        if (config.get("spatial") or {}).get("kind"):
+            source = _widened(source, wanted)
         reused, report = transplant(wanted, relaid(source, wanted), skip=config.init_skip or None)
         reports.append(report)
         return (
@@ -78,6 +83,20 @@ def _from_another(config: ConfigDict, task: Task, mesh: Mesh) -> tuple[Params, P
     places = shard_params(stored, mesh)
     source = model.place(places, np.float32) if whole is None else jax.device_put(whole, places)
     return jax.jit(start, out_shardings=shard_params(shapes, mesh))(source, key)
+
+
+def _widened(source: Params, wanted: Params) -> Params:
+    """``source`` with zeros for the input channels of an image beside the denoiser's input, which
+    it lacks: the network starts as without that image.
+    """
+    own, target = source.get(_CONV_IN), wanted.get(_CONV_IN)
+    if own is None or target is None or own.ndim != target.ndim:
+        return source
+    more = target.shape[-2] - own.shape[-2]
+    if more <= 0 or own.shape[:-2] != target.shape[:-2]:
+        return source
+    pad = [(0, 0)] * (own.ndim - 2) + [(0, more), (0, 0)]
+    return {**source, _CONV_IN: jnp.pad(own, pad)}
 
 
 def _state_of_base(config: ConfigDict, state: Params, mesh: Mesh) -> Params:

@@ -50,10 +50,10 @@ class Samples:
             raise UserError(
                 f"config.measure draws images, which the task {config.task} cannot do: {OFF}."
             )
-        if task.generator.low:
+        if task.generator.low or task.generator.further:
             raise UserError(
-                "config.measure draws from prompts only, which a super-resolution stage cannot do: "
-                f"{OFF}."
+                "config.measure draws from prompts only, which super-resolution stages and models "
+                f"that are conditioned on images cannot do: {OFF}."
             )
         if jax.process_count() > 1:
             raise UserError(

@@ -1,6 +1,7 @@
-"""Models by name: their folders, adapters merged into their base, and text adapters."""
+"""Models by name: their folders, adapters merged into their base, text adapters, ControlNets."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,18 @@ from ml_collections import ConfigDict
 
 from emu_jax.assembly.adapters import make_adapters
 from emu_jax.assembly.encoders import make_encoders
+from emu_jax.assembly.schema import completed
+from emu_jax.assembly.sections.denoisers import UNet
+from emu_jax.assembly.sections.generation import Control
 from emu_jax.assembly.sections.runs import drawn_by
 from emu_jax.checkpoint.adapters import read_adapter
 from emu_jax.checkpoint.export import Model, load_model
 from emu_jax.checkpoint.foreign import blaming
 from emu_jax.checkpoint.text_adapters import SUFFIXES, read_text_adapter
 from emu_jax.errors import UserError
+from emu_jax.interop.configs import per_stage
 from emu_jax.interop.original_keys import unet_original
+from emu_jax.nn.control import PREFIX as CONTROL
 from emu_jax.nn.functional import Params
 from emu_jax.nn.lora import UP, merge
 from emu_jax.nn.stack import unstacked
@@ -77,6 +83,8 @@ def open_model(path: str, dtype: Any = np.float32, chain: tuple[str, ...] = ()) 
         with config.unlocked():
             del config.distillation, config.vectors
             config.task = "generation"
+    if "control" in adapters:
+        config.control.train = False
     return replace(
         model,
         params={name: np.asarray(value) for name, value in whole.items()},
@@ -165,6 +173,76 @@ def with_text_adapter(model: Model, path: str) -> Model:
         config={**model.config, "adapter": dict(found.options)},
         fingerprint=_together(model.fingerprint, found.fingerprint),
     )
+
+
+def split_control(name: str) -> tuple[str, float]:
+    """(model, strength) of ``MODEL[@strength]``. A strength has a decimal point: ``RUN@2000`` is a
+    step.
+    """
+    model, _, strength = name.rpartition("@")
+    if not model or not re.fullmatch(r"\d*\.\d+|\d+\.", strength):
+        return name, 1.0
+    return model, float(strength)
+
+
+@blaming("name")
+def with_control(model: Model, name: str) -> Model:
+    """A generator with the ControlNet of ``MODEL[@strength]``: of a run, an exported folder, an
+    import, or builtin:NAME.
+
+    Raises:
+      UserError: it has a ControlNet already, or another architecture than that of the ControlNet.
+    """
+    path, strength = split_control(name)
+    if controlled(model.config):
+        raise UserError(f"{path} cannot be added: the model has a ControlNet of its own.")
+    found = load_model(locate(path), dtype=np.float32)
+    own = {key: x for key, x in found.params.items() if key.startswith(f"{CONTROL}/")}
+    if not own or not controlled(found.config):
+        raise UserError(
+            f"{path} has no ControlNet: name a run of configs/control.py, what is exported of it, "
+            "or an import of a ControlNetModel."
+        )
+    section = completed(Control, found.config["control"])
+    ours, theirs = (
+        _structure(x.get("denoiser", {}), section.attention) for x in (model.config, found.config)
+    )
+    for key, value in theirs.items():
+        if ours.get(key) != value:
+            raise UserError(
+                f"{path} is a ControlNet for a U-Net with {key} = {value}; the model has "
+                f"{ours.get(key)}: take the ControlNet of this model's architecture."
+            )
+    section.update(dict(train=False, strength=strength))
+    return replace(
+        model,
+        params={**unstacked(model.params), **unstacked(own)},
+        config={**model.config, "control": section.to_dict()},
+        fingerprint=_together(model.fingerprint, found.fingerprint),
+    )
+
+
+def controlled(config: Mapping[str, Any]) -> bool:
+    """Whether a model with this config has a ControlNet."""
+    return bool((config.get("control") or {}).get("hint"))
+
+
+def _structure(denoiser: Mapping[str, Any], attention: bool) -> dict[str, Any]:
+    """What a ControlNet has in common with its U-Net, in one spelling."""
+    section = completed(UNet, {"widths": (), **denoiser}).to_dict()
+    stages = len(section["widths"])
+    names, staged = ["kind", "resample", "scale_shift", "act", "groups", "eps", "time_width"], []
+    names += ["output_scale_factor"]
+    if attention:
+        names += ["attention", "mid_depth", "linear_projection"]
+        staged += ["transformer_depth", "only_cross_attention"]
+    found = {name: section[name] for name in names}
+    found |= {name: per_stage(section[name], stages) for name in ("widths", "blocks", *staged)}
+    if attention:
+        widths, heads = found["widths"], per_stage(section["heads"], stages)
+        own = zip(widths, heads, per_stage(section["head_width"], stages), strict=True)
+        found["heads"] = [given or width // head_width for width, given, head_width in own]
+    return found
 
 
 def _together(*fingerprints: str) -> str:

@@ -19,7 +19,7 @@ The network samples in its own space, where a position stays by the mean over it
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -154,6 +154,7 @@ class Draws(Protocol):
         *,
         size: Shape | None = None,
         start: Start | None = None,
+        images: Mapping[str, Sequence[Any]] | None = None,
     ) -> Iterator[Any]: ...
 
 
@@ -164,14 +165,16 @@ def draw_from(
     seeds: Sequence[int],
     negative: str = "",
     size: Shape | None = None,
+    *,
+    images: Mapping[str, Sequence[Any]] | None = None,
 ) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
     """One image for each (prompt, seed), in order; with a ``source`` drawn from it.
 
     ``size`` is the height and width in pixels, and with a source those that its result fits into;
-    by default the model's own.
+    by default the model's own. ``images`` condition the model (:meth:`Drawer.draw_with`).
     """
     if source is None:
-        yield from model.draw_each(prompts, seeds, negative, size=size)
+        yield from model.draw_each(prompts, seeds, negative, size=size, images=images)
         return
     if size:
         # Sides that the model does not have are padded, and cut off again.
@@ -188,7 +191,7 @@ def draw_from(
         same = source.image if source.keep is not None else _resized(source.image, inside)
         yield from (same for _ in prompts)
         return
-    for drawn in model.draw_each(prompts, seeds, negative, start=start):
+    for drawn in model.draw_each(prompts, seeds, negative, start=start, images=images):
         yield source.restored(drawn, inside)
 
 

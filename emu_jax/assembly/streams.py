@@ -159,7 +159,7 @@ def previews(
     """
     generator, prompts = task.generator, config.train.preview_prompts
     if prompts:
-        if generator is None or generator.low:
+        if generator is None or generator.low or generator.further:
             raise UserError(
                 "train.preview_prompts is for models that draw from prompts alone; leave it empty: "
                 "previews show validation images then."

@@ -26,6 +26,7 @@ SHIPPED = "builtin:latent_diffusion_64"
 _NO_LIMIT = 2**20  # pixels
 
 if TYPE_CHECKING:
+    from emu_jax.assembly.given import Given
     from emu_jax.evaluation.prompt_sets import PromptSet
 
 
@@ -65,6 +66,11 @@ def add_sampling_arguments(parser: Parser) -> None:
     parser.add_argument("--sampler", help=f"{listed(SAMPLERS, 'or')}; parallel is for tokens")
     parser.add_argument("--guidance_scale", type=scale, help="scale of classifier-free guidance")
     parser.add_argument(
+        "--image_guidance_scale",
+        type=scale,
+        help="scale of guidance by the image before an edit, of editing models",
+    )
+    parser.add_argument(
         "--sag_scale", type=scale, help="scale of self-attention guidance (U-Nets); 0.75 is usual"
     )
     parser.add_argument("--batch_size", type=positive, default=16, help="images drawn at once")
@@ -82,7 +88,8 @@ def sampling_changes(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         name: getattr(arguments, name)
         for name in (
-            *("steps", "sampler", "guidance_scale", "sag_scale", "batch_size", "prompt_weighting"),
+            *("steps", "sampler", "guidance_scale", "image_guidance_scale", "sag_scale"),
+            *("batch_size", "prompt_weighting"),
         )
     }
 
@@ -92,11 +99,7 @@ def add_generator_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--checkpoint", type=path, default=SHIPPED, help=f"model; default {SHIPPED}"
     )
-    parser.add_argument(
-        "--adapter", type=path, default="", help="LoRA file to lay over the checkpoint"
-    )
-    parser.add_argument("--adapter_scale", type=real, default=1.0, help="its strength")
-    add_text_adapter(parser, "the checkpoint")
+    add_adapters(parser, "the checkpoint")
     parser.add_argument(
         "--eta", type=share_of_one, help="share of the text adapter, 0 to 1; default: its own"
     )
@@ -162,6 +165,63 @@ def numbers(count: int) -> Callable[[str], tuple[float, ...]]:
         return found
 
     return parse
+
+
+def add_adapters(parser: Parser, what: str) -> None:
+    """LoRA and text adapter that are laid over ``what``."""
+    parser.add_argument("--adapter", type=path, default="", help=f"LoRA file to lay over {what}")
+    parser.add_argument("--adapter_scale", type=real, default=1.0, help="its strength")
+    add_text_adapter(parser, what)
+
+
+def add_control(parser: Parser, what: str) -> None:
+    """A ControlNet that is laid over ``what``, and conditioning images."""
+    parser.add_argument(
+        "--control",
+        type=path,
+        default="",
+        metavar="MODEL[@STRENGTH]",
+        help=f"ControlNet for {what}: a run, an exported or imported one, builtin:NAME; a strength "
+        "has a decimal point (@0.7), default 1.0",
+    )
+    parser.add_argument(
+        "--control_image",
+        type=path,
+        default="",
+        help="image whose hint it follows (edges are computed); hint:FILE is the hint itself, "
+        "canny:FILE an image for edges; default: the images of the prompts' data set",
+    )
+    parser.add_argument(
+        "--given",
+        type=named_file,
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="an image that the model takes beside the prompt: image=FILE and mask=FILE of "
+        "inpainting models (the mask is white where to draw), before=FILE of editing models",
+    )
+
+
+def named_file(text: str) -> tuple[str, str]:
+    """``NAME=FILE`` for argparse."""
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise argparse.ArgumentTypeError(f"{text!r}: use NAME=FILE, e.g. mask=mask.png")
+    return name, path(file)
+
+
+def adapter_changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of :func:`add_adapters` and :func:`add_control` that open_generator takes,
+    without the text adapter.
+    """
+    return {name: getattr(arguments, name) for name in ("adapter", "adapter_scale", "control")}
+
+
+def given_images(arguments: argparse.Namespace) -> "Given":
+    """The images of :func:`add_control`."""
+    from emu_jax.assembly.given import Given
+
+    return Given(arguments.control_image, dict(arguments.given))
 
 
 def add_text_adapter(parser: Parser, what: str) -> None:

@@ -15,10 +15,13 @@ from dataclasses import fields
 
 from emu_jax.assembly.arguments import Parser, counted, path, positive
 from emu_jax.cli.arguments import (
+    adapter_changes,
+    add_adapters,
+    add_control,
     add_out,
     add_prompt_arguments,
     add_sampling_arguments,
-    add_text_adapter,
+    given_images,
     named_prompts,
     names_of,
     sampling_changes,
@@ -42,7 +45,8 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
     parser.add_argument(
         "models", nargs="+", type=path, help="runs, exported models or builtin:NAME"
     )
-    add_text_adapter(parser, "every model")
+    add_adapters(parser, "every model")
+    add_control(parser, "every model")
     add_prompt_arguments(parser, "default all of --prompts, without it 100", of_each="models")
     parser.add_argument(
         "--count_each", type=positive, help="number of prompts of each value of --by"
@@ -122,7 +126,8 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
         weights=arguments.weights,
         seed=arguments.seed,
         blind=arguments.blind,
-        changes=sampling_changes(arguments),
+        given=given_images(arguments),
+        changes=adapter_changes(arguments) | sampling_changes(arguments),
     )
     print(f"report: {index}")
     return 0

@@ -6,8 +6,9 @@ text encoders are copied into it, so that it can be moved; ``--without_text_enco
 latter out. With ``--format=diffusers`` it is a pipeline, or for an autoencoder the component, in
 diffusers' layout; with ``--format=single_file`` one file in the original layout of Stable Diffusion
 1.5 or XL base. An adapter is merged into its base, or with ``--adapter`` written by itself: a LoRA
-in the layout of diffusers' ``load_lora_weights`` or, with ``--format=kohya``, in kohya's, and text
-adapters as one safetensors file.
+in the layout of diffusers' ``load_lora_weights`` or, with ``--format=kohya``, in kohya's, text
+adapters as one safetensors file, and a ControlNet as a model folder for ``--control`` or, with
+``--format=diffusers``, as a ControlNetModel.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,9 @@ def main(argv: Sequence[str]) -> int:
         help="dtype of the weights; by default bfloat16, in public layouts unchanged",
     )
     parser.add_argument(
-        "--adapter", action="store_true", help="write a run's LoRA or text adapter alone"
+        "--adapter",
+        action="store_true",
+        help="write a run's LoRA, text adapter or ControlNet alone",
     )
     parser.add_argument(
         "--without_text_encoders",

@@ -2,9 +2,9 @@
 
 PIPELINE is a folder or a hub name: a whole pipeline in diffusers' layout (Stable Diffusion 1.5,
 2.1, XL, 3, aMUSEd, PixArt-Sigma, DeepFloyd IF's stages), one component (AutoencoderKL, VQModel,
-UNet2DConditionModel, UVit2DModel, PixArtTransformer2DModel, SD3Transformer2DModel), or a single
-file in the original layout (Stable Diffusion 1.5, XL base). A folder with ImageReward.pt and BERT's
-tokenizer becomes a reward. Weights keep their dtype.
+UNet2DConditionModel, UVit2DModel, PixArtTransformer2DModel, SD3Transformer2DModel,
+ControlNetModel), or a single file in the original layout (Stable Diffusion 1.5, XL base). A folder
+with ImageReward.pt and BERT's tokenizer becomes a reward. Weights keep their dtype.
 """
 
 from collections.abc import Sequence

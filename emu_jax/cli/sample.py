@@ -12,6 +12,7 @@ from functools import partial
 
 from emu_jax.assembly.arguments import Parser, path, positive
 from emu_jax.cli.arguments import (
+    add_control,
     add_data_dir,
     add_feather,
     add_generator_arguments,
@@ -21,6 +22,7 @@ from emu_jax.cli.arguments import (
     add_size,
     add_strength,
     generator_changes,
+    given_images,
     named_prompts,
     require_images,
     share,
@@ -38,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     add_data_dir(parser)
     add_sampling_arguments(parser)
     add_generator_arguments(parser)
+    add_control(parser, "the checkpoint")
     parser.add_argument(
         "--per_prompt", type=positive, default=1, help="number of images per prompt"
     )
@@ -67,6 +70,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.keep and not arguments.image:
         raise UserError("--keep says what of --image stays: add --image=FILE.")
     require_images(arguments.image, arguments.keep)
+    sharded = arguments.format == "webdataset"
+    if sharded and (arguments.control or arguments.given):
+        raise UserError("--format=webdataset takes no --control and no --given; use --format=png.")
     named = named_prompts(arguments)
 
     from emu_jax.assembly.drawing import draw_prompts
@@ -83,8 +89,10 @@ def main(argv: Sequence[str]) -> int:
     if arguments.image:
         how = (arguments.strength, arguments.feather)
         start = open_start(arguments.image, arguments.keep, *how)
-    sharded = arguments.format == "webdataset"
-    draw = partial(draw_shards, shard_size=arguments.shard_size) if sharded else draw_prompts
+    if sharded:
+        draw = partial(draw_shards, shard_size=arguments.shard_size)
+    else:
+        draw = partial(draw_prompts, given=given_images(arguments))
     with ending_together(report):
         names = draw(
             arguments.checkpoint,
@@ -97,6 +105,7 @@ def main(argv: Sequence[str]) -> int:
             height=arguments.height,
             shard=arguments.shard,
             start=start,
+            control=arguments.control,
             **generator_changes(arguments),
         )
     what = "files of images" if sharded else "images"

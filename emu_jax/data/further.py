@@ -7,15 +7,19 @@ So `mask != ''` selects the records that have a mask.
 
 Labels are numbers: 8-bit gray values or palette indices, of exactly the image's size, resized by
 nearest neighbor. The others are images of the same aspect ratio, of any size.
+
+The images of `COMPUTED` lie in no data set: they are computed from the image itself, in the view
+that a row shows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from emu_jax.data.buckets import Shape
+from emu_jax.data.canny import canny
 from emu_jax.data.decode import open_image
 from emu_jax.data.images import Color, View, compose, upright
 from emu_jax.errors import UserError
@@ -25,15 +29,28 @@ FURTHER = {
     "mask": True,  # classes, or foreground and background
     "instances": True,  # 0: background; i: instance i
     "edges": False,
+    "depth": False,
+    "segmentation": False,  # in colors
     "low_resolution": False,
+    "before": False,  # an edit
     "other": False,  # of a pair, such as the version that people did not prefer
 }
+# Name -> what makes it of the image's pixels.
+COMPUTED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "image": lambda pixels: pixels,  # where a row has its latents alone
+    "canny": canny,
+}
+NAMES = (*FURTHER, *COMPUTED)
 
 
 def prepare_further(
     data: bytes, name: str, view: View, background: Color = (255, 255, 255)
 ) -> UInt8[np.ndarray, "h w *c"]:
-    """A further image in its image's view: labels [h, w], others [h, w, 3]."""
+    """A further image in its image's view: labels [h, w], others [h, w, 3]. Of a computed one
+    `data` is the image.
+    """
+    if name in COMPUTED:
+        return COMPUTED[name](view.apply(compose(upright(open_image(data)), background)))
     return view.apply(decode_further(data, name, background), labels=FURTHER[name])
 
 
@@ -53,8 +70,13 @@ def check_further(data: bytes, name: str, size: Shape) -> None:
 def require_names(names: Sequence[str]) -> None:
     """Raises UserError for a name that no further image has."""
     for name in names:
-        if name not in FURTHER:
-            raise UserError(f"There is no further image {name!r}; use {', '.join(FURTHER)}.")
+        if name not in NAMES:
+            raise UserError(f"There is no further image {name!r}; use {', '.join(NAMES)}.")
+
+
+def is_labels(name: str) -> bool:
+    """Whether the further image consists of labels."""
+    return FURTHER.get(name, False)
 
 
 def decode_further(data: bytes, name: str, background: Color = (255, 255, 255)) -> Image.Image:

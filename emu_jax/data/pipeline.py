@@ -31,7 +31,7 @@ from jaxtyping import Int
 
 from emu_jax.data.buckets import Shape, assign, make_buckets
 from emu_jax.data.cache import Cache
-from emu_jax.data.further import prepare_further, require_names
+from emu_jax.data.further import COMPUTED, prepare_further, require_names
 from emu_jax.data.images import Color, flipped, prepare, view
 from emu_jax.data.mixture import Captions, Column, Selection, captions_fingerprint
 from emu_jax.data.plan import BatchPlan, PlannedBatch, Roster, SequentialPlan
@@ -241,7 +241,7 @@ class Loader:
                 seed=int(seed),
             )
             try:
-                data = source.read(int(record), name)
+                data = source.read(int(record), "" if name in COMPUTED else name)
                 images.append(prepare_further(data, name, shown, spec.background))
             except (UserError, OSError, ValueError) as error:
                 key = source.manifest.column("key")[record]
@@ -323,6 +323,8 @@ def _require_further(selection: Selection, further: Sequence[str]) -> None:
     """Raises UserError if a selected record lacks one of the further images."""
     source, manifest = selection.source, selection.source.manifest
     for name in further:
+        if name in COMPUTED:
+            continue
         if name not in manifest.columns:
             raise UserError(
                 f"{source.name} has no further image {name!r}, which this stream needs; choose a "

@@ -47,6 +47,7 @@ METRICS: dict[str, Metric] = {
         "lower",
         Lazy("emu_jax.evaluation.metrics:frechet_to"),
     ),
+    "edge_f1": Metric(Lazy("emu_jax.evaluation.edges:edge_f1"), "images and originals", "higher"),
     # Of published networks (docs/metrics.md).
     "fid": Metric(
         Lazy(_INCEPTION + "Pooled"), _SET, "lower", Lazy("emu_jax.evaluation.metrics:frechet_to")

@@ -22,7 +22,7 @@ from emu_jax.checkpoint.huggingface import tokenizer_folder_of
 from emu_jax.checkpoint.lazy import Lazy
 from emu_jax.checkpoint.paths import file_in
 from emu_jax.errors import UserError
-from emu_jax.interop import autoencoder, pixart, sd3, unet, uvit, vq
+from emu_jax.interop import autoencoder, control, pixart, sd3, unet, uvit, vq
 from emu_jax.interop.configs import plain
 from emu_jax.interop.files import (
     CONFIG,
@@ -41,6 +41,8 @@ from emu_jax.interop.files import (
 )
 from emu_jax.nn.arguments import check_arguments
 from emu_jax.nn.autoencoder import Autoencoder
+from emu_jax.nn.control import PREFIX as CONTROL
+from emu_jax.nn.control import ControlNet
 from emu_jax.nn.functional import Network
 from emu_jax.nn.mmdit import MMDiT
 from emu_jax.nn.pixart import PixArt
@@ -156,6 +158,19 @@ def import_denoiser(source: Parts, kind: Denoiser, name: str = "") -> Imported:
     return Imported(sections, nested("denoiser", params), {kind.folder: config})
 
 
+def import_control(source: Parts, name: str = "") -> Imported:
+    """A ControlNet: its parameters, and the sections of its U-Net and of itself. What its hints are
+    its files do not say.
+    """
+    config = source.settings(name)
+    arguments, own = control.arguments(config)
+    shapes = Network(partial(_build, ControlNet, arguments | own)).shapes()
+    params = to_params(source.weights(name), shapes, source.where(name))
+    structure = {key: x for key, x in arguments.items() if key not in _FROM_OTHERS}
+    sections = dict(denoiser={"kind": UNET.kind, **structure}, control={"hint": "other", **own})
+    return Imported(sections, nested(CONTROL, params), {CONTROL: config})
+
+
 def import_autoencoder(source: Parts, name: str = "") -> Imported:
     """An autoencoding model, with its latent shift and scale."""
     config = source.settings(name)
@@ -240,6 +255,22 @@ def prepare_denoiser(model: Model, side: int, conditioner: Mapping[str, Any]) ->
     meaning = kind.public.arguments
     config |= dict(sample_size=side)
     config = as_it_came(model, kind.folder, config, meaning, meaning(config))
+    return Component(config, to_tensors(params))
+
+
+def prepare_control(model: Model) -> Component:
+    """The ControlNet of a model."""
+    section = {k: v for k, v in model.config["denoiser"].items() if k not in _ASIDE}
+    params, own = _under(CONTROL, model.params), model.config["control"]
+    measured = unet.measured(params)
+    width = measured.pop("context_width") or section.get("context_width")
+    arguments = (
+        section | measured | dict(context_width=width or unet.DEFAULTS["cross_attention_dim"])
+    )
+    config = control.to_config(arguments, own)
+    if features := model.config.get("conditioner", {}).get("size_features"):
+        config["addition_time_embed_dim"] = features
+    config = as_it_came(model, CONTROL, config, control.arguments, control.arguments(config))
     return Component(config, to_tensors(params))
 
 

@@ -41,6 +41,15 @@ from emu_jax.interop.files import INDEX, SCHEDULER, write_json
 SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 AMUSED, SIGMA = "AmusedPipeline", "PixArtSigmaPipeline"
 SD3 = "StableDiffusion3Pipeline"
+# Pipelines of an image beside the latents: class -> that of the same conditioning otherwise, and
+# ``spatial.kind`` of a config.
+_BESIDE = {
+    "StableDiffusionInpaintPipeline": (SD, "inpainting"),
+    "StableDiffusionXLInpaintPipeline": (SDXL, "inpainting"),
+    "StableDiffusionInstructPix2PixPipeline": (SD, "editing"),
+}
+# The version of diffusers whose layout is written; its inpainting pipeline needs to read one.
+_LAYOUT = "0.38.0"
 _DENOISERS = {SD: UNET, SDXL: UNET, AMUSED: UVIT, SIGMA: PIXART, SD3: MMDIT}
 # The aesthetic score of aMUSEd's training, which is the default of its pipeline.
 AESTHETIC_SCORE = 6.0
@@ -63,10 +72,11 @@ def import_pipeline(source: Parts, out: Path, drop_variance: bool = False) -> Im
     """
     index = source.settings(file=INDEX)
     kind = index.get("_class_name")
+    kind, spatial = _BESIDE.get(str(kind), (kind, ""))
     if kind in (deepfloyd.BASE, deepfloyd.SUPER):
         return deepfloyd.import_pixels(source, index, out, drop_variance)
     if kind not in _DENOISERS:
-        known = ", ".join((*_DENOISERS, deepfloyd.BASE, deepfloyd.SUPER))
+        known = ", ".join((*_DENOISERS, *_BESIDE, deepfloyd.BASE, deepfloyd.SUPER))
         raise UserError(f"{source.where()} is a {kind}; supported are {known}.")
     if drop_variance:
         raise UserError(
@@ -99,7 +109,12 @@ def import_pipeline(source: Parts, out: Path, drop_variance: bool = False) -> Im
         features = public.get("addition_time_embed_dim") if kind == SDXL else 0
         combine = {SDXL: "channels", SD3: "padded"}.get(kind, "tokens")
         conditioner = dict(width=0, combine=combine, size_features=features)
-    _require_fit(source, denoiser, codec)
+    if index.get("requires_aesthetics_score"):
+        raise UserError(
+            f"{source.where()} is conditioned on aesthetic scores (requires_aesthetics_score), "
+            "which is not supported."
+        )
+    _require_fit(source, denoiser, codec, spatial)
     text = _text_sections(kind, source, index)
     factor = 2 ** (len(codec.sections["autoencoder"]["widths"]) - 1)
     image_size = factor * square(public)
@@ -116,20 +131,28 @@ def import_pipeline(source: Parts, out: Path, drop_variance: bool = False) -> Im
         sampling=sampling,
         image_size=image_size,
     )
+    if spatial:
+        sections["spatial"] = dict(kind=spatial, drop=0.05)
+    if spatial == "editing":
+        sampling |= dict(guidance_scale=7.5, image_guidance_scale=1.5)
     return Imported(sections, denoiser.params, dict(denoiser.source, scheduler=noise))
 
 
-def _require_fit(source: Parts, denoiser: Imported, codec: Imported) -> None:
-    """Raises a UserError where the denoiser has other channels than the codec's latents."""
+def _require_fit(source: Parts, denoiser: Imported, codec: Imported, spatial: str) -> None:
+    """Raises a UserError where the denoiser has other channels than the codec's latents and what is
+    beside them.
+    """
     arguments, latent = denoiser.sections["arguments"], codec.sections["latent_channels"]
     if "in_channels" not in arguments:  # tokens
         return
     channels, out = arguments["in_channels"], arguments["out_channels"]
-    if channels != latent or out not in (latent, 2 * latent):
+    beside = {"inpainting": 1 + latent, "editing": latent}.get(spatial, 0)
+    if channels != latent + beside or out not in (latent, 2 * latent):
+        wanted = f"of the latents and {beside} channels beside them" if beside else "of the latents"
         raise UserError(
             f"{source.where()} has a denoiser with {channels} channels in and {out} out, and an "
-            f"autoencoder with {latent} latent channels. Only a denoiser of the latents alone is "
-            "supported: no inpainting, no editing, no autoencoder of another model."
+            f"autoencoder with {latent} latent channels. Its class needs a denoiser {wanted}; "
+            f"inpainting and editing models have one of {', '.join(_BESIDE)}."
         )
 
 
@@ -232,7 +255,8 @@ def prepare_pipeline(model: Model, codec: Model) -> Pipeline:
     """A generator on a codec's latents or tokens. Refused where the public classes cannot represent
     all of it."""
     config = model.config
-    kind = pipeline_of(config)
+    public = pipeline_of(config)
+    kind, _ = _BESIDE.get(public, (public, ""))
     noise = _scheduler(kind, model)
     side = config["data"]["image_size"]
     factor = 2 ** (len(codec.config["autoencoder"]["widths"]) - 1)
@@ -242,15 +266,34 @@ def prepare_pipeline(model: Model, codec: Model) -> Pipeline:
     }
     folders = [find_folder(section["path"]) for _, section in sorted(config["text"].items())]
     encoders = dict(zip(_encoders(kind), folders, strict=True))
-    return Pipeline(kind, _index(kind, noise, codec, config), noise, networks, encoders)
+    index = _index(kind, noise, codec, config) | {"_class_name": public}
+    if public != kind:
+        index["_diffusers_version"] = _LAYOUT
+    if public == "StableDiffusionXLInpaintPipeline":
+        index["requires_aesthetics_score"] = False
+    return Pipeline(public, index, noise, networks, encoders)
 
 
 def pipeline_of(config: Mapping[str, Any]) -> str:
-    """The public class whose conditioning is that of a generator.
+    """The public class of a generator.
 
     Raises:
-      UserError: no public class has it.
+      UserError: no public class has its conditioning.
     """
+    kind, spatial = _conditioned(config), (config.get("spatial") or {}).get("kind", "")
+    if not spatial:
+        return kind
+    for name, own in _BESIDE.items():
+        if own == (kind, spatial):
+            return name
+    raise UserError(
+        f"No public pipeline like {kind} has spatial.kind={spatial}: export it without "
+        "--format=diffusers."
+    )
+
+
+def _conditioned(config: Mapping[str, Any]) -> str:
+    """The public class of the same conditioning beside an image."""
     text = [
         (options.get("kind", name), options.get("layer", "last"), options.get("pooled", True))
         for name, options in sorted(config["text"].items())

@@ -5,7 +5,7 @@ The names of parameters are the same, so only config.json is translated. Two tra
 in blocks with added keys and values; and a stage without attention still has an entry there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emu_jax.errors import UserError
@@ -63,7 +63,7 @@ DEFAULTS: dict[str, Any] = dict(
     addition_embed_type_num_heads=64,
 )
 # Read below, or without effect on the network's mathematics (image size, precision).
-_READ = {
+READ = {
     *("sample_size", "in_channels", "out_channels", "down_block_types", "mid_block_type"),
     *("up_block_types", "only_cross_attention", "block_out_channels", "layers_per_block"),
     *("mid_block_scale_factor", "act_fn", "norm_num_groups", "norm_eps", "cross_attention_dim"),
@@ -96,7 +96,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: a structure that ours does not have, by the setting's name.
     """
-    c = complete(config, DEFAULTS, _READ, CLASS)
+    c = complete(config, DEFAULTS, READ, CLASS)
     widths = c["block_out_channels"]
     stages = len(widths)
     attention, attends = _attention(c, stages)
@@ -131,16 +131,23 @@ def _attention(c: Mapping[str, Any], stages: int) -> tuple[str, list[bool]]:
     for kind, blocks in _BLOCKS.items():
         if set(down) <= set(blocks["down"]):
             attends = [name == blocks["down"][1] for name in down]
-            mirrored = [blocks["up"][a] for a in reversed(attends)]
-            if up != mirrored or len(down) != stages:
+            wanted = mirrored(down)
+            if up != wanted or len(down) != stages:
                 raise UserError(
                     f"This {CLASS} has up_block_types = {up}; with its down_block_types only "
-                    f"{mirrored} is supported."
+                    f"{wanted} is supported."
                 )
             if c["mid_block_type"] != blocks["mid"]:
                 raise _unknown(c, "mid_block_type")
             return kind, attends
     raise _unknown(c, "down_block_types")
+
+
+def mirrored(down: Sequence[str]) -> list[str]:
+    """The blocks of a decoder for those of an encoder; "" for one that is unknown."""
+    pairs = [zip(blocks["down"], blocks["up"], strict=True) for blocks in _BLOCKS.values()]
+    ups = dict(pair for kind in pairs for pair in kind)
+    return [ups.get(name, "") for name in reversed(down)]
 
 
 def _conditions(c: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,7 +279,7 @@ def measured(params: Mapping[str, Any]) -> dict[str, Any]:
     text = params.get("encoder_hid_proj/kernel")
     return dict(
         in_channels=params["conv_in/kernel"].shape[2],
-        out_channels=params["conv_out/kernel"].shape[3],
+        out_channels=params["conv_out/kernel"].shape[3] if "conv_out/kernel" in params else None,
         context_width=context[0] if context else None,
         text_width=None if text is None else text.shape[0],
         vector_width=None if vector is None else vector.shape[0],

@@ -66,6 +66,10 @@ class Lora:
             adapter[factor(path, UP)] = jnp.zeros(up)
         return adapter
 
+    def copied(self, shapes: Mapping[str, Any]) -> dict[str, str]:
+        """Nothing starts from the base's values."""
+        return {}
+
     def merged(self, base: Mapping[str, Any], adapter: Mapping[str, Any]) -> Params:
         """``base`` with W' for every W that ``adapter`` has factors of; W' is fp32."""
         return merge(base, adapter, self.alpha / self.rank)

@@ -215,6 +215,10 @@ class TextAdapters:
             found |= nest(path.removesuffix(tail), own)
         return found
 
+    def copied(self, shapes: Mapping[str, Any]) -> dict[str, str]:
+        """Nothing starts from the base's values."""
+        return {}
+
     def merged(self, base: Mapping[str, Any], adapter: Mapping[str, Any]) -> Params:
         own = {path: x for path, x in adapter.items() if path.startswith(f"{PREFIX}/")}
         return {**base, **own}

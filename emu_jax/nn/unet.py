@@ -26,6 +26,8 @@ from emu_jax.nn.resnet import ResnetBlock
 from emu_jax.nn.stack import Constrain, Gather, remat_policy, rematerialize
 from emu_jax.nn.transformer import SpatialTransformer
 
+Text = tuple[Float[Array, "b l _"] | None, Bool[Array, "b l"] | None]
+
 
 class Stage(nnx.Module):
     """A down, middle or up stage: residual blocks, each with an attention, and a resampler.
@@ -80,6 +82,8 @@ class UNet(nnx.Module):
     - ``heads`` or ``head_width``: one of the two; the other follows from the width;
     - ``only_cross_attention``: no self-attention (in the middle as in the coarsest stage).
 
+    ``out_channels`` None: without up stages and output layers, for :mod:`emu_jax.nn.control`.
+
     The conditioning besides the timestep: ``context_width`` (tokens to attend to), ``text_width``
     (tokens of another width, which the network projects to ``context_width``), ``vector_width`` (a
     vector: pooled text and sizes), ``text_pool_heads`` (instead of the vector, the tokens pooled by
@@ -98,7 +102,7 @@ class UNet(nnx.Module):
         self,
         *,
         in_channels: int,
-        out_channels: int,
+        out_channels: int | None,
         widths: Sequence[int],
         blocks: int | Sequence[int] = 2,
         transformer_depth: int | Sequence[int] = 1,
@@ -259,6 +263,10 @@ class UNet(nnx.Module):
             gather=gather,
         )
 
+        # The widths of all that a ControlNet adds to, the middle last.
+        self.skip_widths = (*skips, width)
+        if out_channels is None:
+            return
         self.up_blocks = nnx.List()
         for i in reversed(range(stages)):
             resnets = []
@@ -300,6 +308,42 @@ class UNet(nnx.Module):
         ``attention``: also returns how much attention each pixel of the middle block gets in its
         first self-attention, the mean over heads of the sum over queries.
         """
+        temb, text = self.conditioned(x, timestep, context, mask, vector, level)
+        x = self.constrain(self.gathered(self.conv_in)(x))
+        x, skips = self.down(x, temb, text)
+        received = self._received(x, temb) if attention else None
+        x = self.middle(x, temb, text)
+
+        if residuals is not None:
+            if len(residuals) != len(skips) + 1:
+                raise UserError(
+                    f"This U-Net takes {len(skips) + 1} residuals, not {len(residuals)}; use a "
+                    "ControlNet of the same architecture."
+                )
+            *added, last = residuals
+            skips = [skip + residual for skip, residual in zip(skips, added, strict=True)]
+            x = x + last
+
+        for stage in self.up_blocks:
+            for i in range(len(stage.resnets)):
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = self.constrain(stage.block(i, x, temb, *text))
+            if stage.upsamplers:
+                size = skips[-1].shape[1], skips[-1].shape[2]
+                x = self.constrain(stage.resample(x, temb, size))
+        x = self.gathered(self.conv_out)(self.act(self.conv_norm_out(x)))
+        return x if received is None else (x, received)
+
+    def conditioned(
+        self,
+        x: Float[Array, "b h w c"],
+        timestep: Float[Array, "b"],
+        context: Float[Array, "b l d"] | None,
+        mask: Bool[Array, "b l"] | None,
+        vector: Float[Array, "b p"] | None,
+        level: Float[Array, "b"] | None,
+    ) -> tuple[Float[Array, "b t"], Text]:
+        """(the activated embedding (1), the text that blocks attend to and its mask)."""
         for name, given, wanted in (
             ("context", context, self.takes_context),
             ("vector", vector, isinstance(self.add_embedding, TimestepEmbedding)),
@@ -321,9 +365,12 @@ class UNet(nnx.Module):
         temb = self.act(temb)
         if self.encoder_hid_proj is not None and context is not None:
             context = self.encoder_hid_proj(context)
-        text = (context, mask)
+        return temb, (context, mask)
 
-        x = self.constrain(self.gathered(self.conv_in)(x))
+    def down(
+        self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"], text: Text
+    ) -> tuple[Float[Array, "b h2 w2 k"], list[Float[Array, "b _ _ _"]]]:
+        """The down stages on the first convolution's output: (features, skip connections)."""
         skips = [x]
         for stage in self.down_blocks:
             for i in range(len(stage.resnets)):
@@ -332,30 +379,15 @@ class UNet(nnx.Module):
             if stage.downsamplers:
                 x = self.constrain(stage.resample(x, temb))
                 skips.append(x)
+        return x, skips
 
-        received = self._received(x, temb) if attention else None
+    def middle(
+        self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"], text: Text
+    ) -> Float[Array, "b h w c"]:
+        """The middle block."""
         for i in range(len(self.mid_block.resnets)):
             x = self.constrain(self.mid_block.block(i, x, temb, *text))
-
-        if residuals is not None:
-            if len(residuals) != len(skips) + 1:
-                raise UserError(
-                    f"This U-Net takes {len(skips) + 1} residuals, not {len(residuals)}; use a "
-                    "ControlNet of the same architecture."
-                )
-            *added, last = residuals
-            skips = [skip + residual for skip, residual in zip(skips, added, strict=True)]
-            x = x + last
-
-        for stage in self.up_blocks:
-            for i in range(len(stage.resnets)):
-                x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = self.constrain(stage.block(i, x, temb, *text))
-            if stage.upsamplers:
-                size = skips[-1].shape[1], skips[-1].shape[2]
-                x = self.constrain(stage.resample(x, temb, size))
-        x = self.gathered(self.conv_out)(self.act(self.conv_norm_out(x)))
-        return x if received is None else (x, received)
+        return x
 
     def require_attention(self) -> None:
         """Raises UserError if there is no self-attention in the middle block to return."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from emu_jax.data.further import FURTHER
+from emu_jax.data.further import is_labels
 from emu_jax.data.pipeline import StreamSpec
 from emu_jax.parallel.sharding import abstract_batch, abstract_params
 from emu_jax.tasks.base import RowSpec, Task
@@ -62,7 +62,7 @@ def _rows(
         found["image"] = image
     if rows.further:
         found["further"] = {
-            name: _shape((b, height, width) if FURTHER[name] else image.shape, np.uint8)
+            name: _shape((b, height, width) if is_labels(name) else image.shape, np.uint8)
             for name in rows.further
         }
     if rows.columns:

@@ -15,6 +15,11 @@ A large w widens the distribution of the output, which is visible as overexposur
 
     g' = phi g std(c) / std(g) + (1 - phi) g,   std over all of a row                      (3)
 
+An editing model has two conditions, a text and an image. With v the output under the image alone,
+u that without both and w_i the scale of the image (Brooks et al. 2022),
+
+    g = u + w_i (v - u) + w (c - v)                                                        (4)
+
 A large w also moves x0 out of the range of images, [-1, 1], where pixel models were never trained.
 Static clipping clips x0 to it. Dynamic thresholding (Imagen) takes s = max(1, the 99.5th percentile
 of a row's |x0|), clips to +-s and divides by s. Both are for pixels: latents have no such range.
@@ -120,6 +125,29 @@ def combined(
     return result if rest is None else jnp.concatenate([result, rest], axis=-1)
 
 
+def guided_by_image(
+    network: Callable[[Data, Float[Array, " b"], Any], Float[Array, "b *o"]],
+    conditions: tuple[PyTree[Array], PyTree[Array], PyTree[Array]],
+    scale: Scale | Callable[[Float[Array, " b"]], Float[Array, " b"]],
+    image_scale: float,
+    split: SplitOutput = lambda output: (output, None),
+) -> Denoise:
+    """``denoise(x, t)`` by equation (4), in one call for the three ``conditions``: both, the image
+    alone, none. The other arguments are those of :func:`guided`.
+    """
+    every = jax.tree.map(_interleave, *conditions)
+
+    def denoise(x: Data, t: Float[Array, " b"]) -> Float[Array, "b *o"]:
+        found = network(_interleave(x, x, x), _interleave(t, t, t), every)
+        found = found.reshape(x.shape[0], 3, *found.shape[1:])
+        (both, rest), (image, _), (none, _) = (split(found[:, i]) for i in range(3))
+        w = scale(t).reshape(-1, *(1,) * (both.ndim - 1)) if callable(scale) else scale
+        result = guide(image, none, image_scale) + w * (both - image)
+        return result if rest is None else jnp.concatenate([result, rest], axis=-1)
+
+    return denoise
+
+
 def static_clip(x0: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
     """x0 clipped to [-1, 1]."""
     return jnp.clip(x0, -1, 1)
@@ -136,5 +164,5 @@ def dynamic_threshold(
     return jnp.clip(x0, -size, size) / size
 
 
-def _interleave(first: Array, second: Array) -> Array:
-    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+def _interleave(first: Array, *others: Array) -> Array:
+    return jnp.stack([first, *others], axis=1).reshape(-1, *first.shape[1:])

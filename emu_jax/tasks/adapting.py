@@ -14,7 +14,7 @@ import jax
 
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
-from emu_jax.tasks.base import NO_SETS, Batch, Context, Loss, RowSpec, Sets, Task
+from emu_jax.tasks.base import NO_SETS, Batch, Context, Frozen, Loss, RowSpec, Sets, Task
 
 if TYPE_CHECKING:
     from emu_jax.tasks.generation import Generation
@@ -34,6 +34,12 @@ class Adapter(Protocol):
     def merged(self, base: Params, adapter: Params) -> Params:
         """The parameters that the task reads. Entries of ``adapter`` that belong to another
         adapter are left alone.
+        """
+        ...
+
+    def copied(self, shapes: Mapping[str, Any]) -> dict[str, str]:
+        """Path of a parameter -> path of the base's parameter whose value it starts from; for a
+        task of these shapes.
         """
         ...
 
@@ -82,6 +88,17 @@ class Adapted(Task):
         # Compiled, so that the base's fresh parameters are never made.
         return params, jax.jit(lambda key: self.task.init(key)[1])(key) if state else {}
 
+    @property
+    def starts(self) -> Mapping[str, Frozen]:
+        """The base's values that adapters start from, by the first part of their paths."""
+        shapes = jax.eval_shape(self.task.init, jax.random.key(0))[0]
+        base, copies = self.frozen[BASE], {}
+        for adapter in self.adapters.values():
+            for path, source in adapter.copied(shapes).items():
+                prefix, _, rest = path.partition("/")
+                copies.setdefault(prefix, {})[source] = rest
+        return {prefix: _copied(base, names) for prefix, names in copies.items()}
+
     def prepare(self, frozen: Mapping[str, Params] | None) -> Self:
         return replace(self, task=self.task.prepare(frozen))
 
@@ -106,6 +123,15 @@ class Adapted(Task):
             params=self.merged(context.params, context.frozen),
             averaged=averages and (lambda: self.merged(averages(), context.frozen)),
         )
+
+
+def _copied(base: Frozen, names: Mapping[str, str]) -> Frozen:
+    """The parameters ``names`` of ``base``, renamed."""
+    return replace(
+        base,
+        shapes={new: base.shapes[old] for old, new in names.items()},
+        tensors=lambda: ((names[path], x) for path, x in base.tensors() if path in names),
+    )
 
 
 def base_shapes(task: Task, adapters: Mapping[str, Adapter]) -> dict[str, jax.ShapeDtypeStruct]:

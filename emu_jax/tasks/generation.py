@@ -4,7 +4,8 @@
 
 Latent diffusion, pixel diffusion and masked generation differ only in the parts handed in. The
 codec and the text encoders are frozen; the denoiser and the conditioner (projections of the
-encoders' outputs) train. A super-resolution stage is conditioned on a low-resolution image as well.
+encoders' outputs) train. A super-resolution stage is conditioned on a low-resolution image as well,
+other generators on images of :mod:`emu_jax.tasks.image_conditions`.
 
 Sampling is composed of methods that other tasks also call separately:
 
@@ -26,9 +27,17 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from emu_jax.errors import UserError
 from emu_jax.nn.conditioner import Encoded
+from emu_jax.nn.control import PREFIX as CONTROL
 from emu_jax.nn.functional import Network, Params, nest, subtree
 from emu_jax.process.gaussian import GaussianProcess
-from emu_jax.process.guidance import Denoise, dynamic_threshold, guided, rising, static_clip
+from emu_jax.process.guidance import (
+    Denoise,
+    dynamic_threshold,
+    guided,
+    guided_by_image,
+    rising,
+    static_clip,
+)
 from emu_jax.process.noise import fold_in
 from emu_jax.process.protocol import Data, Process, Transform
 from emu_jax.process.sampling import sample, time_grid
@@ -46,6 +55,15 @@ from emu_jax.tasks.base import (
     to_unit_range,
 )
 from emu_jax.tasks.codecs import Codec
+from emu_jax.tasks.image_conditions import (
+    Control,
+    Editing,
+    Images,
+    Spatial,
+    blank,
+    dropped,
+    without_image,
+)
 from emu_jax.tasks.upsampling import Low
 from emu_jax.text.encoder import TextEncoder, blank_output, null_output
 
@@ -59,7 +77,9 @@ THRESHOLDS = ("none", "static", "dynamic")
 
 # What the denoiser reads beside x and t: keyword -> array with the batch in front. The conditioner
 # gives "context", "mask" and "vector"; a low-resolution image gives "spatial" (concatenated to x)
-# and "level", or "low". Further entries reach the denoiser under their own names.
+# and "level", or "low"; other images give "spatial" too, or "control" (features of the hint of a
+# ControlNet, whose residuals are computed in each call). Further entries reach the denoiser under
+# their own names.
 Conditions = dict[str, Array]
 
 
@@ -80,6 +100,7 @@ class Start(NamedTuple):
 class Sampling:
     """How images are sampled: a sampler, its steps and their spacing, classifier-free guidance.
 
+    ``image_guidance_scale``: classifier-free guidance by the image before an edit.
     ``guidance_ramp``: the guidance scale rises from 1 to its value during sampling. ``sag_scale``:
     the scale of self-attention guidance (``process.self_attention``), 0 for none.
     ``threshold`` keeps every predicted x0 within the range of pixels (``process.guidance``); the
@@ -91,6 +112,7 @@ class Sampling:
     steps: int = 25
     spacing: Literal["trailing", "uniform", "leading", "karras"] = "trailing"
     guidance_scale: float = 5.0
+    image_guidance_scale: float = 1.0
     guidance_rescale: float = 0.0
     guidance_ramp: bool = False
     sag_scale: float = 0.0
@@ -105,6 +127,10 @@ class Sampling:
             )
         if not self.guidance_scale >= 0:
             raise UserError(f"sampling.guidance_scale is {self.guidance_scale}; use 0 or more.")
+        if not self.image_guidance_scale >= 0:
+            raise UserError(
+                f"sampling.image_guidance_scale is {self.image_guidance_scale}; use 0 or more."
+            )
         if not 0 <= self.sag_scale < float("inf"):
             raise UserError(f"sampling.sag_scale is {self.sag_scale}; use 0 or more.")
         if not 0 < self.threshold_quantile <= 1:
@@ -134,9 +160,10 @@ class Sampling:
     @property
     def calls(self) -> int:
         """Evaluations of the denoiser for one image; classifier-free guidance needs two at a time,
-        self-attention guidance one more.
+        self-attention guidance and guidance by an image one more each.
         """
-        together = (1 if self.guidance_scale == 1 else 2) + bool(self.sag_scale)
+        together = 1 if self.guidance_scale == self.image_guidance_scale == 1 else 2
+        together += bool(self.sag_scale) + (self.image_guidance_scale != 1)
         return self.sampler.calls(self.steps) * together
 
 
@@ -147,7 +174,8 @@ class Generation(Task):
     ``null`` holds each encoder's null output, one row, which :meth:`prepare` computes. Training
     replaces an image's text by it at rate ``drop_text``; sampling uses it where there is no
     negative prompt. ``stream`` is the data stream that the loss reads. ``low`` makes the task a
-    super-resolution stage. ``previews`` is the number of images in a preview.
+    super-resolution stage; ``control`` and ``spatial`` condition it on images that belong to an
+    image, the names ``further``. ``previews`` is the number of images in a preview.
     """
 
     denoiser: Network
@@ -162,10 +190,18 @@ class Generation(Task):
     stream: str = "train"
     previews: int = 16
     low: Low | None = None
+    control: Control | None = None
+    spatial: Spatial | None = None
 
     @property
     def streams(self) -> dict[str, RowSpec]:
-        return {self.stream: RowSpec(self.encoders, self._cacheable())}
+        return {self.stream: RowSpec(self.encoders, self._cacheable(), self.further)}
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """The names of the images that condition it."""
+        spatial = self.spatial.further if self.spatial else ()
+        return (*spatial, self.control.hint) if self.control else spatial
 
     @property
     def generator(self) -> "Generation":
@@ -178,9 +214,11 @@ class Generation(Task):
 
     def init(self, key: jax.Array) -> tuple[Params, Params]:
         first, second = jax.random.split(key)
+        control = self.control.network.init(jax.random.fold_in(key, 2)) if self.control else {}
         return {
             **nest("denoiser", self.denoiser.init(first)),
             **nest("conditioner", self.conditioner.init(second)),
+            **nest(CONTROL, control),
         }, {}
 
     def prepare(self, frozen: Mapping[str, Params] | None) -> Self:
@@ -219,6 +257,9 @@ class Generation(Task):
             conditions = conditions | self.low.training_conditions(
                 jax.random.fold_in(key, _LOW), low
             )
+        if self.further:
+            given = self.given(context.params, context.frozen, rows["further"])
+            conditions = conditions | dropped(self.spatial, jax.random.fold_in(key, _LOW), given)
         output = self.denoise(context.params, corrupted.x, corrupted.timestep_input, conditions)
         return self.process.loss(output, corrupted)
 
@@ -235,6 +276,8 @@ class Generation(Task):
         if self.low:
             low = self.low.from_clean(rows, x0)
             conditions |= self.low.sampling_conditions(jax.random.fold_in(key, _LOW), low)
+        if self.further:
+            conditions |= self.given(context.params, context.frozen, rows["further"])
         output = self.denoise(context.params, corrupted.x, corrupted.timestep_input, conditions)
         loss = self.process.loss(output, corrupted)
         valid = rows["valid"].astype(jnp.float32)
@@ -246,7 +289,9 @@ class Generation(Task):
         return sums
 
     def preview(self, context: Context) -> dict[str, jax.Array]:
-        """Images for the batch's first captions; in super-resolution, from its shrunk images."""
+        """Images for the batch's first captions, and the images that condition them; in
+        super-resolution, from its shrunk images.
+        """
         frozen, key = context.frozen, context.key
         rows = jax.tree.map(lambda x: x[: self.previews], context.batch[self.stream])
         rows = self.with_latents(frozen, rows)
@@ -256,7 +301,12 @@ class Generation(Task):
         x0 = self.clean(frozen, rows, key)
         shape = x0.shape[1], x0.shape[2]
         low = self.low.from_clean(rows, x0) if self.low else None
-        drawn = self.generate(context.params, frozen, encoded, rows["sizes"], keys, shape, low=low)
+        images = rows.get("further") if self.further else None
+        drawn = self.generate(
+            context.params, frozen, encoded, rows["sizes"], keys, shape, low=low, images=images
+        )
+        if images:
+            return {"samples": drawn, **{name: _shown(image) for name, image in images.items()}}
         if low is None or not self.low:
             return {"samples": drawn}
         return {"samples": drawn, "low_resolution": to_pixels(self.low.to_image(frozen, low))}
@@ -276,6 +326,7 @@ class Generation(Task):
         sampling: Sampling | None = None,
         low: Data | None = None,
         start: Start | None = None,
+        images: Images | None = None,
         decode: bool = True,
     ) -> UInt8[Array, "b H W 3"] | Float[Array, "b *o"] | Int[Array, "b *o"]:
         """Images; row i depends on its text and ``keys[i]`` only, not on the other rows.
@@ -283,6 +334,7 @@ class Generation(Task):
         ``shape`` is height and width in the generator's space. ``negative`` (default: the null
         output) is the text that guidance leads away from. ``low`` is what a super-resolution stage
         enlarges, images in [-1, 1] or tokens. ``start`` is the result of :meth:`start_of`.
+        ``images`` are those of :attr:`further`; a ControlNet without its hint is left out.
         ``decode`` False returns the data of the generator's space, for instance tokens.
         """
         sampling = sampling or self.sampling
@@ -291,9 +343,12 @@ class Generation(Task):
         more: Conditions = {}
         if self.low and low is not None:
             more = self.low.sampling_conditions(fold_in(keys, _LOW), low)
+        if images:
+            more |= self.given(params, frozen, images)
         conditions = self.condition(params, encoded, sizes) | more
         null = None
-        if sampling.guidance_scale != 1:  # The unconditional output is unused at scale 1.
+        by_image = isinstance(self.spatial, Editing) and sampling.image_guidance_scale != 1
+        if sampling.guidance_scale != 1 or by_image:  # The other output is unused at scale 1.
             negative = negative or self.null_rows(sizes.shape[0])
             null = self.condition(params, negative, sizes, "unconditional") | more
         denoise = self.guided(params, conditions, null, sampling)
@@ -308,7 +363,7 @@ class Generation(Task):
         sampling: Sampling | None = None,
     ) -> Denoise:
         """``denoise(x, t)`` with classifier-free guidance away from ``null``, without if None; with
-        self-attention guidance if sampling has it.
+        self-attention guidance, and with guidance by the image of editing, if sampling has it.
         """
         sampling = sampling or self.sampling
         scale = sampling.guidance_scale
@@ -328,6 +383,14 @@ class Generation(Task):
         def network(x: Array, t: Array, conditions: Conditions) -> Array:
             return self.denoise(params, x, self.process.timestep_input(t), conditions)
 
+        if isinstance(self.spatial, Editing) and null and sampling.image_guidance_scale != 1:
+            return guided_by_image(
+                network,
+                (conditions, null, without_image(null)),
+                scale,
+                sampling.image_guidance_scale,
+                self.process.split_output,
+            )
         return guided(
             network,
             conditions,
@@ -426,6 +489,20 @@ class Generation(Task):
     def _window(self, key: jax.Array, x0: Data) -> Data:
         return self.low.window(jax.random.fold_in(key, _LOW + 1), x0) if self.low else x0
 
+    def given(self, params: Params, frozen: Mapping[str, Params], images: Images) -> Conditions:
+        """What the images of :attr:`further` add to the conditions."""
+        found: Conditions = {}
+        if self.spatial:
+            found |= self.spatial.conditions(self.codec, frozen.get("codec", {}), images)
+            found = jax.lax.stop_gradient(found)
+        if self.control and self.control.hint in images:
+            found |= self.control.conditions(params, images, self.compute_dtype)
+        return found
+
+    def blank(self, n: int, height: int, width: int) -> dict[str, Array]:
+        """Black images of :attr:`further`."""
+        return blank(self.further, n, height, width)
+
     def encode(
         self, frozen: Mapping[str, Params], rows: Rows, drop: Bool[Array, "b"] | None = None
     ) -> dict[str, Encoded]:
@@ -487,7 +564,16 @@ class Generation(Task):
         """:meth:`denoise` with further arguments; everything that it returns is fp32."""
         network, x = cast((subtree(params, "denoiser"), x), self.compute_dtype)
         inputs: dict[str, Any] = dict(conditions)
-        spatial = inputs.pop("spatial", None)
+        spatial, features = inputs.pop("spatial", None), inputs.pop("control", None)
+        if features is not None and self.control:
+            inputs["residuals"] = self.control.residuals(params, x, timestep, features, inputs)
         if spatial is not None:
             x = jnp.concatenate([x, spatial.astype(x.dtype)], axis=-1)
         return cast(self.denoiser(network, x, timestep, **inputs, **more), jnp.float32)
+
+
+def _shown(image: UInt8[Array, "b H W *k"]) -> UInt8[Array, "b H W 3"]:
+    """A further image to display: a mask in black and white."""
+    if image.ndim == 4:
+        return image
+    return jnp.repeat(jnp.where(image[..., None] > 0, 255, 0).astype(jnp.uint8), 3, axis=-1)

@@ -19,6 +19,7 @@ from emu_jax.evaluation.references import Sets
 from emu_jax.nn.autoencoder import Autoencoder
 from emu_jax.nn.conditioner import Conditioner
 from emu_jax.nn.contrastive import ContrastiveModel
+from emu_jax.nn.control import ControlNet
 from emu_jax.nn.denoisers import DENOISERS, GIVEN
 from emu_jax.nn.discriminator import PatchDiscriminator
 from emu_jax.nn.layers import ACTIVATIONS
@@ -33,6 +34,7 @@ from emu_jax.registry import loaded
 from emu_jax.tasks.bottlenecks import Quantizer
 from emu_jax.tasks.distillation import Distillation
 from emu_jax.tasks.generation import Sampling
+from emu_jax.tasks.image_conditions import Editing
 from emu_jax.tasks.upsampling import LowResolution
 from emu_jax.text.clip import _SIZES as CLIP_SIZES
 from emu_jax.text.clip import make_clip
@@ -88,6 +90,8 @@ def test_a_denoisers_keys_are_the_arguments_of_its_constructor(kind):
         (generation.LowResolution, LowResolution, ("factor", "schedule"), {"factor", "schedule"}),
         (generation.TextAdapter, TextAdapter, ("width", "layers"), {"layers", "on_null"}),
         (generation.Distillation, Distillation, (), set()),
+        (generation.Control, ControlNet, ("unet",), {"hint", "strength", "train"}),
+        (generation.Spatial, Editing, (), {"kind"}),
         (
             generation.Vectors,
             make_vector_model,

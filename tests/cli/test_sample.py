@@ -143,11 +143,13 @@ def test_images_are_written_as_they_come_and_not_kept(monkeypatch, tmp_path):
 
     class Generator:
         side, recipe, fingerprints, prompt_weighting = 8, {}, {"weights": "w"}, "none"
+        further, hint = (), ""
         config = SimpleNamespace(
             sampling=SimpleNamespace(sampler="ddim", steps=1, guidance_scale=1.0)
         )
 
-        def draw_each(self, prompts, seeds, negative, size):
+        def draw_each(self, prompts, seeds, negative, size, images):
+            assert images == {}
             for i, _ in enumerate(prompts):
                 assert len(list(tmp_path.glob("*.png"))) == i
                 assert sum(one() is not None for one in alive) <= 2

@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
@@ -28,11 +29,12 @@ from emu_jax.assembly import importing
 from emu_jax.assembly.config import read
 from emu_jax.assembly.tasks import make_task
 from emu_jax.checkpoint.lazy import Lazy
-from emu_jax.interop import autoencoder, deepfloyd, pixart, sd3, unet, uvit, vq
+from emu_jax.interop import autoencoder, control, deepfloyd, pixart, sd3, unet, uvit, vq
 from emu_jax.interop import single_file_families as families
 from emu_jax.interop.components import Imported, import_autoencoder, import_vq
 from emu_jax.interop.single_file import keys_of, parts_of
 from emu_jax.nn.autoencoder import Autoencoder
+from emu_jax.nn.control import ControlNet
 from emu_jax.nn.functional import Network
 from emu_jax.nn.mmdit import MMDiT
 from emu_jax.nn.pixart import PixArt
@@ -235,6 +237,19 @@ def test_every_tensor_of_a_public_unet_has_a_home(name):
     assert unet.arguments(unet.to_config(arguments)) == arguments
     back = skeleton(UNet2DConditionModel, public_arguments(unet.to_config(arguments)))
     assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in public.items()}
+
+
+@pytest.mark.parametrize(("name", "millions"), [("sd15", 361), ("sdxl", 1251)])
+def test_every_tensor_of_a_public_control_network_has_a_home(name, millions):
+    config = {key: x for key, x in UNETS[name].items() if key in control.DEFAULTS}
+    arguments, own = control.arguments(config)
+    shapes, public = (
+        network(ControlNet, arguments | own).shapes(),
+        skeleton(ControlNetModel, config),
+    )
+    assert len(torch_paths(public, shapes)) == len(shapes) == len(public)
+    assert sum(math.prod(x.shape) for x in shapes.values()) // 10**6 == millions
+    assert control.arguments(control.to_config(arguments, own)) == (arguments, own)
 
 
 @pytest.mark.parametrize("name", VAES)

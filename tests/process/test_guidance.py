@@ -7,7 +7,14 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
-from emu_jax.process.guidance import dynamic_threshold, guide, guided, rescale, static_clip
+from emu_jax.process.guidance import (
+    dynamic_threshold,
+    guide,
+    guided,
+    guided_by_image,
+    rescale,
+    static_clip,
+)
 
 C, U = jnp.float32(np.random.default_rng(0).normal(size=(2, 3, 4, 4, 2)))
 
@@ -86,3 +93,14 @@ def test_dynamic_threshold_is_diffusers():
         scheduler = DDPMScheduler(thresholding=True, **told)
         theirs = scheduler._threshold_sample(as_tensor(3 * C)).numpy()
         np.testing.assert_allclose(dynamic_threshold(3 * C, 0.95, limit), theirs, atol=1e-6)
+
+
+def test_an_editing_model_is_guided_by_text_and_image():
+    """In one call; rows stay apart, and with equal scales both conditions act as one."""
+    x, t = jnp.array([1.0, 2.0]), jnp.array([0.5, 0.5])
+    network = lambda x, t, c: x * c  # noqa: E731
+    both, image, none = jnp.array([5.0, 7.0]), jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0])
+    got = guided_by_image(network, (both, image, none), 3.0, 1.5)(x, t)
+    np.testing.assert_allclose(got, x * (none + 1.5 * (image - none) + 3.0 * (both - image)))
+    together = guided_by_image(network, (both, image, none), 3.0, 3.0)(x, t)
+    np.testing.assert_allclose(together, guided(network, both, none, 3.0)(x, t))

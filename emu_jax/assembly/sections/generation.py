@@ -178,6 +178,48 @@ class Vectors(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Control(Section):
+    """A ControlNet beside the U-Net (:mod:`emu_jax.nn.control`)."""
+
+    hint: Literal[
+        "", "canny", "edges", "depth", "segmentation", "low_resolution", "before", "other"
+    ] = key(
+        "",
+        "The further image that it follows; canny is computed from the image itself. Empty: there "
+        "is no ControlNet.",
+    )
+    hint_channels: Literal[3] = key(3, "Channels of a hint.")
+    hint_widths: tuple[int, ...] = key(
+        (16, 32, 96, 256),
+        "Channels of the hint's encoder, at full size and after each halving.",
+        at_least=1,
+        filled=True,
+    )
+    attention: bool = key(
+        True, "Copy the attention of the U-Net as well; False: residual blocks alone."
+    )
+    bgr: bool = key(False, "The channels of hints are in the order blue, green, red.")
+    strength: float = key(1.0, "Factor of what it adds in sampling.", at_least=0)
+    train: bool = key(
+        True, "It trains, over the frozen generator of init_from; False: it is part of a generator."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spatial(Section):
+    """An image beside the denoiser's input (:mod:`emu_jax.tasks.image_conditions`)."""
+
+    kind: Literal["", "inpainting", "editing"] = key(
+        "",
+        "Inpainting (a mask and the rest of the image), editing (the image before the edit), or "
+        "none.",
+    )
+    drop: float = key(
+        0.05, "Share of training images of editing without their image.", at_least=0, at_most=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LowResolution(Section):
     """The low-resolution image of a super-resolution stage (:mod:`emu_jax.tasks.upsampling`)."""
 
@@ -241,6 +283,9 @@ class Sampling(Section):
         "trailing", "Spacing of the times."
     )
     guidance_scale: float = key(5.0, "Scale of classifier-free guidance; 1: none.", at_least=0)
+    image_guidance_scale: float = key(
+        1.0, "Scale of guidance by the image before the edit, of editing; 1: none.", at_least=0
+    )
     guidance_rescale: float = key(
         0.0, "Share of the restored standard deviation.", at_least=0, at_most=1
     )

@@ -22,6 +22,7 @@ from emu_jax.assembly.sections.generation import (
     AutoencoderCodec,
     Codec,
     Conditioner,
+    Control,
     Distillation,
     Dtype,
     Gaussian,
@@ -30,6 +31,7 @@ from emu_jax.assembly.sections.generation import (
     Measure,
     Process,
     Sampling,
+    Spatial,
     TextAdapter,
     TextEncoder,
     Vectors,
@@ -118,7 +120,18 @@ class Generation(Run):
         0.1, "Share of training images without their text.", at_least=0, at_most=1
     )
     lora: Lora = key(Lora, "Low-rank adapters.")
+    control: Control = key(Control, "A ControlNet.")
+    spatial: Spatial = key(Spatial, "An image beside the denoiser's input.")
     measure: Measure = key(Measure, "Samples that are judged at validations.")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if self.control.hint and self.task != "generation":
+            yield "control.hint", "an empty string: ControlNets train with task=generation"
+        if self.spatial.kind and self.task != "generation":
+            yield "spatial.kind", "an empty string, or task=generation"
+        if self.control.hint and self.spatial.kind and self.control.train:
+            yield "control.train", "False: ControlNets train without a concatenated image"
 
 
 @dataclass(frozen=True, kw_only=True)

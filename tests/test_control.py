@@ -1,0 +1,100 @@
+"""A ControlNet as a whole program: trained, opened, exported, drawn with, compared."""
+
+import json
+
+import numpy as np
+import runs
+from diffusers import ControlNetModel
+from PIL import Image
+
+from emu_jax.assembly.models import open_model
+from emu_jax.checkpoint.adapters import write_adapter
+from emu_jax.checkpoint.export import load_model
+from emu_jax.cli.main import main
+from emu_jax.nn.lora import DOWN, UP, factor, factor_shapes
+
+
+def train(workdir, pictures, base, codec, *more):
+    """On latents and texts from caches; edges are computed from the images beside them."""
+    arguments = runs.command("latent_diffusion", workdir, pictures, *more)
+    config = f"--config={runs.ROOT}/configs/control.py:size=test"
+    arguments = [config if a.startswith("--config=") else a for a in arguments]
+    return main(
+        [
+            *arguments,
+            f"--config.init_from={base}",
+            f"--config.codec.path={codec}",
+            f"--config.data.cache_dir={workdir.parent}/cache",
+            "--config.data.cache_latents=True",
+            "--config.data.cache_text=True",
+            "--config.train.steps=4",
+            "--config.train.validate_every=4",
+            "--config.train.preview_every=4",
+            "--config.sampling.previews=2",
+            "--config.groups.control.optimizer.learning_rate=0.1",
+        ]
+    )
+
+
+def test_a_control_network_from_training_to_a_comparison(
+    pictures, autoencoder_run, generator_run, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    assert train(run, pictures, generator_run, autoencoder_run) == 0
+    expected = runs.arrays(run)
+    own = {path for path in expected if path.startswith("params/")}
+    assert own and all(path.startswith("params/control/") for path in own)
+    copy = "params/control/conv_in/kernel"
+    base, fresh = load_model(str(generator_run)), expected[copy]
+    start = base.params["denoiser/conv_in/kernel"]
+    assert np.abs(fresh - start).max() < 0.5 and np.std(start) > 0.05  # four steps at most of 0.1
+
+    # Opened, it is its base as it was, and the ControlNet.
+    whole = open_model(str(run))
+    assert {path for path in whole.params if not path.startswith("control/")} == {*base.params}
+    assert all(np.array_equal(whole.params[path], x) for path, x in base.params.items())
+
+    alone, theirs = tmp_path / "alone", tmp_path / "diffusers"
+    assert main(["export", str(run), "--adapter", f"--out={alone}", "--dtype=float32"]) == 0
+    more = ["--adapter", "--format=diffusers", f"--out={theirs}"]
+    assert main(["export", str(run), *more]) == 0
+    tensors = ControlNetModel.from_pretrained(theirs).state_dict()
+    assert sum(x.numel() for x in tensors.values()) == sum(expected[path].size for path in own)
+    assert main(["import", str(theirs), f"--out={tmp_path}/imported"]) == 0
+
+    edges = np.zeros((16, 16, 3), np.uint8)
+    edges[4:12, 4] = edges[4:12, 11] = edges[4, 4:12] = edges[11, 4:12] = 255
+    Image.fromarray(edges).save(tmp_path / "edges.png")
+    place = tmp_path / "images"
+
+    def drawn(*more):
+        before = {*place.glob("*_*.png")}
+        assert main(["sample", "a red disc", f"--out={place}", "--steps=2", *more]) == 0
+        (image,) = {*place.glob("*_*.png")} - before
+        return np.asarray(Image.open(image))
+
+    def refused(*more):
+        assert main(["sample", "a red disc", f"--out={place}", *more]) == 2
+        return capsys.readouterr().err
+
+    base, hint = f"--checkpoint={generator_run}", f"--control_image=hint:{tmp_path}/edges.png"
+    plain, used = drawn(base), drawn(f"--checkpoint={run}", hint)
+    assert np.any(plain != used)
+    np.testing.assert_array_equal(drawn(base, f"--control={tmp_path}/imported", hint), used)
+    np.testing.assert_array_equal(drawn(base, f"--control={alone}@0.0", hint), plain)
+    assert "--control_image=FILE" in refused(f"--checkpoint={run}")
+    assert "add --control" in refused(base, hint)
+    assert "has no ControlNet" in refused(base, f"--control={generator_run}", hint)
+
+    # With a LoRA over two models in one command: the prompts' own images give the edges.
+    kernel, lora = "denoiser/mid_block/resnets/0/conv1/kernel", tmp_path / "lora"
+    shapes = factor_shapes(kernel, load_model(str(generator_run)).params[kernel].shape, 2)
+    factors = {factor(kernel, n): np.full(x, 0.1) for n, x in zip((DOWN, UP), shapes, strict=True)}
+    write_adapter(str(lora), factors, 2.0, prefix="unet", dtype=np.float32)
+    report, models = tmp_path / "report", [str(generator_run), f"{generator_run}@2"]
+    command = ["compare", *models, f"--adapter={lora}", f"--control={alone}@0.8", "--kept="]
+    command += ["--prompts=folder/tiny:part != none", f"--data_dir={pictures}", "--count=2"]
+    command += ["--judge=", "--steps=2", "--batch_size=2", "--metrics=edge_f1", f"--out={report}"]
+    assert main(command) == 0
+    record = json.loads((report / "compare.json").read_text())
+    assert record["metrics"]["edge_f1"]["figures"].keys() >= {*models}
