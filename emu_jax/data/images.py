@@ -25,7 +25,7 @@ from PIL import Image
 
 from emu_jax.data.buckets import Shape
 from emu_jax.data.decode import MAX_PIXELS, open_image, orientation, upright_size
-from emu_jax.data.plan import mix
+from emu_jax.data.hashing import mix
 from emu_jax.errors import UserError
 
 _TOP, _LEFT, _FLIP = range(3)  # first coordinate of each kind of random number

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from emu_jax.data.plan import mix
+from emu_jax.data.hashing import mix
 from emu_jax.data.source import Source
 from emu_jax.errors import UserError
 

@@ -34,7 +34,8 @@ from emu_jax.data.cache import Cache
 from emu_jax.data.further import prepare_further, require_names
 from emu_jax.data.images import Color, flipped, prepare, view
 from emu_jax.data.mixture import Captions, Column, Selection, captions_fingerprint
-from emu_jax.data.plan import BatchPlan, PlannedBatch, Roster, SequentialPlan
+from emu_jax.data.plan import BatchPlan, PlannedBatch, SequentialPlan
+from emu_jax.data.roster import Roster
 from emu_jax.data.source import Source
 from emu_jax.data.vectors import ARRAY, GROUP, ControlVectors
 from emu_jax.errors import UserError
@@ -121,7 +122,7 @@ class Loader:
             for name, vocabulary in spec.columns.items()
         }
         self.tokenize = dict(tokenize)
-        roster = Roster([_assignment(spec, s) for s in selections], spec.shapes())
+        roster = Roster.of([_assignment(spec, s) for s in selections], spec.shapes())
         self.plan = (
             SequentialPlan(roster, spec.batch_size, spec.seed)
             if spec.sequential
