@@ -12,13 +12,13 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int
 
-from emu_jax.data.buckets import Shape, assign
-from emu_jax.data.manifest import Manifest, named_in
+from emu_jax.data.buckets import Shape, assign, tabulated
+from emu_jax.data.manifest import named_in
 from emu_jax.data.mixture import Selection
 from emu_jax.data.roster import FILES, Everything, Members, count_blocks, empty
 from emu_jax.errors import UserError
@@ -40,7 +40,7 @@ def open_members(selection: Selection, shapes: Sequence[Shape]) -> Members | Eve
         return Everything(len(manifest))
     if len(manifest) <= IN_MEMORY:
         codes, before = empty(len(manifest), len(shapes))
-        _fill(codes, before, selection, shapes, threads=1)
+        _fill(codes, before, selection, shapes)
         members = Members(codes, before)
     else:
         members = _stored(selection, shapes)
@@ -63,7 +63,7 @@ def _stored(selection: Selection, shapes: Sequence[Shape]) -> Members:
             continue
         try:
             arrays = empty(len(source.manifest), len(shapes), new)
-            _fill(*arrays, selection, shapes, threads=os.cpu_count() or 1)
+            _fill(*arrays, selection, shapes, many=True)
             for array in arrays:
                 array.flush()
             if not (root / name).exists():  # another process may have been faster
@@ -88,32 +88,24 @@ def _fill(
     before: np.ndarray,
     selection: Selection,
     shapes: Sequence[Shape],
-    threads: int,
+    many: bool = False,
 ) -> None:
     """The codes and the table of :class:`Members`."""
     manifest, flat, select = selection.source.manifest, codes.reshape(-1), selection.select
     names = list(dict.fromkeys([*named_in(select), "width", "height"]))
+    find = tabulated(shapes) if many else partial(assign, buckets=shapes)
 
     def fill(i: int) -> None:
         start, shard = manifest.starts[i], manifest.shard(i, names)
-        flat[start : start + len(shard)] = _codes(shard, shard.matches(select), shapes)
+        found = find(shard.column("width"), shard.column("height"))
+        flat[start : start + len(shard)] = np.where(shard.matches(select), found, len(shapes))
 
     indices = range(len(manifest.starts))
-    if threads == 1:
-        for i in indices:
-            fill(i)
-    else:
-        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    if many:
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in watch(pool.map(fill, indices), f"index {selection.source.name}", len(indices)):
                 pass
+    else:
+        for i in indices:
+            fill(i)
     count_blocks(codes, before)
-
-
-def _codes(
-    shard: Manifest, chosen: Bool[np.ndarray, "n"], shapes: Sequence[Shape]
-) -> Int[np.ndarray, "n"]:
-    """The bucket of every row, the number of buckets for rows that are not chosen."""
-    if len(shapes) == 1:
-        return np.where(chosen, 0, 1)
-    found = assign(shard.column("width"), shard.column("height"), shapes)
-    return np.where(chosen, found, len(shapes))

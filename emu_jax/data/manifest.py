@@ -74,8 +74,7 @@ class Manifest:
         """From rows with the columns of SCHEMA and the builder's `own` columns; `about` is said of
         the whole table.
         """
-        schema = pa.schema(SCHEMA | dict(own or {}), metadata=dict(about) if about else None)
-        return cls(pa.Table.from_pylist(list(rows), schema=schema))
+        return cls(pa.Table.from_pylist(list(rows), schema=schema(own or {}, about or {})))
 
     @staticmethod
     def read(directory: epath.PathLike) -> "Manifest":
@@ -194,8 +193,7 @@ class Manifest:
                 values = column.to_numpy()
                 found = np.isin(values, np.array(alternatives, values.dtype))
             else:
-                wanted = pa.array(alternatives, pa.string())
-                found = pc.is_in(column.cast(pa.string()), value_set=wanted).to_numpy()
+                found = _is_in(column, pa.array(alternatives, pa.string()))
             return found if symbol == "==" else ~found
         if len(alternatives) > 1:
             raise UserError(
@@ -205,6 +203,22 @@ class Manifest:
 
     def _content(self) -> bytes:
         return parquet(self.table)
+
+
+def _is_in(column: pa.ChunkedArray, wanted: pa.Array) -> Bool[np.ndarray, "n"]:
+    """Whether each text of a column is one of those wanted."""
+    if not pa.types.is_dictionary(column.type):
+        return pc.is_in(column, value_set=wanted).to_numpy()
+    parts = [np.zeros(0, bool)]
+    for chunk in column.chunks:
+        known = pc.is_in(chunk.dictionary, value_set=wanted).to_numpy(zero_copy_only=False)
+        parts.append(np.append(known, False)[chunk.indices.fill_null(len(known)).to_numpy()])
+    return np.concatenate(parts)
+
+
+def schema(own: Mapping[str, pa.DataType], about: Mapping[str, str]) -> pa.Schema:
+    """The common columns and a builder's own ones."""
+    return pa.schema(SCHEMA | dict(own), metadata=dict(about) or None)
 
 
 def _parts(condition: str) -> list[tuple[str, str, str]]:

@@ -21,6 +21,7 @@ from emu_jax.data.manifest import SHARDS_NAME, Manifest, parquet
 from emu_jax.errors import UserError
 
 ROWS = 2**20  # of a shard, about
+_UNIQUE = ("key", "sha256")  # columns of texts that do not repeat
 
 
 class Shard(NamedTuple):
@@ -71,21 +72,25 @@ class ShardedManifest(Manifest):
 
     def shard(self, index: int, names: Iterable[str]) -> Manifest:
         self.require(names)
-        return Manifest(self._read(index, list(names)))
+        texts = [name for name in names if pa.types.is_string(self._schema.field(name).type)]
+        return Manifest(self._read(index, list(names), [t for t in texts if t not in _UNIQUE]))
 
     def column(self, name: str) -> np.ndarray:
         shards = range(len(self._shards))
         return np.concatenate([self.shard(i, [name]).column(name) for i in shards])
 
-    def _file(self, index: int) -> tuple[epath.Path, pq.ParquetFile]:
+    def _file(self, index: int, repeated: Sequence[str] = ()) -> tuple[epath.Path, pq.ParquetFile]:
+        """The file of a shard; columns of `repeated` texts are read as numbers of them."""
         path = self._directory / shard_name(index, len(self._shards))
         try:
-            return path, pq.ParquetFile(path.open("rb"), pre_buffer=False)
+            return path, pq.ParquetFile(
+                path.open("rb"), pre_buffer=False, read_dictionary=[*repeated]
+            )
         except Exception as error:  # Arrow raises whatever its decoders run into
             raise _damaged(path, error) from error
 
-    def _read(self, index: int, names: list[str] | None) -> pa.Table:
-        path, file = self._file(index)
+    def _read(self, index: int, names: list[str] | None, repeated: Sequence[str] = ()) -> pa.Table:
+        path, file = self._file(index, repeated)
         try:
             with file:
                 # A table without columns would have no rows.

@@ -31,6 +31,7 @@ are met as closely as whole batches and rows allow, at every n.
 """
 
 import threading
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ from jaxtyping import Float, Int
 from emu_jax.data.hashing import BUCKET, SOURCE, mix, uniform
 
 _CHUNK = 4096  # batches whose counts are computed at a time
-_CHUNKS_AHEAD = 64  # chunks that are summed at a time on the way to a far one
+_CHUNKS_AHEAD = 8  # chunks that are summed at a time on the way to a far one
 _MODULUS = 1 << 64
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, odd
 
@@ -104,6 +105,8 @@ class Counted:
         n = chunk * _CHUNK + np.arange(chunks * _CHUNK)
         draw = uniform(self._seed, BUCKET, n)
         buckets = np.searchsorted(self._bucket_cdf[1:], draw, side="right")
+        if self._shape[1] == 1:
+            return buckets, np.full((len(n), 1), self._batch_size)
         offset = uniform(self._seed, SOURCE, n)[:, None]
         edges = np.floor(self._batch_size * self._source_cdf[buckets] + offset).astype(np.int64)
         return buckets, np.diff(np.minimum(edges, self._batch_size), axis=1)
@@ -135,12 +138,17 @@ class Computed:
         sums = [
             floor_sum(own, _MODULUS, _GOLDEN, self._batch_size * width + start) for width in widths
         ]
-        return Share(bucket, np.diff(np.array(edges)), np.diff(np.array(sums)))
+        return Share(bucket, _differences(edges), _differences(sums))
 
     def _below(self, n: int, edge: int) -> int:
         """Eq. (4); M is added under the second floor, whose argument may be negative."""
         whole = floor_sum(n, _MODULUS, _GOLDEN, self._start)
         return whole - floor_sum(n, _MODULUS, _GOLDEN, self._start - edge + _MODULUS) + n
+
+
+def _differences(numbers: list[int]) -> Int[np.ndarray, "s"]:
+    """Of consecutive numbers, which may be too large for an array."""
+    return np.array([after - one for one, after in pairwise(numbers)], np.int64)
 
 
 def _fixed(cdf: Float[np.ndarray, "edges"]) -> list[int]:

@@ -171,7 +171,8 @@ def test_a_computed_share_is_met_at_every_step(monkeypatch):
     shares = np.array([0.9, 0.1])[:, None] * roster.counts / roster.counts.sum(1, keepdims=True)
     start = time.process_time()
     for n in (100, 10_000, 10**9, 10**12):
-        share = plan._shares.at(n)
+        share, batch = plan._shares.at(n), plan.batch(n)
+        assert batch.bucket == SHAPES[share.bucket] and len(batch.records) == 16
         assert np.abs(share.before - 16 * n * shares[:, share.bucket]).max() < 100
     assert time.process_time() - start < 0.05
 
