@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import runs
 
+from emu_jax.data.cache import stored
+
 STEPS = 12
 PICTURES = 24  # in folder/tiny
 
@@ -156,8 +158,8 @@ def test_two_processes_compute_the_vectors_of_one(nursery, pictures, tmp_path):
         arguments = ["data", "vectors", "folder/tiny", f"--model={tmp_path}/llama", "--layers=0,2"]
         arguments += [f"--data_dir={pictures}", f"--cache_dir={cache}", "--batch_size=4"]
         nursery.run(f"vectors_{processes}", arguments, processes)
-        (file,) = cache.glob("vectors_*/text/vectors.npy")
-        found.append(np.load(file))
+        (folder,) = cache.glob("vectors_*")
+        found.append(stored(folder, "text")["vectors"])
     assert found[0].shape == (13, 2, 64) and np.abs(found[0][1:]).max((1, 2)).min() > 0
     # Sums over halves of a matrix are rounded otherwise in fp32.
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-4)

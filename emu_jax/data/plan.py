@@ -103,30 +103,47 @@ class SequentialPlan:
 
     The last batch of a bucket is padded with its last record; `valid` is False for those rows.
     The seed of a row depends only on its record, so it does not change with the batch size.
+    `chosen`: for each bucket the positions among its records that are planned; None: all.
     """
 
-    def __init__(self, roster: Roster, batch_size: int, seed: int):
+    def __init__(
+        self,
+        roster: Roster,
+        batch_size: int,
+        seed: int,
+        chosen: Sequence[Int[np.ndarray, "_"]] | None = None,
+    ):
         self.roster, self.batch_size, self.seed = roster, batch_size, seed
-        records = roster.counts.sum(0)
-        self._first_batch = np.concatenate([[0], np.cumsum(-(-records // batch_size))])
+        self._chosen = chosen
+        self._totals = (
+            roster.counts.sum(0) if chosen is None else np.array([len(own) for own in chosen])
+        )
+        self._first_batch = np.concatenate([[0], np.cumsum(-(-self._totals // batch_size))])
 
     def __len__(self) -> int:
         return int(self._first_batch[-1])
 
     def place(self, n: int) -> tuple[int, int, int]:
-        """(bucket, first, last + 1) of batch n: positions among the bucket's records."""
+        """(bucket, first, last + 1) of batch n: positions among the bucket's planned records."""
         if not 0 <= n < len(self):
             raise IndexError(f"batch {n} of {len(self)}")
         bucket = int(np.searchsorted(self._first_batch, n, side="right")) - 1
         start = int(n - self._first_batch[bucket]) * self.batch_size
-        total = int(self.roster.counts[:, bucket].sum())
-        return bucket, start, min(start + self.batch_size, total)
+        return bucket, start, min(start + self.batch_size, int(self._totals[bucket]))
+
+    def images(self, n: int) -> tuple[int, Int[np.ndarray, "m"]]:
+        """The bucket of batch n, and the positions of its rows among the bucket's records."""
+        bucket, start, stop = self.place(n)
+        return bucket, self._positions(bucket, np.arange(start, stop))
+
+    def _positions(self, bucket: int, index: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b"]:
+        return index if self._chosen is None else self._chosen[bucket][index]
 
     def batch(self, n: int) -> PlannedBatch:
         """All rows of batch n < len(self)."""
         bucket, start, stop = self.place(n)
         wanted = start + np.arange(self.batch_size)
-        positions = np.minimum(wanted, stop - 1)
+        positions = self._positions(bucket, np.minimum(wanted, stop - 1))
         ends = np.cumsum(self.roster.counts[:, bucket])
         sources = np.searchsorted(ends, positions, side="right")
         first = ends - self.roster.counts[:, bucket]
