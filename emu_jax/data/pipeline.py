@@ -68,6 +68,7 @@ class StreamSpec:
     background: Color = (255, 255, 255)
     crop: Literal["centre", "random"] = "centre"
     flip: bool = False
+    scaled_decoding: bool = False  # of large JPEGs: see images.py
     further: tuple[str, ...] = ()  # names of further images that rows hold: see further.py
     columns: Mapping[str, Column] = field(default_factory=dict)  # columns that rows hold
     captions: tuple[str, ...] = ()  # further columns of captions, beside each source's own
@@ -237,6 +238,7 @@ class Loader:
                 random_crop=spec.crop == "random",
                 flip=spec.flip,
                 seed=seed,
+                scaled=spec.scaled_decoding,
             )
         except (UserError, OSError, ValueError) as error:
             key = source.manifest.value("key", int(record))

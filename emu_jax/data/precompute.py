@@ -39,7 +39,8 @@ EncodeTexts = Callable[[list[str]], Mapping[str, np.ndarray]]  # -> states, mask
 
 def pixels_fingerprint(spec: StreamSpec) -> dict[str, str]:
     """What the pixels of a cached row depend on beside the image and its bucket."""
-    return {"crop": "centre", "background": str(tuple(spec.background))}
+    found = {"crop": "centre", "background": str(tuple(spec.background))}
+    return found | ({"decoding": "scaled"} if spec.scaled_decoding else {})
 
 
 def text_fingerprint(encoder: str, dtype: str) -> dict[str, str]:
