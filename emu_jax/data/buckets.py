@@ -67,8 +67,8 @@ def tabulated(buckets: Sequence[Shape]) -> Callable[[Sides, Sides], Found]:
     code = np.uint8 if len(buckets) < 2**8 else np.uint16
     table = np.zeros((_LONGEST + 1, _LONGEST + 1), code)
     for widths in np.split(sides, 16):
-        size = [side.reshape(-1) for side in np.meshgrid(widths, sides, indexing="ij")]
-        table[widths, 1:] = assign(*size, buckets).reshape(len(widths), -1)
+        width, height = np.repeat(widths, _LONGEST), np.tile(sides, len(widths))
+        table[widths, 1:] = assign(width, height, buckets).reshape(len(widths), -1)
 
     def assign_many(width: Sides, height: Sides) -> Found:
         if max(width.max(initial=0), height.max(initial=0)) <= _LONGEST:

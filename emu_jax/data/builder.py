@@ -17,7 +17,7 @@ import os
 import re
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -178,12 +178,14 @@ def build(
     path: epath.PathLike | None = None,
     columns: Columns = USUAL,
     force: bool = False,
+    beam: Sequence[str] = (),
 ) -> Source:
     """Build the data set `name` ("emoji/openmoji", "folder/mine") unless it exists.
 
     `path` is the directory of a folder or of COCO, and for an emoji style its font or package if it
     is not in the usual place; `columns` are the columns of a folder's tables. `force` builds an
-    existing data set again and replaces it. Raises UserError for what the user can mend.
+    existing data set again and replaces it. `beam`: options of the pipeline that writes a large
+    folder, by default in threads of this machine. Raises UserError for what the user can mend.
     """
     existing = find(name, data_dir)
     if existing is not None and not force:
@@ -201,7 +203,10 @@ def build(
 
     def make(**options: Any) -> ImageBuilder:
         module = importlib.import_module(f"emu_jax.data.{family}")
-        return getattr(module, BUILDERS[family]).named(config, path=path, **options, **further)
+        named = getattr(module, BUILDERS[family]).named
+        builder = named(config, path=path, **options, **further)
+        builder.beam = tuple(beam)
+        return builder
 
     return build_by(make, name, data_dir)
 
@@ -215,7 +220,7 @@ def build_by(
     root = epath.Path(data_dir).expanduser()
     try:
         with _staging(root) as staging, _quiet():
-            builder = make(data_dir=os.fspath(staging), downloads=root / "downloads")
+builder = make(data_dir=os.fspath(staging), downloads=root / "downloads")
             builder.download_and_prepare()
             target = root / builder.data_path.relative_to(staging)
             _replace(target, builder.data_path)

@@ -288,7 +288,8 @@ class _Writer:
         if self._files is None:
             name = uuid.uuid4().hex
             # The rows first: a shard is read if it has keys.
-            self._files = tuple((self._folder / f"{name}.{kind}").open("wb") for kind in _KINDS)
+            rows_file, keys_file = (self._folder / f"{name}.{kind}" for kind in ("rows", "keys"))
+            self._files = rows_file.open("wb"), keys_file.open("wb")
         self._files[0].write(rows.tobytes())
         self._keys.append(keys.tobytes())
         if self._files[0].tell() > _SHARD_BYTES:
@@ -307,9 +308,6 @@ class _Writer:
         for file in self._files or ():
             file.close()
         self._files = None
-
-
-_KINDS = ("rows", "keys")
 
 
 def _make(directory: Path, made_from: Fingerprint) -> None:

@@ -65,6 +65,7 @@ def _stored(selection: Selection, shapes: Sequence[Shape]) -> Members:
             arrays = empty(len(source.manifest), len(shapes), new)
             _fill(*arrays, selection, shapes, many=True)
             for array in arrays:
+                assert isinstance(array, np.memmap)
                 array.flush()
             if not (root / name).exists():  # another process may have been faster
                 os.replace(new, root / name)
@@ -103,7 +104,12 @@ def _fill(
     indices = range(len(manifest.starts))
     if many:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in watch(pool.map(fill, indices), f"index {selection.source.name}", len(indices)):
+            for _ in watch(
+                pool.map(fill, indices),
+                f"index {selection.source.name}",
+                len(indices),
+                unit="shards",
+            ):
                 pass
     else:
         for i in indices:

@@ -158,7 +158,7 @@ class RecordCaptions:
         """One caption for each row."""
         found = [self._of(s, int(r)) for s, r in zip(rows.sources, rows.records, strict=True)]
         drawn = _drawn(np.array([len(texts) for texts in found]), rows.seeds)
-        return [texts[i] if texts else "" for texts, i in zip(found, drawn, strict=True)]
+        return [texts[int(i)] if texts else "" for texts, i in zip(found, drawn, strict=True)]
 
     def _of(self, source: int, record: int) -> Sequence[str]:
         texts = self._texts[source]

@@ -126,7 +126,7 @@ def cache_text(
         return len(starts), (encoded(positions[i : i + batch_size]) for i in starts)
 
     def encoded(positions: np.ndarray) -> Rows:
-        batch = [texts[i] for i in positions]
+        batch = [texts[int(i)] for i in positions]
         padded = batch + [""] * (batch_size - len(batch))  # one shape, one compilation
         arrays = {name: np.asarray(a)[: len(batch)] for name, a in encode(padded).items()}
         return Rows("text", positions, arrays)

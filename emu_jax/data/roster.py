@@ -33,7 +33,7 @@ class Members:
 
     def __init__(self, codes: Shaped[np.ndarray, "_ block"], before: UInt32[np.ndarray, "_ _"]):
         self._codes, self._before, self._folder = codes, before, None
-        self.counts: Int[np.ndarray, k] = before[:, -1].astype(np.int64)
+        self.counts = before[:, -1].astype(np.int64)
 
     @classmethod
     def of(cls, bucket_of: Int[np.ndarray, "n"], buckets: int) -> "Members":

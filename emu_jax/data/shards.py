@@ -221,11 +221,12 @@ def each(
     """
     task = _Task(work, place)
     missing = [i for i in range(count) if not task.file(i).exists()]
+    start = count - len(missing)
     if len(missing) > 1 and importlib.util.find_spec("apache_beam"):
-        for _ in watch(_by_beam(task, missing, options), label, count, start=count - len(missing)):
+        for _ in watch(_by_beam(task, missing, options), label, count, unit="shards", start=start):
             pass
     else:
-        for i in watch(missing, label, count, start=count - len(missing)):
+        for i in watch(missing, label, count, unit="shards", start=start):
             task(i)
     found = []
     for i in range(count):
