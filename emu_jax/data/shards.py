@@ -140,7 +140,8 @@ class _WriteShard:
             for split, data in contents.items():
                 texts = item.row["captions"] if split == images else []
                 encoded = features.encode_example(example(item.row["key"], texts, data))
-                record = serializer.serialize_example(encoded)
+                # Else the order of the features would be that of this process's hash table.
+                record = serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
                 writers[split].write(record)
                 sizes[split] += len(record)
             hashes = {name: _sha256(contents[name]) for name in names}

@@ -131,18 +131,21 @@ def test_weights_and_buckets_in_the_limit():
     roster = make_roster()
     weights = np.array([0.9, 0.1])
     plan = BatchPlan(roster, 5 * weights, 10, seed=1)
-    batches = [plan.batch(n) for n in range(2000)]
-    sources = np.concatenate([batch.sources for batch in batches])
-    assert np.mean(sources == 1) == pytest.approx(0.1, abs=0.005)
+    shares = [plan._shares.at(n) for n in range(2000)]
+    for n, share in enumerate(shares[:50]):
+        batch = plan.batch(n)
+        assert np.bincount(batch.sources, minlength=2).tolist() == share.rows.tolist()
+        assert batch.bucket == SHAPES[share.bucket]
+    assert np.mean([share.rows[1] for share in shares]) / 10 == pytest.approx(0.1, abs=0.005)
     expected = (weights[:, None] * roster.counts / roster.counts.sum(1, keepdims=True)).sum(0)
-    seen = [np.mean([batch.bucket == shape for batch in batches]) for shape in SHAPES]
+    seen = np.bincount([share.bucket for share in shares]) / 2000
     assert seen == pytest.approx(expected, abs=0.035)
     # With one bucket the rows are shared out exactly: 10 * 0.1 = 1 row of every batch.
     one = BatchPlan(make_roster(buckets=1), [0.9, 0.1], 10, seed=1)
-    assert {int((one.batch(n).sources == 1).sum()) for n in range(200)} == {1}
+    assert {int(one._shares.at(n).rows[1]) for n in range(200)} == {1}
     # and a share below one row is met on average: 4 * 0.1 = 0.4.
     small = BatchPlan(make_roster(buckets=1), [0.9, 0.1], 4, seed=1)
-    mean = np.mean([(small.batch(n).sources == 1).sum() for n in range(1500)])
+    mean = np.mean([small._shares.at(n).rows[1] for n in range(1500)])
     assert mean == pytest.approx(0.4, abs=0.04)
 
 
