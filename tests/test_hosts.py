@@ -172,7 +172,7 @@ def test_two_processes_cache_their_shares_and_draw_together(
     sets = [f"--config.measure.{name}=folder/tiny" for name in ("captions", "needles", "haystack")]
     settings = (
         *("train.steps=1", "train.validate_every=1", "measure.count=3", "data.cache_text=True"),
-        *("data.cache_latents=True", f"data.cache_dir={tmp_path}/cache", "denoiser.widths=(64,)"),
+        *("data.cache_latents=True", f"data.cache_dir={tmp_path}/cache"),
         *(f"codec.path={autoencoder_run}", f"measure.judge={judge_run}"),
     )
     more = [*sets, *(f"--config.{setting}" for setting in settings)]
