@@ -220,7 +220,7 @@ def build_by(
     root = epath.Path(data_dir).expanduser()
     try:
         with _staging(root) as staging, _quiet():
-builder = make(data_dir=os.fspath(staging), downloads=root / "downloads")
+            builder = make(data_dir=os.fspath(staging), downloads=root / "downloads")
             builder.download_and_prepare()
             target = root / builder.data_path.relative_to(staging)
             _replace(target, builder.data_path)
