@@ -128,7 +128,8 @@ def note_reads(path: Path) -> None:
     read, make, thread = Source.read, Loader.__call__, threading.local()
 
     def noted_read(self, index):
-        thread.read.append(int(index))
+        if hasattr(thread, "read"):  # else it is read for something else than a batch
+            thread.read.append(int(index))
         return read(self, index)
 
     def noted_make(self, n):

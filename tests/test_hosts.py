@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import runs
 
+from emu_jax.data.cache import stored
+
 STEPS = 12
 PICTURES = 24  # in folder/tiny
 
@@ -156,8 +158,43 @@ def test_two_processes_compute_the_vectors_of_one(nursery, pictures, tmp_path):
         arguments = ["data", "vectors", "folder/tiny", f"--model={tmp_path}/llama", "--layers=0,2"]
         arguments += [f"--data_dir={pictures}", f"--cache_dir={cache}", "--batch_size=4"]
         nursery.run(f"vectors_{processes}", arguments, processes)
-        (file,) = cache.glob("vectors_*/text/vectors.npy")
-        found.append(np.load(file))
+        (folder,) = cache.glob("vectors_*")
+        found.append(stored(folder, "text")["vectors"])
     assert found[0].shape == (13, 2, 64) and np.abs(found[0][1:]).max((1, 2)).min() > 0
     # Sums over halves of a matrix are rounded otherwise in fp32.
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+def test_two_processes_cache_their_shares_and_draw_together(
+    nursery, pictures, autoencoder_run, judge_run, tmp_path
+):
+    """What they cached is whole for one process, whose figures are the same."""
+    sets = [f"--config.measure.{name}=folder/tiny" for name in ("captions", "needles", "haystack")]
+    settings = (
+        *("train.steps=1", "train.validate_every=1", "measure.count=3", "data.cache_text=True"),
+        *("data.cache_latents=True", f"data.cache_dir={tmp_path}/cache"),
+        *(f"codec.path={autoencoder_run}", f"measure.judge={judge_run}"),
+    )
+    more = [*sets, *(f"--config.{setting}" for setting in settings)]
+
+    def run(name, processes, *others):
+        arguments = runs.command("latent_diffusion", tmp_path / name, pictures, *more, *others)
+        nursery.run(name, arguments, processes)
+        files = {path: path.stat().st_size for path in (tmp_path / "cache").rglob("*.rows")}
+        lines = runs.lines(tmp_path / name / "metrics.jsonl")
+        found = {key: value for line in lines for key, value in line.items() if "/" in key}
+        return {key: value for key, value in found.items() if "time" not in key}, files
+
+    pair, files = run("pair", 2, "--config.mesh.fsdp=2")
+    groups = {path.parent for path in files}
+    assert len(groups) == 2
+    for group in groups:
+        keys = [np.fromfile(path, "S32") for path in group.glob("*.keys")]
+        assert len(keys) == 2 and min(map(len, keys)) > 0
+        assert len(np.unique(np.concatenate(keys))) == sum(map(len, keys))
+    single, same_files = run("single", 1)
+    assert same_files == files
+    names = [name for name in single if name.startswith(("samples/", "held_out/", "kept/"))]
+    assert len(names) > 4
+    for name in names:
+        assert pair[name] == pytest.approx(single[name], rel=1e-3, abs=1e-5), name

@@ -19,6 +19,7 @@ from emu_jax.assembly.tasks import make_task
 from emu_jax.checkpoint.export import load_model, save_model
 from emu_jax.checkpoint.manager import Checkpoints
 from emu_jax.cli.main import main
+from emu_jax.data.cache import Cache, content_keys
 from emu_jax.data.images import prepare
 from emu_jax.data.mixture import Selection
 from emu_jax.data.source import open_source
@@ -107,11 +108,18 @@ def test_a_masked_run_is_resumed_bit_for_bit(masked_run, vq_run, cached, picture
     same(masked_run, copy)
 
 
+def of_cache(cached, group, pictures):
+    """The arrays of the 24 images of folder/tiny, in order, as the runs have cached them."""
+    hashes = open_source("folder/tiny", str(pictures)).manifest.column("sha256")
+    keys = {group: content_keys(hashes)}
+    folders = Path(cached[-1].split("=")[1]).glob("latents_*")
+    (folder,) = [folder for folder in folders if (folder / group).exists()]
+    made_from = json.loads((folder / "cache.json").read_text())["fingerprint"]
+    return Cache.open(folder, made_from, keys).take(np.arange(24), group)
+
+
 def test_cached_tokens_are_the_codecs_own(masked_run, cached, vq_run, pictures):
-    """The 24 pictures of a validation set, in order."""
-    folder = Path(cached[-1].split("=")[1])
-    found = [np.load(path) for path in folder.glob("latents_*/16x16/moments.npy")]
-    (tokens,) = [one for one in found if len(one) == 24]
+    tokens = of_cache(cached, "16x16", pictures)["moments"]
     codec, frozen = make_codec(ConfigDict(dict(kind="autoencoder", path=str(vq_run))))
     source = open_source("folder/tiny", str(pictures))
     images = [prepare(source.read(r), (16, 16))[0] for r in Selection(source).records()]
@@ -198,9 +206,7 @@ def test_a_super_resolution_run_is_resumed_bit_for_bit(
 
 
 def test_cached_coarse_tokens_are_the_shrunk_pictures_own(super_run, cached, vq_run, pictures):
-    """The 24 pictures of a validation set, in order."""
-    places = Path(cached[-1].split("=")[1]).glob("latents_*/*/low.npy")
-    (found,) = [place.parent for place in places if len(np.load(place)) == 24]
+    found = of_cache(cached, "32x32", pictures)
     codec, frozen = make_codec(ConfigDict(dict(kind="autoencoder", path=str(vq_run))))
     source = open_source("folder/tiny", str(pictures))
     images = np.stack([prepare(source.read(r), (32, 32))[0] for r in Selection(source).records()])
@@ -208,8 +214,8 @@ def test_cached_coarse_tokens_are_the_shrunk_pictures_own(super_run, cached, vq_
     small = np.asarray(to_unit_range(jnp.asarray(images))).reshape(24, 16, 2, 16, 2, 3)
     own = jax.jit(codec.moments)(params, jnp.asarray(small.mean((2, 4))))
     # One of 96 may lie between two codes.
-    assert np.mean(np.load(found / "low.npy") == own) > 0.98 and len(np.unique(own)) > 3
-    assert np.load(found / "moments.npy").shape == (24, 4, 4)
+    assert np.mean(found["low"] == own) > 0.98 and len(np.unique(own)) > 3
+    assert found["moments"].shape == (24, 4, 4)
 
 
 def test_a_cascade_hands_on_the_very_tokens(masked_run, super_run):

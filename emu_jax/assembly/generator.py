@@ -36,7 +36,7 @@ from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.nn.stack import relaid
 from emu_jax.parallel.mesh import make_mesh
-from emu_jax.parallel.sharding import put_batch, shard_params
+from emu_jax.parallel.sharding import fetch, process_rows, put_batch, shard_params
 from emu_jax.planning.flops import count_flops
 from emu_jax.process.noise import fold_in
 from emu_jax.tasks.base import Context, Task
@@ -63,6 +63,7 @@ _DRAWN_BY = (
 
 class Drawer:
     """Draws from parameters that are handed in, compiled once: a generator in training, say.
+    Where several processes share the mesh all must draw, and all get the images.
 
     ``batch_size`` is rounded up to a multiple of the devices. ``prompt_weighting`` is the syntax of
     weights in prompts and negative prompts (:mod:`emu_jax.text.weighting`).
@@ -183,9 +184,11 @@ class Drawer:
                 given = list(every[own])
                 given += [given[-1]] * (self.batch_size - len(rows))
                 batch.setdefault("images", {})[name] = np.stack(given)
-            batch = put_batch(batch, self._mesh)
+            here = process_rows(self.batch_size, self._mesh)
+            batch = put_batch(jax.tree.map(lambda x, here=here: x[here], batch), self._mesh)
             drawn = self._generate(params, self._frozen, batch, decode=decode, size=size, skip=skip)
-            yield from np.asarray(drawn)[: len(rows)]
+            whole = drawn if drawn.is_fully_addressable else fetch(drawn)
+            yield from np.asarray(whole)[: len(rows)]
 
     def _tokens(self, texts: list[str]) -> dict[str, Any]:
         return tokenize(self._generator.encoders, texts, self.prompt_weighting)

@@ -4,11 +4,13 @@ The loss does not show when a generator begins to forget, and a reward rises whi
 So every validation draws prompts that tuning never shows, with the averaged weights and the same
 noise each time. A judge scores images of single things (``samples/...``), a parser reads what
 images of scenes show (``contents/...``). Neither may be what the run is trained with.
+
+Several hosts draw the images together, each its rows of a batch; each host measures all of them,
+and the first one's figures count.
 """
 
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
@@ -27,6 +29,7 @@ from emu_jax.evaluation.prompt_sets import PromptSet, open_prompts
 from emu_jax.evaluation.prompts import kept_prompts
 from emu_jax.evaluation.references import Sets
 from emu_jax.nn.functional import Params
+from emu_jax.parallel.distributed import of_first_process
 from emu_jax.tasks.base import Task
 from emu_jax.training.state import TrainState, averaged
 
@@ -55,10 +58,6 @@ class Samples:
                 "config.measure draws from prompts only, which super-resolution stages and models "
                 f"that are conditioned on images cannot do: {OFF}."
             )
-        if jax.process_count() > 1:
-            raise UserError(
-                f"config.measure works on one host: on several, {OFF} and evaluate the checkpoints."
-            )
         data_dir = config.data.data_dir
         self._parts: dict[str, _Judged | _Read] = {}
         if section.judge:
@@ -79,7 +78,7 @@ class Samples:
             if prompts.repeats > 1:
                 figures["variety"] = variety(images, prompts.repeats)
             found |= {f"{name}/{figure}": value for figure, value in figures.items()}
-        return found
+        return dict(zip(found, of_first_process([*found.values()]), strict=True))
 
 
 class _Judged:

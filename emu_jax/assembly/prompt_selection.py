@@ -21,7 +21,7 @@ from etils import epath
 from jaxtyping import Int
 
 from emu_jax.assembly.vectors import compute_vectors
-from emu_jax.data.cache import Cache, digest
+from emu_jax.data.cache import digest
 from emu_jax.data.distinct import (
     MOST_EXACT,
     Approximate,
@@ -30,7 +30,6 @@ from emu_jax.data.distinct import (
     distinct,
     nearest_similarity,
 )
-from emu_jax.data.mixture import captions_fingerprint
 from emu_jax.data.precompute import cache_text
 from emu_jax.data.vectors import ARRAY, GROUP
 from emu_jax.errors import UserError
@@ -150,15 +149,11 @@ def _information(
     texts: Sequence[str], parser: SceneGraphs, cache_dir: str | epath.PathLike
 ) -> Int[np.ndarray, "n"]:
     """That of every text; an interrupted parse continues."""
-    made_from = parser.settings | captions_fingerprint(texts)
+    made_from = parser.settings
     folder = epath.Path(cache_dir).expanduser() / f"{_INFORMATION}_{digest(made_from)[:16]}"
-    if not folder.exists():
-        cache_text(
-            folder,
-            texts,
-            lambda batch: {_INFORMATION: np.array(parser(batch), np.int32)},
-            made_from,
-            _PARSED,
-        )
-    cache = Cache.open(folder, made_from)
+
+    def parse(batch: list[str]) -> dict[str, np.ndarray]:
+        return {_INFORMATION: np.array(parser(batch), np.int32)}
+
+    cache = cache_text(folder, texts, parse, made_from, _PARSED)
     return cache.take(np.arange(len(texts)), GROUP)[_INFORMATION]

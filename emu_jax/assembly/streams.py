@@ -82,6 +82,7 @@ def stream_spec(config: ConfigDict, stream: str = "train", **changes: Any) -> St
         background=tuple(data.background),
         crop="random" if crop else "centre",
         flip=_or(own.get("flip"), data.flip),
+        scaled_decoding=data.get("scaled_decoding", False),  # older configs lack it
         workers=data.workers,
         threads=data.threads,
     )

@@ -14,9 +14,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from emu_jax.checkpoint.safetensors_io import place
-from emu_jax.data.cache import Cache, digest
-from emu_jax.data.precompute import cache_text, text_fingerprint
+from emu_jax.data.cache import digest
+from emu_jax.data.precompute import cache_text, open_texts, text_fingerprint
 from emu_jax.data.vectors import ARRAY, PromptVectors
+from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.nn.stack import layer_path
 from emu_jax.parallel.distributed import on_every_process
@@ -35,8 +36,8 @@ def open_vectors(
     Raises:
       UserError: they are not computed yet, or were computed with another model.
     """
-    made_from = _fingerprint(model, texts)
-    return PromptVectors(Cache.open(_folder(cache_dir, made_from), made_from), texts)
+    made_from = _fingerprint(model)
+    return PromptVectors(open_texts(_folder(cache_dir, made_from), texts, made_from), texts)
 
 
 def compute_vectors(
@@ -50,9 +51,9 @@ def compute_vectors(
     continues. All processes must call it, and all but the first get None.
     """
     leads = jax.process_index() == 0
-    made_from = _fingerprint(model, texts) if leads else {}
+    made_from = _fingerprint(model) if leads else {}
     folder = _folder(cache_dir, made_from)
-    if not on_every_process(leads and folder.exists())[0]:
+    if not on_every_process(leads and _complete(folder, texts, made_from))[0]:
         params, rows = place_model(model, mesh), process_rows(batch_size, mesh)
         apply = jax.jit(model.vectors, out_shardings=replicated(mesh))
 
@@ -97,8 +98,17 @@ def place_model(model: VectorModel, mesh: Mesh) -> Params:
     return placed
 
 
-def _fingerprint(model: VectorModel, texts: Sequence[str]) -> dict[str, str]:
-    return text_fingerprint(texts, model.fingerprint, model.dtype) | model.settings
+def _fingerprint(model: VectorModel) -> dict[str, str]:
+    return text_fingerprint(model.fingerprint, model.dtype) | model.settings
+
+
+def _complete(folder: epath.Path, texts: Sequence[str], made_from: Mapping[str, str]) -> bool:
+    """Whether the vectors of all texts are there."""
+    try:
+        open_texts(folder, texts, made_from)
+    except UserError:
+        return False
+    return True
 
 
 def _folder(cache_dir: str | epath.PathLike, made_from: Mapping[str, str]) -> epath.Path:

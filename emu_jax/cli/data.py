@@ -49,7 +49,8 @@ def main(argv: Sequence[str]) -> None:
         return list_data_sets(args.data_dir)
     if args.command == "build":
         columns = Columns(args.column, args.further_captions)
-        source = build(args.name, args.data_dir, path=args.path, columns=columns, force=args.force)
+        options = dict(path=args.path, columns=columns, force=args.force, beam=args.beam)
+        source = build(args.name, args.data_dir, **options)
     else:
         source = open_source(args.name, args.data_dir)
         show(source, args.select, args.count, args.seed, args.out)
@@ -114,6 +115,15 @@ def _parser() -> Parser:
     )
     one.add_argument(
         "--force", action="store_true", help="build an existing data set again and replace it"
+    )
+
+    one.add_argument(
+        "--beam",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="folder of more than 8,192 images: an option of the Beam pipeline that writes it, "
+        "such as --beam=--runner=FlinkRunner; default: threads of this machine",
     )
 
     commands.add_parser("list", parents=[place], help="list the data sets")

@@ -17,7 +17,7 @@ import os
 import re
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -27,8 +27,10 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
+from emu_jax.data import shards
 from emu_jax.data.captions import FILE_COLUMN, USUAL, Columns
 from emu_jax.data.manifest import CAPTIONS_FROM, Manifest
+from emu_jax.data.shards import example, record_features
 from emu_jax.data.source import DEFAULT_DATA_DIR, IMAGES, Source, find
 from emu_jax.errors import UserError
 from emu_jax.progress import note, watch
@@ -60,6 +62,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
     further: tuple[str, ...] = ()
     columns: Mapping[str, pa.DataType] = MappingProxyType({})  # beyond COLUMNS, of this data set
     about: Mapping[str, str] = MappingProxyType({})
+    beam: tuple[str, ...] = ()  # options of the pipeline that writes shards
     # TFDS would find it by way of a package that it does not itself require.
     code_path = epath.Path(__file__)
 
@@ -73,6 +76,18 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _further(self, name: str, rows: list[dict[str, Any]]) -> Iterator[bytes]:
         """The stored bytes of one further image for each of these rows; empty: it has none."""
+        raise NotImplementedError
+
+    def _count_shards(self) -> int:
+        """The number of shards that several processes write; 0: this one writes all records."""
+        return 0
+
+    def _make_shards(self) -> shards.Make:
+        """Yields the images of a shard, where there are several."""
+        raise NotImplementedError
+
+    def _take(self, written: shards.Written) -> None:
+        """Called when all shards are written. Raises UserError if they have no image."""
         raise NotImplementedError
 
     def _finish(self) -> None:
@@ -95,13 +110,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
     def _dataset_info(self, **about: str) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            features=tfds.features.FeaturesDict(
-                {
-                    "key": tfds.features.Text(),
-                    "captions": tfds.features.Sequence(tfds.features.Text()),
-                    "image": tfds.features.Image(shape=(None, None, None)),
-                }
-            ),
+            features=record_features(),
             disable_shuffling=True,
             **about,
         )
@@ -117,7 +126,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
             self._manifest_rows.append(row)
             yield (
                 len(self._manifest_rows) - 1,
-                {"key": row["key"], "captions": row["captions"], "image": io.BytesIO(data)},
+                example(row["key"], row["captions"], data),
             )
 
     def _generate_further(self, name: str):
@@ -125,13 +134,21 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
         images = self._further(name, rows)
         for i, (row, data) in enumerate(zip(rows, images, strict=True)):
             row[name] = hashlib.sha256(data).hexdigest() if data else ""
-            yield i, {"key": row["key"], "captions": [], "image": io.BytesIO(data)}
+            yield i, example(row["key"], [], data)
 
     def _download_and_prepare(self, dl_manager, download_config) -> None:
         self._manifest_rows = []
-        super()._download_and_prepare(dl_manager, download_config)
         columns = {**self.COLUMNS, **self.columns, **dict.fromkeys(self.further, pa.string())}
-        Manifest.from_rows(self._manifest_rows, columns, self.about).write(self.data_path)
+        count = self._count_shards()
+        if count < 2:
+            super()._download_and_prepare(dl_manager, download_config)
+            Manifest.from_rows(self._manifest_rows, columns, self.about).write(self.data_path)
+        else:
+            files = {name: self._get_filename_template(name) for name in (IMAGES, *self.further)}
+            layout = shards.Layout(self.data_path, files, columns, self.about, count)
+            written = shards.write(layout, self._make_shards(), self.info.full_name, self.beam)
+            self._take(written)
+            self.info.set_splits(tfds.core.SplitDict(written.splits))
         self._finish()
         self.info.write_to_directory(self.data_path)
         _check(Source(self.info.full_name, self.data_path))
@@ -161,12 +178,14 @@ def build(
     path: epath.PathLike | None = None,
     columns: Columns = USUAL,
     force: bool = False,
+    beam: Sequence[str] = (),
 ) -> Source:
     """Build the data set `name` ("emoji/openmoji", "folder/mine") unless it exists.
 
     `path` is the directory of a folder or of COCO, and for an emoji style its font or package if it
     is not in the usual place; `columns` are the columns of a folder's tables. `force` builds an
-    existing data set again and replaces it. Raises UserError for what the user can mend.
+    existing data set again and replaces it. `beam`: options of the pipeline that writes a large
+    folder, by default in threads of this machine. Raises UserError for what the user can mend.
     """
     existing = find(name, data_dir)
     if existing is not None and not force:
@@ -184,7 +203,10 @@ def build(
 
     def make(**options: Any) -> ImageBuilder:
         module = importlib.import_module(f"emu_jax.data.{family}")
-        return getattr(module, BUILDERS[family]).named(config, path=path, **options, **further)
+        named = getattr(module, BUILDERS[family]).named
+        builder = named(config, path=path, **options, **further)
+        builder.beam = tuple(beam)
+        return builder
 
     return build_by(make, name, data_dir)
 

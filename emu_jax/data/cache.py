@@ -1,13 +1,16 @@
-"""Encoder outputs computed once and read from memory-mapped .npy files.
+"""Encoder outputs computed once, kept by the content that they were computed from.
 
-A cache is a directory: `cache.json` (fingerprint and layout) and one file `<group>/<name>.npy` for
-each array. A group is a set of rows of one shape: the images of one bucket, or captions. The
-fingerprint says what the cache was computed from, as a flat dict of strings (weights of the
-encoder, dtype, crop, flip, buckets, background, manifests, selection ...). A cache with another
-fingerprint is refused with the difference, and so is an incomplete one.
+A cache is a directory: `cache.json` (its fingerprint) and a folder for each group. A group is a set
+of rows of one shape: the images of one bucket, or texts. The fingerprint says what all rows depend
+on beside their content, as a flat dict of strings (weights of the encoder, dtype, crop, background
+...); a cache with another fingerprint is refused with the difference. A row has a key, a digest of
+its content, so an image that is added to a data set costs one row, and one that is taken away none.
 
-A build writes into `<directory>.partial` and renames it at the end, so that a directory that exists
-is complete; a build that was interrupted continues from its last saved progress.
+Rows lie in shards: `ID.rows`, rows of one size, one after another, memory-mapped for reading, and
+`ID.keys`, their keys. A process appends to shards of its own, the keys after the rows have reached
+the disk. So what is there is complete at every moment, any number of processes write at once, and
+after a kill only the rows of the last `_SAVE_SECONDS` are computed again. `layout.json` in a
+group's folder has shape and dtype of a row's arrays.
 """
 
 import hashlib
@@ -15,9 +18,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from types import MappingProxyType
+from typing import IO, NamedTuple
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
@@ -26,26 +32,46 @@ from jaxtyping import Int
 from emu_jax.errors import UserError
 from emu_jax.progress import watch
 
-_SAVE_SECONDS = 30  # an interrupted build loses at most this much work
+_SAVE_SECONDS = 30  # a killed build loses at most this much work
+_SHARD_BYTES = 2**30
+_MAPPED = 256  # shards that are open at a time
+_KEY = np.dtype("S32")
 Fingerprint = Mapping[str, str]
+NOTHING: Fingerprint = MappingProxyType({})
+Keys = np.ndarray  # S32 [n]
 
 
 class Spec(NamedTuple):
-    """Shape (rows first) and dtype name of one array of a cache."""
+    """Shape and dtype name of one array of a group."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
-Layout = Mapping[str, Mapping[str, Spec]]  # group -> array name -> shape and dtype
+Layout = Mapping[str, Spec]  # array name -> shape and dtype of a row
 
 
 class Rows(NamedTuple):
-    """Consecutive rows of a group from row `start` on, as a build produces them."""
+    """Rows of a group as a build produces them: `positions` among the keys that were asked for."""
 
     group: str
-    start: int
+    positions: Int[np.ndarray, "b"]
     arrays: Mapping[str, np.ndarray]
+
+
+# {group: positions of missing keys} -> the number of steps, and the rows of each step
+Compute = Callable[[Mapping[str, Int[np.ndarray, "_"]]], tuple[int, Iterable[Rows]]]
+
+
+class Together(NamedTuple):
+    """Several processes that build a cache, each its share. `wait()` returns when all call it."""
+
+    index: int = 0
+    count: int = 1
+    wait: Callable[[], object] = lambda: None
+
+
+ALONE = Together()
 
 
 def digest(fingerprint: Fingerprint) -> str:
@@ -53,110 +79,267 @@ def digest(fingerprint: Fingerprint) -> str:
     return hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()
 
 
-class Cache:
-    """A complete cache, opened for reading. It pickles without its arrays."""
+def content_keys(hashes: Iterable[str], copy: int = 0) -> Keys:
+    """Keys of contents with these sha256, in hexadecimal; `copy` numbers the rows of one content.
 
-    def __init__(self, directory: Path, fingerprint: Fingerprint, layout: Layout):
-        self.directory, self.fingerprint, self.layout = directory, dict(fingerprint), layout
-        self._arrays = {
-            group: {name: _open(directory, group, name, spec) for name, spec in specs.items()}
-            for group, specs in layout.items()
-        }
+    The last byte is the number of the copy, plus 1: numpy drops zeros there.
+    """
+    keys = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(-1, 32).copy()
+    keys[:, 31] = copy + 1
+    return keys.reshape(-1).view(_KEY)
+
+
+def text_keys(texts: Sequence[str]) -> Keys:
+    return content_keys(hashlib.sha256(text.encode()).hexdigest() for text in texts)
+
+
+class _Group(NamedTuple):
+    """Where the rows of a cache are: shards by name, and for each row its shard and its place."""
+
+    shards: tuple[str, ...]
+    shard: Int[np.ndarray, "n"]  # -1: missing
+    place: Int[np.ndarray, "n"]
+    layout: dict[str, Spec]
+
+
+class Cache:
+    """Rows of a cache's directory in a given order, opened for reading. It pickles without them.
+
+    `made_from` is the directory's fingerprint, `fingerprint` has what identifies the rows, too.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        made_from: Fingerprint,
+        about: Fingerprint,
+        groups: Mapping[str, _Group],
+    ):
+        self.directory, self.made_from = directory, dict(made_from)
+        self.fingerprint, self._about = {**made_from, **about}, dict(about)
+        self._groups = dict(groups)
+        self._mapped: OrderedDict[tuple[str, str], np.memmap] = OrderedDict()
 
     @classmethod
-    def open(cls, directory: str | os.PathLike, fingerprint: Fingerprint) -> "Cache":
-        """The cache in this directory, if it has this fingerprint.
+    def open(
+        cls,
+        directory: str | os.PathLike,
+        made_from: Fingerprint,
+        keys: Mapping[str, Keys],
+        about: Fingerprint = NOTHING,
+    ) -> "Cache":
+        """The rows of these keys by group, in this order; `about` identifies them.
 
-        Raises UserError if it is missing, incomplete, stale (with the difference) or damaged.
+        Raises UserError if the cache is missing, stale (with the difference) or damaged, or if a
+        row is missing.
         """
         directory = _local(directory)
         if not directory.exists():
-            partial = _partial(directory)
-            if partial.exists():
-                raise UserError(f"The cache {directory} is incomplete: build it again.")
             raise UserError(f"There is no cache in {directory}: build it first.")
-        try:
-            description = json.loads((directory / "cache.json").read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{directory} is not a complete cache ({error}): delete it.") from error
-        made_from = description["fingerprint"]
-        _compare(directory, made_from, fingerprint, sorted({*made_from, *fingerprint}))
-        return cls(directory, fingerprint, _read_layout(description))
+        _require(directory, made_from)
+        groups = {group: _locate(directory, group, own) for group, own in keys.items()}
+        missing = sum(np.count_nonzero(group.shard < 0) for group in groups.values())
+        if missing:
+            rows = sum(map(len, keys.values()))
+            raise UserError(
+                f"The cache {directory} is incomplete, {missing:,} of {rows:,} rows are missing: "
+                "build it again."
+            )
+        return cls(directory, made_from, about, groups)
 
     def require(self, wanted: Fingerprint) -> None:
         """Raises UserError unless all of `wanted` is in the fingerprint."""
         _compare(self.directory, self.fingerprint, wanted, sorted(wanted))
 
     def __reduce__(self):
-        return Cache, (self.directory, self.fingerprint, self.layout)
+        return Cache, (self.directory, self.made_from, self._about, self._groups)
+
+    @property
+    def layout(self) -> dict[str, dict[str, Spec]]:
+        """Shape (rows first) and dtype of every array by group."""
+        return {
+            name: {
+                array: Spec((len(group.shard), *spec.shape), spec.dtype)
+                for array, spec in group.layout.items()
+            }
+            for name, group in self._groups.items()
+        }
 
     def take(self, ids: Int[np.ndarray, "b"], group: str) -> dict[str, np.ndarray]:
         """The rows `ids` of every array of a group, copied into memory: {name: [b, ...]}."""
-        return {name: np.asarray(array[ids]) for name, array in self._arrays[group].items()}
+        own = self._groups[group]
+        shards, places = own.shard[ids], own.place[ids]
+        rows = np.empty(len(ids), _row_type(own.layout))
+        for shard in np.unique(shards):
+            chosen = shards == shard
+            rows[chosen] = self._rows(group, own.shards[shard])[places[chosen]]
+        return {
+            name: np.ascontiguousarray(rows[name]).view(np.dtype(spec.dtype))
+            for name, spec in own.layout.items()
+        }
+
+    def _rows(self, group: str, shard: str) -> np.memmap:
+        key = group, shard
+        found = self._mapped.pop(key, None)
+        if found is None:
+            found = _map(self.directory / group, shard, self._groups[group].layout)
+        self._mapped[key] = found  # the newest last
+        while len(self._mapped) > _MAPPED:
+            self._mapped.popitem(last=False)
+        return found
 
 
 def build(
     directory: str | os.PathLike,
-    fingerprint: Fingerprint,
-    layout: Layout,
-    pieces: Callable[[int], Iterable[Rows]],
-    total: int,
+    made_from: Fingerprint,
+    keys: Mapping[str, Keys],
+    compute: Compute,
+    about: Fingerprint = NOTHING,
+    together: Together = ALONE,
 ) -> Cache:
-    """Build a cache from `total` pieces and open it; a valid one is only opened.
+    """Computes the rows that are missing, and opens the cache.
 
-    `pieces(k)` yields piece k and those after it, so that an interrupted build can continue; a
-    stale or unreadable partial build is deleted. Raises UserError if the disk is too small; all
-    space is allocated beforehand.
+    Of several processes each computes the keys of its share; what is missing then, where they have
+    no disk in common, each computes for itself. Raises UserError if the cache is stale or the disk
+    too small.
     """
-    try:
-        return Cache.open(directory, fingerprint)
-    except UserError:
-        pass  # missing, incomplete, stale or damaged: to be built
     directory = _local(directory)
-    partial = _partial(directory)
-    layout = {group: dict(specs) for group, specs in layout.items()}
-    description = {"fingerprint": dict(fingerprint), "layout": layout}
-    done = _resume(partial, description)
-    if done is None:
-        shutil.rmtree(partial, ignore_errors=True)
-        done = 0
-        try:
-            _allocate(partial, layout)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            size = sum(_size(spec) for specs in layout.values() for spec in specs.values())
-            raise UserError(
-                f"The cache {directory} needs {size / 2**30:.1f} GiB, which could not be written "
-                f"({error.strerror}): choose another directory or free space."
-            ) from error
-        _note(partial, description, done)
-    arrays = {
-        (group, name): _open(partial, group, name, spec, mode="r+")
-        for group, specs in layout.items()
-        for name, spec in specs.items()
+    if not directory.exists():
+        _make(directory, made_from)
+    _require(directory, made_from)
+    for index, count in [(together.index, together.count), (0, 1)]:
+        missing = {}
+        for group, own in keys.items():
+            positions = _missing(directory, group, own)
+            missing[group] = positions[_share(own[positions]) % count == index]
+        if any(map(len, missing.values())):
+            _fill(directory, keys, missing, compute)
+        if count > 1:
+            together.wait()
+    return Cache.open(directory, made_from, keys, about)
+
+
+def stored(directory: str | os.PathLike, group: str) -> dict[str, np.ndarray]:
+    """All rows of a group, in the order of shards and of writing."""
+    folder = Path(directory) / group
+    layout = _layout(folder)
+    rows = np.concatenate([_map(folder, shard, layout) for shard in _shards(folder)])
+    return {
+        name: np.ascontiguousarray(rows[name]).view(spec.dtype) for name, spec in layout.items()
     }
 
-    def save(count: int) -> None:
-        for array in arrays.values():
-            array.flush()
-        _note(partial, description, count)
 
+def _fill(
+    directory: Path,
+    keys: Mapping[str, Keys],
+    missing: Mapping[str, Int[np.ndarray, "_"]],
+    compute: Compute,
+) -> None:
+    steps, rows = compute(missing)
+    writers: dict[str, _Writer] = {}
     saved = time.monotonic()
-    label = f"cache {directory.name}"
-    for rows in watch(pieces(done), label, total, unit="batches", start=done):
-        for name, values in rows.arrays.items():
-            arrays[rows.group, name][rows.start : rows.start + len(values)] = values
-        done += 1
-        if time.monotonic() - saved > _SAVE_SECONDS:
-            save(done)
-            saved = time.monotonic()
-    if done != total:
-        raise ValueError(f"a cache of {total} pieces received {done}")
-    save(done)
-    os.replace(partial / "progress.json", partial / "cache.json")
-    shutil.rmtree(directory, ignore_errors=True)  # a stale one
-    os.replace(partial, directory)
-    return Cache.open(directory, fingerprint)
+    try:
+        for group, positions, arrays in watch(
+            rows, f"cache {directory.name}", steps, unit="batches"
+        ):
+            if group not in writers:
+                writers[group] = _Writer(directory / group, arrays, len(missing[group]))
+            writers[group].write(keys[group][positions], arrays)
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                for writer in writers.values():
+                    writer.save()
+                saved = time.monotonic()
+        for writer in writers.values():
+            writer.save()
+    except OSError as error:
+        raise UserError(
+            f"The cache {directory} could not be written ({error.strerror or error}): choose "
+            "another directory or free space."
+        ) from error
+    finally:
+        for writer in writers.values():
+            writer.close()
+
+
+class _Writer:
+    """Appends rows to shards of its own."""
+
+    def __init__(self, folder: Path, arrays: Mapping[str, np.ndarray], rows: int):
+        layout = {name: Spec(x.shape[1:], x.dtype.name) for name, x in arrays.items()}
+        folder.mkdir(exist_ok=True)
+        if not (folder / "layout.json").exists():
+            _write(folder / "layout.json", json.dumps(layout))
+        if _layout(folder) != layout:
+            raise UserError(f"{folder} has rows of another shape: delete the cache.")
+        self._folder, self._type = folder, _row_type(layout)
+        size, free = rows * self._type.itemsize, shutil.disk_usage(folder).free
+        if size > free:
+            raise UserError(
+                f"The cache {folder.parent} needs {size / 2**30:.1f} GiB and the disk has "
+                f"{free / 2**30:.1f}: choose another directory or free space."
+            )
+        self._files: tuple[IO[bytes], IO[bytes]] | None = None
+        self._keys: list[bytes] = []
+
+    def write(self, keys: Keys, arrays: Mapping[str, np.ndarray]) -> None:
+        rows = np.empty(len(keys), self._type)
+        for name, values in arrays.items():
+            rows[name] = np.ascontiguousarray(values).view(self._type[name].base)
+        if self._files is None:
+            name = uuid.uuid4().hex
+            # The rows first: a shard is read if it has keys.
+            rows_file, keys_file = (self._folder / f"{name}.{kind}" for kind in ("rows", "keys"))
+            self._files = rows_file.open("wb"), keys_file.open("wb")
+        self._files[0].write(rows.tobytes())
+        self._keys.append(keys.tobytes())
+        if self._files[0].tell() > _SHARD_BYTES:
+            self.save()
+            self.close()
+
+    def save(self) -> None:
+        if self._files is not None:
+            for file, content in zip(self._files, (b"", b"".join(self._keys)), strict=True):
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            self._keys = []
+
+    def close(self) -> None:
+        for file in self._files or ():
+            file.close()
+        self._files = None
+
+
+def _make(directory: Path, made_from: Fingerprint) -> None:
+    """A directory without rows; another process may make it at the same time."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory / "cache.json", json.dumps({"fingerprint": dict(made_from)}))
+    except OSError as error:
+        raise UserError(
+            f"The cache {directory} could not be made ({error.strerror or error}): choose another "
+            "directory."
+        ) from error
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that others see complete or not at all."""
+    new = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    new.write_text(text)
+    os.replace(new, path)
+
+
+def _require(directory: Path, made_from: Fingerprint) -> None:
+    path = directory / "cache.json"
+    for _ in range(100):  # another process has made the directory and is about to write the file
+        if path.exists():
+            break
+        time.sleep(0.02)
+    try:
+        found = json.loads(path.read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory} is not a cache ({error!r}): delete it.") from error
+    _compare(directory, found, made_from, sorted({*found, *made_from}))
 
 
 def _compare(
@@ -181,70 +364,79 @@ def _local(directory: str | os.PathLike) -> Path:
     return Path(directory)
 
 
-def _partial(directory: Path) -> Path:
-    return directory.with_name(directory.name + ".partial")
+def _share(keys: Keys) -> np.ndarray:
+    """A number of each key by which processes share them."""
+    return keys.view(np.uint8).reshape(-1, _KEY.itemsize)[:, :4].copy().view(np.uint32).reshape(-1)
 
 
-def _read_layout(description: dict) -> Layout:
-    layout = {
-        group: {name: Spec(tuple(shape), dtype) for name, (shape, dtype) in specs.items()}
-        for group, specs in description["layout"].items()
-    }
-    for name in (*layout, *(name for specs in layout.values() for name in specs)):
-        if "/" in name or name in ("", ".", ".."):
-            raise UserError(f"The cache names {name!r}, which is no array of it: build it again.")
+def _missing(directory: Path, group: str, keys: Keys) -> Int[np.ndarray, "m"]:
+    """The first position of every key that has no row."""
+    _, first = np.unique(keys, return_index=True)
+    first = np.sort(first)
+    return first[_locate(directory, group, keys[first]).shard < 0]
+
+
+def _locate(directory: Path, group: str, keys: Keys) -> _Group:
+    folder = directory / group
+    shards = _shards(folder)
+    layout = _layout(folder) if shards else {}
+    counts, found = [], [np.zeros(0, _KEY)]
+    for shard in shards:
+        own = np.fromfile(folder / f"{shard}.keys", _KEY)
+        size = (folder / f"{shard}.rows").stat().st_size // _row_type(layout).itemsize
+        found.append(own[:size])
+        counts.append(len(found[-1]))
+    known = np.concatenate(found)
+    order = np.argsort(known, kind="stable")  # of several rows of a key the first counts
+    rank = np.searchsorted(known, keys, sorter=order)
+    at = order[np.minimum(rank, len(order) - 1)] if len(order) else np.zeros(len(keys), int)
+    there = known[at] == keys if len(order) else np.zeros(len(keys), bool)
+    starts = np.cumsum([0, *counts])
+    shard = np.searchsorted(starts, at, side="right") - 1
+    place = at - starts[np.minimum(shard, len(counts))]
+    return _Group(tuple(shards), np.where(there, shard, -1).astype(np.int32), place, layout)
+
+
+def _shards(folder: Path) -> list[str]:
+    """The names of the shards of a group whose files are both there."""
+    if not folder.is_dir():
+        return []
+    files = {path.name for path in folder.iterdir()}
+    names = sorted(name.removesuffix(".keys") for name in files if name.endswith(".keys"))
+    return [name for name in names if f"{name}.rows" in files]
+
+
+def _layout(folder: Path) -> dict[str, Spec]:
+    try:
+        found = json.loads((folder / "layout.json").read_text())
+        layout = {
+            str(name): Spec(tuple(map(int, shape)), str(dtype))
+            for name, (shape, dtype) in found.items()
+        }
+        _row_type(layout)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} is damaged ({error}): delete the cache.") from error
     return layout
 
 
-def _stored_dtype(spec: Spec) -> np.dtype:
-    """The dtype of the file: .npy has no bfloat16, so its bits are stored as an integer."""
-    dtype = np.dtype(spec.dtype)
-    return np.dtype(f"u{dtype.itemsize}") if dtype.kind == "V" else dtype
+def _row_type(layout: Layout) -> np.dtype:
+    """The dtype of a row: its arrays one after another. Files have no bfloat16, so its bits are
+    stored as an integer.
+    """
+    fields = []
+    for name, spec in layout.items():
+        dtype = np.dtype(spec.dtype)
+        if dtype.hasobject:
+            raise ValueError(f"{name} has the dtype {dtype}")
+        stored = np.dtype(f"u{dtype.itemsize}") if dtype.kind == "V" else dtype
+        fields.append((name, stored, spec.shape))
+    return np.dtype(fields)
 
 
-def _size(spec: Spec) -> int:
-    return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
-
-
-def _allocate(directory: Path, layout: Layout) -> None:
-    for group, specs in layout.items():
-        (directory / group).mkdir(parents=True)
-        for name, spec in specs.items():
-            path = directory / group / f"{name}.npy"
-            np.lib.format.open_memmap(path, "w+", _stored_dtype(spec), spec.shape)
-            # On a full disk, writing to a hole of a mapped file would kill the process.
-            with path.open("r+b") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def _open(
-    directory: Path, group: str, name: str, spec: Spec, mode: Literal["r", "r+"] = "r"
-) -> np.memmap:
-    path = directory / group / f"{name}.npy"
+def _map(folder: Path, shard: str, layout: Layout) -> np.memmap:
+    dtype, path = _row_type(layout), folder / f"{shard}.rows"
     try:
-        array = np.lib.format.open_memmap(path, mode)
+        rows = path.stat().st_size // dtype.itemsize
+        return np.memmap(path, dtype, "r", shape=(rows,))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): build the cache again.") from error
-    if array.shape != spec.shape or array.dtype != _stored_dtype(spec):
-        raise UserError(
-            f"{path} has another shape or dtype than was written: build the cache again."
-        )
-    return array.view(np.dtype(spec.dtype), np.memmap)
-
-
-def _note(partial: Path, description: dict, done: int) -> None:
-    """Save the progress atomically: the file holds either the old or the new."""
-    new = partial / "progress.json.new"
-    new.write_text(json.dumps({**description, "done": done}))
-    os.replace(new, partial / "progress.json")
-
-
-def _resume(partial: Path, description: dict) -> int | None:
-    """The number of pieces in a partial build of exactly this cache, or None."""
-    try:
-        found = json.loads((partial / "progress.json").read_text())
-        same = found["fingerprint"] == description["fingerprint"]
-        return found["done"] if same and _read_layout(found) == description["layout"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        raise UserError(f"{path} is damaged ({error}): delete the cache.") from error

@@ -19,8 +19,12 @@ _TO_8_BITS = {"L;2": lambda v: v * 85, "L;4": lambda v: v * 17, "RGB;16B": lambd
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes, least: tuple[int, int] | None = None) -> Image.Image:
     """The image in `data` with every pixel decoded (of an animation the first frame).
+
+    `least`: a size (w, h), as stored, that is enough. A JPEG is then decoded at 1/2, 1/4 or 1/8 of
+    its size where that is at least as large, which leaves out the fine frequencies of its blocks
+    and most of the time. `image.info["stored"]` is then the size in the file.
 
     The mode is the file's own (RGB, RGBA, L, P, I;16, CMYK, ...). The EXIF orientation is readable
     but not applied. Raises UserError for data that is not an image, is truncated or damaged, or
@@ -30,6 +34,9 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(*image.size)
+        if least and image.format == "JPEG":
+            image.info["stored"] = image.size
+            image.draft(None, least)
         raw_mode = str(image.tile[0].args) if image.format == "PNG" and image.tile else ""
         image.load()
         image.getexif()  # parsed on first use: damage must show here

@@ -13,12 +13,18 @@ what it could not use, and lists all of it in files beside the manifest, each wi
 
 `cat.mask.png` beside `cat.jpg` is its mask, and so with the other names of further.py. A damaged
 one is left out and its image stays.
+
+A folder of more than `SHARD` images is read by several processes (shards.py), each with a list of
+its names and captions; the images pass only through the one that writes them.
 """
 
+import itertools
+import json
 import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -31,9 +37,11 @@ from emu_jax.data.contents import SUFFIXES, Contents, read_contents
 from emu_jax.data.further import FURTHER, check_further
 from emu_jax.data.images import check
 from emu_jax.data.manifest import CAPTIONS_FROM, SCHEMA
+from emu_jax.data.shards import Item, Written
 from emu_jax.errors import UserError
 
 MAX_BYTES = 2**29  # of a file: no image of decode.MAX_PIXELS needs more
+SHARD = 2**13  # images
 
 
 class Folder(ImageBuilder):
@@ -86,11 +94,7 @@ class Folder(ImageBuilder):
         self._damaged = dict(self._contents.unreadable)
 
         def read(name: str) -> tuple[bytes, tuple[int, int] | str]:
-            try:
-                data = read_file(root / name)
-                return data, check(data)
-            except (UserError, OSError) as error:
-                return b"", why(error)
+            return _read(root / name)
 
         results = in_order(read, images, total=len(images), label=self.info.full_name)
         used = 0
@@ -110,6 +114,10 @@ class Folder(ImageBuilder):
                     **{column: captions[name] for column, captions in further.items()},
                 },
             )
+        self._require(used)
+
+    def _require(self, used: object) -> None:
+        images = self._contents.captions
         if not used:
             first = next(iter(images))
             raise UserError(
@@ -123,12 +131,7 @@ class Folder(ImageBuilder):
         def read(row: dict[str, Any]) -> tuple[bytes, str]:
             if row["key"] not in files:
                 return b"", ""
-            try:
-                data = read_file(root / files[row["key"]])
-                check_further(data, name, (row["height"], row["width"]))
-                return data, ""
-            except (UserError, OSError) as error:
-                return b"", why(error)
+            return _read_further(root / files[row["key"]], name, (row["height"], row["width"]))
 
         label = f"{self.info.full_name} {name}"
         for row, (data, reason) in zip(
@@ -137,6 +140,33 @@ class Folder(ImageBuilder):
             if reason:
                 self._damaged[files[row["key"]]] = reason
             yield data
+
+    def _count_shards(self) -> int:
+        return -(-len(self._contents.captions) // SHARD)
+
+    def _make_shards(self) -> "_Shards":
+        """Writes a list of each shard's images, for whoever reads them."""
+        contents, place = self._contents, self.data_path / "lists"
+        place.mkdir()
+        names = iter(contents.captions)
+        for i in range(self._count_shards()):
+            lines = (
+                {
+                    "name": name,
+                    "captions": contents.captions[name],
+                    "columns": {c: own[name] for c, own in contents.further_captions.items()},
+                    "further": {f: own[name] for f, own in contents.further.items() if name in own},
+                }
+                for name in itertools.islice(names, SHARD)
+            )
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (place / f"{i}.jsonl").write_text(text)
+        return _Shards(epath.Path(self.path), place)
+
+    def _take(self, written: Written) -> None:
+        self._damaged = {**self._contents.unreadable, **written.reasons}
+        self._require(written.splits)
+        (self.data_path / "lists").rmtree()
 
     def _finish(self) -> None:
         unused = self._contents.unused
@@ -148,6 +178,50 @@ class Folder(ImageBuilder):
         self._list("damaged.jsonl", self._damaged, "cannot be read and are left out")
         self._list("uncaptioned.jsonl", dict.fromkeys(uncaptioned), "have no caption")
         self._list("unused.jsonl", unused, f"are not used: {_by_suffix(unused)}")
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """Reads the images of a shard from its list in the folder `place`."""
+
+    root: epath.Path
+    place: epath.Path
+
+    def __call__(self, shard: int) -> Iterator[Item]:
+        for line in (self.place / f"{shard}.jsonl").read_text().splitlines():
+            yield self._item(json.loads(line))
+
+    def _item(self, listed: Mapping[str, Any]) -> Item:
+        name = listed["name"]
+        data, size = _read(self.root / name)
+        if isinstance(size, str):
+            return Item(reasons={name: size})
+        further, reasons = {}, {}
+        for kind, file in listed["further"].items():
+            further[kind], reason = _read_further(self.root / file, kind, (size[1], size[0]))
+            reasons |= {file: reason} if reason else {}
+        row = {"key": name, "width": size[0], "height": size[1], "captions": listed["captions"]}
+        row |= {"source": str(self.root), **listed["columns"]}
+        return Item(data, row, further, reasons)
+
+
+def _read(path: epath.Path) -> tuple[bytes, tuple[int, int] | str]:
+    """The content of an image's file and (width, height), or the reason why it is none."""
+    try:
+        data = read_file(path)
+        return data, check(data)
+    except (UserError, OSError) as error:
+        return b"", why(error)
+
+
+def _read_further(path: epath.Path, name: str, size: tuple[int, int]) -> tuple[bytes, str]:
+    """The content of a further image's file of an image of (h, w), or the reason."""
+    try:
+        data = read_file(path)
+        check_further(data, name, size)
+        return data, ""
+    except (UserError, OSError) as error:
+        return b"", why(error)
 
 
 def read_file(path: epath.Path, most: int = MAX_BYTES) -> bytes:

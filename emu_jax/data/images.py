@@ -25,7 +25,7 @@ from PIL import Image
 
 from emu_jax.data.buckets import Shape
 from emu_jax.data.decode import MAX_PIXELS, open_image, orientation, upright_size
-from emu_jax.data.plan import mix
+from emu_jax.data.hashing import mix
 from emu_jax.errors import UserError
 
 _TOP, _LEFT, _FLIP = range(3)  # first coordinate of each kind of random number
@@ -74,14 +74,19 @@ def prepare(
     random_crop: bool = False,
     flip: bool = False,
     seed: int = 0,
+    scaled: bool = False,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Int32[np.ndarray, "6"]]:
     """One image in the shape of `bucket`, and its sizes: (h, w, top, left, target h, target w).
 
     The crop is centered unless `random_crop` is set. `flip` allows mirroring; the seed decides.
+    `scaled`: a JPEG that is at least twice as large is decoded at a fraction of its size.
     Raises UserError for data that `open_image` or `compose` cannot use.
     """
-    image = compose(upright(open_image(data)), background)
-    original = image.height, image.width
+    # The shorter side of an image that covers the bucket is at most the bucket's longer one.
+    opened = open_image(data, (max(bucket), max(bucket)) if scaled else None)
+    width, height = opened.info.get("stored", opened.size)
+    original = (width, height) if orientation(opened) >= 5 else (height, width)
+    image = compose(upright(opened), background)
     shown = view(original, bucket, random_crop=random_crop, flip=flip, seed=seed)
     return shown.apply(image), np.array([*original, *shown.corner, *bucket], np.int32)
 

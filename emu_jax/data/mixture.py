@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from emu_jax.data.plan import mix
+from emu_jax.data.hashing import mix
+from emu_jax.data.plan import PlannedBatch
 from emu_jax.data.source import Source
 from emu_jax.errors import UserError
 
@@ -118,18 +119,60 @@ class Captions:
         self._counts = np.array([len(captions) for captions in of_record])
         self._ends = np.cumsum(self._counts)
         numbers = [number[text] for text in chain.from_iterable(of_record)]
-        self._numbers = np.array(
-            [*numbers, 0]
-        )  # one more: records without captions index past the end
+        # One more: records without captions index past the end.
+        self._numbers = np.array([*numbers, 0])
+        lengths = [len(selection.source.manifest) for selection in selections]
+        self._offsets = np.cumsum([0, *lengths[:-1]])
 
     def choose(
         self, records: Int[np.ndarray, "b"], seeds: UInt64[np.ndarray, "b"]
     ) -> Int[np.ndarray, "b"]:
         """The number of one caption for each row, chosen at random by its seed."""
         counts = self._counts[records]
-        drawn = mix(_CAPTION, seeds) % np.maximum(counts, 1).astype(np.uint64)
-        places = self._ends[records] - counts + drawn.astype(np.int64)
+        places = self._ends[records] - counts + _drawn(counts, seeds)
         return np.where(counts > 0, self._numbers[places], 0)
+
+    def numbers(self, rows: PlannedBatch) -> Int[np.ndarray, "b"]:
+        """The number of one caption for each row."""
+        return self.choose(self._offsets[rows.sources] + rows.records, rows.seeds)
+
+    def draw(self, rows: PlannedBatch) -> list[str]:
+        """One caption for each row."""
+        return [self.texts[i] for i in self.numbers(rows)]
+
+
+class RecordCaptions:
+    """As `Captions`, of data sets whose captions do not fit into memory: they are read with the
+    records. So they have no numbers, which caches need.
+    """
+
+    def __init__(self, selections: Sequence[Selection]):
+        self._sources = [selection.source for selection in selections]
+        self._texts = [None if _with_records(s) else s.texts() for s in selections]
+
+    @staticmethod
+    def wanted(selections: Sequence[Selection]) -> bool:
+        return any(map(_with_records, selections))
+
+    def draw(self, rows: PlannedBatch) -> list[str]:
+        """One caption for each row."""
+        found = [self._of(s, int(r)) for s, r in zip(rows.sources, rows.records, strict=True)]
+        drawn = _drawn(np.array([len(texts) for texts in found]), rows.seeds)
+        return [texts[int(i)] if texts else "" for texts, i in zip(found, drawn, strict=True)]
+
+    def _of(self, source: int, record: int) -> Sequence[str]:
+        texts = self._texts[source]
+        return self._sources[source].captions(record) if texts is None else texts[record]
+
+
+def _with_records(selection: Selection) -> bool:
+    """Whether captions are read with the records, which hold the column `captions`."""
+    return selection.captions == "captions" and len(selection.source.manifest.starts) > 1
+
+
+def _drawn(counts: Int[np.ndarray, "b"], seeds: UInt64[np.ndarray, "b"]) -> Int[np.ndarray, "b"]:
+    """A number below the count for each row, 0 where the count is 0."""
+    return (mix(_CAPTION, seeds) % np.maximum(counts, 1).astype(np.uint64)).astype(np.int64)
 
 
 def captions_fingerprint(texts: Sequence[str]) -> dict[str, str]:

@@ -29,12 +29,20 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
-from emu_jax.data.buckets import Shape, assign, make_buckets
+from emu_jax.data.buckets import Shape, make_buckets
 from emu_jax.data.cache import Cache
 from emu_jax.data.further import COMPUTED, prepare_further, require_names
 from emu_jax.data.images import Color, flipped, prepare, view
-from emu_jax.data.mixture import Captions, Column, Selection, captions_fingerprint
-from emu_jax.data.plan import BatchPlan, PlannedBatch, Roster, SequentialPlan
+from emu_jax.data.index import open_members
+from emu_jax.data.mixture import (
+    Captions,
+    Column,
+    RecordCaptions,
+    Selection,
+    captions_fingerprint,
+)
+from emu_jax.data.plan import BatchPlan, PlannedBatch, SequentialPlan
+from emu_jax.data.roster import Roster
 from emu_jax.data.source import Source
 from emu_jax.data.vectors import ARRAY, GROUP, ControlVectors
 from emu_jax.errors import UserError
@@ -43,6 +51,7 @@ Tokenize = Callable[[list[str]], Mapping[str, np.ndarray]]
 HostBatch = dict[str, Any]
 
 _ENDLESS = 2**62
+_MOST = 2**31 - 1  # records of a stream: their numbers are int32
 _tokenizing = threading.Lock()  # Hugging Face tokenizers are not safe across threads
 
 
@@ -59,6 +68,7 @@ class StreamSpec:
     background: Color = (255, 255, 255)
     crop: Literal["centre", "random"] = "centre"
     flip: bool = False
+    scaled_decoding: bool = False  # of large JPEGs: see images.py
     further: tuple[str, ...] = ()  # names of further images that rows hold: see further.py
     columns: Mapping[str, Column] = field(default_factory=dict)  # columns that rows hold
     captions: tuple[str, ...] = ()  # further columns of captions, beside each source's own
@@ -115,13 +125,13 @@ class Loader:
         self.spec, self.selections, self.caches = spec, list(selections), caches
         for selection in selections:
             _require_further(selection, spec.further)
-        self._sizes = [_sizes(s) for s in selections] if spec.further else []
         self._columns = {
             name: [vocabulary.numbers(s, name) for s in selections]
             for name, vocabulary in spec.columns.items()
         }
         self.tokenize = dict(tokenize)
-        roster = Roster([_assignment(spec, s) for s in selections], spec.shapes())
+        shapes = spec.shapes()
+        roster = Roster([open_members(s, shapes) for s in selections], shapes)
         self.plan = (
             SequentialPlan(roster, spec.batch_size, spec.seed)
             if spec.sequential
@@ -139,6 +149,10 @@ class Loader:
             for column in spec.captions
         }
         lengths = [len(s.source.manifest) for s in selections]
+        if sum(lengths) > _MOST:
+            raise UserError(
+                f"The sources of a stream have {sum(lengths):,} records; {_MOST:,} are possible."
+            )
         self._offsets = np.cumsum([0, *lengths[:-1]])
         self._rows = np.arange(spec.batch_size) if rows is None else rows
 
@@ -157,7 +171,10 @@ class Loader:
         moments = self.caches.moments
         batch |= self._cached(rows, moments) if moments else self._images(rows)
         if self.spec.further:
-            batch["further"] = {name: self._further(rows, name) for name in self.spec.further}
+            originals = batch["sizes"][:, :2]
+            batch["further"] = {
+                name: self._further(rows, originals, name) for name in self.spec.further
+            }
         if self._columns:
             places = list(zip(rows.sources, rows.records, strict=True))
             batch["columns"] = {
@@ -165,43 +182,43 @@ class Loader:
                 for name, of_part in self._columns.items()
             }
         if self.captions:
-            chosen = self.captions.choose(record, rows.seeds)
-            batch |= self._texts(self.captions, self.caches.text, chosen)
-            if self.caches.vectors:
-                batch["vectors"] = self.caches.vectors.take(chosen, GROUP)[ARRAY]
+            batch |= self._texts(self.captions, self.caches.text, rows)
+            if self.caches.vectors and isinstance(self.captions, Captions):
+                numbers = self.captions.numbers(rows)
+                batch["vectors"] = self.caches.vectors.take(numbers, GROUP)[ARRAY]
         if self.further_captions:
             # By the same seeds: of columns with equally many captions, those of the same place.
             batch["captions"] = {
-                column: self._texts(
-                    captions,
-                    self.caches.captions.get(column, {}),
-                    captions.choose(record, rows.seeds),
-                )
+                column: self._texts(captions, self.caches.captions.get(column, {}), rows)
                 for column, captions in self.further_captions.items()
             }
         return batch
 
     def _texts(
-        self, captions: Captions, caches: Mapping[str, Cache], chosen: Int[np.ndarray, "b"]
+        self, captions: Captions | RecordCaptions, caches: Mapping[str, Cache], rows: PlannedBatch
     ) -> HostBatch:
-        """The chosen captions: cached states of the encoders in `caches`, tokens of the others."""
-        texts = [captions.texts[i] for i in chosen]
-        with _tokenizing:
-            tokens = {
-                name: dict(tokenize(texts))
-                for name, tokenize in self.tokenize.items()
-                if name not in caches
-            }
-        text = {name: cache.take(chosen, GROUP) for name, cache in caches.items()}
-        return ({"tokens": tokens} if tokens else {}) | ({"text": text} if text else {})
+        """The rows' captions: cached states of the encoders in `caches`, tokens of the others."""
+        found: HostBatch = {}
+        others = self.tokenize.keys() - caches.keys()
+        if others:
+            texts = captions.draw(rows)
+            with _tokenizing:
+                found["tokens"] = {
+                    name: dict(tokenize(texts))
+                    for name, tokenize in self.tokenize.items()
+                    if name in others
+                }
+        if caches and isinstance(captions, Captions):
+            numbers = captions.numbers(rows)
+            found["text"] = {name: cache.take(numbers, GROUP) for name, cache in caches.items()}
+        return found
 
     def texts(self, n: int) -> list[str]:
         """The captions of batch n, of all hosts' rows that are valid."""
         if not self.captions:
             return []
         rows = self.plan.batch(n)
-        chosen = self.captions.choose(self._offsets[rows.sources] + rows.records, rows.seeds)
-        return [self.captions.texts[i] for i in chosen[rows.valid]]
+        return self.captions.draw(rows.take(np.flatnonzero(rows.valid)))
 
     def _images(self, rows: PlannedBatch) -> HostBatch:
         pairs = [
@@ -221,18 +238,23 @@ class Loader:
                 random_crop=spec.crop == "random",
                 flip=spec.flip,
                 seed=seed,
+                scaled=spec.scaled_decoding,
             )
         except (UserError, OSError, ValueError) as error:
-            key = source.manifest.column("key")[record]
+            key = source.manifest.value("key", int(record))
             raise UserError(
                 f"Image {key!r} of {source.name} cannot be read ({error}): build the data set "
                 "again with --force, which leaves damaged images out."
             ) from error
 
-    def _further(self, rows: PlannedBatch, name: str) -> np.ndarray:
+    def _further(
+        self, rows: PlannedBatch, originals: Int[np.ndarray, "b 2"], name: str
+    ) -> np.ndarray:
+        """A further image of every row; `originals` are the (h, w) of the images."""
         images, spec = [], self.spec
-        for s, record, seed in zip(rows.sources, rows.records, rows.seeds, strict=True):
-            source, (height, width) = self.selections[s].source, self._sizes[s][record].tolist()
+        places = zip(rows.sources, rows.records, rows.seeds, originals.tolist(), strict=True)
+        for s, record, seed, (height, width) in places:
+            source = self.selections[s].source
             shown = view(
                 (height, width),
                 rows.bucket,
@@ -244,7 +266,7 @@ class Loader:
                 data = source.read(int(record), "" if name in COMPUTED else name)
                 images.append(prepare_further(data, name, shown, spec.background))
             except (UserError, OSError, ValueError) as error:
-                key = source.manifest.column("key")[record]
+                key = source.manifest.value("key", int(record))
                 raise UserError(
                     f"The further image {name!r} of {key!r} of {source.name} cannot be read "
                     f"({error}): build the data set again with --force."
@@ -302,21 +324,16 @@ def _own(batch: HostBatch) -> HostBatch:
     }
 
 
-def _captions(selections: Sequence[Selection], caches: Sequence[Cache]) -> Captions:
+def _captions(
+    selections: Sequence[Selection], caches: Sequence[Cache | ControlVectors]
+) -> Captions | RecordCaptions:
     """The captions of a mixture, and the check that the caches are of exactly these."""
+    if not caches and RecordCaptions.wanted(selections):
+        return RecordCaptions(selections)
     captions = Captions(selections)
     for cache in caches:
         cache.require(captions_fingerprint(captions.texts))
     return captions
-
-
-def _assignment(spec: StreamSpec, selection: Selection) -> Int[np.ndarray, "n"]:
-    """The bucket of every record of a source; -1: not selected."""
-    records, manifest = selection.records(), selection.source.manifest
-    bucket = np.full(len(manifest), -1)
-    width, height = (np.asarray(manifest.column(name)) for name in ("width", "height"))
-    bucket[records] = assign(width[records], height[records], spec.shapes())
-    return bucket
 
 
 def _require_further(selection: Selection, further: Sequence[str]) -> None:
@@ -330,19 +347,14 @@ def _require_further(selection: Selection, further: Sequence[str]) -> None:
                 f"{source.name} has no further image {name!r}, which this stream needs; choose a "
                 "data set that has it."
             )
-        hashes = manifest.column(name)
-        lacking = [record for record in selection.records() if not hashes[record]]
-        if lacking:
-            key = manifest.column("key")[lacking[0]]
+        condition = f"{name} == ''" + (f" and {selection.select}" if selection.select else "")
+        lacking = manifest.select(condition)
+        if len(lacking):
             raise UserError(
-                f"Record {key!r} of {source.name} has no further image {name!r} ({len(lacking):,} "
-                f"selected records lack it); add `{name} != ''` to the condition."
+                f"Record {manifest.value('key', lacking[0])!r} of {source.name} has no further "
+                f"image {name!r} ({len(lacking):,} selected records lack it); add `{name} != ''` "
+                "to the condition."
             )
-
-
-def _sizes(selection: Selection) -> Int[np.ndarray, "n 2"]:
-    """(height, width) of every record."""
-    return np.stack([selection.source.manifest.column(side) for side in ("height", "width")], 1)
 
 
 def group_name(bucket: Shape) -> str:

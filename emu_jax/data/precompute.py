@@ -6,18 +6,28 @@ two rows: 2 i as it is and 2 i + 1 mirrored.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 
-from emu_jax.data.cache import Cache, Fingerprint, Rows, Spec, build
+from emu_jax.data.cache import (
+    ALONE,
+    Cache,
+    Fingerprint,
+    Rows,
+    Together,
+    build,
+    content_keys,
+    text_keys,
+)
 from emu_jax.data.mixture import Selection, captions_fingerprint
 from emu_jax.data.pipeline import (
     Loader,
     StreamSpec,
     group_name,
+    images_fingerprint,
     stream,
 )
 from emu_jax.data.plan import SequentialPlan
@@ -27,9 +37,15 @@ EncodeImages = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 EncodeTexts = Callable[[list[str]], Mapping[str, np.ndarray]]  # -> states, mask and perhaps pooled
 
 
-def text_fingerprint(texts: Sequence[str], encoder: str, dtype: str) -> dict[str, str]:
+def pixels_fingerprint(spec: StreamSpec) -> dict[str, str]:
+    """What the pixels of a cached row depend on beside the image and its bucket."""
+    found = {"crop": "centre", "background": str(tuple(spec.background))}
+    return found | ({"decoding": "scaled"} if spec.scaled_decoding else {})
+
+
+def text_fingerprint(encoder: str, dtype: str) -> dict[str, str]:
     """What cached text states depend on; `encoder` is a fingerprint of weights."""
-    return {"encoder": encoder, "dtype": dtype, **captions_fingerprint(texts)}
+    return {"encoder": encoder, "dtype": dtype}
 
 
 def cache_moments(
@@ -37,9 +53,13 @@ def cache_moments(
     spec: StreamSpec,
     selections: Sequence[Selection],
     encode: EncodeImages,
-    fingerprint: Fingerprint,
+    made_from: Fingerprint,
+    together: Together = ALONE,
 ) -> Cache:
-    """The output of `encode` for every selected record and its sizes, in one group per bucket."""
+    """The output of `encode` for every selected record and its sizes, in one group per bucket.
+
+    `made_from` identifies the encoder and has `pixels_fingerprint(spec)`.
+    """
     copies = 2 if spec.flip else 1
     plain = replace(
         spec,
@@ -52,59 +72,70 @@ def cache_moments(
         captions=(),
     )
     loader = Loader(plain, selections, tokenize={})
-    plan = loader.plan
-    assert isinstance(plan, SequentialPlan)
-    layout = {}
-    for bucket, images in zip(plan.roster.buckets, plan.roster.counts.sum(0), strict=True):
-        if images:
-            example = encode(np.zeros((spec.batch_size, *bucket, 3), np.uint8))
-            rows = int(images) * copies
-            layout[group_name(bucket)] = {
-                **{name: Spec((rows, *x.shape[1:]), x.dtype.name) for name, x in example.items()},
-                "sizes": Spec((rows, 6), "int32"),
-            }
+    roster = loader.plan.roster
+    hashes = [selection.source.manifest.column("sha256") for selection in selections]
+    keys = {}
+    for bucket, shape in enumerate(roster.buckets):
+        members = [source.all(bucket) for source in roster.members]
+        own = [text for of, rows in zip(hashes, members, strict=True) for text in of[rows]]
+        if own:
+            of_copies = [content_keys(own, copy) for copy in range(copies)]
+            keys[group_name(shape)] = np.stack(of_copies, 1).reshape(-1)
 
-    def pieces(start: int) -> Iterator[Rows]:
-        with closing(stream(loader, start)) as batches:
-            for n, batch in enumerate(batches, start):
-                bucket, first, stop = plan.place(n)
-                image = batch["image"]
-                views = [image, np.ascontiguousarray(image[:, :, ::-1])][:copies]
-                encoded = [encode(view) for view in views]
-                arrays = {"sizes": np.repeat(batch["sizes"][: stop - first], copies, 0)}
-                for name in encoded[0]:
-                    both = np.stack([np.asarray(view[name]) for view in encoded], 1)
-                    arrays[name] = both[: stop - first].reshape(-1, *both.shape[2:])
-                group = group_name(plan.roster.buckets[bucket])
-                yield Rows(group, first * copies, arrays)
+    def compute(missing: Mapping[str, np.ndarray]) -> tuple[int, Iterator[Rows]]:
+        wanted = {name: set(rows.tolist()) for name, rows in missing.items()}
+        groups = [missing.get(group_name(shape), np.zeros(0, int)) for shape in roster.buckets]
+        chosen = [np.unique(rows // copies) for rows in groups]
+        plan = SequentialPlan(roster, spec.batch_size, spec.seed, chosen)
+        loader.plan = plan
+        return len(plan), rows_of(plan, wanted)
 
-    return build(directory, fingerprint, layout, pieces, loader.steps)
+    def rows_of(plan: SequentialPlan, wanted: Mapping[str, set[int]]) -> Iterator[Rows]:
+        with closing(stream(loader)) as batches:
+            for n, batch in enumerate(batches):
+                bucket, images = plan.images(n)
+                group, count = group_name(roster.buckets[bucket]), len(images)
+                for copy in range(copies):
+                    positions = images * copies + copy
+                    new = np.array([p in wanted[group] for p in positions.tolist()])
+                    if not new.any():
+                        continue
+                    image = batch["image"]
+                    encoded = encode(np.ascontiguousarray(image[:, :, ::-1]) if copy else image)
+                    arrays = {name: np.asarray(x)[:count][new] for name, x in encoded.items()}
+                    arrays["sizes"] = batch["sizes"][:count][new]
+                    yield Rows(group, positions[new], arrays)
+
+    about = images_fingerprint(spec, selections)
+    return build(directory, made_from, keys, compute, about, together)
 
 
 def cache_text(
     directory: str | os.PathLike,
     texts: Sequence[str],
     encode: EncodeTexts,
-    fingerprint: Fingerprint,
+    made_from: Fingerprint,
     batch_size: int = 64,
+    together: Together = ALONE,
 ) -> Cache:
     """The states of `Captions(selections).texts` in one group, "text", in that order."""
 
-    def encoded(start: int) -> dict[str, np.ndarray]:
-        batch = list(texts[start : start + batch_size])
+    def compute(missing: Mapping[str, np.ndarray]) -> tuple[int, Iterable[Rows]]:
+        positions = missing["text"]
+        starts = range(0, len(positions), batch_size)
+        return len(starts), (encoded(positions[i : i + batch_size]) for i in starts)
+
+    def encoded(positions: np.ndarray) -> Rows:
+        batch = [texts[int(i)] for i in positions]
         padded = batch + [""] * (batch_size - len(batch))  # one shape, one compilation
-        return {name: np.asarray(a)[: len(batch)] for name, a in encode(padded).items()}
+        arrays = {name: np.asarray(a)[: len(batch)] for name, a in encode(padded).items()}
+        return Rows("text", positions, arrays)
 
-    layout = {
-        "text": {
-            name: Spec((len(texts), *array.shape[1:]), array.dtype.name)
-            for name, array in encoded(0).items()
-        }
-    }
-    starts = range(0, len(texts), batch_size)
+    keys = {"text": text_keys(texts)}
+    return build(directory, made_from, keys, compute, captions_fingerprint(texts), together)
 
-    def pieces(done: int) -> Iterator[Rows]:
-        for start in starts[done:]:
-            yield Rows("text", start, encoded(start))
 
-    return build(directory, fingerprint, layout, pieces, len(starts))
+def open_texts(directory: str | os.PathLike, texts: Sequence[str], made_from: Fingerprint) -> Cache:
+    """What `cache_text` has computed. Raises UserError if it is not all there."""
+    keys = {"text": text_keys(texts)}
+    return Cache.open(directory, made_from, keys, captions_fingerprint(texts))

@@ -45,6 +45,10 @@ class Source:
         """
         return self._records(further or IMAGES)[int(index)]["image"]
 
+    def captions(self, index: int) -> list[str]:
+        """The captions that the record holds beside its image."""
+        return [text.decode() for text in self._records(IMAGES)[int(index)]["captions"]]
+
     def __len__(self) -> int:
         return len(self.manifest)
 
@@ -124,7 +128,7 @@ def find(name: str, data_dir: epath.PathLike) -> epath.Path | None:
     complete = [
         path
         for path in (root.iterdir() if root.is_dir() else ())
-        if tfds.core.Version.is_valid(path.name) and (path / manifests.FILE_NAME).exists()
+        if tfds.core.Version.is_valid(path.name) and manifests.exists(path)
     ]
     return max(complete, key=lambda path: tfds.core.Version(path.name), default=None)
 

@@ -93,6 +93,14 @@ def on_every_process(value: int) -> list[int]:
     return multihost_utils.process_allgather(np.int32(value)).tolist()
 
 
+def of_first_process(values: list[float]) -> list[float]:
+    """The values of process 0, exactly; all processes must call it."""
+    if jax.process_count() == 1:
+        return values
+    bits = np.array(values, np.float64).view(np.int32)  # devices have no 64-bit numbers
+    return multihost_utils.broadcast_one_to_all(bits).view(np.float64).tolist()
+
+
 def _lost(error: BaseException | None) -> LostProcess | None:
     """The LostProcess that an error is a sign of, or None if it has another cause."""
     while error is not None and not isinstance(error, UserError):

@@ -28,7 +28,7 @@ import pyarrow as pa
 from etils import epath
 from sqlalchemy import insert, select, update
 
-from emu_jax.data.manifest import FILE_NAME, Manifest
+from emu_jax.data.manifest import Manifest
 from emu_jax.data.mixture import Selection
 from emu_jax.data.source import find, open_source
 from emu_jax.errors import UserError
@@ -120,7 +120,8 @@ def write_curated(store: Store, name: str, data_dir: str) -> epath.Path:
     target = epath.Path(data_dir).expanduser() / name / _VERSION
     target.mkdir(parents=True, exist_ok=True)
     for file in epath.Path(source.directory).iterdir():
-        if file.name != FILE_NAME:
+        # Neither the old manifest, of one file or several, nor its index.
+        if not file.is_dir() and not file.name.startswith("manifest"):
             _copy(file, target / file.name)
     manifest.write(target)  # last: without it the data set is not complete
     return target

@@ -1,8 +1,8 @@
 """What a run keeps on its devices once its caches are made."""
 
 import shutil
+from functools import partial
 
-import numpy as np
 import pytest
 import runs
 from etils import epath
@@ -11,7 +11,7 @@ from emu_jax.assembly.caches import _text
 from emu_jax.assembly.config import read
 from emu_jax.assembly.tasks import make_task, open_task
 from emu_jax.assembly.training import make_trainer
-from emu_jax.data.cache import Cache
+from emu_jax.data.cache import Cache, stored
 from emu_jax.errors import UserError
 from emu_jax.parallel.mesh import make_mesh
 
@@ -42,7 +42,7 @@ def test_what_is_cached_leaves_the_devices_and_trains_the_same(config, tmp_path)
     config.data.cache_latents = True  # in pixel space: decoded pictures
     assert make_trainer(config, str(tmp_path / "cached")).run() == "done"
     assert runs.lines(tmp_path / "cached" / "metrics.jsonl") == lines
-    kept = [np.load(path) for path in (tmp_path / "cache").glob("latents_*/8x8/image.npy")]
+    kept = [stored(path, "8x8")["image"] for path in (tmp_path / "cache").glob("latents_*")]
     assert {(x.dtype.name, x.shape[1:]) for x in kept} == {("uint8", (8, 8, 3))}
 
     config.data.cache_text = False
@@ -64,11 +64,12 @@ def test_another_tokenizer_in_the_same_folder_makes_another_cache(config, pictur
     for path in (copied, folder):
         config.text.minilm.path = str(path)
         task, frozen = open_task(config, make_mesh())
-        arguments = (task.encoders["minilm"], network, frozen["minilm"], texts)
+        own = task.encoders["minilm"], frozen["minilm"]
+        arguments = own[0], network, partial(tuple, own), texts
         made.append(_text(epath.Path(tmp_path), "minilm", *arguments))
     assert made[0].directory != made[1].directory
     with pytest.raises(UserError, match="is stale: tokenizer was"):
-        Cache.open(made[0].directory, made[1].fingerprint)
+        Cache.open(made[0].directory, made[1].made_from, {})
 
 
 @pytest.mark.parametrize(

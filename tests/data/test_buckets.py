@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from emu_jax.data.buckets import assign, make_buckets
+from emu_jax.data.buckets import assign, make_buckets, tabulated
 from emu_jax.errors import UserError
 
 
@@ -43,3 +43,12 @@ def test_assignment_is_the_nearest():
 def test_impossible_buckets_are_refused(arguments):
     with pytest.raises(UserError, match=r"max_ratio is|multiple"):
         make_buckets(*arguments)
+
+
+def test_the_table_of_all_sizes_assigns_the_same(monkeypatch):
+    monkeypatch.setattr("emu_jax.data.buckets._LONGEST", 320)
+    buckets = make_buckets(512)
+    find, rng = tabulated(buckets), np.random.default_rng(0)
+    for longest in (321, 900):
+        sides = rng.integers(1, longest, (2, 2000)).astype(np.int32)
+        assert np.array_equal(find(*sides), assign(*sides, buckets))

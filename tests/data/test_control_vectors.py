@@ -17,7 +17,7 @@ def vectors_of(texts):
 
 
 def cached(folder, texts=TEXTS):
-    made_from = text_fingerprint(texts, "w", "float32")
+    made_from = text_fingerprint("w", "float32")
     return cache_text(folder, texts, lambda x: {ARRAY: vectors_of(x).astype(np.float32)}, made_from)
 
 

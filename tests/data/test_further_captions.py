@@ -70,7 +70,7 @@ def read_back(tokens):
 
 def cache(folder, parts, **arrays):
     texts = Captions(parts).texts
-    made_from = text_fingerprint(texts, "w", "float32")
+    made_from = text_fingerprint("w", "float32")
     encode = lambda texts: {name: f(texts) for name, f in arrays.items()}  # noqa: E731
     return cache_text(folder, texts, encode, made_from, 4)
 

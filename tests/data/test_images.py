@@ -273,3 +273,24 @@ def test_resizing_matches_an_exact_one():
 def test_damaged_pictures_raise_a_sentence(data):
     with pytest.raises(UserError):
         prepare(data, (64, 64))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(orientation):
+    """As in Pillow's draft mode; the sizes are those of the file, smaller images stay."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    ramp = np.add.outer(np.arange(300), 3 * np.arange(500)) % 256
+    Image.fromarray(np.stack([ramp] * 3, -1).astype(np.uint8)).save(buffer, "JPEG", exif=exif)
+    data, bucket = buffer.getvalue(), (96, 64)
+    pixels, sizes = prepare(data, bucket, scaled=True)
+    whole, same_sizes = prepare(data, bucket)
+    assert np.array_equal(sizes, same_sizes) and not np.array_equal(pixels, whole)
+    drafted = Image.open(io.BytesIO(data))
+    drafted.draft(None, (100, 100))  # 300 / 96 is 3: a half
+    assert drafted.size == (250, 150)
+    turned = drafted.transpose(Image.Transpose.ROTATE_270) if orientation == 6 else drafted
+    expected = io.BytesIO()
+    turned.save(expected, "PNG")
+    assert np.array_equal(pixels, prepare(expected.getvalue(), bucket)[0])
+    assert np.array_equal(prepare(data, (200, 200), scaled=True)[0], prepare(data, (200, 200))[0])

@@ -55,6 +55,9 @@ class Data(Section):
     )
     random_crop: bool = key(False, "Crop at random; False: the center.")
     flip: bool = key(True, "Mirror half of the images.")
+    scaled_decoding: bool = key(
+        False, "Decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, other pixels."
+    )
     workers: int = key(
         0, "Reading processes; 0: threads of the main process.", at_least=0, at_most=1024
     )
