@@ -414,13 +414,15 @@ def _samples(
             current, row = name, row + 1
             members = {} if rows is None or row in rows else None
         if members is not None:
-            members[(dot + suffix).lower()] = _member(tar, info, suffix.lower())
+            kind = (dot + suffix).lower()
+            known = kind in (*SUFFIXES, ".txt", ".json")
+            members[kind] = _member(tar, info, kind) if known else "it is not read"
     if row >= 0:
         yield current, members
 
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, suffix: str) -> bytes | str:
-    most = _TEXT_BYTES if suffix in ("txt", "json") else MAX_BYTES
+    most = _TEXT_BYTES if suffix in (".txt", ".json") else MAX_BYTES
     if info.size > most:
         return f"too large: {info.size:,} bytes is more than {most:,}"
     stream = tar.extractfile(info)  # reads from the stream; nothing is written

@@ -24,7 +24,7 @@ class Nudity:
 
     def __init__(self, path: str = "") -> None:
         try:
-            from nudenet import NudeDetector
+            from nudenet import NudeDetector  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:
             raise UserError(
                 f"The filter nudity needs the package {error.name}: pip install nudenet."
