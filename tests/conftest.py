@@ -1,11 +1,10 @@
 """Every test runs on the CPU; a child process that a test starts inherits the same.
 
 Most of the suite's time is compilation. XLA skips most optimizations, except in modules that are
-marked ``optimized``, and generates code without its fusion emitters, which take longer, and in one
-piece, for the other core runs tests too: the results are the same up to rounding. Each program is
-compiled once, and then read from a folder that all processes of the suite share and the first of
-them removes. The rest is mostly tracing, where the garbage collector took a sixth of the time and
-the stack traces of every operation a twentieth.
+marked ``optimized``, and generates code without its fusion emitters, which take longer: the results
+are the same up to rounding. Each program is compiled once, and then read from a folder that all
+processes of the suite share and the first of them removes. The rest is mostly tracing, where the
+garbage collector took a sixth of the time and the stack traces of every operation a twentieth.
 """
 
 import atexit
@@ -33,8 +32,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends the process
     flags = os.environ.get("XLA_FLAGS", "")
-    flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    os.environ["XLA_FLAGS"] = flags
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 import jax

@@ -170,7 +170,7 @@ def _shallow() -> Iterator[None]:
         resumes = (Path(trainer.workdir) / "checkpoints").exists()
         return whole(trainer) if resumes else loop(trainer)
 
-    def draw(drawer: Drawer, params: object, prompts: list[str], *_: object):
+    def draw(drawer: Drawer, params: object, prompts: list[str], *_: object, **__: object):
         drawer._tokens(list(prompts))
         for _prompt in prompts:
             yield np.zeros((8, 8, 3), np.uint8)

@@ -13,7 +13,7 @@ class Model:
 
     shapes, multiple = ((32, 64), (48, 48), (64, 32)), 8
 
-    def draw_each(self, prompts, seeds, negative="", size=None, start=None):
+    def draw_each(self, prompts, seeds, negative="", size=None, start=None, images=None):
         self.start = start
         for _ in prompts:
             yield np.zeros((*(start.size if start else size or (48, 48)), 3), np.uint8)

@@ -344,11 +344,11 @@ def draw(params):
     def draw(texts, seeds, negative=None, guidance_scale=3.0):
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
         against = None if negative is None else encoded(negative)
-        return np.asarray(sampler(guidance_scale)(encoded(texts), against, keys))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(generation, "to_pixels", lambda x: x)
+            return np.asarray(sampler(guidance_scale)(encoded(texts), against, keys))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "to_pixels", lambda x: x)
-        yield draw
+    return draw
 
 
 def test_a_picture_depends_on_its_own_key_and_prompt_alone(draw):
