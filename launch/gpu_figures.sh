@@ -11,9 +11,9 @@
 # tests            tests/test_gpu.py
 #
 # Without PART: all, in the order of the list below. A part starts only if the seconds that it is
-# expected to take are left of BUDGET (480), so that a device that is lent for a short time is given
-# back with what was measured; what was left out is named, for another call. Every part is a process
-# of its own, and a failure stops none of the others. Results: OUT/PART.json, OUT/PART.log, and of
+# expected to take are left of BUDGET (480), so that a job with a time limit ends with what was
+# measured; what was left out is named, for another call. Every part is a process of its own, and a
+# failure stops none of the others. Results: OUT/PART.json, OUT/PART.log, and of
 # all parts OUT/figures.json and OUT/figures.md.
 #
 # It installs nothing: PYTHON (python3) has emu_jax with jax[cuda13], and for torch8 torch and
