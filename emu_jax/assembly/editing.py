@@ -13,6 +13,7 @@ from emu_jax.assembly.drawing import provenance, save_image, words_of
 from emu_jax.assembly.generator import Size
 from emu_jax.assembly.starting import StartImage, draw_from, read_image, to_pixels
 from emu_jax.assembly.subject import Subject
+from emu_jax.errors import UserError
 from emu_jax.evaluation.grids import grid
 from emu_jax.progress import watch
 from emu_jax.text.weighting import plain
@@ -41,8 +42,18 @@ def edit_images(
 
     Writes ``NAME_PROMPT_SEED.png``, and ``NAME_PROMPT.png``: the file and its images side by side.
     Returns the names of the images. ``changes`` are those of :class:`Generator`.
+
+    Raises:
+      UserError: two files have the same name.
     """
     plain([prompt, negative], changes.get("prompt_weighting", "none"))  # or a UserError
+    stems = [epath.Path(file).stem for file in files]
+    for file, stem in zip(files, stems, strict=True):
+        if stems.count(stem) > 1:
+            raise UserError(
+                f"Several files are called {stem}, such as {file}, and their images would have one "
+                "name: rename them, or use a call for each."
+            )
     sources = [_source(file, strength, subject, feather) for file in files]
     sources = [source.widened(margin) if margin else source for source in sources]
     changes["batch_size"] = min(changes.get("batch_size", per_prompt), per_prompt)
@@ -52,9 +63,10 @@ def edit_images(
     folder.mkdir(parents=True, exist_ok=True)
     names: list[str] = []
     seeds = [seed + i for i in range(per_prompt)]
-    for file, source in watch(zip(files, sources, strict=True), "images", len(files)):
+    given = zip(files, stems, sources, strict=True)
+    for file, name, source in watch(given, "images", len(files)):
         drawn = draw_from(generator, source, [prompt] * per_prompt, seeds, negative, size)
-        stem, images = f"{epath.Path(file).stem}_{words_of(prompt)}", []
+        stem, images = f"{name}_{words_of(prompt)}", []
         for own, image in zip(seeds, drawn, strict=True):
             about = {"prompt": prompt, "negative_prompt": negative, "seed": own, "from": file}
             save_image(Image.fromarray(image), folder / f"{stem}_{own}.png", **about, **made_by)

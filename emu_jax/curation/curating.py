@@ -78,6 +78,13 @@ def choose_images(pool: Pool, options: PipelineOptions) -> Chosen:
                 "--stage=score first."
             )
     config = pool.config
+    for key in ("numbers", "texts"):
+        for name in getattr(pool.source, key):
+            if pool.scores.is_empty(name):
+                raise UserError(
+                    f"config.source.{key} names {name!r}, and no image of the pool has a value of "
+                    "it: change the name, or leave it out."
+                )
     steps: dict[str, Step] = {name: made(STEPS, one) for name, one in config.steps.items()}
     pairs = {
         f"config.steps.{name}": find_pairs(

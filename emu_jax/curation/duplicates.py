@@ -5,11 +5,16 @@
 A 64-bit hash is cut into bands of equal width. Two hashes that differ in fewer bits than there are
 bands have an equal band at least, so that with `distance` below `bands` no pair is missed; a larger
 distance misses some. Images with an equal band meet at one worker, wherever in the pool they are,
-and are compared by the distance of their hashes, the cosine of their embeddings, or both. The bands
-of embeddings are those of the signs along random directions.
+and are compared by the distance of their hashes, the cosine of their embeddings, or both.
 
-Many images of one band, say of an empty sky, are not compared all with all, but each with the next
-`_NEXT` in the order of their hashes.
+A band of a large pool has more images than can be compared all with all. Hashes that differ in d of
+64 bits have B - d of B bands equal. So more than `_ALL` images of a band are parted by a further
+band, and these parts again, B - d - 1 times at most, and still no pair is missed (Manku et al.
+2007). What is larger even then, with the default distance images that agree in half of the hash, is
+in the order of the hashes, and each image is compared with the next `_ALL`.
+
+The bands of embeddings are those of the signs along random directions: pairs are found with some
+probability, and parts of a large band are made once only.
 
 The pairs are written by shard of their first image. They depend on the score tables alone, so they
 are computed once for their settings; which image of a group stays is a step of
@@ -24,20 +29,21 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 from etils import epath
-from jaxtyping import Int
+from jaxtyping import Int, UInt64
 
 from emu_jax.curation.choices import Duplicates
 from emu_jax.curation.scores import Scores, digest, shard_name, write_table
 from emu_jax.curation.scoring import user_errors
 from emu_jax.errors import UserError
 
-_NEXT = 256
+_ALL = 256  # images that are compared all with all
 
 
 class Member(NamedTuple):
     """An image in a band."""
 
     row: int  # its number in the pool
+    bits: int  # of which the band is a part
     hash: int
     embedding: bytes  # float16
 
@@ -109,15 +115,16 @@ def _bands(
         banded = banded[:1]
     width = 64 // step.bands
     for i in np.flatnonzero(scores.readable(shard)):
-        own = Member(
-            start + int(i),
-            int(hashes[i]) if hashes is not None else 0,
-            embeddings[i].astype(np.float16).tobytes() if embeddings is not None else b"",
-        )
         for kind, values in enumerate(banded):
-            bits = int(values[i]) & (2**64 - 1)
+            bits = int(values[i])
+            own = Member(
+                start + int(i),
+                bits,
+                int(hashes[i]) if hashes is not None else 0,
+                embeddings[i].astype(np.float16).tobytes() if embeddings is not None else b"",
+            )
             for band in range(step.bands):
-                part = (bits >> (band * width)) & (2**width - 1)
+                part = ((bits & (2**64 - 1)) >> (band * width)) & (2**width - 1)
                 yield (kind * step.bands + band, part), own
 
 
@@ -129,20 +136,49 @@ def _compare(
     if len(members) < 2:
         return
     rows = np.array([m.row for m in members], np.int64)
-    bits = np.array([m.hash for m in members], np.int64).view(np.uint64)
+    hashes = np.array([m.hash for m in members], np.int64).view(np.uint64)
     vectors = None
     if step.match != "hash":
         flat = b"".join(m.embedding for m in members)
         vectors = np.frombuffer(flat, np.float16).reshape(len(rows), -1).astype(np.float32)
-    for gap in range(1, min(len(rows), _NEXT + 1)):
-        first, second = slice(None, -gap), slice(gap, None)
-        near = np.bitwise_count(bits[first] ^ bits[second]) <= step.distance
-        if vectors is not None:
-            cosines = np.einsum("nd,nd->n", vectors[first], vectors[second])
-            alike = cosines >= step.cosine
-            near = {"embedding": alike, "both": near & alike, "either": near | alike}[step.match]
-        for a, b in zip(rows[first][near], rows[second][near], strict=True):
-            yield int(min(a, b)), int(max(a, b))
+    kind, number = divmod(band[0][0], step.bands)
+    of_hash = kind == 0 and step.match != "embedding"
+    further = max(step.bands - step.distance - 1, 0) if of_hash else 1
+    bits = np.array([m.bits for m in members], np.int64).view(np.uint64)
+    for own in _parts(bits, np.arange(len(rows)), number, further, step.bands):
+        for gap in range(1, min(len(own), _ALL + 1)):
+            first, second = own[:-gap], own[gap:]
+            near = np.bitwise_count(hashes[first] ^ hashes[second]) <= step.distance
+            if vectors is not None:
+                cosines = np.einsum("nd,nd->n", vectors[first], vectors[second])
+                alike = cosines >= step.cosine
+                near = {"embedding": alike, "both": near & alike, "either": near | alike}[
+                    step.match
+                ]
+            for a, b in zip(rows[first][near], rows[second][near], strict=True):
+                yield int(min(a, b)), int(max(a, b))
+
+
+def _parts(
+    bits: UInt64[np.ndarray, "n"],
+    own: Int[np.ndarray, "m"],
+    band: int,
+    further: int,
+    bands: int,
+) -> Iterator[Int[np.ndarray, "k"]]:
+    """``own``, images with this band equal, or parts of it: with a later band equal too, and so on
+    for ``further`` bands, until a part is small. An image is in several parts.
+    """
+    if len(own) <= _ALL or not further or band + 1 == bands:
+        yield own
+        return
+    width = 64 // bands
+    for later in range(band + 1, bands):
+        value = (bits[own] >> np.uint64(later * width)) & np.uint64(2**width - 1)
+        order = np.argsort(value, kind="stable")
+        for part in np.split(own[order], np.flatnonzero(np.diff(value[order])) + 1):
+            if len(part) > 1:
+                yield from _parts(bits, part, later, further - 1, bands)
 
 
 def _of_shard(pair: tuple[int, int], starts: list[int]) -> tuple[int, tuple[int, int]]:

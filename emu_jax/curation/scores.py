@@ -122,6 +122,18 @@ class Scores:
                 f"{', '.join(known)}."
             )
 
+    def is_empty(self, column: str) -> bool:
+        """Whether no image has a value of this column; reads no rows."""
+        for shard in range(self.count):
+            with self.path(self.schema[column][0], shard).open("rb") as file:
+                about = pq.read_metadata(file)
+            place = about.schema.names.index(column)
+            for group in map(about.row_group, range(about.num_row_groups)):
+                known = group.column(place).statistics
+                if known is None or known.null_count < group.num_rows:
+                    return False
+        return True
+
     def read(self, shard: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
         """Columns of a shard: numbers as float64 (null: nan), 64-bit ones as int64 (null: 0),
         vectors as float32 [n, d] (null: 0), texts and lists as objects (null: None).

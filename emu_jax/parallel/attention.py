@@ -15,7 +15,7 @@ error if the kernel was selected by name.
 
 A kernel is compared with XLA's form before its first use (:mod:`emu_jax.parallel.checks`); one that
 fails is replaced by it, or is an error if it was selected by name. cuDNN is compared a second time
-over a text, whose tokens are padded for it; if it fails there, XLA computes these calls only.
+over a text, whose tokens are padded for it, by the same rule: XLA replaces it in these calls only.
 
 On several devices a kernel runs inside ``shard_map``: each device has its own rows and all heads.
 """
@@ -75,7 +75,7 @@ def make_attend(kind: str, mesh: Mesh, strict: bool = False) -> Attend:
     if not usable(f"attention={chosen}", mesh, *_compared(chosen), change):
         return attend
     texts = chosen != "cudnn" or usable(
-        "attention=cudnn over texts", mesh, *_compared(chosen, _TEXT)
+        "attention=cudnn over texts", mesh, *_compared(chosen, _TEXT), change
     )
     return partial(_attend, chosen, named, 0 if texts else LONG, mesh)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emu_jax.assembly.editing import edit_images
 from emu_jax.assembly.starting import StartImage, blended, draw_from, feathered, read_mask
 from emu_jax.errors import UserError
 
@@ -100,5 +101,7 @@ def test_refusals(tmp_path, unchecked_arrays):
     with pytest.raises(UserError, match=r"strength is 1\.5"):
         StartImage(photo(), 1.5)
     (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(UserError, match=r"Several files are called a, such as x/a\.png"):
+        edit_images("none", ["x/a.png", "y/a.jpg"], "a fox", str(tmp_path), strength=0.5)
     with pytest.raises(UserError, match=r"a\.png: not an image"):
         read_mask(tmp_path / "a.png")

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 from etils import epath
 
+from emu_jax.curation import duplicates
 from emu_jax.curation.choices import (
     KEPT,
     Balance,
@@ -170,6 +171,29 @@ def test_pairs_are_those_of_comparing_all_with_all(tmp_path):
     near = np.bitwise_count(bits[:, None] ^ bits[None]) <= 7
     near &= ~BROKEN[:, None] & ~BROKEN[None] & (np.arange(N)[:, None] < np.arange(N))
     assert np.array_equal(read_pairs(folder), np.argwhere(near)) and near.sum() > 20
+
+
+@pytest.mark.parametrize("distance", [2, 4])
+def test_no_pair_of_a_large_band_is_missed(distance, monkeypatch):
+    """Where a band has more images than are compared all with all."""
+    monkeypatch.setattr(duplicates, "_ALL", 16)
+    step, chance = Duplicates("hash", distance=distance), np.random.default_rng(0)
+    # Forty drawings, ten copies of each. A band has one of four values: all bands are large.
+    drawings = chance.choice(chance.integers(0, 256, 4), (40, 8)).astype(np.uint8)
+    bits = np.repeat(drawings.view(np.uint64)[:, 0], 10)
+    for _ in range(3):
+        bits ^= np.uint64(1) << chance.integers(0, 64, len(bits)).astype(np.uint64)
+    near = np.bitwise_count(bits[:, None] ^ bits[None]) <= distance
+    near &= np.arange(400)[:, None] < np.arange(400)
+    groups = {}
+    for row, value in enumerate(bits.tolist()):
+        member = duplicates.Member(row, np.uint64(value).astype(np.int64), 0, b"")
+        member = member._replace(hash=member.bits)
+        for band in range(8):
+            groups.setdefault((band, (value >> (8 * band)) & 255), []).append(member)
+    assert max(map(len, groups.values())) > 40
+    found = {pair for group in groups.items() for pair in duplicates._compare(group, step)}
+    assert found == set(map(tuple, np.argwhere(near).tolist())) and len(found) > 10
 
 
 def test_a_column_that_is_missing_is_named(scores):

@@ -202,6 +202,7 @@ def test_people_judge_what_was_chosen_and_the_funnel_goes_on(place, whole, tmp_p
         ("--config.steps.size.column=hight", "config.steps.size.column is 'hight'"),
         ("--config.source.path=/none", "There is no folder /none"),
         ("--config.source.numbers=('width',)", "'width' cannot be kept"),
+        ("--config.source.texts=('groop',)", "config.source.texts names 'groop', and no image"),
         ("--config.filters.popularity.column=stars", "a column that config.source.numbers names"),
         ("--config.steps.size.at_least=x", "config.steps.size.at_least is 'x'; use a number"),
     ],

@@ -100,9 +100,20 @@ def test_which_one_runs(ran):
 
 
 def test_cudnn_that_fails_over_texts_leaves_them_to_xla(ran, monkeypatch):
+    """Unless the kernel was selected by name, or the run must be deterministic."""
+
+    def usable(name, mesh, kernel, plain, inputs, strict=""):
+        if "texts" in name and strict:
+            raise UserError(f"{name} fails: set {strict}")
+        return "texts" not in name
+
     gpu = mesh_of("gpu")
-    monkeypatch.setattr(attention, "usable", lambda name, *rest: "texts" not in name)
-    assert ran("cudnn", gpu) == "cudnn" and ran("cudnn", gpu, m=77) == "xla"
+    monkeypatch.setattr(attention, "usable", usable)
+    assert ran("auto", gpu) == "cudnn" and ran("auto", gpu, m=77) == "xla"
+    with pytest.raises(UserError, match="over texts fails: set attention=xla"):
+        make_attend("cudnn", gpu)
+    with pytest.raises(UserError, match="or deterministic=False"):
+        make_attend("auto", gpu, strict=True)
 
 
 def test_a_text_is_padded_for_cudnn(monkeypatch):
