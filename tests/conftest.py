@@ -21,6 +21,8 @@ from unittest import mock
 
 import pytest
 
+from emu_jax.parallel.compiler import set_flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # silences a warning in forked readers
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -33,6 +35,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends the process
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+set_flags()
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 import jax

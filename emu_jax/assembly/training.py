@@ -11,6 +11,7 @@ from emu_jax.assembly.measure import Samples, measures
 from emu_jax.assembly.streams import previews, training_stream, validation_streams
 from emu_jax.assembly.tasks import open_task, unused_networks
 from emu_jax.evaluation.grids import grid
+from emu_jax.parallel.compiler import compiler
 from emu_jax.parallel.distributed import initialize
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.tasks.base import Task, encoders_of
@@ -22,7 +23,9 @@ def prepare(config: ConfigDict, workdir: str = "") -> None:
     """What has to happen before any device is used: compiler flags, connecting the processes."""
     if config.deterministic:
         flags = "--xla_gpu_exclude_nondeterministic_ops=true"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+        given = os.environ.get("XLA_FLAGS", "")
+        if flags not in given:
+            os.environ["XLA_FLAGS"] = f"{given} {flags}".strip()
     initialize()
     if config.deterministic and workdir and jax.default_backend() == "gpu":
         keep_programs(f"{workdir}/programs")
@@ -67,6 +70,7 @@ def make_trainer(config: ConfigDict, workdir: str) -> Trainer:
         meta={
             "config": config.to_dict(),
             "frozen": _record(task),
+            "compiler": compiler(),
         },
         initial=partial(initial, config, task, mesh) if config.init_from or task.starts else None,
         measures=(Samples(config, task, mesh, frozen),) if measured else (),

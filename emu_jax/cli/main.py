@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from emu_jax.errors import LostProcess, UserError
+from emu_jax.parallel.compiler import set_flags
 
 COMMANDS = {
     "train": "train a model: pre-training or quality-tuning, as the config says",
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] in ("--version", "version"):
         print(f"emu-jax {importlib.metadata.version('emu_jax')}")
         return 0
+    set_flags()
     try:
         return command(arguments[0])(arguments[1:]) or 0
     except BaseException as error:

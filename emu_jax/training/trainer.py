@@ -28,6 +28,7 @@ from emu_jax.checkpoint.foreign import entry
 from emu_jax.checkpoint.manager import Checkpoints
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
+from emu_jax.parallel.compiler import difference
 from emu_jax.parallel.sharding import fetch, put_batch
 from emu_jax.progress import Progress, compiling
 from emu_jax.tasks.base import Batch, Context, Task
@@ -171,6 +172,11 @@ class Trainer:
             )
             if first:
                 self._progress.message(f"resumed from step {first} of {settings.steps}")
+                changed = difference(record.get("compiler", {}), self.meta.get("compiler", {}))
+                if changed:
+                    self._progress.message(
+                        f"the results may round differently from here on: {changed}"
+                    )
             try:
                 with closing(self.stream(first)) as batches:
                     return self._loop(state, first, batches, checkpoints, interrupt)
