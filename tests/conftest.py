@@ -35,7 +35,6 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends the process
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
-set_flags()
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 import jax
@@ -43,6 +42,7 @@ import jaxtyping
 from typechecks import MODULES
 
 gc.set_threshold(100_000, 20, 50)
+set_flags()
 
 # Also where something imported jax first.
 jax.config.update("jax_platforms", "cpu")

@@ -16,10 +16,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from emu_jax.parallel.compiler import set_flags
-
-set_flags()
-
 import jax
 import numpy as np
 import torch
@@ -29,6 +25,7 @@ from emu_jax.assembly.cost import step_batch
 from emu_jax.assembly.tasks import make_task, unused_networks
 from emu_jax.assembly.training import prepare
 from emu_jax.interop import autoencoder, unet
+from emu_jax.parallel.compiler import set_flags
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import placement
 from emu_jax.planning.inputs import abstract_frozen, synthetic
@@ -45,6 +42,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--no-compile", dest="compiled", action="store_false")
     values = parser.parse_args()
+    set_flags()
     for name in values.names:
         compare(name, *CASES[name](values.batch), values.rounds, values.compiled)
 
@@ -64,7 +62,7 @@ def latent(batch: int) -> tuple[Any, torch.nn.Module, Callable[[torch.nn.Module]
 def small_autoencoder(
     batch: int,
 ) -> tuple[Any, torch.nn.Module, Callable[[torch.nn.Module], torch.Tensor]]:
-    """With the decoder of the public class, and without Fourier features, which it does not have."""
+    """With the decoder of the public class, and without Fourier features, which that lacks."""
     config = importlib.import_module("configs.autoencoder").get_config("size=tiny")
     config.train.batch_size = batch
     config.autoencoder.fourier_bands = 0
