@@ -1,16 +1,21 @@
 """Annotators at once, and a server that is killed while they work.
 
-    python tests/people_load.py [--annotators=100] [--kills=50] [--database=postgresql://...]
+    python tests/people_load.py [--annotators=100] [--kills=50] [--postgresql]
 
-A study of noise is served by the real command in its own process. First every annotator answers
-with a think time between answers; percentiles of the time of an answer are printed. Then the server
-is killed (SIGKILL) and started again, many times, while annotators answer without a pause. In the
-end every acknowledged answer must be in the database, and no task may have two live answers.
+A study of noise is served by the real command in its own process.
+
+1. Everyone sends one answer at the same instant: the median and the slowest are printed.
+2. Everyone answers after a think time, as a person does, and loads the images of the next tasks;
+   percentiles of the time of an answer are printed.
+3. The server is killed (SIGKILL) and started again, many times, while annotators answer without a
+   pause. In the end every acknowledged answer must be in the database, and no task may have two
+   live answers.
 
 ``tests/people/test_crash.py`` runs a small one.
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
@@ -24,6 +29,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+from postgresql import postgresql
 
 from emu_jax.people.access import add_annotators
 from emu_jax.people.dealing import deal
@@ -81,17 +88,30 @@ class Server:
 
 
 class Worker(threading.Thread):
-    """An annotator who answers until ``stop``, and sends each answer until it is acknowledged."""
+    """An annotator who answers until ``stop``, and sends each answer until it is acknowledged.
 
-    def __init__(self, port: int, token: str, stop: threading.Event, think: float = 0.0):
+    ``think`` is the mean time before an answer, in seconds. With ``together`` everyone sends one
+    answer only, when all are ready.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        token: str,
+        stop: threading.Event,
+        think: float = 0.0,
+        together: threading.Barrier | None = None,
+    ):
         super().__init__()
         self.port, self.token, self.stop, self.think = port, token, stop, think
+        self.together = together
         self.acknowledged: dict[str, str] = {}  # task -> answer
         self.seconds: list[float] = []
         self.cookie = f"annotator={token}"
         self.csrf = ""
         self.connection: http.client.HTTPConnection | None = None
         self.random = random.Random(token)
+        self.loaded: set[str] = set()
 
     def request(self, method: str, path: str, body: dict | None = None) -> bytes:
         """The body of a response; tries again while there is no server."""
@@ -116,20 +136,35 @@ class Worker(threading.Thread):
                     raise SystemExit from None
             time.sleep(0.02)
 
+    def look(self, state: dict) -> None:
+        """Loads the images of the next tasks as a browser does, and thinks."""
+        for task in state["tasks"]:
+            if self.think and task["id"] not in self.loaded:
+                self.loaded.add(task["id"])
+                for side in "ab":
+                    self.request("GET", f"/image/{task['id']}/{side}")
+        if self.together:
+            self.together.wait()
+        elif self.think:
+            self.stop.wait(self.random.expovariate(1 / self.think))
+
     def run(self) -> None:
         page = self.request("GET", "/").decode()
         self.csrf = page.partition('data-csrf="')[2].partition('"')[0]
         state = json.loads(self.request("GET", "/state"))
-        while state["tasks"] and not self.stop.is_set():
+        while state["tasks"]:
+            self.look(state)
+            if self.stop.is_set():
+                break
             task, answer = state["tasks"][0]["id"], self.random.choice(["a", "tie", "b"])
             key = f"{self.random.getrandbits(128):032x}"
             sent = {"task": task, "answer": answer, "key": key, "seconds": 1.0}
             state = json.loads(self.request("POST", "/answer", sent))["state"]
             self.acknowledged[task] = answer
+            if self.together:
+                break
             if self.random.random() < 0.2:  # a browser that missed the acknowledgement
                 self.request("POST", "/answer", sent)
-            if self.think:
-                time.sleep(self.random.expovariate(1 / self.think))
 
 
 def check(store: Store, workers: list[Worker]) -> int:
@@ -180,33 +215,59 @@ def work(
     return workers
 
 
+def burst(server: Server, tokens: list[str]) -> list[Worker]:
+    """Everyone sends one answer at the same instant."""
+    together, stop = threading.Barrier(len(tokens)), threading.Event()
+    workers = [Worker(server.port, token, stop, together=together) for token in tokens]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return workers
+
+
+def times_of(workers: list[Worker]) -> list[float]:
+    """The times of all answers, in milliseconds, in ascending order."""
+    return sorted(1000 * seconds for worker in workers for seconds in worker.seconds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--annotators", type=int, default=100)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--think", type=float, default=2.0, help="seconds between answers")
-    parser.add_argument("--database", default="")
+    parser.add_argument("--think", type=float, default=2.0, help="mean seconds before an answer")
+    parser.add_argument("--database", default="", help="its URL; default SQLite")
+    parser.add_argument("--postgresql", action="store_true", help="on a new server of its own")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        study = Path(folder) / "study"
-        make_noise_study(study, 500, 20, args.database).close()
-        store = open_store(study, args.database)
-        tokens = add_annotators(store, [f"annotator {i}" for i in range(args.annotators)])
+    with contextlib.ExitStack() as stack:
+        study = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "study"
+        database = stack.enter_context(postgresql()) if args.postgresql else args.database
+        make_noise_study(study, 500, 20, database).close()
+        store = open_store(study, database)
+        people = add_annotators(store, [f"annotator {i}" for i in range(args.annotators)])
+        tokens = list(people.values())
         deal(store)
-        server = Server(study, args.database)
-        workers = work(store, server, list(tokens.values()), 0, args.seconds, args.think)
-        times = sorted(t for worker in workers for t in worker.seconds)
-        p50, p95, p99 = (statistics.quantiles(times, n=100)[i - 1] * 1000 for i in (50, 95, 99))
+        server = Server(study, database)
+        first = burst(server, tokens)
+        times = times_of(first)
+        print(
+            f"{len(times)} answers at the same instant: median {statistics.median(times):.0f} ms, "
+            f"slowest {times[-1]:.0f} ms",
+            flush=True,
+        )
+        second = work(store, server, tokens, 0, args.seconds, args.think)
+        times = times_of(second)
+        p50, p95, p99 = (statistics.quantiles(times, n=100)[i - 1] for i in (50, 95, 99))
         print(
             f"{args.annotators} annotators, {len(times)} answers in {args.seconds:.0f} s: "
-            f"p50 {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms"
+            f"p50 {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms",
+            flush=True,
         )
-        more = work(store, server, list(tokens.values()), args.kills, 1, 0.01)
+        third = work(store, server, tokens, args.kills, 1, 0.01)
         server.kill()
-        # One worker's later answers may be of the same tasks that an earlier one answered.
-        count = check(store, more) and check(store, workers)
-        print(f"{args.kills} kills: {count} answers, none lost and none twice")
+        counts = [check(store, workers) for workers in (first, second, third)]
+        print(f"{args.kills} kills: {counts[-1]} answers, none lost and none twice")
 
 
 if __name__ == "__main__":

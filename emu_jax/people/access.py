@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from emu_jax.errors import UserError
 from emu_jax.people import tables
@@ -21,6 +21,7 @@ from emu_jax.people.store import Store
 
 _LAB_FILE = "lab_token.txt"
 _LONGEST_NAME = 100
+_BY_TOKEN = select(tables.annotators).where(tables.annotators.c.token == bindparam("token"))
 
 
 def new_token() -> str:
@@ -74,9 +75,9 @@ def annotator_of(store: Store, token: str | None) -> Annotator | None:
     """The annotator whose token this is."""
     if not token:
         return None
-    people, found = tables.annotators, digest(token)
+    found = digest(token)
     with store.read() as connection:
-        row = connection.execute(select(people).where(people.c.token == found)).one_or_none()
+        row = connection.execute(_BY_TOKEN, {"token": found}).one_or_none()
     if row is None or not hmac.compare_digest(row.token, found):
         return None
     return Annotator(row.id, row.name, row.stopped or row.left_out)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from emu_jax.people import tables
@@ -21,7 +21,55 @@ from emu_jax.people.store import Store
 AHEAD = 4  # tasks that a browser gets, and loads the images of
 WALL = 48  # the same, where a page shows many images at once
 _LONGEST = 3600.0  # seconds
-_RECENT = 50  # answers whose time predicts the time that is left
+_PREDICT = 50  # answers whose time predicts the time that is left
+
+# Statements are built once: that takes longer than to execute them.
+_MINE = tables.tasks.c.annotator == bindparam("annotator")
+_PUBLIC = tables.tasks.c.public == bindparam("public")
+_LIVE = (tables.answers.c.task == tables.tasks.c.id) & (tables.answers.c.live == 1)
+_TOTAL = func.count().over().label("total")  # rows without the limit
+_TASK = (  # a task of the annotator, by its public name
+    select(
+        tables.tasks.c.id,
+        tables.tasks.c.swapped,
+        tables.items.c.question,
+        tables.items.c.role,
+        tables.items.c.expected,
+    )
+    .join(tables.items, tables.items.c.id == tables.tasks.c.item)
+    .where(_MINE, _PUBLIC)
+)
+_FIRST, _SECOND = tables.images.alias(), tables.images.alias()
+_FILES = (  # of the images of such a task
+    select(tables.tasks.c.swapped, _FIRST.c.file.label("first"), _SECOND.c.file.label("second"))
+    .join(tables.items, tables.items.c.id == tables.tasks.c.item)
+    .join(_FIRST, _FIRST.c.id == tables.items.c.first)
+    .outerjoin(_SECOND, _SECOND.c.id == tables.items.c.second)
+    .where(_MINE, _PUBLIC)
+)
+_OPEN = (  # the annotator's tasks without a live answer, in their order
+    select(
+        tables.tasks.c.public,
+        tables.items.c.question,
+        tables.items.c.role,
+        tables.prompts.c.text,
+        tables.images.c.captions,
+        _TOTAL,
+    )
+    .join(tables.items, tables.items.c.id == tables.tasks.c.item)
+    .join(tables.images, tables.images.c.id == tables.items.c.first)
+    .outerjoin(tables.prompts, tables.prompts.c.id == tables.items.c.prompt)
+    .where(_MINE, ~select(tables.answers.c.id).where(_LIVE).exists())
+    .order_by(tables.tasks.c.block, tables.tasks.c.position)
+    .limit(WALL)
+)
+_RECENT = (  # the annotator's last answers
+    select(tables.answers.c.seconds, _TOTAL)
+    .join(tables.tasks, _LIVE)
+    .where(_MINE)
+    .order_by(tables.answers.c.id.desc())
+    .limit(_PREDICT)
+)
 
 
 class Refused(Exception):
@@ -42,24 +90,16 @@ class Annotator:
 def state(store: Store, annotator: Annotator) -> dict[str, Any]:
     """What a browser shows: the next tasks, the progress, and the expected time left."""
     with store.read() as connection:
-        rows = connection.execute(_open_tasks(annotator).limit(WALL)).all()
-        rows = rows if rows and rows[0].question == RECALL else rows[:AHEAD]
-        left = connection.execute(
-            select(func.count()).select_from(_open_tasks(annotator).subquery())
-        ).scalar_one()
-        answers, tasks = tables.answers, tables.tasks
-        mine = (
-            select(answers.c.seconds)
-            .join(tasks, tasks.c.id == answers.c.task)
-            .where(tasks.c.annotator == annotator.id, answers.c.live == 1)
-        )
-        done = connection.execute(select(func.count()).select_from(mine.subquery())).scalar_one()
-        recent = connection.scalars(mine.order_by(answers.c.id.desc()).limit(_RECENT)).all()
+        rows = connection.execute(_OPEN, {"annotator": annotator.id}).all()
+        recent = connection.execute(_RECENT, {"annotator": annotator.id}).all()
+    left = rows[0].total if rows else 0
+    done = recent[0].total if recent else 0
+    rows = rows if rows and rows[0].question == RECALL else rows[:AHEAD]
     return {
         "tasks": [] if annotator.stopped else [_shown(row) for row in rows],
         "done": done,
         "total": done + left,
-        "seconds": left * statistics.median(recent) if recent else None,
+        "seconds": left * statistics.median(row.seconds for row in recent) if recent else None,
         "stopped": annotator.stopped,
     }
 
@@ -75,29 +115,22 @@ def record(store: Store, annotator: Annotator, sent: Mapping[str, Any]) -> dict[
         raise Refused(403, "stopped")
     try:
         with store.write() as connection:
-            task = _task(connection, annotator, public)
+            task = _found(connection, _TASK, annotator, public)
             if not accepts(task.question, answer):
                 raise Refused(400, "answer")
-            answers = tables.answers
-            of_task = select(answers.c.key, answers.c.live).where(answers.c.task == task.id)
-            for row in connection.execute(of_task):
-                if row.key == key or row.live:
-                    return _acknowledged(task, answer)
-            connection.execute(
-                insert(answers).values(
-                    task=task.id,
-                    live=1,
-                    key=key,
-                    answer=answer,
-                    seconds=min(seconds, _LONGEST),
-                    given=datetime.now(UTC),
-                )
-            )
-            seen = update(tables.annotators).where(tables.annotators.c.id == annotator.id)
-            connection.execute(seen.values(seen=datetime.now(UTC)))
-    except IntegrityError:  # another tab was first, or the task has been given to another annotator
+            values = {
+                "task": task.id,
+                "live": 1,
+                "key": key,
+                "answer": answer,
+                "seconds": min(seconds, _LONGEST),
+                "given": datetime.now(UTC),
+            }
+            connection.execute(insert(tables.answers), values)
+    except IntegrityError:
+        # It was sent before, another tab was first, or the task was given to another annotator.
         with store.read() as connection:
-            task = _task(connection, annotator, public)
+            task = _found(connection, _TASK, annotator, public)
     return _acknowledged(task, answer)
 
 
@@ -137,14 +170,9 @@ def undo(store: Store, annotator: Annotator) -> bool:
 def image_of(store: Store, annotator: Annotator, public: str, side: str) -> str:
     """The file of the image on a side of one of the annotator's tasks."""
     with store.read() as connection:
-        task = _task(connection, annotator, public)
-        first = task.second is None or (side == "a") != task.swapped
-        image = task.first if first else task.second
-        query = select(tables.images.c.file).where(tables.images.c.id == image)
-        file = connection.execute(query).scalar()
-    if file is None:
-        raise Refused(404, "image")
-    return file
+        task = _found(connection, _FILES, annotator, public)
+    first = task.second is None or (side == "a") != task.swapped
+    return task.first if first else task.second
 
 
 def _read(sent: Mapping[str, Any]) -> tuple[str, Any, str, float]:
@@ -157,46 +185,12 @@ def _read(sent: Mapping[str, Any]) -> tuple[str, Any, str, float]:
     raise Refused(400, "malformed")
 
 
-def _task(connection: Connection, annotator: Annotator, public: str) -> Any:
-    """A task of this annotator, by its public name."""
-    tasks, items = tables.tasks, tables.items
-    query = (
-        select(
-            tasks.c.id,
-            tasks.c.swapped,
-            items.c.question,
-            items.c.role,
-            items.c.expected,
-            items.c.first,
-            items.c.second,
-        )
-        .join(items, items.c.id == tasks.c.item)
-        .where(tasks.c.public == public, tasks.c.annotator == annotator.id)
-    )
-    found = connection.execute(query).one_or_none()
+def _found(connection: Connection, query: Select, annotator: Annotator, public: str) -> Any:
+    """The row of a task of this annotator, by its public name."""
+    found = connection.execute(query, {"public": public, "annotator": annotator.id}).one_or_none()
     if found is None:
         raise Refused(404, "task")
     return found
-
-
-def _open_tasks(annotator: Annotator) -> Select:
-    """The annotator's tasks without a live answer, in their order."""
-    tasks, items, answers = tables.tasks, tables.items, tables.answers
-    live = select(answers.c.id).where(answers.c.task == tasks.c.id, answers.c.live == 1)
-    return (
-        select(
-            tasks.c.public,
-            items.c.question,
-            items.c.role,
-            tables.prompts.c.text,
-            tables.images.c.captions,
-        )
-        .join(items, items.c.id == tasks.c.item)
-        .join(tables.images, tables.images.c.id == items.c.first)
-        .outerjoin(tables.prompts, tables.prompts.c.id == items.c.prompt)
-        .where(tasks.c.annotator == annotator.id, ~live.exists())
-        .order_by(tasks.c.block, tasks.c.position)
-    )
 
 
 def _shown(row: Any) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Progress:
     name: str
     stopped: bool
     left_out: bool
-    seen: datetime | None
+    seen: datetime | None  # the last answer
     done: int
     total: int
     conduct: Conduct
@@ -165,7 +165,7 @@ def progress(store: Store, rows: Sequence[Row]) -> list[Progress]:
                 row.name,
                 row.stopped,
                 row.left_out,
-                row.seen,
+                max((answer.given for answer in of[row.id]), default=None),
                 len(of[row.id]),
                 row.total,
                 conduct(of[row.id]),

@@ -27,11 +27,16 @@ class Store:
     def __init__(self, folder: epath.PathLike, database: str = ""):
         self.folder = epath.Path(folder)
         self.engine = _engine(database or f"sqlite:///{self.folder / _FILE}")
-        self._lock = threading.Lock() if self.engine.dialect.name == "sqlite" else None
+        own = self.engine.dialect.name == "sqlite"
+        self._lock = threading.Lock() if own else None
+        # PostgreSQL takes a snapshot for each statement anyway: no BEGIN and ROLLBACK around reads.
+        self._reading = (
+            self.engine if own else self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        )
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        with self.engine.connect() as connection:
+        with self._reading.connect() as connection:
             yield connection
 
     @contextlib.contextmanager

@@ -86,7 +86,6 @@ annotators = Table(
     Column("token", String(64), nullable=False, unique=True),  # its digest
     Column("stopped", Boolean, nullable=False, default=False),  # gets no more tasks
     Column("left_out", Boolean, nullable=False, default=False),  # answers do not count
-    Column("seen", DateTime(timezone=True)),
 )
 
 tasks = Table(

@@ -1,46 +1,21 @@
 """The same study on a PostgreSQL server, where Debian's package postgresql is installed."""
 
-import os
-import pwd
-import shutil
-import subprocess
-import tempfile
 import threading
-from pathlib import Path
 
 import pytest
+from postgresql import SERVERS, postgresql
 from studies import PROMPTS, Running, make
 
 from emu_jax.cli.main import main
 from emu_jax.people.results import answer_rows
 
-SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-
 pytestmark = pytest.mark.skipif(not SERVERS, reason="needs Debian's package postgresql")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def database():
-    """The URL of a database on a server of its own, which listens on a socket in its folder."""
-    programs, folder = SERVERS[-1].parent, Path(tempfile.mkdtemp(prefix="people-pg-"))
-    as_user: list[str] = []
-    if os.geteuid() == 0:  # the server refuses to run as root
-        owner = pwd.getpwnam("postgres")
-        os.chown(folder, owner.pw_uid, owner.pw_gid)
-        as_user = ["runuser", "-u", "postgres", "--"]
-
-    def run(*command):
-        subprocess.run([*as_user, *command], check=True, capture_output=True, cwd=folder)
-
-    data = folder / "data"
-    run(programs / "initdb", "-D", data, "-U", "people", "--auth=trust", "--no-sync")
-    options = f"-c listen_addresses='' -c unix_socket_directories={folder}"
-    run(programs / "pg_ctl", "-D", data, "-w", "-o", options, "-l", folder / "log", "start")
-    try:
-        yield f"postgresql://people@/postgres?host={folder}"
-    finally:
-        run(programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+    with postgresql() as url:
+        yield url
 
 
 def test_a_study_in_postgresql(tmp_path, database):
