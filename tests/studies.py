@@ -68,7 +68,7 @@ class Person:
         return {"X-CSRF-Token": self.csrf}
 
     def state(self):
-        return self.client.get("/state").json()
+        return self.client.get("/state", headers=self.headers).json()
 
     def answer(self, task, answer, key=None, seconds=1.5):
         key = key or f"key of {task}"

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Select, bindparam, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from emu_jax.people import tables
 from emu_jax.people.questions import QUESTIONS, RECALL, accepts, unswapped
 from emu_jax.people.store import Store
 
 AHEAD = 4  # tasks that a browser gets, and loads the images of
-WALL = 48  # the same, where a page shows many images at once
+WALL = 48  # images on one page of the recall stage; a browser gets two pages
 _LONGEST = 3600.0  # seconds
 _PREDICT = 50  # answers whose time predicts the time that is left
 
@@ -38,6 +38,8 @@ _TASK = (  # a task of the annotator, by its public name
     )
     .join(tables.items, tables.items.c.id == tables.tasks.c.item)
     .where(_MINE, _PUBLIC)
+    # PostgreSQL: dealing cannot delete it before its answer is there. SQLite has one writer.
+    .with_for_update(read=True, key_share=True, of=tables.tasks)
 )
 _FIRST, _SECOND = tables.images.alias(), tables.images.alias()
 _FILES = (  # of the images of such a task
@@ -61,7 +63,7 @@ _OPEN = (  # the annotator's tasks without a live answer, in their order
     .outerjoin(tables.prompts, tables.prompts.c.id == tables.items.c.prompt)
     .where(_MINE, ~select(tables.answers.c.id).where(_LIVE).exists())
     .order_by(tables.tasks.c.block, tables.tasks.c.position)
-    .limit(WALL)
+    .limit(bindparam("ahead"))
 )
 _RECENT = (  # the annotator's last answers
     select(tables.answers.c.seconds, _TOTAL)
@@ -70,6 +72,10 @@ _RECENT = (  # the annotator's last answers
     .order_by(tables.answers.c.id.desc())
     .limit(_PREDICT)
 )
+_INSERT = {  # sent before, or another tab was first: the first answer stays
+    name: dialect.insert(tables.answers).on_conflict_do_nothing()
+    for name, dialect in {"sqlite": sqlite, "postgresql": postgresql}.items()
+}
 
 
 class Refused(Exception):
@@ -89,12 +95,12 @@ class Annotator:
 
 def state(store: Store, annotator: Annotator) -> dict[str, Any]:
     """What a browser shows: the next tasks, the progress, and the expected time left."""
+    ahead = 2 * WALL if store.kind == RECALL else AHEAD
     with store.read() as connection:
-        rows = connection.execute(_OPEN, {"annotator": annotator.id}).all()
+        rows = connection.execute(_OPEN, {"annotator": annotator.id, "ahead": ahead}).all()
         recent = connection.execute(_RECENT, {"annotator": annotator.id}).all()
     left = rows[0].total if rows else 0
     done = recent[0].total if recent else 0
-    rows = rows if rows and rows[0].question == RECALL else rows[:AHEAD]
     return {
         "tasks": [] if annotator.stopped else [_shown(row) for row in rows],
         "done": done,
@@ -110,60 +116,51 @@ def record(store: Store, annotator: Annotator, sent: Mapping[str, Any]) -> dict[
     Raises:
       Refused: the task is not the annotator's, or the answer is none of its question.
     """
-    public, answer, key, seconds = _read(sent)
-    if annotator.stopped:
-        raise Refused(403, "stopped")
-    try:
-        with store.write() as connection:
-            task = _found(connection, _TASK, annotator, public)
-            if not accepts(task.question, answer):
-                raise Refused(400, "answer")
-            values = {
-                "task": task.id,
-                "live": 1,
-                "key": key,
-                "answer": answer,
-                "seconds": min(seconds, _LONGEST),
-                "given": datetime.now(UTC),
-            }
-            connection.execute(insert(tables.answers), values)
-    except IntegrityError:
-        # It was sent before, another tab was first, or the task was given to another annotator.
-        with store.read() as connection:
-            task = _found(connection, _TASK, annotator, public)
-    return _acknowledged(task, answer)
+    with store.write() as connection:
+        return _keep(connection, annotator, sent, datetime.now(UTC))
 
 
 def record_all(store: Store, annotator: Annotator, sent: list[Any]) -> dict[str, Any]:
-    """Keeps several answers; those that are refused are dropped, and the others are kept. Returns
-    the acknowledgement of the last.
+    """Keeps several answers in one transaction; those that are refused are dropped, and the others
+    are kept. Returns the acknowledgement of the last.
     """
     if len(sent) > 2 * WALL:
         raise Refused(413, "too many")
     acknowledged: dict[str, Any] = {"right": None}
-    for one in sent:
-        try:
-            acknowledged = record(store, annotator, one if isinstance(one, dict) else {})
-        except Refused as error:
-            if error.status == 403:
-                raise
+    now = datetime.now(UTC)
+    with store.write() as connection:
+        for one in sent:
+            try:
+                acknowledged = _keep(
+                    connection, annotator, one if isinstance(one, dict) else {}, now
+                )
+            except Refused as error:
+                if error.status == 403:
+                    raise
     return acknowledged
 
 
 def undo(store: Store, annotator: Annotator) -> bool:
-    """Takes the annotator's last answer back; False if there is none."""
-    answers, tasks = tables.answers, tables.tasks
+    """Takes the annotator's last answer back, and those of the same wall, which were sent with it;
+    False if there is none.
+    """
+    answers, tasks, items = tables.answers, tables.tasks, tables.items
     with store.write() as connection:
         last = connection.execute(
-            select(answers.c.id)
+            select(answers.c.id, answers.c.given, items.c.question)
             .join(tasks, tasks.c.id == answers.c.task)
+            .join(items, items.c.id == tasks.c.item)
             .where(tasks.c.annotator == annotator.id, answers.c.live == 1)
             .order_by(answers.c.id.desc())
             .limit(1)
-        ).scalar()
+        ).one_or_none()
         if last is None or annotator.stopped:
             return False
-        connection.execute(update(answers).where(answers.c.id == last).values(live=None))
+        taken = answers.c.id == last.id
+        if last.question == RECALL:
+            mine = select(tasks.c.id).where(tasks.c.annotator == annotator.id)
+            taken = (answers.c.given == last.given) & answers.c.task.in_(mine)
+        connection.execute(update(answers).where(taken, answers.c.live == 1).values(live=None))
     return True
 
 
@@ -173,6 +170,27 @@ def image_of(store: Store, annotator: Annotator, public: str, side: str) -> str:
         task = _found(connection, _FILES, annotator, public)
     first = task.second is None or (side == "a") != task.swapped
     return task.first if first else task.second
+
+
+def _keep(
+    connection: Connection, annotator: Annotator, sent: Mapping[str, Any], now: datetime
+) -> dict[str, Any]:
+    public, answer, key, seconds = _read(sent)
+    if annotator.stopped:
+        raise Refused(403, "stopped")
+    task = _found(connection, _TASK, annotator, public)
+    if not accepts(task.question, answer):
+        raise Refused(400, "answer")
+    values = {
+        "task": task.id,
+        "live": 1,
+        "key": key,
+        "answer": answer,
+        "seconds": min(seconds, _LONGEST),
+        "given": now,
+    }
+    connection.execute(_INSERT[connection.dialect.name], values)
+    return _acknowledged(task, answer)
 
 
 def _read(sent: Mapping[str, Any]) -> tuple[str, Any, str, float]:
@@ -202,7 +220,8 @@ def _shown(row: Any) -> dict[str, Any]:
 
 
 def _acknowledged(task: Any, answer: Any) -> dict[str, Any]:
-    """Whether a training answer was right; nothing is said of others."""
+    """Whether a training answer was right, and which are; nothing is said of others."""
     if task.role != "training":
         return {"right": None}
-    return {"right": unswapped(answer, task.swapped) in task.expected}
+    expected = [unswapped(one, task.swapped) for one in task.expected]
+    return {"right": answer in expected, "expected": expected}

@@ -18,9 +18,11 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, insert, select
 
 from emu_jax.people import tables
+from emu_jax.people.answering import AHEAD, WALL
+from emu_jax.people.questions import RECALL
 from emu_jax.people.store import Store
 
-LOADED = 5  # tasks that a browser may have loaded
+LOADED = AHEAD + 1  # tasks that a browser may have loaded
 _APART = 8  # tasks, at least, between an item and its return
 
 
@@ -40,7 +42,7 @@ def _deal(connection: Connection) -> int:
             .order_by(tables.annotators.c.id)
         )
     )
-    _take_back(connection, working)
+    _take_back(connection, working, 2 * WALL if study.kind == RECALL else LOADED)
     items = connection.execute(select(tables.items).order_by(tables.items.c.id)).all()
     questions = list(dict.fromkeys(item.question for item in items))
     held = _held(connection)
@@ -57,7 +59,7 @@ def _deal(connection: Connection) -> int:
     return undealt
 
 
-def _take_back(connection: Connection, working: Sequence[int]) -> None:
+def _take_back(connection: Connection, working: Sequence[int], loaded: int) -> None:
     """Deletes the tasks that nobody has answered, except the next few of those who work."""
     tasks, answers = tables.tasks, tables.answers
     order = (tasks.c.block, tasks.c.position)
@@ -67,7 +69,7 @@ def _take_back(connection: Connection, working: Sequence[int]) -> None:
         .where(~select(answers.c.id).where(answers.c.task == tasks.c.id).exists())
         .subquery()
     )
-    kept = (untouched.c.annotator.in_(working)) & (untouched.c.place <= LOADED)
+    kept = (untouched.c.annotator.in_(working)) & (untouched.c.place <= loaded)
     taken = list(connection.scalars(select(untouched.c.id).where(~kept)))
     for start in range(0, len(taken), 500):
         connection.execute(delete(tasks).where(tasks.c.id.in_(taken[start : start + 500])))

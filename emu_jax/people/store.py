@@ -6,6 +6,7 @@ the other, which SQLite needs and which keeps answers quick where 100 annotators
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -53,6 +54,11 @@ class Store:
         """The row of the study."""
         with self.read() as connection:
             return connection.execute(select(tables.study)).one()
+
+    @functools.cached_property
+    def kind(self) -> str:
+        """What the study is: compare, or a stage of curation."""
+        return self.study().kind
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -93,14 +94,33 @@ def make_app(
 
 
 def load_strings(language: str) -> dict[str, Any]:
-    """The texts of the pages in a language; those that it lacks are English."""
+    """The texts of the pages in a language, or in a file like ``strings/en.json``; those that it
+    lacks are English.
+    """
     folder = resources.files("emu_jax.people") / "strings"
     english = json.loads((folder / "en.json").read_text("utf-8"))
-    file = folder / f"{language}.json"
-    if not language.isalnum() or not file.is_file():
+    own = language.endswith(".json")
+    file = Path(language) if own else folder / f"{language}.json"
+    if not file.is_file() or not (own or language.isalnum()):
         known = sorted(one.name.removesuffix(".json") for one in folder.iterdir())
-        raise UserError(f"There is no language {language!r}; there are {', '.join(known)}.")
-    return {**english, **json.loads(file.read_text("utf-8"))}
+        raise UserError(
+            f"There is no language {language!r}; use {', '.join(known)} or the path of a .json "
+            "file."
+        )
+    try:
+        return _joined(english, json.loads(file.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} does not have the form of {folder / 'en.json'}: {error}") from None
+
+
+def _joined(english: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The texts of ``own``, with those that it lacks in English."""
+    for name, text in own.items():
+        if name not in english or type(text) is not type(english[name]):
+            raise TypeError(f"{name!r} is not a text of it")
+    found = {**english, **own}
+    groups = {name: text for name, text in english.items() if isinstance(text, dict)}
+    return {**found, **{name: _joined(text, own.get(name, {})) for name, text in groups.items()}}
 
 
 async def body_of(request: Request) -> bytes:
@@ -159,18 +179,19 @@ def set_cookie(response: Response, request: Request, name: str, token: str, path
     )
 
 
-async def _session(request: Request, writes: bool = False) -> Annotator:
+async def _session(request: Request, token: bool = False) -> Annotator:
     """The annotator of a request.
 
     Raises:
-      Refused: there is none, the request comes from another site, or there are too many.
+      Refused: there is none, the request does not come from a page of theirs (``token``), or there
+        are too many.
     """
-    site, token = site_of(request), request.cookies.get(COOKIE, "")
-    annotator = await run_in_threadpool(annotator_of, site.store, token)
+    site, link = site_of(request), request.cookies.get(COOKIE, "")
+    annotator = await run_in_threadpool(annotator_of, site.store, link)
     if annotator is None:
         raise Refused(401, "no link")
-    if writes:
-        check_csrf(site, token, request.headers.get("x-csrf-token", ""))
+    if token:
+        check_csrf(site, link, request.headers.get("x-csrf-token", ""))
     if not site.requests.allows(annotator.id):
         raise Refused(429, "too many")
     return annotator
@@ -183,13 +204,14 @@ def check_csrf(site: Site, token: str, sent: str) -> None:
 
 
 async def _state(request: Request) -> Response:
-    annotator = await _session(request)
+    # The token of the page shows that the browser has not opened another annotator's link since.
+    annotator = await _session(request, token=True)
     found = await run_in_threadpool(answering.state, site_of(request).store, annotator)
     return JSONResponse(found)
 
 
 async def _answer(request: Request) -> Response:
-    annotator = await _session(request, writes=True)
+    annotator = await _session(request, token=True)
     try:
         sent = json.loads(await body_of(request))
     except (ValueError, RecursionError) as error:
@@ -210,7 +232,7 @@ async def _answer(request: Request) -> Response:
 
 
 async def _undo(request: Request) -> Response:
-    annotator = await _session(request, writes=True)
+    annotator = await _session(request, token=True)
     store = site_of(request).store
     await body_of(request)
     await run_in_threadpool(answering.undo, store, annotator)

@@ -13,24 +13,14 @@ const KEYS = {
 const NAMES = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
 
 let current = null; // the task on the stage
+let held = null; // the answer whose button has the focus
 let ready = false; // its images are visible
 let since = 0; // when they became visible
-const loaded = new Map(); // images that were loaded ahead
 
 const source = (task, side) => "/image/" + task.id + "/" + side;
 
 function preload() {
-  for (const task of open()) {
-    for (const side of ["a", "b"]) {
-      const path = source(task, side);
-      if (!loaded.has(path)) {
-        const image = new Image();
-        image.src = path;
-        loaded.set(path, image);
-      }
-    }
-  }
-  for (const path of [...loaded.keys()].slice(0, Math.max(0, loaded.size - 16))) loaded.delete(path);
+  for (const task of open()) for (const side of ["a", "b"]) image(source(task, side));
 }
 
 async function next() {
@@ -67,7 +57,7 @@ function instruct() {
   );
   at("stage").hidden = true;
   section.hidden = false;
-  at("begin").focus();
+  at("begin").focus({ preventScroll: true });
 }
 
 function begin() {
@@ -113,28 +103,18 @@ async function show() {
   at("loading").hidden = false;
   at("pair").style.visibility = "hidden";
   for (const figure of document.querySelectorAll("figure.large")) figure.classList.remove("large");
-  for (const side of ["a", "b"]) {
-    for (let wait = 0.5; task === current; wait = Math.min(10, 2 * wait)) {
-      at(side).src = source(task, side);
-      try {
-        await at(side).decode();
-        if (!at("notice").hidden && !queue().length) notice("");
-        break;
-      } catch (error) {
-        if (task !== current) return;
-        notice(strings.offline);
-        at(side).removeAttribute("src");
-        await pause(wait);
-      }
-    }
-    if (task !== current) return;
-    at(side).classList.toggle("small", at(side).naturalWidth < 256);
-  }
+  const both = await Promise.all(
+    ["a", "b"].map((side) => arrived(source(task, side), () => task === current)));
+  if (task !== current) return;
+  place("a", both[0], strings.image_a);
+  place("b", both[1], strings.image_b);
   at("pair").style.visibility = "visible"; // both at once
   at("loading").hidden = true;
   since = performance.now();
   ready = true;
   enable(true);
+  const button = held && at("answers").querySelector(`[data-answer="${held}"]`);
+  if (button) button.focus();
   main.dataset.shown = task.id;
 }
 
@@ -147,15 +127,18 @@ async function give(answer) {
   const task = current;
   ready = false;
   const seconds = (performance.now() - since) / 1000;
+  held = document.activeElement.dataset.answer;
   keep(task, answer, seconds);
   progress();
   const sent = flush();
   if (!task.training) return next();
   enable(false);
-  const right = await sent;
+  const { right, expected } = await sent;
   if (right === null || task !== current) return next();
+  const answers = expected.map((one) => strings[task.question][one]).join(" / ");
   at("feedback").className = right ? "right" : "wrong";
-  at("feedback").querySelector("p").textContent = right ? strings.right : strings.wrong;
+  at("feedback").querySelector("p").textContent = right
+    ? strings.right : strings.wrong.replace("{answers}", answers);
   at("answers").hidden = true;
   at("feedback").hidden = false;
   at("next").focus();
@@ -183,6 +166,7 @@ document.addEventListener("keydown", (event) => {
   };
   const large = document.querySelector("figure.large");
   if (large && event.key === "Escape") return press(() => large.classList.remove("large"));
+  if (large) return; // arrows scroll it
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (key === "u" || key === "Backspace") return press(undo);
   if ((key === "?" || key === "h") && current) return press(instruct);

@@ -3,20 +3,14 @@
 
 const READ = "read " + main.dataset.session;
 let current = []; // the tasks on the page: a wall has several
-let since = 0;
-const loaded = new Map(); // images that were loaded ahead
+let ready = false; // their images are visible
+let since = 0; // when they became visible
+const PAGE = 48; // images of a wall
 
 const source = (task) => "/image/" + task.id + "/a";
 
-function preload(tasks) {
-  for (const task of tasks) {
-    if (!loaded.has(task.id)) {
-      const image = new Image();
-      image.src = source(task);
-      loaded.set(task.id, image);
-    }
-  }
-  for (const id of [...loaded.keys()].slice(0, Math.max(0, loaded.size - 60))) loaded.delete(id);
+function preload() {
+  for (const task of open()) image(source(task));
 }
 
 async function next() {
@@ -30,9 +24,8 @@ async function next() {
   for (const id of ["instructions", "wall", "stage", "done"]) at(id).hidden = true;
   current = [];
   if (!tasks.length) return finish();
-  const wall = tasks[0].question === "recall";
-  current = wall ? tasks : tasks.slice(0, 1);
-  preload(tasks);
+  current = tasks.slice(0, tasks[0].question === "recall" ? PAGE : 1);
+  preload();
   let read = null;
   try {
     read = localStorage.getItem(READ);
@@ -46,9 +39,10 @@ function instruct() {
   at("instructions").querySelector("h1").textContent = own.question;
   at("instructions").querySelector("ul").replaceChildren(
     ...own.instructions.map((text) => element("li", text)));
+  at("instructions").querySelector(".keys").textContent = own.keys;
   for (const id of ["wall", "stage"]) at(id).hidden = true;
   at("instructions").hidden = false;
-  at("begin").focus();
+  at("begin").focus({ preventScroll: true });
 }
 
 function begin() {
@@ -60,42 +54,62 @@ function begin() {
   show();
 }
 
-function show() {
-  const question = current[0].question;
-  if (question === "recall") return showWall();
-  at("question").textContent = strings[question].question;
-  at("image").src = source(current[0]);
+async function show() {
+  ready = false;
+  const task = current[0];
+  if (task.question === "recall") return showWall();
+  const before = remembered(task) || {};
+  at("question").textContent = strings[task.question].question;
+  for (const id of ["precision", "captions"]) at(id).hidden = id !== task.question;
+  for (const box of at("precision").elements.fault) {
+    box.checked = (before.faults || []).includes(box.value);
+  }
+  at("caption").value = before.caption || "";
+  at("before").textContent = (task.captions || []).join(" / ");
+  at("before").parentNode.hidden = !at("before").textContent;
   at("zoom").classList.remove("zoomed");
-  for (const id of ["precision", "captions"]) at(id).hidden = id !== question;
-  at("precision").reset();
-  at("caption").value = "";
-  at("before").textContent = (current[0].captions || []).join(" / ");
+  at("zoom").style.visibility = "hidden";
   at("stage").hidden = false;
-  if (question === "captions") at("caption").focus();
+  if (task.question === "captions") at("caption").focus();
+  const found = await arrived(source(task), () => task === current[0]);
+  if (!found) return;
+  place("image", found, strings.image);
+  at("zoom").style.visibility = "visible";
   since = performance.now();
+  ready = true;
   main.dataset.shown = current[0].id;
 }
 
-function showWall() {
+async function showWall() {
+  const wall = current;
+  at("submit").disabled = true;
   at("grid").replaceChildren(...current.map((task, number) => {
     const button = element("button", "");
-    const image = document.createElement("img");
-    image.src = source(task);
-    image.alt = strings.image + " " + (number + 1);
     button.type = "button";
-    button.setAttribute("aria-pressed", "false");
-    button.append(image);
+    button.setAttribute("aria-pressed", String(remembered(task) === "bad"));
+    button.setAttribute("aria-label", strings.image + " " + (number + 1));
     button.addEventListener("click", () => mark(button));
     return button;
   }));
   at("wall").hidden = false;
-  at("grid").firstChild.focus();
+  scrollTo(0, 0);
+  at("grid").firstChild.focus({ preventScroll: true });
+  const buttons = [...at("grid").children];
+  await Promise.all(wall.map(async (task, number) => {
+    const found = await arrived(source(task), () => wall === current);
+    if (found) buttons[number].replaceChildren(found);
+  }));
+  if (wall !== current) return;
+  at("submit").disabled = false;
+  ready = true;
   since = performance.now();
   main.dataset.shown = current[0].id;
 }
 
 function mark(button) {
-  button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
+  const bad = button.getAttribute("aria-pressed") !== "true";
+  button.setAttribute("aria-pressed", String(bad));
+  remember(current[[...at("grid").children].indexOf(button)], bad ? "bad" : "good");
 }
 
 // Moves the focus on the wall; a step down is as many images as the first row has.
@@ -109,7 +123,7 @@ function move(key) {
 }
 
 function submit() {
-  if (!current.length) return;
+  if (!ready) return;
   const seconds = (performance.now() - since) / 1000 / current.length;
   const marks = [...at("grid").children].map((one) => one.getAttribute("aria-pressed") === "true");
   current.forEach((task, i) => keep(task, marks[i] ? "bad" : "good", seconds));
@@ -117,21 +131,34 @@ function submit() {
 }
 
 function give(answer) {
-  if (!current.length) return;
+  if (!ready) return;
   keep(current[0], answer, (performance.now() - since) / 1000);
   given();
 }
 
 function given() {
   current = [];
+  ready = false;
   progress();
   flush();
   next();
 }
 
-function judge(kept) {
-  const faults = [...at("precision").elements.fault].filter((one) => one.checked);
-  give({ keep: kept, faults: faults.map((one) => one.value) });
+function faults() {
+  const boxes = [...at("precision").elements.fault].filter((one) => one.checked);
+  return boxes.map((one) => one.value);
+}
+
+const judge = (kept) => give({ keep: kept, faults: faults() });
+
+function begun() {
+  if (!current.length) return;
+  const caption = current[0].question === "captions";
+  remember(current[0], caption ? { caption: at("caption").value } : { faults: faults() });
+}
+
+function zoom() {
+  if (at("zoom").classList.toggle("zoomed")) at("zoom").focus(); // arrows scroll it
 }
 
 function save() {
@@ -143,6 +170,7 @@ async function undo() {
   if (at("undo").disabled) return;
   at("undo").disabled = true;
   current = [];
+  ready = false;
   await takeBack();
   await next();
 }
@@ -167,19 +195,17 @@ document.addEventListener("keydown", (event) => {
     }
   } else if (!at("stage").hidden && !at("precision").hidden) {
     const box = at("precision").elements.fault[Number(key) - 1];
-    if (box) return press(() => { box.checked = !box.checked; });
+    if (box) return press(() => { box.click(); });
     if (key === "k" || key === "l") return press(() => judge(key === "k"));
-    if (key === "z") return press(() => at("zoom").classList.toggle("zoomed"));
+    if (key === "z") return press(zoom);
   }
 });
-at("image").addEventListener("load", () => {
-  at("image").classList.toggle("small", at("image").naturalWidth < 256);
-});
+for (const id of ["precision", "captions"]) at(id).addEventListener("input", begun);
 at("undo").addEventListener("click", undo);
 at("help").addEventListener("click", () => current.length && instruct());
 at("begin").addEventListener("click", begin);
 at("submit").addEventListener("click", submit);
-at("zoom").addEventListener("click", () => at("zoom").classList.toggle("zoomed"));
+at("zoom").addEventListener("click", zoom);
 for (const button of document.querySelectorAll("[data-keep]")) {
   button.addEventListener("click", () => judge(button.dataset.keep === "yes"));
 }
