@@ -16,7 +16,15 @@ from emu_jax.people.access import add_annotators, csrf_token, is_lab, lab_token,
 from emu_jax.people.answering import Refused
 from emu_jax.people.dealing import deal
 from emu_jax.people.exchange import as_csv, as_parquet
-from emu_jax.people.results import answer_rows, coverage, missing_votes, names, progress
+from emu_jax.people.questions import COMPARE
+from emu_jax.people.results import (
+    answer_rows,
+    coverage,
+    item_votes,
+    missing_votes,
+    names,
+    progress,
+)
 from emu_jax.people.store import Store
 from emu_jax.people.web import Site, body_of, check_csrf, set_cookie, site_of
 
@@ -32,6 +40,7 @@ _CHANGES = {  # what the buttons of an annotator do
 def lab_routes(store: Store, url: str) -> list[Route]:
     """The lab's routes; ``url`` begins the links of annotators."""
     expected = lab_token(store)
+    thing = "pair" if store.kind == COMPARE else "image"
 
     def guarded(handler: Callable[[Request, Site, str], Any]) -> Callable[[Request], Any]:
         async def guard(request: Request) -> Response:
@@ -63,17 +72,22 @@ def lab_routes(store: Store, url: str) -> list[Route]:
     async def page(request: Request, site: Site, token: str, **more: Any) -> Response:
         def gather() -> dict[str, Any]:
             rows = answer_rows(store)
+            votes = item_votes(store, rows)
             return {
                 "annotators": progress(store, rows),
-                "coverage": coverage(store, rows),
-                "missing": missing_votes(store, rows),
+                "coverage": coverage(votes),
+                "missing": missing_votes(votes),
                 "models": names(store),
             }
 
         found = await run_in_threadpool(gather)
         shown = {"links": {}, "problem": "", **more}
-        csrf = csrf_token(site.secret, token)
-        return site.page("lab.html", csrf=csrf, settings=store.settings, **found, **shown)
+        shown["csrf"] = csrf_token(site.secret, token)
+        return site.page("lab.html", thing=thing, settings=store.settings, **found, **shown)
+
+    async def items(request: Request, site: Site, token: str) -> Response:
+        found = await run_in_threadpool(lambda: item_votes(store, answer_rows(store)))
+        return site.page("items.html", thing=thing, items=found)
 
     async def add(request: Request, site: Site, token: str) -> Response:
         fields = await form(request, site, token)
@@ -121,6 +135,7 @@ def lab_routes(store: Store, url: str) -> list[Route]:
     return [
         Route("/lab/enter/{token}", enter),
         Route("/lab", guarded(page)),
+        Route("/lab/items", guarded(items)),
         Route("/lab/add", guarded(add), methods=["POST"]),
         Route("/lab/annotator/{id:int}", guarded(change), methods=["POST"]),
         Route("/lab/answers.{kind}", guarded(export)),

@@ -1,7 +1,7 @@
 """The answers of a study as rows, and what they say of annotators and pairs."""
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -80,6 +80,16 @@ class Progress:
     done: int
     total: int
     conduct: Conduct
+
+
+class ItemVotes(NamedTuple):
+    """The votes of one pair, or of one image of a data set."""
+
+    question: str
+    about: str  # the prompt, or the key of the image
+    models: tuple[str, str]
+    votes: int
+    wanted: int
 
 
 def answer_rows(store: Store) -> list[Row]:
@@ -174,35 +184,49 @@ def progress(store: Store, rows: Sequence[Row]) -> list[Progress]:
         ]
 
 
-def coverage(store: Store, rows: Iterable[Row]) -> dict[str, dict[int, int]]:
-    """Of every question: how many pairs have 0, 1, 2, ... votes."""
-    items = tables.items
+def item_votes(store: Store, rows: Iterable[Row]) -> list[ItemVotes]:
+    """The votes of every pair, or image, so far."""
+    items, first, second = tables.items, tables.images.alias(), tables.images.alias()
+    a, b = tables.models.alias(), tables.models.alias()
+    query = (
+        select(
+            items.c.id,
+            items.c.question,
+            func.coalesce(first.c.key, tables.prompts.c.text),
+            func.coalesce(a.c.label, ""),
+            func.coalesce(b.c.label, ""),
+            items.c.votes,
+        )
+        .join(first, first.c.id == items.c.first)
+        .outerjoin(second, second.c.id == items.c.second)
+        .outerjoin(a, a.c.id == first.c.model)
+        .outerjoin(b, b.c.id == second.c.model)
+        .outerjoin(tables.prompts, tables.prompts.c.id == items.c.prompt)
+        .where(items.c.role == "study")
+        .order_by(items.c.id)
+    )
+    had = Counter(row.item for row in rows if row.counts)
     with store.read() as connection:
-        query = select(items.c.question, items.c.id).where(items.c.role == "study")
-        had = {item: 0 for _, item in connection.execute(query)}
-        of = {item: question for question, item in connection.execute(query)}
-    for row in rows:
-        if row.counts:
-            had[row.item] += 1
-    found: dict[str, dict[int, int]] = {}
-    for item, count in had.items():
-        own = found.setdefault(of[item], {})
-        own[count] = own.get(count, 0) + 1
-    return {question: dict(sorted(counts.items())) for question, counts in found.items()}
+        return [
+            ItemVotes(question, about, (one, other), had[item], wanted)
+            for item, question, about, one, other, wanted in connection.execute(query)
+        ]
 
 
-def missing_votes(store: Store, rows: Iterable[Row]) -> dict[str, int]:
+def coverage(found: Iterable[ItemVotes]) -> dict[str, dict[int, int]]:
+    """Of every question: how many pairs, or images, have 0, 1, 2, ... votes."""
+    of: dict[str, Counter[int]] = defaultdict(Counter)
+    for one in found:
+        of[one.question][one.votes] += 1
+    return {question: dict(sorted(counts.items())) for question, counts in of.items()}
+
+
+def missing_votes(found: Iterable[ItemVotes]) -> dict[str, int]:
     """Of every question: how many votes are still missing."""
-    items = tables.items
-    with store.read() as connection:
-        found = connection.execute(select(items).where(items.c.role == "study")).all()
-    had: dict[int, int] = defaultdict(int)
-    for row in rows:
-        had[row.item] += row.counts
-    missing: dict[str, int] = {}
-    for item in found:
-        missing[item.question] = missing.get(item.question, 0) + max(0, item.votes - had[item.id])
-    return missing
+    missing: Counter[str] = Counter()
+    for one in found:
+        missing[one.question] += max(0, one.wanted - one.votes)
+    return dict(missing)
 
 
 def names(store: Store) -> dict[str, str]:

@@ -109,7 +109,7 @@ def load_strings(language: str) -> dict[str, Any]:
         )
     try:
         return _joined(english, json.loads(file.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} does not have the form of {folder / 'en.json'}: {error}") from None
 
 

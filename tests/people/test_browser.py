@@ -240,8 +240,11 @@ def by_mouse(browser, url, running, problems):
 
 
 def test_curation_by_keyboard(pictures, tmp_path, browser):
-    """A wall with marks, a rubric, and captions; each in a study of its own."""
+    """A wall with marks, a rubric, and captions; each in a study of its own. What was begun
+    survives a reload, and a wall comes back as a whole with its marks.
+    """
     problems, found = [], {}
+    marked = "#grid [aria-pressed=true]"
     for stage, more in (
         ("recall", ()),
         ("precision", ("--select=key == 00.png|01.png", "--votes=1")),
@@ -266,9 +269,20 @@ def test_curation_by_keyboard(pictures, tmp_path, browser):
                     "ArrowLeft",
                     "x",
                     "x",
-                    "Enter",
                 ):
                     page.keyboard.press(key)
+                for again in ("F5", "u"):
+                    if again == "F5":
+                        page.reload()
+                    else:
+                        page.keyboard.press(again)
+                    page.wait_for_selector("#submit:enabled")
+                    assert page.locator(marked).count() == 2
+                    assert page.locator("#grid button").count() == 24
+                    page.set_viewport_size({"width": 360, "height": 740})
+                    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+                    page.keyboard.press("Enter")
+                    page.wait_for_selector("#done:visible")
             else:
                 first = page.wait_for_function("() => document.querySelector('main').dataset.shown")
                 first = first.json_value()
@@ -276,10 +290,14 @@ def test_curation_by_keyboard(pictures, tmp_path, browser):
                 if stage == "precision":
                     for key in ("1", "3", "3", "z", "l"):
                         page.keyboard.press(key)
+                    page.set_viewport_size({"width": 360, "height": 740})
+                    assert page.evaluate("document.documentElement.scrollWidth") <= 360
                     page.wait_for_function(again, arg=first)
                     page.keyboard.press("k")
                 else:
                     page.keyboard.type("A disc; the keys u and k are letters here")
+                    page.reload()
+                    page.wait_for_function("() => document.querySelector('main').dataset.shown")
                     page.keyboard.press("Control+Enter")
                     page.wait_for_function(again, arg=first)
                     page.keyboard.type("Another")

@@ -4,18 +4,60 @@ import threading
 
 import pytest
 from postgresql import SERVERS, postgresql
+from sqlalchemy import create_engine
 from studies import PROMPTS, Running, make
 
 from emu_jax.cli.main import main
+from emu_jax.data.source import open_source
 from emu_jax.people.results import answer_rows
 
 pytestmark = pytest.mark.skipif(not SERVERS, reason="needs Debian's package postgresql")
 
 
 @pytest.fixture(scope="module")
-def database():
+def server():
     with postgresql() as url:
         yield url
+
+
+@pytest.fixture
+def database(server, request):
+    """The URL of a database of the test's own on the one server."""
+    name = request.node.name
+    engine = create_engine(server.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return server.replace("/postgres?", f"/{name}?")
+
+
+def test_curation_in_postgresql(pictures, tmp_path, database):
+    """A wall is sent, taken back and sent again; the data set has the second verdicts."""
+    data_dir, out, place = tmp_path / "data", tmp_path / "study", f"--database={database}"
+    (data_dir / "folder").mkdir(parents=True)
+    (data_dir / "folder" / "tiny").symlink_to(pictures / "folder" / "tiny")
+    curate = ["people", "curate", "folder/tiny", "--stage=recall", f"--data_dir={data_dir}"]
+    assert main([*curate, f"--out={out}", "--no_serve", place]) == 0
+    running = Running(out, ("anna",), database)
+    person = running.person("anna")
+    tasks = [task["id"] for task in person.state()["tasks"]]
+    assert len(tasks) == 24
+
+    def send(answer, key):
+        sent = [{"task": one, "answer": answer, "key": key, "seconds": 0.5} for one in tasks]
+        return person.client.post("/answer", json=sent, headers=person.headers).json()["state"]
+
+    assert send("bad", "first time")["done"] == send("bad", "other tab")["done"] == 24
+    reply = person.client.post("/undo", json={}, headers=person.headers)
+    assert reply.json()["done"] == 0 and answer_rows(running.store) == []
+    assert send("good", "second time")["done"] == 24
+    assert "24 of 24" in running.lab()[1]
+    assert (
+        main(["people", "curated", str(out), "folder/seen", f"--data_dir={data_dir}", place]) == 0
+    )
+    manifest = open_source("folder/seen", data_dir).manifest
+    assert manifest.column("recall_kept").tolist() == [1] * 24
+    running.store.close()
 
 
 def test_a_study_in_postgresql(tmp_path, database):

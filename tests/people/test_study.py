@@ -14,12 +14,14 @@ from starlette.testclient import TestClient
 from studies import PROMPTS, SYSTEMS, Person, Running, make, write_images
 
 from emu_jax.cli.main import main
+from emu_jax.errors import UserError
 from emu_jax.people import tables
 from emu_jax.people.access import Limit, add_annotators
 from emu_jax.people.dealing import LOADED, deal
 from emu_jax.people.images import decode
 from emu_jax.people.questions import outcome, unswapped
-from emu_jax.people.results import answer_rows, missing_votes
+from emu_jax.people.results import answer_rows, item_votes, missing_votes
+from emu_jax.people.web import load_strings, make_app
 
 
 @pytest.fixture
@@ -62,6 +64,11 @@ def test_a_whole_study_gives_every_pair_its_votes(running):
         model.name for model in rows_of(running.store, tables.models)
     }  # sides are swapped for some
     assert sum(row.role == "gold" for row in rows) >= 1
+    client, page = running.lab()
+    assert f"{len(PROMPTS)} with 3 votes" in page and f"0 of {2 * len(PROMPTS)}" in page
+    of_pairs = client.get("/lab/items").text
+    assert of_pairs.count("3 of 3") == of_pairs.count("2 of 2") == len(PROMPTS)
+    assert "&lt;b&gt;a &#34;blue&#34; disc" in of_pairs
     of_annotator = defaultdict(list)
     for row in rows:
         if row.role == "study" and not row.repeated and row.question == "appeal":
@@ -101,6 +108,7 @@ def test_training_answers_are_commented_and_checks_are_not(running):
         task = state["tasks"][0]
         reply = person.answer(task["id"], "a").json()
         judged.append((task["training"], reply["right"]))
+        assert reply["right"] == ("a" in reply["expected"] if task["training"] else None)
         state = reply["state"]
     assert [training for training, _ in judged[:2]] == [True, True]
     assert all(isinstance(right, bool) for training, right in judged if training)
@@ -210,6 +218,41 @@ def test_markup_in_prompts_and_names_is_text(running):
     assert client.post("/lab/add", data={"csrf": "0", "names": "fred"}).status_code == 403
 
 
+def test_another_language_is_a_file(running, tmp_path):
+    """All that a page shows, and all that it reads out, is from the file or in English."""
+    english = load_strings("en")
+
+    def translated(text):
+        if isinstance(text, str):
+            return f"«{text.upper()}»"
+        pairs = text.items() if isinstance(text, dict) else enumerate(text)
+        found = {name: translated(one) for name, one in pairs}
+        return found if isinstance(text, dict) else list(found.values())
+
+    own = {**translated(english), "lang": "he", "dir": "rtl"}
+    del own["undo"], own["captions"]["save"]
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(own))
+    strings = load_strings(str(file))
+    assert strings["undo"] == "Undo" and strings["captions"]["save"] == "Save"
+    for kind in ("compare", "precision"):
+        app = make_app(running.store, {**strings, "undo": "«"}, ("testserver",))
+        app.state.site.kind = kind
+        page = Person(app, running.tokens["anna"]).page
+        assert '<html lang="he" dir="rtl">' in page
+        said = re.findall(r'(?:alt|title|aria-label)="([^"]+)"', page)
+        plain = re.sub(r"<kbd>.*?</kbd>|<main[^>]*>|<!doctype html>", "", page)
+        said += [text.strip() for text in re.findall(r">([^<]+)<", plain) if text.strip()]
+        assert len(said) > 10
+        assert {text for text in said if "«" not in text} <= {"A", "B", "Save"}
+    for wrong in ('{"undo": 1}', '{"unknown": "x"}', '{"recall": {"keys": []}}', "[]", "{"):
+        file.write_text(wrong)
+        with pytest.raises(UserError, match="does not have the form"):
+            load_strings(str(file))
+    with pytest.raises(UserError, match="no language"):
+        load_strings("../strings/en")
+
+
 def test_the_lab_stops_and_leaves_out_annotators(running):
     client, page = running.lab()
     csrf = page.partition('name="csrf" value="')[2].partition('"')[0]
@@ -221,19 +264,19 @@ def test_the_lab_stops_and_leaves_out_annotators(running):
         data = {"csrf": csrf, "action": action}
         return client.post(f"/lab/annotator/{number}", data=data)
 
-    before = missing_votes(store, answer_rows(store))
+    before = missing_votes(item_votes(store, answer_rows(store)))
     assert press("leave_out", 1).status_code == 200
-    assert sum(missing_votes(store, answer_rows(store)).values()) > sum(before.values())
+    assert sum(missing_votes(item_votes(store, answer_rows(store))).values()) > sum(before.values())
     left_out = running.person("anna").state()
     assert left_out["stopped"] and left_out["tasks"] == []
     press("count", 1)
-    assert missing_votes(store, answer_rows(store)) == before
+    assert missing_votes(item_votes(store, answer_rows(store))) == before
     press("stop", 3)  # chris has not begun: the work goes to whoever is added
     (token,) = add_annotators(store, ["dora"]).values()
     assert deal(store) == 0
     for person in (running.person("anna"), running.person("ben"), Person(running.app, token)):
         person.finish(lambda task: "b")
-    assert set(missing_votes(store, answer_rows(store)).values()) == {0}
+    assert set(missing_votes(item_votes(store, answer_rows(store))).values()) == {0}
     page = press("renew", 1).text
     assert TestClient(running.app).get(f"/a/{running.tokens['anna']}").status_code == 403
     new = re.search(r"http://x(/a/[\w-]+)<", page)
