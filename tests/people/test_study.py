@@ -369,10 +369,19 @@ def test_a_limit_lets_through_what_it_promises():
     assert json.dumps(len(limit._buckets)) == "2"
 
 
-def test_models_draw_the_images_of_compare(generator_run, tmp_path):
+def test_models_draw_the_images_of_compare(generator_run, tmp_path, monkeypatch):
     """The first prompt's noise has the seed, the next one's the seed after it, for each model."""
-    from emu_jax.assembly.cascade import open_generator
+    from emu_jax.assembly import cascade
 
+    # Each model is compiled once: for the study and for what it is compared with.
+    opened, real = {}, cascade.open_generator
+
+    def open_generator(name, **changes):
+        assert changes["steps"] == 2
+        opened[name] = real(name, **changes)
+        return opened[name]
+
+    monkeypatch.setattr(cascade, "open_generator", open_generator)
     texts = ["a red disc", "a blue disc"]
     (tmp_path / "prompts.txt").write_text("\n".join(texts))
     models = [f"{generator_run}@2", f"{generator_run}@4"]
@@ -383,7 +392,7 @@ def test_models_draw_the_images_of_compare(generator_run, tmp_path):
     images = {(row.model, row.prompt): row for row in rows_of(running.store, tables.images)}
     assert len(images) == 4
     for number, model in enumerate(models, start=1):
-        drawn = open_generator(model, steps=2, batch_size=16).draw_each(texts, [5, 6])
+        drawn = opened[model].draw_each(texts, [5, 6])
         for prompt, pixels in enumerate(drawn, start=1):
             file = running.store.image(images[number, prompt].file)
             assert np.array_equal(decode(file.read_bytes()), pixels)

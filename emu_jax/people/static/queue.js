@@ -110,7 +110,7 @@ function progress() {
   document.querySelector("progress").max = Math.max(known.total, 1);
   document.querySelector("progress").value = done;
   let text = strings.progress.replace("{done}", done).replace("{total}", known.total);
-  if (known.seconds !== null && done < known.total) {
+  if (known.seconds !== null && done < known.total && !known.stopped) {
     const minutes = Math.max(1, Math.round(known.seconds / 60));
     text += " · " + strings.minutes.replace("{minutes}", minutes);
   }
