@@ -222,7 +222,9 @@ def _parser() -> Parser:
     server.add_argument(
         "--url", default="", help="https://NAME under which a reverse proxy shows it to annotators"
     )
-    server.add_argument("--language", default="en", help="of the annotators' pages (%(default)s)")
+    server.add_argument(
+        "--language", default="en", help="of the annotators' pages, or a .json file (%(default)s)"
+    )
     study = Parser(add_help=False, parents=[database])
     study.add_argument("study", type=path, help="folder of the study")
 
