@@ -167,9 +167,8 @@ def undo(store: Store, annotator: Annotator) -> bool:
 def image_of(store: Store, annotator: Annotator, public: str, side: str) -> str:
     """The file of the image on a side of one of the annotator's tasks."""
     with store.read() as connection:
-        task = _found(connection, _FILES, annotator, public)
-    first = task.second is None or (side == "a") != task.swapped
-    return task.first if first else task.second
+        swapped, first, second = _found(connection, _FILES, annotator, public)
+    return first if second is None or (side == "a") != swapped else second
 
 
 def _keep(

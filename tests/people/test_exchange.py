@@ -11,8 +11,10 @@ from sqlalchemy import select, update
 from studies import PROMPTS, SYSTEMS, Running, make
 
 from emu_jax.cli.main import main
+from emu_jax.evaluation.measuring import open_metrics
 from emu_jax.people import tables
 from emu_jax.people.exchange import as_csv
+from emu_jax.people.images import decode
 from emu_jax.people.results import answer_rows, conduct, votes
 
 BASE, TUNED = SYSTEMS[1], SYSTEMS[0]
@@ -67,7 +69,8 @@ def test_the_report_has_the_tables_and_the_same_figures_as_json(answered, tmp_pa
     said = {"prompts": [p.strip() for p, _ in PROMPTS], "metrics": {"taste": metric}}
     record.write_text(json.dumps(said))
     out = tmp_path / "report"
-    assert main(["people", "report", study, f"--out={out}", f"--compare={record}"]) == 0
+    more = [f"--compare={record}", "--metrics=brisque"]
+    assert main(["people", "report", study, f"--out={out}", *more]) == 0
     page, found = (out / "index.html").read_text(), json.loads((out / "people.json").read_text())
     versus = f"{BASE} against {TUNED}"
     appeal = found["appeal"]["preferences"][versus]["all prompts"]
@@ -78,6 +81,15 @@ def test_the_report_has_the_tables_and_the_same_figures_as_json(answered, tmp_pa
     assert found["appeal"]["agreement"][versus]["alpha_nominal"] is None  # all votes are equal
     taste = found["appeal"]["metrics"]["taste"][versus]["value"]
     assert taste == pytest.approx(1 - 1 / len(PROMPTS))
+    meter = open_metrics(["brisque"], "")["brisque"]
+    scores = [
+        meter.rows(
+            [decode((tmp_path / name / f"{name}_{i}.png").read_bytes()) for i in range(6)],
+            [prompt for prompt, _ in PROMPTS],
+        )
+        for name in (TUNED, BASE)
+    ]
+    assert found["appeal"]["metrics"]["brisque"][versus]["value"] == np.mean(scores[0] < scores[1])
     for words in ("Visual appeal", "Text faithfulness", "lost most clearly", "Annotators"):
         assert words in page
     assert "100.0% (61.0% to 100.0%)" in page.replace("<small>", "").replace("</small>", "")

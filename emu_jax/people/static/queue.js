@@ -156,7 +156,8 @@ function image(path) {
     made.src = path;
     made.decode().catch(() => images.delete(path));
     images.set(path, made);
-    if (images.size > 200) images.delete(images.keys().next().value);
+    const kept = Math.max(16, 1.5 * known.tasks.length);
+    if (images.size > kept) images.delete(images.keys().next().value);
   }
   return images.get(path);
 }
