@@ -60,9 +60,7 @@ def main() -> None:
                 page.wait_for_timeout(1000 * args.look)
                 page.keyboard.press("ArrowLeft")
                 page.wait_for_function(f"() => window.times.length > {number}")
-            times = page.evaluate("() => window.times")
-            print([round(t) for t in times])
-            times.sort()
+            times = sorted(page.evaluate("() => window.times"))
         finally:
             browser.close()
             server.kill()
