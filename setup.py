@@ -58,6 +58,13 @@ PEOPLE = [  # the web application in which people compare images; PostgreSQL nee
     "uvicorn>=0.50",
 ]
 
+APP = [  # the page to draw with; gradio decides which pillow is too new
+    "fastapi>=0.115",
+    "gradio>=6.20,<7",
+    "starlette>=1.9",
+    "uvicorn>=0.50",
+]
+
 CURATION = [  # the curation funnel; the weights of its networks come inside the packages
     "apache-beam>=2.70",
     "onnxruntime>=1.24",
@@ -79,6 +86,7 @@ TEST = [
     *PROMPTS,
     *PLAN,
     *PEOPLE,
+    *APP,
     *CURATION,
     *DOCS,
     "basedpyright>=1.40",
@@ -118,6 +126,7 @@ setup(
             "evaluation/*.safetensors",
             "evaluation/*.tsv",
             "planning/*.json",
+            "app/static/*",
             "people/static/*",
             "people/strings/*",
             "people/templates/*",
@@ -131,6 +140,7 @@ setup(
         "tpu": [*PLAN, *CLOUD],
         "cuda13": ["jax[cuda13]>=0.10", *CLOUD],
         "people": PEOPLE,
+        "app": APP,
         "curation": CURATION,
         "quickstart": QUICKSTART,
         "prompts": PROMPTS,

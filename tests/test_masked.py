@@ -15,6 +15,7 @@ from PIL import Image
 from emu_jax.assembly.cascade import Cascade, open_generator
 from emu_jax.assembly.codecs import make_codec
 from emu_jax.assembly.config import read
+from emu_jax.assembly.previews import Previews
 from emu_jax.assembly.tasks import make_task
 from emu_jax.checkpoint.export import load_model, save_model
 from emu_jax.checkpoint.manager import Checkpoints
@@ -227,6 +228,12 @@ def test_a_cascade_hands_on_the_very_tokens(masked_run, super_run):
     stage._params["denoiser/low_stem/tokens/embedding"] *= 100
     drawn = cascade.draw(prompts, seeds)
     assert [x.shape for x in drawn] == [(32, 32, 3)] * 2
+    seen = []
+    previews = Previews(lambda *given: seen.append(given), every=1)
+    watched = list(cascade.draw_each(prompts, seeds, previews=previews))
+    np.testing.assert_array_equal(watched, drawn)
+    ((done, steps, images),) = seen
+    assert (done, steps) == (1, 2) and [x.shape for x in images] == [(32, 32, 3)] * 2
     tokens = list(base.draw_each(prompts, seeds, decode=False))
     assert [x.shape for x in tokens] == [(2, 2)] * 2 and np.max(tokens) < 16
     np.testing.assert_array_equal(list(stage.draw_each(prompts, seeds, low=tokens)), drawn)

@@ -20,7 +20,7 @@ from jaxtyping import AbstractArray, PyTree
 # Every room whose annotations name shapes.
 ROOMS = (
     *("nn", "process", "parallel", "checkpoint", "text", "data"),
-    *("tasks", "training", "evaluation", "assembly", "people", "curation"),
+    *("tasks", "training", "evaluation", "assembly", "people", "curation", "app"),
 )
 
 # Their modules that annotate arrays. A checked call takes some fifty microseconds.

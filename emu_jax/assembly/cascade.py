@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
+from PIL import Image as pillow
 
 from emu_jax.assembly.generator import Generator, Size, require_multiples
 from emu_jax.assembly.given import NOTHING, Given
+from emu_jax.assembly.previews import Previews
 from emu_jax.assembly.starting import Start, StartImage, draw_from
 from emu_jax.data.mixture import Selection
 from emu_jax.errors import UserError
@@ -101,10 +103,13 @@ class Cascade:
         start: Start | None = None,
         *,
         images: Mapping[str, Sequence[Any]] | None = None,
+        previews: Previews | None = None,
     ) -> Iterator[Image]:
         """One image for each (prompt, seed), in order, as soon as its batch is done. The first
-        stage starts from ``start``, an image of the last one's size.
+        stage starts from ``start``, an image of the last one's size; ``previews`` are of the first
+        stage, enlarged.
         """
+        previews = previews and previews.through(self._enlarged)
         if start:
             start, size = start.shrunk(self._factor), start.size
         first = self.first_size(size) if size else None
@@ -115,10 +120,15 @@ class Cascade:
                 more: dict[str, Any] = {}
                 if stage is self.stages[0]:
                     given = {name: x[rows] for name, x in (images or {}).items()}
-                    more = dict(size=first, start=start, images=given)
+                    more = dict(size=first, start=start, images=given, previews=previews)
                 own = (prompts[rows], seeds[rows], negative)
                 drawn = list(stage.draw_each(*own, drawn, decode, **more))
             yield from drawn or ()
+
+    def _enlarged(self, image: Image) -> Image:
+        """An image of the first stage in the size of the last one's."""
+        across = (self._factor * image.shape[1], self._factor * image.shape[0])
+        return np.asarray(pillow.fromarray(image).resize(across, pillow.Resampling.BICUBIC))
 
     def first_size(self, size: Size) -> Size:
         """The size of the first stage's images for one of the last stage's."""

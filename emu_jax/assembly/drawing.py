@@ -12,9 +12,10 @@ from etils import epath
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from emu_jax.assembly.cascade import Cascade, conditioning, open_generator
+from emu_jax.assembly.cascade import Cascade, conditioning
 from emu_jax.assembly.generator import Generator, Size
 from emu_jax.assembly.given import NOTHING, Given, digests
+from emu_jax.assembly.hosting import ALONE, Host
 from emu_jax.assembly.starting import StartImage, draw_from
 from emu_jax.data.decode import open_image
 from emu_jax.data.images import compose, upright
@@ -42,6 +43,7 @@ def draw_prompts(
     shard: tuple[int, int] | None = None,
     start: StartImage | None = None,
     given: Given = NOTHING,
+    host: Host = ALONE,
     **changes: Any,
 ) -> list[str]:
     """Draws every prompt ``per_prompt`` times, with the seeds ``seed``, ``seed`` + 1, ...; writes
@@ -63,7 +65,7 @@ def draw_prompts(
             f"The seeds {seed} to {seed + per_prompt - 1} have more than 32 bits; lower --seed."
         )
     plain([*prompts.prompts, negative], changes.get("prompt_weighting", "none"))  # or a UserError
-    generator = open_generator(checkpoint, **changes)
+    generator = host.open(checkpoint, **changes)
     size = chosen_size(generator.side, height, width)
     index, shards = shard or (jax.process_index(), jax.process_count())
     folder = epath.Path(out)
@@ -93,7 +95,8 @@ def draw_prompts(
     seeds = [wanted[name][1] for name in missing]
     rows = [wanted[name][0] for name in missing]
     own = {name: [every[row] for row in rows] for name, every in images.items()}
-    drawn = draw_from(generator, start, texts, seeds, negative, size, images=own)
+    more: dict[str, Any] = dict(images=own, previews=host.previews)
+    drawn = draw_from(generator, start, texts, seeds, negative, size, **more)
     drawn = watch(drawn, "images", len(missing), compiles="the sampler")
     for name, prompt, own_seed, image in zip(missing, texts, seeds, drawn, strict=True):
         about = {"prompt": prompt, "negative_prompt": negative, "seed": own_seed, **made_by}

@@ -8,9 +8,9 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from emu_jax.assembly.cascade import open_generator
 from emu_jax.assembly.drawing import provenance, save_image, words_of
 from emu_jax.assembly.generator import Size
+from emu_jax.assembly.hosting import ALONE, Host
 from emu_jax.assembly.starting import StartImage, draw_from, read_image, to_pixels
 from emu_jax.assembly.subject import Subject
 from emu_jax.errors import UserError
@@ -35,6 +35,7 @@ def edit_images(
     per_prompt: int = 1,
     negative: str = "",
     size: Size | None = None,
+    host: Host = ALONE,
     **changes: Any,
 ) -> list[str]:
     """Draws every file ``per_prompt`` times from ``prompt``; its ``subject`` stays, if given, with
@@ -57,7 +58,7 @@ def edit_images(
     sources = [_source(file, strength, subject, feather) for file in files]
     sources = [source.widened(margin) if margin else source for source in sources]
     changes["batch_size"] = min(changes.get("batch_size", per_prompt), per_prompt)
-    generator = open_generator(checkpoint, **changes)
+    generator = host.open(checkpoint, **changes)
     made_by = provenance(checkpoint, generator) | {"strength": strength}
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,8 @@ def edit_images(
     seeds = [seed + i for i in range(per_prompt)]
     given = zip(files, stems, sources, strict=True)
     for file, name, source in watch(given, "images", len(files)):
-        drawn = draw_from(generator, source, [prompt] * per_prompt, seeds, negative, size)
+        sampled = (generator, source, [prompt] * per_prompt, seeds, negative, size)
+        drawn = draw_from(*sampled, previews=host.previews)
         stem, images = f"{name}_{words_of(prompt)}", []
         for own, image in zip(seeds, drawn, strict=True):
             about = {"prompt": prompt, "negative_prompt": negative, "seed": own, "from": file}

@@ -24,6 +24,7 @@ from emu_jax.assembly.models import (
     with_control,
     with_text_adapter,
 )
+from emu_jax.assembly.previews import Previews
 from emu_jax.assembly.sections.runs import upgrade
 from emu_jax.assembly.starting import Start, StartImage, draw_from
 from emu_jax.assembly.streams import stream_spec
@@ -39,10 +40,12 @@ from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.sharding import fetch, process_rows, put_batch, shard_params
 from emu_jax.planning.flops import count_flops
 from emu_jax.process.noise import fold_in
+from emu_jax.process.sampling import State
 from emu_jax.tasks.base import Context, Task
 from emu_jax.tasks.codecs import CODEBOOK, AutoencoderCodec, TokenCodec
 from emu_jax.tasks.generation import Generation
 from emu_jax.tasks.image_conditions import require_images
+from emu_jax.tasks.stepwise import Unfinished, begin, proceed
 from emu_jax.tasks.upsampling import LOW_CODEC
 from emu_jax.text.weighting import encode as encode_text
 from emu_jax.text.weighting import parse, tokenize
@@ -91,6 +94,8 @@ class Drawer:
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self.prompt_weighting = prompt_weighting
         self._generate = jax.jit(self._draw_batch, static_argnames=("decode", "size", "skip"))
+        self._begin = jax.jit(self._begin_batch, static_argnames=("size", "skip"))
+        self._proceed = jax.jit(self._proceed_batch, static_argnames="skip")
 
     @property
     def side(self) -> int:
@@ -146,6 +151,7 @@ class Drawer:
         start: Start | None = None,
         *,
         images: Mapping[str, Sequence[Any]] | None = None,
+        previews: Previews | None = None,
     ) -> Iterator[Image | Tokens]:
         """One image for each (prompt, seed), in order, as soon as its batch is done.
 
@@ -154,7 +160,7 @@ class Drawer:
         place of images. ``size`` is that of the images, by default :attr:`side` x :attr:`side`;
         a super-resolution stage enlarges what it gets. ``start`` is an image of this size that all
         of them start from. ``images`` are those of :attr:`further` by name, one for each prompt, in
-        the size of the images.
+        the size of the images. ``previews`` are shown during sampling.
 
         Raises:
           UserError: a size that the codec or the network does not have, or images are missing.
@@ -186,9 +192,33 @@ class Drawer:
                 batch.setdefault("images", {})[name] = np.stack(given)
             here = process_rows(self.batch_size, self._mesh)
             batch = put_batch(jax.tree.map(lambda x, here=here: x[here], batch), self._mesh)
-            drawn = self._generate(params, self._frozen, batch, decode=decode, size=size, skip=skip)
-            whole = drawn if drawn.is_fully_addressable else fetch(drawn)
-            yield from np.asarray(whole)[: len(rows)]
+            how: dict[str, Any] = dict(size=size, skip=skip)
+            if previews:
+                drawn = self._watched(params, batch, decode, previews, len(rows), **how)
+            else:
+                drawn = self._generate(params, self._frozen, batch, decode=decode, **how)
+            yield from _fetched(drawn)[: len(rows)]
+
+    def _watched(
+        self,
+        params: Params,
+        batch: Mapping[str, Any],
+        decode: bool,
+        previews: Previews,
+        rows: int,
+        size: Size | None,
+        skip: int,
+    ) -> jax.Array:
+        """What ``_generate`` returns, drawn in pieces; ``previews`` has its first ``rows``."""
+        unfinished, keys = self._begin(params, self._frozen, batch, size=size, skip=skip)
+        steps = self._generator.sampling.steps - skip
+        for first, last in previews.pieces(steps):
+            given = params, self._frozen, unfinished, keys, first, last
+            state, x0, image = self._proceed(*given, skip=skip)
+            unfinished = unfinished._replace(state=state)
+            if last < steps:
+                previews.show(last, steps, list(_fetched(image)[:rows]))
+        return image if decode else x0
 
     def _tokens(self, texts: list[str]) -> dict[str, Any]:
         return tokenize(self._generator.encoders, texts, self.prompt_weighting)
@@ -202,6 +232,39 @@ class Drawer:
         size: Size | None,
         skip: int,
     ) -> jax.Array:
+        given, more = self._inputs(frozen, batch, size, skip)
+        params = self._task.generator_params(params, frozen)
+        return self._generator.generate(params, frozen, *given, **more, decode=decode)
+
+    def _begin_batch(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        batch: Mapping[str, Any],
+        size: Size | None,
+        skip: int,
+    ) -> tuple[Unfinished, jax.Array]:
+        given, more = self._inputs(frozen, batch, size, skip)
+        params = self._task.generator_params(params, frozen)
+        return begin(self._generator, params, frozen, *given, **more), given[2]
+
+    def _proceed_batch(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        unfinished: Unfinished,
+        keys: jax.Array,
+        first: int,
+        last: int,
+        skip: int,
+    ) -> tuple[State, jax.Array, jax.Array]:
+        params = self._task.generator_params(params, frozen)
+        return proceed(self._generator, params, frozen, unfinished, keys, first, last, skip)
+
+    def _inputs(
+        self, frozen: Mapping[str, Params], batch: Mapping[str, Any], size: Size | None, skip: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of ``Generation.generate`` for a batch."""
         task, side = self._generator, self.side
 
         def encode(tokens: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,19 +287,9 @@ class Drawer:
             start = task.start_of(frozen, batch["start"], batch["keep"], keys, skip)
         sizes = np.array([*image_size, 0, 0, *image_size])
         sizes = jax.numpy.tile(sizes, (self.batch_size, 1))
-        return task.generate(
-            self._task.generator_params(params, frozen),
-            frozen,
-            encode(batch["tokens"]),
-            sizes,
-            keys,
-            (height, width),
-            negative=encode(batch["negative"]) or None,
-            low=low,
-            start=start,
-            images=batch.get("images"),
-            decode=decode,
-        )
+        given = (encode(batch["tokens"]), sizes, keys, (height, width))
+        negative = encode(batch["negative"]) or None
+        return given, dict(negative=negative, low=low, start=start, images=batch.get("images"))
 
 
 class Generator(Drawer):
@@ -327,10 +380,11 @@ class Generator(Drawer):
         start: Start | None = None,
         *,
         images: Mapping[str, Sequence[Any]] | None = None,
+        previews: Previews | None = None,
     ) -> Iterator[Any]:
         """:meth:`draw_with` with its own parameters: one image at a time."""
         given = prompts, seeds, negative, low, decode, size, start
-        return self.draw_with(self._params, *given, images=images)
+        return self.draw_with(self._params, *given, images=images, previews=previews)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -412,6 +466,11 @@ class Generator(Drawer):
             sums = validate(Context(params, self._frozen, {}, batch, key))
             total, count = total + float(sums["loss"][0]), count + float(sums["loss"][1])
         return total / count
+
+
+def _fetched(x: jax.Array) -> np.ndarray:
+    """All of an array, also where other processes have a part of it."""
+    return np.asarray(x if x.is_fully_addressable else fetch(x))
 
 
 def require_multiples(size: Size, factor: int) -> None:

@@ -29,6 +29,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
+from emu_jax.assembly.previews import Previews
 from emu_jax.data.buckets import Shape, assign
 from emu_jax.data.decode import open_image
 from emu_jax.data.images import Color, compose, upright
@@ -155,6 +156,7 @@ class Draws(Protocol):
         size: Shape | None = None,
         start: Start | None = None,
         images: Mapping[str, Sequence[Any]] | None = None,
+        previews: Previews | None = None,
     ) -> Iterator[Any]: ...
 
 
@@ -167,14 +169,17 @@ def draw_from(
     size: Shape | None = None,
     *,
     images: Mapping[str, Sequence[Any]] | None = None,
+    previews: Previews | None = None,
 ) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
     """One image for each (prompt, seed), in order; with a ``source`` drawn from it.
 
     ``size`` is the height and width in pixels, and with a source those that its result fits into;
-    by default the model's own. ``images`` condition the model (:meth:`Drawer.draw_with`).
+    by default the model's own. ``images`` condition the model, and ``previews`` are shown during
+    sampling (:meth:`Drawer.draw_with`).
     """
     if source is None:
-        yield from model.draw_each(prompts, seeds, negative, size=size, images=images)
+        more: dict[str, Any] = dict(images=images, previews=previews)
+        yield from model.draw_each(prompts, seeds, negative, size=size, **more)
         return
     if size:
         # Sides that the model does not have are padded, and cut off again.
@@ -191,7 +196,10 @@ def draw_from(
         same = source.image if source.keep is not None else _resized(source.image, inside)
         yield from (same for _ in prompts)
         return
-    for drawn in model.draw_each(prompts, seeds, negative, start=start, images=images):
+    if previews:
+        previews = previews.through(lambda image: source.restored(image, inside))
+    more = dict(start=start, images=images, previews=previews)
+    for drawn in model.draw_each(prompts, seeds, negative, **more):
         yield source.restored(drawn, inside)
 
 

@@ -14,8 +14,8 @@ from etils import epath
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from emu_jax.assembly.cascade import open_generator
 from emu_jax.assembly.drawing import provenance, save_image, words_of
+from emu_jax.assembly.hosting import ALONE, Host
 from emu_jax.errors import UserError
 from emu_jax.evaluation.cutting import bounds, subject_on_plain, with_rim
 from emu_jax.text.weighting import plain
@@ -39,6 +39,7 @@ def draw_stickers(
     count: int = 4,
     negative: str = "",
     rim: float = _RIM,
+    host: Host = ALONE,
     **changes: Any,
 ) -> list[str]:
     """Draws ``count`` stickers and writes each as PNG and WebP, and all of them as an animated
@@ -50,11 +51,11 @@ def draw_stickers(
     """
     plain([prompt, negative], changes.get("prompt_weighting", "none"))  # or a UserError
     changes["batch_size"] = min(changes.get("batch_size", count), count)
-    generator = open_generator(checkpoint, **changes)
+    generator = host.open(checkpoint, **changes)
     seeds = [seed + i for i in range(count)]
     stickers: dict[int, np.ndarray] = {}
     reasons: dict[int, str] = {}
-    drawn = generator.draw_each([prompt] * count, seeds, negative)
+    drawn = generator.draw_each([prompt] * count, seeds, negative, previews=host.previews)
     for own, image in zip(seeds, drawn, strict=True):
         try:
             stickers[own] = sticker(image, subject_on_plain, rim)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from emu_jax.assembly.arguments import (
     Parser,
+    counted,
     folder,
     path,
     positive,
@@ -146,6 +147,26 @@ def add_feather(parser: Parser) -> None:
         help="pixels over which the edge of what stays is blended; default: 1 %% of the shorter "
         "side",
     )
+
+
+def require_packages(extra: str, packages: Collection[str]) -> None:
+    """Raises a UserError if a command's packages, those of an extra, are not installed."""
+    from importlib.util import find_spec
+
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"emu-jax {extra} needs packages that are not installed ({', '.join(missing)}): "
+            f'install them with pip install "emu_jax[{extra}]".'
+        )
+
+
+def port(text: str) -> int:
+    """The number of a port, for argparse."""
+    number = counted(text)
+    if not 1 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{text}: use 1 to 65535")
+    return number
 
 
 def require_images(*files: str) -> None:

@@ -8,6 +8,7 @@ and the subject's pixels are those of the photograph, except along its edge.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from emu_jax.assembly.arguments import Parser, path, positive, scale
 from emu_jax.cli.arguments import (
@@ -24,7 +25,8 @@ from emu_jax.cli.arguments import (
 )
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], **host: Any) -> int:
+    """``host``: as ``host=``, a :class:`~emu_jax.assembly.hosting.Host`."""
     parser = Parser("emu-jax backdrop", description=__doc__)
     parser.add_argument("photo", nargs="+", type=path, help="image files")
     parser.add_argument("prompt", help="what the result looks like")
@@ -74,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
         negative=arguments.negative,
         size=largest(arguments),
         **generator_changes(arguments),
+        **host,
     )
     print(f"{len(names):,} images in {arguments.out}")
     return 0

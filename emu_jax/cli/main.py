@@ -23,6 +23,7 @@ COMMANDS = {
     "restyle": "draw photographs anew in a described style",
     "backdrop": "keep the subject of a photograph and draw the rest anew",
     "sticker": "draw stickers: cut out, with a white rim, several to choose from",
+    "app": "a page on this machine to draw with, several models and photographs",
     "upsample": "enlarge images with a super-resolution checkpoint",
     "import": "make a model folder from public weights (Stable Diffusion, PixArt, aMUSEd, IF)",
     "export": "write a run's weights as a model folder, in our layout or diffusers'",

@@ -20,7 +20,14 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from emu_jax.assembly.arguments import Parser, counted, folder, path, positive, share_of_one
-from emu_jax.cli.arguments import add_data_dir, add_sampling_arguments, names_of, sampling_changes
+from emu_jax.cli.arguments import (
+    add_data_dir,
+    add_sampling_arguments,
+    names_of,
+    port,
+    require_packages,
+    sampling_changes,
+)
 from emu_jax.errors import UserError
 from emu_jax.evaluation.registry import METRICS
 from emu_jax.people.questions import STAGES
@@ -34,7 +41,7 @@ _PACKAGES = ("jinja2", "sqlalchemy", "starlette", "uvicorn")
 def main(argv: Sequence[str]) -> int | None:
     args = _parser().parse_args(argv)
     if args.command != "power":
-        _require_packages()
+        require_packages("people", _PACKAGES)
     return _COMMANDS[args.command](args)
 
 
@@ -177,17 +184,6 @@ _COMMANDS = {
 }
 
 
-def _require_packages() -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"emu-jax people needs packages that are not installed ({', '.join(missing)}): "
-            'install them with pip install "emu_jax[people]".'
-        )
-
-
 def _prompts(args: argparse.Namespace, name: str) -> "PromptSet":
     """A set of prompts, with its name in their column ``set``."""
     from emu_jax.evaluation.prompt_sets import open_prompts
@@ -198,13 +194,6 @@ def _prompts(args: argparse.Namespace, name: str) -> "PromptSet":
     form, _, rest = name.partition(":")
     short = PurePath(rest if form in ("parti", "geneval") else form).stem
     return replace(found, columns={"set": (short,) * len(found), **found.columns}, real=None)
-
-
-def _port(text: str) -> int:
-    number = counted(text)
-    if not 1 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{text}: use 1 to 65535")
-    return number
 
 
 def _parser() -> Parser:
@@ -218,7 +207,7 @@ def _parser() -> Parser:
     )
     server = Parser(add_help=False)
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    server.add_argument("--port", type=_port, default=8321, help="(%(default)s)")
+    server.add_argument("--port", type=port, default=8321, help="(%(default)s)")
     server.add_argument(
         "--url", default="", help="https://NAME under which a reverse proxy shows it to annotators"
     )

@@ -6,6 +6,7 @@ image per seed, and a sheet with the photograph and its images side by side.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from emu_jax.assembly.arguments import Parser, path, positive
 from emu_jax.cli.arguments import (
@@ -20,7 +21,8 @@ from emu_jax.cli.arguments import (
 )
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], **host: Any) -> int:
+    """``host``: as ``host=``, a :class:`~emu_jax.assembly.hosting.Host`."""
     parser = Parser("emu-jax restyle", description=__doc__)
     parser.add_argument("photo", nargs="+", type=path, help="image files")
     parser.add_argument("prompt", help="what the result looks like")
@@ -46,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         negative=arguments.negative,
         size=largest(arguments),
         **generator_changes(arguments),
+        **host,
     )
     print(f"{len(names):,} images in {arguments.out}")
     return 0

@@ -9,6 +9,7 @@ Several processes, or commands with ``--shard=1/n`` to ``--shard=n/n``, divide t
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from emu_jax.assembly.arguments import Parser, path, positive
 from emu_jax.cli.arguments import (
@@ -33,7 +34,8 @@ FORMATS = ("png", "webdataset")
 _PATIENCE = 7 * 24 * 3600  # seconds: processes end when their images are drawn, not together
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], **host: Any) -> int:
+    """``host``: as ``host=``, a :class:`~emu_jax.assembly.hosting.Host`."""
     parser = Parser("emu-jax sample", description=__doc__)
     parser.add_argument("prompts", nargs="*")
     add_prompt_arguments(parser, "default all of --prompts")
@@ -92,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     if sharded:
         draw = partial(draw_shards, shard_size=arguments.shard_size)
     else:
-        draw = partial(draw_prompts, given=given_images(arguments))
+        draw = partial(draw_prompts, given=given_images(arguments), **host)
     with ending_together(report):
         names = draw(
             arguments.checkpoint,

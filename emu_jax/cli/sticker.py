@@ -5,6 +5,7 @@ Each is cut out, has a white rim and a transparent background, and is written as
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from emu_jax.assembly.arguments import Parser, positive, scale
 from emu_jax.cli.arguments import (
@@ -15,7 +16,8 @@ from emu_jax.cli.arguments import (
 )
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], **host: Any) -> int:
+    """``host``: as ``host=``, a :class:`~emu_jax.assembly.hosting.Host`."""
     parser = Parser("emu-jax sticker", description=__doc__)
     parser.add_argument("prompt", help="one thing")
     parser.add_argument("--count", type=positive, default=4, help="stickers to choose from")
@@ -36,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
         negative=arguments.negative,
         rim=arguments.rim,
         **generator_changes(arguments),
+        **host,
     )
     print(f"{len(names)} stickers in {arguments.out}: {', '.join(names)}")
     return 0

@@ -21,7 +21,7 @@ def serve(store: Store, host: str, port: int, url: str = "", language: str = "en
     """
     import uvicorn
 
-    if not url and not _is_loopback(host):
+    if not url and not is_loopback(host):
         raise UserError(
             f"--host={host} opens the study to other machines; name the address that annotators "
             "use with --url=https://NAME."
@@ -45,7 +45,8 @@ def serve(store: Store, host: str, port: int, url: str = "", language: str = "en
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -243,6 +243,10 @@ class GaussianProcess:
             case "flow":
                 return least / (alpha + sigma) ** 2
 
+    def clean_data(self, prediction: Prediction, x: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
+        """The predicted x0."""
+        return prediction.x0
+
     def prior(self, key: Keys, shape: Sequence[int]) -> Float[Array, "b *d"]:
         """Where sampling starts: N(0, 1) without noise offset. One key, or one per row."""
         return normal(key, shape)

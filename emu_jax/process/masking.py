@@ -94,6 +94,13 @@ class MaskingProcess:
         logits = jnp.asarray(output, jnp.float32)
         return logits if transform is None else transform(logits)
 
+    def clean_data(
+        self, prediction: Float[Array, "b *d k"], x: Int[Array, "b *d"]
+    ) -> Int[Array, "b *d"]:
+        """The most probable token wherever x is masked."""
+        best = jnp.argmax(prediction, axis=-1).astype(jnp.int32)
+        return jnp.where(x == self.mask, best, x)
+
     def prior(self, key: Keys, shape: Sequence[int]) -> Int[Array, "b *d"]:
         """All tokens masked, for any key."""
         return jnp.full(shape, self.mask, jnp.int32)

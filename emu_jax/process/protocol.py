@@ -62,6 +62,10 @@ class Process(Protocol):
         """What an output says about x at t, in the form that the samplers of the process use."""
         ...
 
+    def clean_data(self, prediction: Any, x: Data) -> Data:
+        """The clean data that a result of :meth:`predict` for x describes."""
+        ...
+
     def prior(self, key: Keys, shape: Sequence[int]) -> Data:
         """A sample of the distribution at t = 1, where sampling starts. One key, or one per row."""
         ...

@@ -121,6 +121,8 @@ def advance_to(
     first: int | Int[Array, ""],
     last: int | Int[Array, ""],
     *,
+    known: Data | None = None,
+    known_mask: Mask | None = None,
     transform: Transform | None = None,
 ) -> State:
     """The state after steps ``first`` to ``last`` - 1, of which there may be none.
@@ -129,7 +131,7 @@ def advance_to(
     So the result cannot be differentiated, and ``denoise`` must not depend on what is
     (``jax.lax.stop_gradient``).
     """
-    step = _step(denoise, process, sampler, times, key, None, None, transform)
+    step = _step(denoise, process, sampler, times, key, known, known_mask, transform)
     state = jax.lax.stop_gradient(state)
     return jax.lax.fori_loop(first, last, lambda i, state: step(state, i), state)
 

@@ -337,6 +337,30 @@ class Generation(Task):
         ``images`` are those of :attr:`further`; a ControlNet without its hint is left out.
         ``decode`` False returns the data of the generator's space, for instance tokens.
         """
+        conditions, null = self.both_conditions(
+            *(params, frozen, encoded, sizes, keys),
+            **dict(negative=negative, sampling=sampling, low=low, images=images),
+        )
+        denoise = self.guided(params, conditions, null, sampling)
+        x0 = self.sample(denoise, keys, shape, sampling, start)
+        return to_pixels(self.decode(frozen, x0)) if decode else x0
+
+    def both_conditions(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        encoded: Mapping[str, Encoded],
+        sizes: Int[Array, "b 6"],
+        keys: Any,
+        *,
+        negative: Mapping[str, Encoded] | None = None,
+        sampling: Sampling | None = None,
+        low: Data | None = None,
+        images: Images | None = None,
+    ) -> tuple[Conditions, Conditions | None]:
+        """What :meth:`guided` leads to and what it leads away from, for the inputs of
+        :meth:`generate`; the second is None where guidance does not use it.
+        """
         sampling = sampling or self.sampling
         if (low is None) != (self.low is None):
             raise ValueError("low-resolution images are for super-resolution stages")
@@ -351,9 +375,7 @@ class Generation(Task):
         if sampling.guidance_scale != 1 or by_image:  # The other output is unused at scale 1.
             negative = negative or self.null_rows(sizes.shape[0])
             null = self.condition(params, negative, sizes, "unconditional") | more
-        denoise = self.guided(params, conditions, null, sampling)
-        x0 = self.sample(denoise, keys, shape, sampling, start)
-        return to_pixels(self.decode(frozen, x0)) if decode else x0
+        return conditions, null
 
     def guided(
         self,
@@ -417,14 +439,7 @@ class Generation(Task):
         the same shape; one row per key.
         """
         sampling = sampling or self.sampling
-        times, known = self.times(sampling), {}
-        x = self.process.prior(keys, (len(keys), *self.codec.row(*shape)))
-        if start:
-            keep = start.keep.reshape(*start.keep.shape, *(1,) * (x.ndim - start.keep.ndim))
-            known = dict(known=start.x0, known_mask=keep)
-            if start.skip:  # The prior's own noise: the same seed gives a related image.
-                times = times[start.skip :]
-                x = self.process.sample_forward(keys, start.x0, times[0])
+        x, times, known = self.origin(keys, shape, sampling, start)
         return sample(
             denoise,
             self.process,
@@ -435,6 +450,22 @@ class Generation(Task):
             transform=sampling.transform,
             **known,
         )
+
+    def origin(
+        self, keys: Any, shape: tuple[int, int], sampling: Sampling, start: Start | None = None
+    ) -> tuple[Data, Float[Array, " n_plus_1"], dict[str, Array]]:
+        """Where sampling starts: x, the times that it visits, and what it keeps, as arguments of
+        :func:`emu_jax.process.sampling.sample`.
+        """
+        times, known = self.times(sampling), {}
+        x = self.process.prior(keys, (len(keys), *self.codec.row(*shape)))
+        if start:
+            keep = start.keep.reshape(*start.keep.shape, *(1,) * (x.ndim - start.keep.ndim))
+            known = dict(known=start.x0, known_mask=keep)
+            if start.skip:  # The prior's own noise: the same seed gives a related image.
+                times = times[start.skip :]
+                x = self.process.sample_forward(keys, start.x0, times[0])
+        return x, times, known
 
     def start_of(
         self,

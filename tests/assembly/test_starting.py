@@ -14,7 +14,7 @@ class Model:
 
     shapes, multiple = ((32, 64), (48, 48), (64, 32)), 8
 
-    def draw_each(self, prompts, seeds, negative="", size=None, start=None, images=None):
+    def draw_each(self, prompts, seeds, negative="", size=None, start=None, **others):
         self.start = start
         for _ in prompts:
             yield np.zeros((*(start.size if start else size or (48, 48)), 3), np.uint8)

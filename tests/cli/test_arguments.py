@@ -21,6 +21,7 @@ WRONG = {
     "restyle": [["a.png"], [__file__, "a fox", "--strength=2"]],
     "backdrop": [["a.png"], [__file__, "a fox", "--box=1,2,3"]],
     "sticker": [[], ["a fox", "--count=0"]],
+    "app": [["--port=0"], ["--kept=many"], ["--out=gs://bucket/app"]],
     "upsample": [["a.png"], ["nowhere.png", "--checkpoint=x"]],
     "compare": [[], ["a", "--count=0"], ["a", "--step=3"]],
     "evaluate": [["a", "--data_dir=gs://bucket"]],

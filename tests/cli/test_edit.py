@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import emu_jax
-from emu_jax.assembly.starting import StartImage
+from emu_jax.assembly.previews import Previews
+from emu_jax.assembly.starting import StartImage, draw_from
 from emu_jax.cli.main import main
 
 FEW = ("--steps=3", "--batch_size=2")
@@ -71,6 +72,21 @@ def test_restyle_backdrop_sticker_and_sample_from_an_image(generator_run, tmp_pa
     (drawn,) = generator.draw("a red disc", [7])
     (started,) = generator.draw("a red disc", [7], start=StartImage(square, 1.0))
     np.testing.assert_array_equal(started, drawn)
+    # Previews change no bit, from noise and around what stays.
+    seen = []
+
+    def show(done, steps, images):
+        seen.append((done, steps, *(image.shape for image in images)))
+
+    keep = np.asarray(kept, np.float32) / 255
+    for start, size in ((None, (16, 16, 3)), (StartImage(source, 0.7, keep), source.shape)):
+        given = (generator, start, ["a red disc"], [7])
+        (watched,) = draw_from(*given, previews=Previews(show, every=1))
+        (plain,) = draw_from(*given)
+        np.testing.assert_array_equal(watched, plain)
+        steps = 2 if start else 3
+        assert seen == [(done, steps, size) for done in range(1, steps)]
+        seen.clear()
 
 
 def test_shards_of_images_continue_after_an_interruption(generator_run, tmp_path):

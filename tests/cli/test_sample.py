@@ -12,6 +12,7 @@ from PIL import Image
 
 import emu_jax
 from emu_jax.assembly import drawing
+from emu_jax.assembly.hosting import Host
 from emu_jax.cli.arguments import seed_or_random
 from emu_jax.cli.main import main
 from emu_jax.evaluation.prompt_sets import PromptSet, open_prompts
@@ -137,7 +138,7 @@ def test_prompts_come_from_a_file_as_well(drawn, generator_run, tmp_path):
     assert kinds == [*zip(PROMPTS, ("", "ball", "disc"), strict=True)]
 
 
-def test_images_are_written_as_they_come_and_not_kept(monkeypatch, tmp_path):
+def test_images_are_written_as_they_come_and_not_kept(tmp_path):
     """A hundred thousand prompts fit in memory."""
     alive = []
 
@@ -148,8 +149,8 @@ def test_images_are_written_as_they_come_and_not_kept(monkeypatch, tmp_path):
             sampling=SimpleNamespace(sampler="ddim", steps=1, guidance_scale=1.0)
         )
 
-        def draw_each(self, prompts, seeds, negative, size, images):
-            assert images == {}
+        def draw_each(self, prompts, seeds, negative, size, images, previews):
+            assert images == {} and previews is None
             for i, _ in enumerate(prompts):
                 assert len(list(tmp_path.glob("*.png"))) == i
                 assert sum(one() is not None for one in alive) <= 2
@@ -157,9 +158,9 @@ def test_images_are_written_as_they_come_and_not_kept(monkeypatch, tmp_path):
                 alive.append(weakref.ref(image))
                 yield image
 
-    monkeypatch.setattr(drawing, "open_generator", lambda *_, **__: Generator())
+    host = Host(open=lambda *_, **__: Generator())
     prompts = PromptSet((*map(str, range(70)), "7"))  # one is repeated
-    names = drawing.draw_prompts("model", prompts, str(tmp_path))
+    names = drawing.draw_prompts("model", prompts, str(tmp_path), host=host)
     assert len(names) == len(alive) == 70 and index(tmp_path).keys() == set(names)
     assert Image.open(tmp_path / names[69]).getpixel((0, 0)) == (69,) * 3
     width, height = Image.open(tmp_path / "grid.png").size

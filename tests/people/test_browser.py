@@ -2,52 +2,23 @@
 connection, two tabs and another annotator's link in the middle.
 """
 
-import contextlib
 import re
-import threading
-import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
-import uvicorn
+from browsing import CHROMIUM, chromium, open_page, served
 from studies import PROMPTS, Running, make
 
 from emu_jax.cli.main import main
 from emu_jax.people.results import answer_rows
 
-CHROMIUM = Path("/usr/bin/chromium")
-PATIENCE = 120_000  # milliseconds: the machine may be busy
-
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
-
-
-@contextlib.contextmanager
-def served(app):
-    """The address of a server of the application."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
+    with chromium() as found:
+        yield found
 
 
 def shown(page, after=""):
@@ -58,14 +29,6 @@ def shown(page, after=""):
         " && document.getElementById('loading').hidden && main.dataset.shown; }"
     )
     return page.wait_for_function(ready, arg=after).json_value()
-
-
-def open_page(context, problems):
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE)
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    return page
 
 
 def test_a_whole_study_in_a_browser(tmp_path, browser):
