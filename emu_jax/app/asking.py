@@ -12,7 +12,7 @@ from emu_jax.errors import UserError
 
 ACTIONS = ("draw", "restyle", "backdrop", "stickers", "side by side")
 OF_A_PHOTO = ("restyle", "backdrop")
-ALONE, PAINTED, BOXED = "on its own", "what I paint", "in the box around the paint"
+ALONE, PAINTED, BOXED = "what is found on its own", "what I paint", "in the box around the paint"
 SUBJECTS = (ALONE, PAINTED, BOXED)
 _LONGEST = 2000  # characters of a prompt
 

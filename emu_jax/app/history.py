@@ -86,8 +86,6 @@ class History:
         Raises:
           UserError: one is no image of at most 67 megapixels.
         """
-        if not photo:
-            raise UserError("Choose a photograph first.")
         image = upright(_decoded(photo, "The photograph"))
         kept = image.convert("RGBA") if _transparent(image) else compose(image, _WHITE)
         yield _saved(kept, folder / "photo.png")

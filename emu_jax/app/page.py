@@ -68,13 +68,13 @@ class Page:
                         html = (files / "photo.html").read_text("utf-8")
                         gr.HTML(html, js_on_load=(files / "photo.js").read_text("utf-8"))
                         strength = gr.Slider(0, 1, 0.6, step=0.05, label="Strength")
-                        subject = gr.Radio(list(SUBJECTS), value=ALONE, label="The subject stays")
+                        subject = gr.Radio(list(SUBJECTS), value=ALONE, label="What stays")
                         segmenter = _choice(choices.segmenters, "Segmenter")
                     with gr.Row():
                         bounds = dict(precision=0, minimum=0, maximum=2**32 - 1, min_width=120)
                         seed = gr.Number(0, label="Seed of the first", **bounds)
                         count = gr.Slider(1, 16, 4, step=1, label="Images", min_width=120)
-                    with gr.Row():
+                    with gr.Row(elem_id="buttons"):
                         draw = gr.Button("Draw", variant="primary", scale=3, min_width=120)
                         other_seed = gr.Button("New seed", min_width=110)
                         stop = gr.Button("Stop", min_width=80)
@@ -97,7 +97,10 @@ class Page:
                             control = _choice(choices.controls, "ControlNet")
                             control_strength = gr.Slider(0, 2, 1, step=0.05, label="its strength")
                 with gr.Column(scale=3, min_width=420):
-                    gallery = Images(label="Images", columns=4, elem_id="images")
+                    plain: dict[str, Any] = dict(
+                        allow_preview=False, object_fit="contain", buttons=[]
+                    )
+                    gallery = Images(label="Images", columns=4, elem_id="images", **plain)
                     said = gr.Textbox(label="Status", interactive=False, elem_id="said")
                     command = gr.Textbox(
                         label="The command that repeats it",
@@ -106,7 +109,7 @@ class Page:
                         lines=2,
                         elem_id="command",
                     )
-                    listed = Images(label="History", columns=6, elem_id="history")
+                    listed = Images(label="History", columns=6, elem_id="history", **plain)
             photo, mask = (gr.Textbox(visible=False) for _ in range(2))
             shown, past = gr.State([]), gr.State([])
             fields = [
@@ -123,7 +126,7 @@ class Page:
             stop.click(lambda: "Stopped.", None, said, cancels=events, **quick)
             for field_ in (action, control):
                 changed = [photo_group, strength, subject, segmenter, other]
-                field_.change(_visible, [action, control], changed, **quick)
+                field_.change(self._visible, [action, control], changed, **quick)
             other_seed.click(lambda: random.randrange(2**31), None, seed, **quick)
             reuse = [seed, said, command]
             gallery.select(_chosen, shown, reuse, **quick)
@@ -135,16 +138,19 @@ class Page:
         """Runs what the fields ask for. Each value is that of the outputs, in their order."""
         same = gr.skip()
         try:
-            asked = _asked(fields[:-2])
-            folder = self._history.new_folder()
-            photo = mask = ""
-            if asked.needs_photo:
-                photo, mask = self._history.keep(folder, *fields[-2:])
+            asked, (photo, mask) = _asked(fields[:-2]), fields[-2:]
+            if asked.needs_photo and not photo:
+                raise UserError("Choose a photograph first.")
             if asked.needs_paint and not mask:
                 raise UserError("Paint over the subject with the brush first.")
+            folder = self._history.new_folder()
+            if asked.needs_photo:
+                photo, mask = self._history.keep(folder, photo, mask)
             commands = asked.commands(photo, mask)
             lines, drawn = joined(commands), []
-            yield [[], "Starting.", lines, same, [], same]
+            columns = 2 if len(commands) > 1 else min(asked.count, 4)
+            empty = gr.update(value=[], columns=columns)
+            yield [empty, "Starting.", lines, same, [], same]
             for i, command in enumerate(commands):
                 own = folder if len(commands) == 1 else folder / "ab"[i]
                 own.mkdir(exist_ok=True)
@@ -159,6 +165,18 @@ class Page:
         except Exception:
             yield [same, "It failed; the terminal says why.", same, same, same, same]
             raise
+
+    def _visible(self, action: str, control: str | None) -> list[Any]:
+        """Which fields an action has."""
+        photo = action in OF_A_PHOTO or (action == "draw" and control not in (None, NONE))
+        backdrop = action == "backdrop"
+        return [
+            gr.update(visible=photo or "hidden"),  # it stays there, with its paint
+            gr.update(visible=action in OF_A_PHOTO, value=_STRENGTHS.get(action, 1.0)),
+            gr.update(visible=backdrop),
+            gr.update(visible=backdrop and bool(self._choices.segmenters)),
+            gr.update(visible=action == "side by side"),
+        ]
 
     def _listed(self, drawn: list[Record]) -> list[Any]:
         """The history as images, ``drawn``, and the history as records."""
@@ -176,7 +194,7 @@ class Page:
         return [
             (
                 in_page(self._history.image(one)),
-                f"{one.model}, seed {one.seed}" if several else f"seed {one.seed}",
+                f"seed {one.seed}, {one.model}" if several else f"seed {one.seed}",
             )
             for one in records
         ]
@@ -186,7 +204,8 @@ class Page:
         one = _at(past, event)
         if one is None:
             return [gr.skip()] * 6
-        return [*_reused(one), one.prompt, self._full([one]), [one]]
+        large = gr.update(value=self._full([one]), columns=2)
+        return [*_reused(one), one.prompt, large, [one]]
 
 
 def _chosen(shown: list[Record], event: gr.SelectData) -> list[Any]:
@@ -202,19 +221,6 @@ def _reused(record: Record) -> list[Any]:
 def _at(records: list[Record], event: gr.SelectData) -> Record | None:
     index = event.index
     return records[index] if isinstance(index, int) and 0 <= index < len(records) else None
-
-
-def _visible(action: str, control: str | None) -> list[Any]:
-    """Which fields an action has."""
-    photo = action in OF_A_PHOTO or (action == "draw" and control not in (None, NONE))
-    backdrop = action == "backdrop"
-    return [
-        gr.update(visible=photo or "hidden"),  # it stays there, with its paint
-        gr.update(visible=action in OF_A_PHOTO, value=_STRENGTHS.get(action, 1.0)),
-        gr.update(visible=backdrop),
-        gr.update(visible=backdrop),
-        gr.update(visible=action == "side by side"),
-    ]
 
 
 def _choice(names: Sequence[str], label: str) -> gr.Dropdown:

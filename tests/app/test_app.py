@@ -92,7 +92,7 @@ def test_the_history_is_what_is_on_disk(tmp_path):
         (f"data:image/png;base64,{base64.b64encode(bytes(bomb)).decode()}", "too large"),
         ("data:image/png;base64,AAAA", "not an image"),
         ("data:image/png;base64,?", "did not arrive whole"),
-        ("", "Choose a photograph"),
+        ("", "not an image"),
     ):
         with pytest.raises(UserError, match=why):
             list(history.keep(folder, wrong, ""))
