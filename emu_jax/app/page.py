@@ -7,8 +7,6 @@ from importlib import resources
 from typing import Any
 
 import gradio as gr
-from gradio.components.gallery import GalleryData, GalleryImage
-from gradio.data_classes import ImageData
 
 from emu_jax.app.asking import ACTIONS, ALONE, OF_A_PHOTO, SUBJECTS, Asked, joined
 from emu_jax.app.history import History, Record
@@ -35,19 +33,6 @@ class Choices:
     segmenters: Sequence[str] = ()
 
 
-class Images(gr.Gallery):
-    """A gallery whose images are inside the page: there is no address of a file."""
-
-    is_template = True  # shown as a Gallery
-
-    def postprocess(self, value: Any) -> GalleryData:
-        found = [
-            GalleryImage(image=ImageData(url=url, mime_type="image/png"), caption=caption)
-            for url, caption in value or []
-        ]
-        return GalleryData(root=found)
-
-
 class Page:
     """What the handlers share."""
 
@@ -71,7 +56,9 @@ class Page:
                         subject = gr.Radio(list(SUBJECTS), value=ALONE, label="What stays")
                         segmenter = _choice(choices.segmenters, "Segmenter")
                     with gr.Row():
-                        bounds = dict(precision=0, minimum=0, maximum=2**32 - 1, min_width=120)
+                        bounds: dict[str, Any] = dict(
+                            precision=0, minimum=0, maximum=2**32 - 1, min_width=120
+                        )
                         seed = gr.Number(0, label="Seed of the first", **bounds)
                         count = gr.Slider(1, 16, 4, step=1, label="Images", min_width=120)
                     with gr.Row(elem_id="buttons"):
@@ -79,8 +66,9 @@ class Page:
                         other_seed = gr.Button("New seed", min_width=110)
                         stop = gr.Button("Stop", min_width=80)
                     checkpoint = gr.Dropdown(shipped, value=shipped[0], label="Model")
-                    beside = dict(value=shipped[-1], label="The model beside it", visible=False)
-                    other = gr.Dropdown(shipped, **beside)
+                    other = gr.Dropdown(
+                        shipped, value=shipped[-1], label="Beside it", visible=False
+                    )
                     with gr.Accordion("Sampling and adapters", open=False):
                         negative = gr.Textbox(label="Negative prompt")
                         with gr.Row():
@@ -100,7 +88,7 @@ class Page:
                     plain: dict[str, Any] = dict(
                         allow_preview=False, object_fit="contain", buttons=[]
                     )
-                    gallery = Images(label="Images", columns=4, elem_id="images", **plain)
+                    gallery = gr.Gallery(label="Images", columns=4, elem_id="images", **plain)
                     said = gr.Textbox(label="Status", interactive=False, elem_id="said")
                     command = gr.Textbox(
                         label="The command that repeats it",
@@ -109,7 +97,7 @@ class Page:
                         lines=2,
                         elem_id="command",
                     )
-                    listed = Images(label="History", columns=6, elem_id="history", **plain)
+                    listed = gr.Gallery(label="History", columns=6, elem_id="history", **plain)
             photo, mask = (gr.Textbox(visible=False) for _ in range(2))
             shown, past = gr.State([]), gr.State([])
             fields = [
@@ -118,11 +106,14 @@ class Page:
                 *(control, control_strength, photo, mask),
             ]
             results = [gallery, said, command, listed, shown, past]
-            once: dict[str, Any] = dict(concurrency_limit=1, concurrency_id="draw")
-            once |= dict(js=_WITH_PHOTO, show_progress="hidden", api_visibility="private")
-            drawing = [draw.click, prompt.submit]
-            events = [event(self._draw, fields, results, **once) for event in drawing]
+            # Without postprocessing: gradio would write the images into a folder that it serves.
             quick: dict[str, Any] = dict(show_progress="hidden", api_visibility="private")
+            quick |= dict(postprocess=False)
+            once: dict[str, Any] = quick | dict(
+                concurrency_limit=1, concurrency_id="draw", js=_WITH_PHOTO
+            )
+            drawing = [draw.click, prompt.submit]
+            events: list[Any] = [event(self._draw, fields, results, **once) for event in drawing]
             stop.click(lambda: "Stopped.", None, said, cancels=events, **quick)
             for field_ in (action, control):
                 changed = [photo_group, strength, subject, segmenter, other]
@@ -156,7 +147,8 @@ class Page:
                 own.mkdir(exist_ok=True)
                 before = self._full(drawn)
                 for progress in self._studio.run(command, own):
-                    yield [[*before, *_pending(progress)], _step(progress), lines, same, [], same]
+                    pending = [*before, *_pending(progress)]
+                    yield [pending, _step(progress), lines, same, [], same]
                 drawn += self._history.add(own, command.line)
             drawn.sort(key=lambda record: record.seed)  # of two models beside each other
             yield [self._full(drawn), _done(drawn), lines, *self._listed(drawn)]
@@ -181,19 +173,19 @@ class Page:
     def _listed(self, drawn: list[Record]) -> list[Any]:
         """The history as images, ``drawn``, and the history as records."""
         past = self._history.records()[:_LISTED]
-        small = [(in_page(thumbnail(self._history.image(one))), one.prompt) for one in past]
+        small = [_item(thumbnail(self._history.image(one)), one.prompt) for one in past]
         return [small, drawn, past]
 
     def _opened(self) -> list[Any]:
         small, _, past = self._listed([])
         return [small, past]
 
-    def _full(self, records: Sequence[Record]) -> list[tuple[str, str]]:
+    def _full(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         """The files themselves, with their metadata."""
         several = len({record.model for record in records}) > 1
         return [
-            (
-                in_page(self._history.image(one)),
+            _item(
+                self._history.image(one),
                 f"seed {one.seed}, {one.model}" if several else f"seed {one.seed}",
             )
             for one in records
@@ -242,8 +234,13 @@ def _asked(fields: Sequence[Any]) -> Asked:
     return Asked(**{**given, "seed": int(given["seed"] or 0), "count": int(given["count"])})
 
 
-def _pending(progress: Progress) -> list[tuple[str, str]]:
-    return [(in_page(encoded(image)), "") for image in progress.images]
+def _pending(progress: Progress) -> list[dict[str, Any]]:
+    return [_item(encoded(image), "") for image in progress.images]
+
+
+def _item(png: bytes, caption: str) -> dict[str, Any]:
+    """An image of a gallery, as gradio's page expects it."""
+    return {"image": {"path": "", "url": in_page(png)}, "caption": caption}
 
 
 def _step(progress: Progress) -> str:

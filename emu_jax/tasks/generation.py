@@ -337,10 +337,9 @@ class Generation(Task):
         ``images`` are those of :attr:`further`; a ControlNet without its hint is left out.
         ``decode`` False returns the data of the generator's space, for instance tokens.
         """
-        conditions, null = self.both_conditions(
-            *(params, frozen, encoded, sizes, keys),
-            **dict(negative=negative, sampling=sampling, low=low, images=images),
-        )
+        given: dict[str, Any] = dict(negative=negative, low=low, images=images)
+        inputs = params, frozen, encoded, sizes, keys, sampling
+        conditions, null = self.both_conditions(*inputs, **given)
         denoise = self.guided(params, conditions, null, sampling)
         x0 = self.sample(denoise, keys, shape, sampling, start)
         return to_pixels(self.decode(frozen, x0)) if decode else x0
@@ -352,9 +351,9 @@ class Generation(Task):
         encoded: Mapping[str, Encoded],
         sizes: Int[Array, "b 6"],
         keys: Any,
+        sampling: Sampling | None = None,
         *,
         negative: Mapping[str, Encoded] | None = None,
-        sampling: Sampling | None = None,
         low: Data | None = None,
         images: Images | None = None,
     ) -> tuple[Conditions, Conditions | None]:

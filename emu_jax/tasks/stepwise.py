@@ -48,7 +48,7 @@ def begin(
     images: Images | None = None,
 ) -> Unfinished:
     """The sample before its first step; the arguments are those of :meth:`Generation.generate`."""
-    given = dict(negative=negative, low=low, images=images)
+    given: dict[str, Any] = dict(negative=negative, low=low, images=images)
     both = task.both_conditions(params, frozen, encoded, sizes, keys, **given)
     x, _, known = task.origin(keys, shape, task.sampling, start)
     return Unfinished(*both, loop.start(task.sampling.sampler, x), known)
