@@ -125,7 +125,7 @@ class Cascade:
                 drawn = list(stage.draw_each(*own, drawn, decode, **more))
             yield from drawn or ()
 
-    def _enlarged(self, image: Image) -> Image:
+    def _enlarged(self, image: Image) -> UInt8[np.ndarray, "_ _ 3"]:
         """An image of the first stage in the size of the last one's."""
         across = (self._factor * image.shape[1], self._factor * image.shape[0])
         return np.asarray(pillow.fromarray(image).resize(across, pillow.Resampling.BICUBIC))
