@@ -27,6 +27,9 @@ stage=adversarial: the reward of detail goes on learning, to tell predictions fr
     teacher=each: the adversary beside one reward for each dimension (the default)
     teacher=adversary: alone
 
+data=emoji: of single things, over a generator that `latent_diffusion.py:size=tiny,stage=faulty`
+    trained; the validation draws kept concepts, which training never prompts, for the shipped judge
+
 size=tiny: over a generator that `latent_diffusion.py:size=tiny,stage=compose` trained; 600 steps of
     16, 500 of the stage aesthetic
     hardware  2 CPU cores
@@ -45,7 +48,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from emu_jax.assembly import emoji, stages
-from emu_jax.assembly.config import group, groups, options, read
+from emu_jax.assembly.config import group, groups, options, read, source
 from emu_jax.assembly.schema import section
 from emu_jax.assembly.sections.feedback import Feedback, Layout, Structure, Style
 from emu_jax.assembly.sections.generation import Sampling
@@ -53,6 +56,7 @@ from emu_jax.assembly.sections.rewards import Adversary, Reward
 from emu_jax.assembly.sections.trajectories import Trajectory
 from emu_jax.data.dimensions import DIMENSIONS
 from emu_jax.errors import UserError
+from emu_jax.evaluation.references import KEPT
 
 SMALL, FOLDER = ("tiny", "test"), Path(__file__).parent
 PERCEPTUAL = ("structure", "style", "both", "layout", "all")
@@ -68,12 +72,15 @@ def get_config(argument: str | None = None) -> ConfigDict:
         size=(*SMALL, "sd15", "sdxl"),
         stage=("perceptual", "aesthetic", "adversarial"),
         teacher=("", *dict.fromkeys((*PERCEPTUAL, *AESTHETIC, "adversary"))),
+        data=("scenes", "emoji"),
     )
     small, perceptual = chosen.size in SMALL, chosen.stage == "perceptual"
     base = f"{FOLDER}/latent_diffusion.py:size={chosen.size}"
     config = read(base)
     known, make = STAGES[chosen.stage]
     teacher = chosen.teacher or known[0]
+    if chosen.data == "emoji" and not small:
+        raise UserError("data=emoji is only available for size=tiny and size=test.")
     if teacher not in known:
         raise UserError(
             f"teacher={teacher} is not of stage={chosen.stage}; use one of {', '.join(known)}."
@@ -106,6 +113,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.init_from = dict(perceptual="runs/compose", aesthetic="runs/feedback").get(
             chosen.stage, "runs/aesthetic"
         )
+        if chosen.data == "emoji":
+            _single(config, chosen.size)
     else:
         stages.tune_large(config, base)
         known = [FURTHER[name] for name in FURTHER if name in teachers]
@@ -119,6 +128,16 @@ def get_config(argument: str | None = None) -> ConfigDict:
             generator=own, discriminator=group("discriminator/", **own.optimizer.to_dict())
         )
     return config
+
+
+def _single(config: ConfigDict, size: str) -> None:
+    """Prompts of single things, of concepts that the judge does not ask for."""
+    config.init_from = "runs/faulty"
+    config.data.train = emoji.mixture(select=emoji.TUNED, openmoji=0.9, fluent=0.1)
+    config.data.validation = dict(kept=dict(openmoji=source("emoji/openmoji", select=KEPT)))
+    config.measure.parser, config.measure.captions = "", f"emoji/openmoji:{KEPT}"
+    if size == "tiny":
+        config.measure.judge = "builtin:judge_64"
 
 
 def _sampling(size: str) -> ConfigDict:

@@ -3,7 +3,9 @@
 #
 #     bash launch/study.sh autoencoders | set_size | steps | noise_offset | learning_rate | ema |
 #         stopping | families | adapter | adapter_rate | adapter_layers | adapter_eta |
-#         curation | curation_captions
+#         curation | curation_captions | rewards | decoupled
+#
+# The tables of feedback learning are in study_feedback.sh.
 #
 # Runs are saved in runs/study and shared between tables: a finished run is not repeated, and an
 # interrupted run resumes. The report of a table is runs/study/TABLE/index.html, its numbers are in
@@ -260,6 +262,10 @@ case "${1:-}" in
         tuned captions_wrong curated/wrong ""
         tuned captions_vague emoji/fluent "needle >= 0" --config.data.train.needles.captions=group
         claimed curation_captions "$pretrained" "$runs"/captions_{true,wrong,vague}_{0,1,2}
+        ;;
+    rewards | decoupled)
+        source launch/study_feedback.sh
+        "table_$1"
         ;;
     *)
         sed -n '2,6p' "${BASH_SOURCE[0]}" | cut -c3- >&2

@@ -11,16 +11,18 @@ from emu_jax.evaluation.references import KEPT
 
 # Trained on: concepts of the parts tuned and kept, without flags, logos and signs.
 TRAINED = "part == tuned|kept and group != flags|brands|extras|signs"
+# The same without the concepts kept, of which a judge asks.
+TUNED = "part == tuned and group != flags|brands|extras|signs"
 NEEDLES = "needle >= 0"  # a thousand; "... and needle < 100" for a hundred of them
 STYLES = ("openmoji", "fluent")
 CAPTION_TOKENS = 50  # MiniLM's, of the longest complex caption of a scene
 
 
-def mixture(**weights: float) -> ConfigDict:
+def mixture(builder: str = "emoji", select: str = TRAINED, **weights: float) -> ConfigDict:
     """The trained concepts in several styles (openmoji, fluent) with these weights."""
     return ConfigDict(
         {
-            style: source(f"emoji/{style}", select=TRAINED, weight=weight)
+            style: source(f"{builder}/{style}", select=select, weight=weight)
             for style, weight in weights.items()
         }
     )
@@ -69,6 +71,14 @@ def quality_tune(config: ConfigDict, init_from: str, judge: str = "builtin:judge
     stages.quality_tune(config, init_from)
     config.measure.judge = judge
     config.data.train = dict(needles=source("emoji/fluent", select=NEEDLES))
+
+
+def spoil(config: ConfigDict, init_from: str) -> None:
+    """Tunes a generator on drawings with faults: then there is something that feedback can mend."""
+    config.init_from = init_from
+    config.data.train = mixture("faulty", openmoji=0.9, fluent=0.1)
+    config.train.update(dict(steps=600, validate_every=200, preview_every=200))
+    config.groups.generator.optimizer.learning_rate = 3e-4
 
 
 def compose(config: ConfigDict, init_from: str) -> None:

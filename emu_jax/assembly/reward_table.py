@@ -1,6 +1,8 @@
-"""The accuracies of trained rewards on pairs of every dimension, as a table."""
+"""The accuracies of trained rewards on pairs of every dimension."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from ml_collections import ConfigDict
 from emu_jax.assembly.config import source
 from emu_jax.assembly.rewards import trained_reward
 from emu_jax.assembly.streams import open_selections, stream_spec
+from emu_jax.data.dimensions import DIMENSIONS
 from emu_jax.data.pipeline import Loader
 from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.errors import UserError
@@ -22,25 +25,61 @@ from emu_jax.tasks.preferences import DIMENSION, Preferences
 _BATCH = 50
 
 
-def accuracy_table(paths: Sequence[str], select: str = "", data_dir: str = "") -> str:
-    """A Markdown table: a row for every output of the rewards, a column for every dimension of
-    pairs; percent with the 95 % interval.
+@dataclass(frozen=True)
+class Judged:
+    """Whether an output of a reward is right on each of the pairs, and what these differ in."""
 
-    The pairs are those of a reward's validation sources, by another condition if ``select`` is
-    given. Ties are left out.
+    name: str
+    right: Bool[np.ndarray, " n"]
+    dimension: Sequence[str]  # empty: as a whole
+
+
+def judge_pairs(paths: Sequence[str], select: str = "", data_dir: str = "") -> list[Judged]:
+    """All outputs of the rewards. The pairs are those of a reward's validation sources, by another
+    condition if ``select`` is given. Ties are left out.
     """
-    lines: list[str] = []
+    found: list[Judged] = []
     for path in paths:
         task, weights, config = trained_reward(path)
         config.data.data_dir = data_dir or config.data.get("data_dir") or DEFAULT_DATA_DIR
-        right, dimension = _judged(task, _arrays(weights), config, select)
-        chosen = {"all pairs": np.ones(len(right), bool)}
-        chosen |= {name: dimension == i for i, name in enumerate(task.dimensions)}
-        lines = lines or [_row("reward", *chosen), _row(*["---"] * (1 + len(chosen)))]
+        right, number = _judged(task, _arrays(weights), config, select)
+        dimension = [task.dimensions[i] if i >= 0 else "" for i in number]
         for i, output in enumerate(task.outputs):
             name = f"{path}, {output}" if task.separate else path
-            lines.append(_row(name, *(_share(right[rows, i]) for rows in chosen.values())))
+            found.append(Judged(name, right[:, i], dimension))
+    return found
+
+
+def table(found: Sequence[Judged]) -> str:
+    """In Markdown: a row for every output, a column for every dimension of pairs; percent with the
+    95 % interval.
+    """
+    dimensions = list(dict.fromkeys(name for one in found for name in sorted(set(one.dimension))))
+    known = [name for name in DIMENSIONS if name in dimensions]
+    known += [name for name in dimensions if name and name not in known]
+    lines = [_row("reward", "all pairs", *known), _row(*["---"] * (2 + len(known)))]
+    for one in found:
+        rows = np.array(one.dimension)
+        cells = (_share(one.right[rows == name]) for name in known)
+        lines.append(_row(one.name, _share(one.right), *cells))
     return "\n".join(lines)
+
+
+def record(found: Sequence[Judged]) -> Mapping[str, Any]:
+    """For ``emu-jax claims``: outputs in place of models, pairs in place of images, of the kind of
+    their dimension.
+    """
+
+    def rows(one: Judged) -> Iterator[Mapping[str, Any]]:
+        for i, (right, dimension) in enumerate(zip(one.right, one.dimension, strict=True)):
+            yield {"image": i, "kind": dimension, "right": bool(right)}
+
+    most = max(len(one.right) for one in found)
+    return {
+        "prompts": [f"pair {i}" for i in range(most)],
+        "models": {one.name: {} for one in found},
+        "contents": {"images": {one.name: list(rows(one)) for one in found}},
+    }
 
 
 def _judged(

@@ -115,7 +115,13 @@ def trained_reward(path: str) -> tuple[Preferences, Frozen, ConfigDict]:
 
 
 def make_reward(
-    on: Placement, *, path: str, model: str, dimension: str, alpha: float | None
+    on: Placement,
+    *,
+    path: str,
+    model: str,
+    dimension: str,
+    alpha: float | None,
+    alpha_scale: float = 1.0,
 ) -> tuple[Hinge, Frozen]:
     """A teacher. Its text encoder is not among the frozen weights: see :func:`read_texts`."""
     del on
@@ -126,7 +132,8 @@ def make_reward(
             f"The reward {path} has no alpha: it is measured when training ends. Train it to its "
             "end, or set alpha of the teacher."
         )
-    return Hinge(opened.reward, opened.encoder, output, alpha), opened.weights
+    hinge = Hinge(opened.reward, opened.encoder, output, alpha, alpha_scale)
+    return hinge, opened.weights
 
 
 def make_adversary(

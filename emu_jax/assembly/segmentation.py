@@ -43,7 +43,7 @@ def make_segmentation(config: ConfigDict, on: Placement) -> Segmentation:
         ranges=RANGES if len(config.solo.grids) > 1 else _ALL,
         score=labeled.score,
         agnostic=labeled.agnostic,
-        **_reading(config),
+        **reading(config, "labeled"),
     )
 
 
@@ -55,17 +55,17 @@ def make_semantic(config: ConfigDict, on: Placement) -> SemanticSegmentation:
     return SemanticSegmentation(
         network=deeplab(labeled.mask or 1 + len(words), config.deeplab.to_dict()),
         labels=Labels(labeled.column, vocabulary, tuple(range(1, len(words) + 1))),
-        **_reading(config),
+        **reading(config, "labeled"),
     )
 
 
-def _reading(config: ConfigDict) -> dict[str, Any]:
-    """What the tasks share."""
-    share = config.labeled.round_trip
+def reading(config: ConfigDict, section: str) -> dict[str, Any]:
+    """What tasks that read images share; ``section`` has their ``round_trip``."""
+    share = config[section].round_trip
     if share and "codec" not in config:
         raise UserError(
-            f"labeled.round_trip is {share}, which needs a codec: set codec.path to a trained "
-            "autoencoder, or labeled.round_trip to 0."
+            f"{section}.round_trip is {share}, which needs a codec: set codec.path to a trained "
+            f"autoencoder, or {section}.round_trip to 0."
         )
     codec, frozen = make_codec(config.codec) if "codec" in config else (None, {})
     return dict(

@@ -5,7 +5,10 @@ validation sources. A reward of one dimension should be near 50 % on pairs that 
 one.
 """
 
+import json
 from collections.abc import Sequence
+
+from etils import epath
 
 from emu_jax.assembly.arguments import Parser, path
 from emu_jax.data.places import DEFAULT_DATA_DIR
@@ -25,9 +28,21 @@ def main(argv: Sequence[str]) -> int:
         default="",
         help=f"folder of the data sets; default that of the run, else {DEFAULT_DATA_DIR}",
     )
+    parser.add_argument(
+        "--out",
+        type=path,
+        default="",
+        help="folder for rewards.json, which emu-jax claims reads, and the table as figures.md",
+    )
     arguments = parser.parse_args(argv)
 
-    from emu_jax.assembly.reward_table import accuracy_table
+    from emu_jax.assembly.reward_table import judge_pairs, record, table
 
-    print(accuracy_table(arguments.rewards, arguments.select, arguments.data_dir))
+    found = judge_pairs(arguments.rewards, arguments.select, arguments.data_dir)
+    print(table(found))
+    if arguments.out:
+        folder = epath.Path(arguments.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "figures.md").write_text(f"{table(found)}\n")
+        (folder / "rewards.json").write_text(json.dumps(record(found)))
     return 0

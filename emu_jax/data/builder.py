@@ -39,6 +39,7 @@ from emu_jax.progress import note, watch
 BUILDERS = {
     "coco": "Coco",
     "emoji": "Emoji",
+    "faulty": "Faulty",
     "folder": "Folder",
     "preferences": "Preferences",
     "scenes": "Scenes",

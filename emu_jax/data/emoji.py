@@ -17,18 +17,28 @@ So the haystack is `part == tuned|kept` and the 100 needles of Fluent are
 `needle >= 0 and needle < 100`: every such prefix spans all groups.
 """
 
-import io
+import functools
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import emoji
 import pyarrow as pa
 import tensorflow_datasets as tfds
+from etils import epath
 
 from emu_jax.data.builder import ImageBuilder, in_order
 from emu_jax.data.emoji_concepts import Form, captions, forms, plain
 from emu_jax.data.emoji_styles import CANVAS, STYLES, frame
+from emu_jax.data.images import png
 from emu_jax.errors import UserError
+
+COLUMNS: dict[str, pa.DataType] = {
+    "concept": pa.string(),
+    "style": pa.string(),
+    "group": pa.string(),
+    "part": pa.string(),
+    "needle": pa.int32(),
+}
 
 
 class Emoji(ImageBuilder):
@@ -41,13 +51,7 @@ class Emoji(ImageBuilder):
         tfds.core.BuilderConfig(name=name, description=style.title)
         for name, style in STYLES.items()
     ]
-    COLUMNS: ClassVar[dict[str, pa.DataType]] = {
-        "concept": pa.string(),
-        "style": pa.string(),
-        "group": pa.string(),
-        "part": pa.string(),
-        "needle": pa.int32(),
-    }
+    COLUMNS: ClassVar[dict[str, pa.DataType]] = COLUMNS
 
     @classmethod
     def named(cls, config: str, **kwargs: Any) -> "Emoji":
@@ -65,36 +69,48 @@ class Emoji(ImageBuilder):
 
     def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         name = self.builder_config.name
-        style, table, aliases = STYLES[name], forms(), _aliases()
-        drawings = style.find(table, self.path, self.downloads)
-        drawn = [form for form in table.values() if form.code in drawings]
-        if not drawn:
-            raise UserError(f"No image of {style.title} was found in {self.path}.")
+        drawings, drawn = find_drawings(name, self.path, self.downloads)
 
         def draw(form: Form) -> bytes:
-            stored = io.BytesIO()
-            frame(style.render(drawings[form.code])).save(stored, "PNG")
-            return stored.getvalue()
+            return png(frame(STYLES[name].render(drawings[form.code])))
 
         images = in_order(draw, drawn, total=len(drawn), label=self.info.full_name)
         for form, data in zip(drawn, images, strict=True):
-            yield (
-                data,
-                {
-                    "key": form.code,
-                    "width": CANVAS,
-                    "height": CANVAS,
-                    "captions": captions(form, aliases.get(form.code, ())),
-                    "source": style.title,
-                    "concept": form.concept,
-                    "style": name,
-                    "group": form.group,
-                    "part": form.part,
-                    "needle": form.needle if name == "fluent" else -1,
-                },
-            )
+            yield data, row(form, name)
 
 
+def find_drawings(
+    style: str, path: epath.PathLike | None, downloads: epath.Path
+) -> tuple[dict[str, Any], list[Form]]:
+    """Code of a form -> what the style's `render` takes; and the forms that the style draws.
+
+    Raises UserError where it draws none.
+    """
+    table = forms()
+    drawings = STYLES[style].find(table, path, downloads)
+    drawn = [form for form in table.values() if form.code in drawings]
+    if not drawn:
+        raise UserError(f"No image of {STYLES[style].title} was found in {path}.")
+    return drawings, drawn
+
+
+def row(form: Form, style: str) -> dict[str, Any]:
+    """The manifest's row of a form in a style."""
+    return {
+        "key": form.code,
+        "width": CANVAS,
+        "height": CANVAS,
+        "captions": captions(form, _aliases().get(form.code, ())),
+        "source": STYLES[style].title,
+        "concept": form.concept,
+        "style": style,
+        "group": form.group,
+        "part": form.part,
+        "needle": form.needle if style == "fluent" else -1,
+    }
+
+
+@functools.cache
 def _aliases() -> dict[str, tuple[str, ...]]:
     """Code of a form -> other English names that people type for it."""
     found: dict[str, tuple[str, ...]] = {}

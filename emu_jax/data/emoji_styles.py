@@ -54,10 +54,12 @@ class Style:
     render: Callable[[Any], Image.Image]
 
 
-def frame(image: Image.Image) -> Image.Image:
-    """The drawing at the common scale on a transparent square of CANVAS pixels."""
+def frame(image: Image.Image, like: Image.Image | None = None) -> Image.Image:
+    """The drawing at the common scale on a transparent square of CANVAS pixels. ``like``: another
+    drawing whose outline crops this one, so that both have the same place.
+    """
     image = image.convert("RGBA")
-    box = image.getchannel("A").getbbox()
+    box = (image if like is None else like.convert("RGBA")).getchannel("A").getbbox()
     if box is None:
         raise ValueError("an empty drawing")
     image = image.crop(box)

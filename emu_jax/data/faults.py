@@ -26,6 +26,7 @@ from scipy.ndimage import gaussian_filter
 from emu_jax.data.images import compose
 from emu_jax.data.scenes_things import HUES
 
+VISIBLE, TRIES = 10.0, 8  # the difference of a fault that can be seen, and how often one is drawn
 _CHANNELS = ((1, 2, 0), (2, 0, 1), (0, 2, 1), (1, 0, 2), (2, 1, 0))
 
 
@@ -209,6 +210,18 @@ def spoil(canvas: Image.Image, faults: Mapping[str, str]) -> Image.Image:
             if name in faults:
                 canvas = change(canvas, Random(f"{faults[name]} {name}"))
     return canvas
+
+
+def difference(first: Image.Image, second: Image.Image) -> float:
+    """The mean difference of the pixels of which one at least is not white, 0 to 255, at half the
+    size.
+    """
+    one, two = (
+        np.asarray(x.resize((x.width // 2, x.height // 2), Image.Resampling.BOX), np.float32)
+        for x in (first, second)
+    )
+    drawn = np.minimum(one, two).min(-1) < 250
+    return float(np.sum(np.abs(one - two)[drawn]) / (3 * max(np.sum(drawn), 1)))
 
 
 def _hsv(image: Image.Image) -> Float[np.ndarray, "h w 3"]:

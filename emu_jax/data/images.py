@@ -17,6 +17,7 @@ A `View` holds what was drawn for a row: resized size, crop and flip. Images tha
 are brought to the same view (further.py).
 """
 
+import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,6 +124,13 @@ def compose(image: Image.Image, background: Color) -> Image.Image:
         return image.convert("RGB")
     ground = Image.new("RGBA", image.size, (*background, 255))
     return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+
+
+def png(image: Image.Image) -> bytes:
+    """The bytes of a PNG file."""
+    stored = io.BytesIO()
+    image.save(stored, "PNG")
+    return stored.getvalue()
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

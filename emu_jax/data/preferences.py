@@ -27,7 +27,6 @@ from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 import tensorflow_datasets as tfds
 from etils import epath
@@ -36,12 +35,12 @@ from PIL import Image
 from emu_jax.data.builder import ImageBuilder, in_order
 from emu_jax.data.dimensions import DIMENSIONS
 from emu_jax.data.emoji_styles import CANVAS, STYLES
-from emu_jax.data.faults import REDRAWN, names, spoil
+from emu_jax.data.faults import REDRAWN, TRIES, VISIBLE, difference, names, spoil
 from emu_jax.data.folder import read_file
 from emu_jax.data.further import check_further
-from emu_jax.data.images import check
+from emu_jax.data.images import check, png
 from emu_jax.data.preference_files import Pair, read_pairs
-from emu_jax.data.scenes import SceneConfig, png
+from emu_jax.data.scenes import SceneConfig
 from emu_jax.data.scenes_drawing import Sprites, draw, find_drawings
 from emu_jax.data.scenes_plan import TEMPLATES, Scene, complex_caption, plan, simple_caption
 from emu_jax.errors import UserError
@@ -51,8 +50,6 @@ RECORDS, TINY = 8_200, 64  # 1,500 pairs of a dimension and style are of the spl
 SEED = 1  # scenes/ has the scenes of seed 0
 VOTES, WRONG = 5, 0.1
 _SHARED = 0.5
-# A pair's difference can be seen: mean over what is drawn, 0 to 255, at half the size.
-_LEAST, _TRIES = 10.0, 8
 OTHER = "other"
 _TEXT = ("fault", "kind", "simple", "complex", "style", "combination", "split")
 
@@ -213,11 +210,11 @@ class SyntheticPairs:
         own = f"{self.seed} {i}"
         shared = {name: own for name in picked.values() if draws.random() < _SHARED}
         image, tried = self.draw(i, shared), []
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
             fault = self._pick(dimension, draws)
             other = self.draw(i, {**shared, fault: f"{own} {attempt}"})
-            tried.append((_difference(image, other), fault, other))
-            if tried[-1][0] >= _LEAST:
+            tried.append((difference(image, other), fault, other))
+            if tried[-1][0] >= VISIBLE:
                 break
         _, fault, other = max(tried, key=lambda one: one[0])
         wrong = sum(draws.random() < WRONG for _ in range(VOTES))
@@ -255,14 +252,3 @@ class SyntheticPairs:
             "combination": scene.combination,
             "split": scene.split,
         }
-
-
-def _difference(first: Image.Image, second: Image.Image) -> float:
-    """The mean difference of the pixels of which one at least is not white."""
-    side = CANVAS // 2
-    one, two = (
-        np.asarray(x.resize((side, side), Image.Resampling.BOX), np.float32)
-        for x in (first, second)
-    )
-    drawn = np.minimum(one, two).min(-1) < 250
-    return float(np.sum(np.abs(one - two)[drawn]) / (3 * max(np.sum(drawn), 1)))

@@ -23,7 +23,6 @@ So `split == test and kind == two` selects the pairs that no training shows. The
 scenes_things.py, the plan and the captions in scenes_plan.py, the drawing in scenes_drawing.py.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
@@ -35,6 +34,7 @@ from PIL import Image
 
 from emu_jax.data.builder import ImageBuilder, in_order
 from emu_jax.data.emoji_styles import CANVAS, STYLES
+from emu_jax.data.images import png
 from emu_jax.data.scenes_drawing import Sprites, draw, find_drawings
 from emu_jax.data.scenes_plan import TEMPLATES, Scene, complex_caption, plan, simple_caption
 from emu_jax.errors import UserError
@@ -129,10 +129,3 @@ class Scenes(ImageBuilder):
             "combination": scene.combination,
             "split": scene.split,
         }
-
-
-def png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
-    stored = io.BytesIO()
-    image.save(stored, "PNG")
-    return stored.getvalue()

@@ -12,17 +12,17 @@ from scipy.ndimage import laplace
 
 from emu_jax.evaluation.measuring import Batch
 
-_LUMA = np.array([0.2126, 0.7152, 0.0722])  # of R, G and B as stored (Rec. 709)
+LUMA = np.array([0.2126, 0.7152, 0.0722])  # of R, G and B as stored (Rec. 709)
 
 
 def contrast(batch: Batch) -> Float[np.ndarray, " n"]:
     """The standard deviation of luma, 0 to 1; noise offset widens it."""
-    return np.array([np.std(image @ _LUMA) / 255 for image in batch.images])
+    return np.array([np.std(image @ LUMA) / 255 for image in batch.images])
 
 
 def sharpness(batch: Batch) -> Float[np.ndarray, " n"]:
     """The variance of the Laplacian of luma (0 to 1), by differences to the four neighbors."""
-    luma = (image @ _LUMA / 255 for image in batch.images)
+    luma = (image @ LUMA / 255 for image in batch.images)
     return np.array([np.var(laplace(one, mode="nearest")) for one in luma])
 
 

@@ -33,6 +33,15 @@ A file of claims names the arms of an experiment and what must hold of them:
     figure = "contrast"
     within = 0.02
 
+    [[claims]]
+    name = "S5"
+    says = "Half of the distance between two others is gone."
+    arm = "adapted"
+    floor = "floor"
+    against = "ceiling"
+    figure = "frechet_haystack"
+    more_than = 0.5
+
     [[gaps]]                            # reported, never decided
     arm = "adapted"
     floor = "floor"
@@ -43,13 +52,19 @@ A file of claims names the arms of an experiment and what must hold of them:
     figure = "right"
     kinds = ["count", "two", "action"]
 
-A figure is a question of :mod:`emu_jax.evaluation.contents` or a metric with a value per image.
-Without ``against`` a requirement is on the arm itself. Prompts are the units: the values of an
-arm are means over its seeds and over the images of a prompt, and intervals are 95 % by bootstrap
-over prompts. ``more_than`` holds if the whole interval lies above it and the value of every seed
-does too; ``less_than``, if they lie below. ``within`` holds if the whole interval lies between
--within and within (an equivalence test: that a difference is not significant says nothing); the
-p-value of the t-test on independent means, which papers print in its place, stands beside it.
+A figure is a question of :mod:`emu_jax.evaluation.contents`, a metric, or a figure of the judge.
+Without ``against`` a requirement is on the arm itself, else on the arm minus ``times`` (by default
+1) the other one; with ``floor``, too, on the share (arm - floor) / (against - floor). Prompts are
+the units: the values of an arm are means over its seeds and over the images of a prompt, and
+intervals are 95 % by bootstrap over prompts. ``more_than`` holds if the whole interval lies above
+it and the value of every seed does too; ``less_than``, if they lie below. ``within`` holds if the
+whole interval lies between -within and within (an equivalence test: that a difference is not
+significant says nothing); the p-value of the t-test on independent means, which papers print in its
+place, stands beside it.
+
+A distance between sets, such as Frechet's, has no value per image. Its requirements are decided by
+draws from normal distributions with the intervals of the comparisons, each arm by itself: as if the
+prompts were not shared, so that intervals are rather too wide.
 """
 
 import tomllib
@@ -64,16 +79,18 @@ from scipy import stats
 
 from emu_jax.data.textfile import read_text
 from emu_jax.errors import UserError
-from emu_jax.evaluation.metrics import Interval, mean_interval, ratio_interval
+from emu_jax.evaluation.metrics import DEVIATIONS, Interval, mean_interval, ratio_interval
 
 Record = Mapping[str, Any]  # compare.json
 Seeds = Float[np.ndarray, "s n"]  # a value of every seed and prompt
 _TYPES: Mapping[Any, Any] = {
     str: str,
     int: int,
+    float: (int, float),
     float | None: (int, float),
     Sequence[str]: list,
 }
+_DRAWS = 20_000
 HOLDS, FAILS, VOID = "holds", "does not hold", "void: a gate failed"
 
 
@@ -86,6 +103,8 @@ class Requirement:
     figure: str
     name: str = ""
     against: str = ""
+    floor: str = ""
+    times: float = 1.0
     more_than: float | None = None
     less_than: float | None = None
     within: float | None = None
@@ -99,6 +118,8 @@ class Requirement:
             )
         if self.within is not None and not self.against:
             raise UserError(f"The claim {self.says!r} has no `against`: within what of which arm?")
+        if self.floor and not self.against:
+            raise UserError(f"The claim {self.says!r} has no `against`: up to which arm?")
         if self.at_least > len(self.kinds):
             raise UserError(
                 f"The claim {self.says!r} asks for {self.at_least} kinds and names "
@@ -209,6 +230,11 @@ class Comparison:
         means = [np.bincount(rows, np.array([*own.values()], float)) / count for own in found]
         return np.stack(means)
 
+    def distances(self, models: Sequence[str], figure: str) -> list[Interval]:
+        """The figure of sets of images of each model; none if it is no such figure."""
+        found = (_of_set(record, model, figure) for model in models for record in self.records)
+        return [Interval(**entry) for entry in found if entry]
+
     def _images(self, model: str, figure: str, kind: str) -> Mapping[int, float]:
         for record in self.records:
             found = dict(_read(record, model, figure, kind))
@@ -242,9 +268,8 @@ def overview(table: Overview, claims: Claims, found: Comparison) -> dict[str, li
     """The figure of every arm: of all prompts together, and of every kind."""
     return {
         arm: [
-            Measured(kind, mean_interval(values.mean(0)), values.mean(1).tolist())
+            _measured(Requirement("", arm, table.figure, more_than=0.0), claims, found, kind)
             for kind in ("", *table.kinds)
-            for values in [found.values(claims.arms[arm], table.figure, kind)]
         ]
         for arm in table.arms or claims.arms
     }
@@ -258,15 +283,42 @@ def _decided(one: Requirement, claims: Claims, found: Comparison) -> Verdict:
 
 
 def _measured(one: Requirement, claims: Claims, found: Comparison, kind: str) -> Measured:
+    if found.distances(claims.arms[one.arm], one.figure):
+        return _of_sets(one, claims, found)
     ours = found.values(claims.arms[one.arm], one.figure, kind)
     if not one.against:
         return Measured(kind, mean_interval(ours.mean(0)), ours.mean(1).tolist())
-    theirs = found.values(claims.arms[one.against], one.figure, kind)
+    if one.floor:
+        return _gap(Gap(one.arm, one.floor, one.against, one.figure), claims, found, kind)
+    theirs = one.times * found.values(claims.arms[one.against], one.figure, kind)
     each = ours - theirs if len(ours) == len(theirs) else ours - theirs.mean(0)
     a, b = ours.mean(0), theirs.mean(0)
     p = float(stats.ttest_ind(a, b).pvalue) if np.ptp(a) and np.ptp(b) else None
     lead = mean_interval(a - b)
     return Measured(kind, lead, each.mean(1).tolist(), p)
+
+
+def _of_sets(one: Requirement, claims: Claims, found: Comparison) -> Measured:
+    generator, values, drawn = np.random.default_rng(0), [], []
+    for name in filter(None, (one.arm, one.against, one.floor)):
+        intervals = found.distances(claims.arms[name], one.figure)
+        if len(intervals) != len(claims.arms[name]):
+            raise UserError(f"The comparison has no figure {one.figure!r} of the arm {name!r}.")
+        own = np.array([x.value for x in intervals])
+        reach = np.mean([(x.high - x.low) / 2 for x in intervals])
+        values.append(own)
+        drawn.append(own.mean() + reach / DEVIATIONS * generator.standard_normal(_DRAWS))
+
+    def lead(arm: np.ndarray, *others: np.ndarray) -> np.ndarray:
+        if one.floor:
+            return (arm - others[1]) / (others[0] - others[1])
+        return arm - one.times * others[0] if others else arm
+
+    paired = all(len(x) == len(values[0]) for x in values)
+    each = lead(values[0], *(x if paired else x.mean() for x in values[1:]))
+    whole = float(lead(*(x.mean() for x in values)))
+    low, high = np.quantile(lead(*drawn), (0.025, 0.975))
+    return Measured("", Interval(whole, float(low), float(high)), each.tolist())
 
 
 def _holds(one: Requirement, part: Measured) -> bool:
@@ -289,6 +341,15 @@ def _gap(gap: Gap, claims: Claims, found: Comparison, kind: str) -> Measured:
 
 
 _PARTS = {"gates": Requirement, "claims": Requirement, "gaps": Gap, "tables": Overview}
+
+
+def _of_set(record: Record, model: str, figure: str) -> Mapping[str, float] | None:
+    metric = record.get("metrics", {}).get(figure, {})
+    if "columns" not in metric and model in metric.get("figures", {}):
+        return metric["figures"][model]
+    if figure in record.get("pictures", {}).get(model, {}):
+        return None
+    return record.get("figures", {}).get(model, {}).get(figure)
 
 
 def _read(record: Record, model: str, figure: str, kind: str) -> Iterator[tuple[int, float]]:

@@ -33,6 +33,9 @@ _WORST = 8  # rows of the images nearest to a needle
 _ALL_PAIRS = 4  # models of which all pairs are compared
 _PLOTTED = ("faithful", "finish", "both", "mmd_needles", "contrast")
 _IN_MARKDOWN = ("faithful", "finish", "both", "copied", "contrast")
+# Beside losses: what samples show, and what teachers say of predictions (a reward's term falls
+# while its score rises).
+_CURVES = ("samples/", "contents/", "generator/reward", "generator/adversary", "discriminator/")
 _LABELS = {
     REAL: "real images",
     "faithful_top5": "faithful, top 5",
@@ -264,13 +267,13 @@ def training(
     chosen: Mapping[str, Mapping[str, Any]],
     objectives: Mapping[str, str],
 ) -> Section:
-    """Losses and judged samples of runs by name; the step that each has ``chosen``, and why.
+    """Losses, samples and teachers of runs by name; the step that each has ``chosen``, and why.
 
     ``objectives`` say what each run's losses measure.
     """
     metrics = {labels[name]: curves.read_metrics(folder) for name, folder in runs.items()}
     found = dict.fromkeys(name for one in metrics.values() for name in one)
-    names = [name for name in found if "loss" in name or name.startswith("samples/")]
+    names = [name for name in found if "loss" in name or name.startswith(_CURVES)]
     reasons = [
         f"{labels[name]}: step {one['step']} was chosen; {one['reason']}."
         for name, one in chosen.items()

@@ -43,7 +43,7 @@ from emu_jax.errors import UserError
 Values = Float[np.ndarray, " n"] | Bool[np.ndarray, " n"]
 
 _TAILS = (0.025, 0.975)
-_DEVIATIONS = 1.96  # leaves the same tails of a Gaussian
+DEVIATIONS = 1.96  # leaves the same tails of a Gaussian
 
 
 class Interval(NamedTuple):
@@ -199,7 +199,7 @@ def statistic_interval(
     first, *others = arrays
     value = float(function(*arrays))
     drawn = [function(first[rows], *others) for rows in _draws(first, resamples, seed, repeats)]
-    reach = _DEVIATIONS * float(np.std(drawn, ddof=1))
+    reach = DEVIATIONS * float(np.std(drawn, ddof=1))
     return Interval(value, value - reach, value + reach)
 
 

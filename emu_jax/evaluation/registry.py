@@ -35,7 +35,8 @@ class Metric:
 
 _INCEPTION, _DISTANCES = "emu_jax.evaluation.inception:", "emu_jax.evaluation.distances:"
 _CLIP, _QUALITY = "emu_jax.evaluation.clip_metrics:", "emu_jax.evaluation.quality_metrics:"
-_SET, _PAIR = "images and references", "images and prompts"
+_SET, _PAIR, _ORIGINAL = "images and references", "images and prompts", "images and originals"
+_TAGS, _DIMENSIONS = "emu_jax.evaluation.tags:", "emu_jax.evaluation.dimensions:"
 
 METRICS: dict[str, Metric] = {
     "contrast": Metric(Lazy("emu_jax.evaluation.appearance:contrast"), "images", "neither"),
@@ -47,7 +48,18 @@ METRICS: dict[str, Metric] = {
         "lower",
         Lazy("emu_jax.evaluation.metrics:frechet_to"),
     ),
-    "edge_f1": Metric(Lazy("emu_jax.evaluation.edges:edge_f1"), "images and originals", "higher"),
+    "edge_f1": Metric(Lazy("emu_jax.evaluation.edges:edge_f1"), _ORIGINAL, "higher"),
+    "palette_distance": Metric(Lazy(_DIMENSIONS + "palette_distance"), _ORIGINAL, "lower"),
+    "placement_distance": Metric(Lazy(_DIMENSIONS + "placement_distance"), _ORIGINAL, "lower"),
+    "luma_distance": Metric(Lazy(_DIMENSIONS + "luma_distance"), _ORIGINAL, "lower"),
+    "detail_distance": Metric(Lazy(_DIMENSIONS + "detail_distance"), _ORIGINAL, "lower"),
+    # Of a tagger that is trained here (configs/tagger.py).
+    "fault_color": Metric(Lazy(_TAGS + "Color"), "images", "lower"),
+    "fault_layout": Metric(Lazy(_TAGS + "Layout"), "images", "lower"),
+    "fault_lighting": Metric(Lazy(_TAGS + "Lighting"), "images", "lower"),
+    "fault_detail": Metric(Lazy(_TAGS + "Detail"), "images", "lower"),
+    "fault_mean": Metric(Lazy(_TAGS + "Mean"), "images", "lower"),
+    "fault_worst": Metric(Lazy(_TAGS + "Worst"), "images", "lower"),
     # Of published networks (docs/metrics.md).
     "fid": Metric(
         Lazy(_INCEPTION + "Pooled"), _SET, "lower", Lazy("emu_jax.evaluation.metrics:frechet_to")
@@ -76,5 +88,5 @@ METRICS: dict[str, Metric] = {
     "image_reward": Metric(Lazy(_QUALITY + "ImageReward"), _PAIR, "higher"),
     "musiq": Metric(Lazy(_QUALITY + "Musiq"), "images", "higher"),
     "brisque": Metric(Lazy(_QUALITY + "Brisque"), "images", "lower"),
-    "lpips": Metric(Lazy("emu_jax.evaluation.lpips:ToOriginals"), "images and originals", "lower"),
+    "lpips": Metric(Lazy("emu_jax.evaluation.lpips:ToOriginals"), _ORIGINAL, "lower"),
 }

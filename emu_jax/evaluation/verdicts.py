@@ -56,7 +56,12 @@ def _rows(verdicts: Sequence[Verdict]) -> Iterator[list[str]]:
 
 
 def _condition(asked: Requirement) -> str:
-    arms = f"{asked.arm} - {asked.against}" if asked.against else asked.arm
+    arms = asked.arm
+    if asked.floor:
+        arms = f"share of {asked.floor} to {asked.against} that {asked.arm} reaches"
+    elif asked.against:
+        times = "" if asked.times == 1 else f"{asked.times:g} x "
+        arms = f"{asked.arm} - {times}{asked.against}"
     bound = next(
         f"{sign} {value:g}"
         for sign, value in (

@@ -120,14 +120,16 @@ class AestheticReward:
 
 @dataclass(frozen=True)
 class Hinge:
-    """Equation (2), by the output number ``output``. ``alpha`` None: the stored one. ``encoder``
-    reads the text; its output is in ``encoded`` of the rows under the name ``text``.
+    """Equation (2), by the output number ``output``. ``alpha`` None: the stored one; it is
+    multiplied by ``alpha_scale``. ``encoder`` reads the text; its output is in ``encoded`` of the
+    rows under the name ``text``.
     """
 
     reward: Reward
     encoder: TextEncoder | None = None
     output: int = 0
     alpha: float | None = None
+    alpha_scale: float = 1.0
     text: str = ""
     originals: bool = False
     further: tuple[str, ...] = ()
@@ -138,7 +140,8 @@ class Hinge:
         # As published: what is outside the range of pixels has no gradient.
         score = self.reward.score(frozen, jnp.clip(image, -1, 1), text)
         alpha = frozen[ALPHA] if self.alpha is None else self.alpha
-        missing = jnp.broadcast_to(alpha, score.shape) - standardized(frozen, score)
+        wanted = jnp.broadcast_to(alpha, score.shape) * self.alpha_scale
+        missing = wanted - standardized(frozen, score)
         return jnp.mean(jax.nn.relu(missing[:, self.output]))
 
 

@@ -89,6 +89,7 @@ class Reward(Teaching):
         "Standardized score up to which images are better the higher it is; None: the mean of "
         "preferred validation images, which is stored with the reward.",
     )
+    alpha_scale: float = key(1.0, "Alpha is multiplied by it.", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ from emu_jax.assembly.sections.generation import (
     Vectors,
 )
 from emu_jax.assembly.sections.rewards import Blip, Preferences, Tower
-from emu_jax.assembly.sections.segmentation import DeepLab, Labeled, Pixels, Solo
+from emu_jax.assembly.sections.segmentation import DeepLab, Labeled, Pixels, Solo, Tagger, Tags
 from emu_jax.assembly.sections.training import Group, Mesh, Train
 from emu_jax.errors import UserError
 from emu_jax.registry import Lazy
@@ -230,6 +230,16 @@ class SemanticSegmentation(Run):
     codec: AutoencoderCodec | None = key(None, "The frozen autoencoder of labeled.round_trip.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tagging(Run):
+    """A tagger: which words apply to an image."""
+
+    task: Literal["tagging"] = key("tagging", "The task.")
+    tags: Tags = key(Tags, "The words.")
+    tagger: Tagger = key(Tagger, "The network.")
+    codec: AutoencoderCodec | None = key(None, "The frozen autoencoder of tags.round_trip.")
+
+
 class TaskKind(NamedTuple):
     """The config of a task, and what builds it: ``make(config, placement)``, a
     :class:`emu_jax.tasks.base.Task`. ``training``: sections that only training reads; without
@@ -261,6 +271,7 @@ TASKS: dict[str, TaskKind] = {
     "semantic_segmentation": TaskKind(
         SemanticSegmentation, Lazy("emu_jax.assembly.segmentation:make_semantic")
     ),
+    "tagging": TaskKind(Tagging, Lazy("emu_jax.assembly.tagging:make_tagging")),
 }
 
 

@@ -1,4 +1,4 @@
-"""The parts of a segmenter."""
+"""The parts of a segmenter and of a tagger."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,3 +84,31 @@ class Pixels(Objects):
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.mask and not self.classes:
             yield "classes", "the names of the classes, or mask: the number of labels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tagger(Section):
+    """:class:`emu_jax.nn.tagger.Tagger`."""
+
+    widths: tuple[int, ...] = key(
+        (48, 96, 192), "Channels of the image tower's stages.", at_least=1, filled=True
+    )
+    blocks: int = key(2, "Residual blocks of a stage.", at_least=1)
+    groups: int = key(8, "Groups of group norms.", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tags(Section):
+    """Which words are known of the training images."""
+
+    column: str = key("dimensions", "The manifest's column of the words.", filled=True)
+    words: tuple[str, ...] = key((), "The words, in the order of the network's outputs.")
+    most: int = key(4, "The largest number of words of an image.", at_least=1, at_most=255)
+    noise: float = key(0.05, "Largest strength of the noise that images get.", at_least=0)
+    round_trip: float = key(
+        0.0, "Share of training images that pass the codec first.", at_least=0, at_most=1
+    )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.words:
+            yield "words", "the words"

@@ -1,0 +1,141 @@
+# shellcheck shell=bash
+# Tables of feedback learning, sourced by study.sh: table_NAME computes the table NAME. Gates and
+# claims are in configs/claims/NAME.toml. A run and a data set that several tables use is made once.
+#
+# STEPS=2 ends every training after two steps: it shows that each arm runs, and decides nothing.
+# STYLE=fluent trains the judge of faults on Fluent, where the font Noto Color Emoji is missing.
+
+: "${runs:?is set by study.sh}" "${pretrained:?is set by study.sh}"
+export EMU_JAX_WEIGHTS="$ROOT/$runs/weights"  # of the judges of faults and of finishes
+dimensions=(color layout lighting detail)
+things="group == animals-nature|food-drink|objects|travel-places|activities"
+faults="fault_color,fault_layout,fault_lighting,fault_detail,fault_mean,fault_worst"
+distances="palette_distance,placement_distance,luma_distance,detail_distance"
+
+# learn NAME CONFIG [--config...]: a training run, once.
+learn() {
+    local name="$1" config="$2"; shift 2
+    part "$name"
+    emu-jax train --config="configs/$config" --workdir="$runs/$name" \
+        --config.data.data_dir="$EMU_JAX_DATA" "$@" ${STEPS:+--config.train.steps="$STEPS"}
+}
+
+build() {
+    local name
+    for name in "$@"; do
+        part "$name"
+        emu-jax data build "$name" --data_dir="$EMU_JAX_DATA"
+    done
+}
+
+# each_seed FUNCTION NAME [...]: NAME_0, NAME_1 and NAME_2. Only the first has validations, which
+# draw the curves of the report.
+each_seed() {
+    local function="$1" name="$2" seed; shift 2
+    "$function" "${name}_0" "$@"
+    for seed in 1 2; do
+        "$function" "${name}_$seed" "$@" --config.train.seed="$seed" --config.train.validate_every=0
+    done
+}
+
+# A generator with faults, and the judge of faults, of another style and seed.
+faulty_generator() {
+    build faulty/openmoji faulty/fluent
+    learn faulty latent_diffusion.py:size=tiny,stage=faulty --config.measure.judge=
+}
+
+fault_judge() {
+    local style="${STYLE:-noto}"
+    build "faulty/$style"
+    learn tagger_faults "tagger.py:size=tiny,words=faults,style=$style"
+    emu-jax export "$runs/tagger_faults" --out="$EMU_JAX_WEIGHTS/faults" --dtype=float32
+}
+
+# on_images NAME INIT STEPS [--config...]: more of the generator's own training, on clean drawings of
+# concepts that are not judged.
+on_images() {
+    local name="$1" init="$2" steps="$3" style; shift 3
+    local -a sources=()
+    for style in openmoji fluent; do
+        sources+=("--config.data.train.$style.select=part == tuned and group != flags|brands|extras|signs")
+    done
+    learn "$name" latent_diffusion.py:size=tiny --config.init_from="$init" \
+        "${sources[@]}" --config.measure.judge= --config.train.steps="$steps" \
+        --config.train.batch_size=16 --config.train.validate_every=0 \
+        --config.groups.generator.optimizer.learning_rate=1e-4 \
+        --config.groups.generator.optimizer.schedule=constant "$@"
+}
+
+# aesthetic NAME TEACHER [--config...]: feedback by rewards from F, from prompts alone.
+aesthetic() {
+    local name="$1" teacher="$2"; shift 2
+    # shellcheck disable=SC2046  # one word for each option
+    learn "$name" "feedback.py:size=tiny,stage=aesthetic,data=emoji,teacher=$teacher" \
+        --config.init_from="$runs/faulty" --config.feedback.diffusion=0 \
+        $(reward_paths "$teacher") --config.measure.count=32 \
+        --config.measure.metrics="('${faults//,/\',\'}')" --config.train.preview_every=250 "$@"
+}
+
+# reward_paths TEACHER: where the rewards of a teacher are.
+reward_paths() {
+    local name
+    if [[ "$1" == global ]]; then
+        echo "--config.teachers.reward_global.path=$runs/reward_global"
+        return
+    fi
+    for name in "${dimensions[@]}"; do
+        if [[ "$1" == each || "$1" == "$name" ]]; then
+            echo "--config.teachers.reward_$name.path=$runs/reward_separate"
+            echo "--config.teachers.reward_$name.dimension=$name"
+        fi
+    done
+}
+
+# judge TABLE MODEL... [--option]: kept concepts in the style of pre-training, two images each.
+judge() {
+    local table="$1"; shift
+    compare "$table" "$@" --captions="emoji/openmoji:part == kept and $things" \
+        --images_per_prompt=2
+}
+
+claims() {
+    local table="$1"; shift
+    part "$table: claims"
+    emu-jax claims "configs/claims/$table.toml" "$@" --out="$runs/$table/claims"
+}
+
+table_rewards() {
+    build preferences/openmoji preferences/fluent
+    learn reward_separate reward.py:size=tiny,dimension=separate
+    learn reward_global reward.py:size=tiny,dimension=global
+    part rewards
+    emu-jax rewards "$runs/reward_separate" "$runs/reward_global" --select="split == test" \
+        --data_dir="$EMU_JAX_DATA" --out="$runs/rewards"
+    claims rewards "$runs/rewards/rewards.json"
+}
+
+# Faults mended by rewards, from prompts alone: one for each dimension, or one of all preferences.
+table_decoupled() {
+    local name scale
+    local -a arms=()
+    faulty_generator
+    fault_judge
+    table_rewards
+    on_images clean "$runs/faulty" 500
+    each_seed aesthetic decoupled_each each
+    each_seed aesthetic decoupled_global global
+    for name in "${dimensions[@]}"; do
+        aesthetic "decoupled_$name" "$name"
+        arms+=("$runs/decoupled_$name")
+    done
+    for scale in 0.3 2; do
+        # shellcheck disable=SC2046
+        aesthetic "decoupled_alpha_$scale" each \
+            $(printf -- "--config.teachers.reward_%s.alpha_scale=$scale " "${dimensions[@]}")
+        arms+=("$runs/decoupled_alpha_$scale")
+    done
+    judge decoupled "$pretrained" "$runs"/{faulty,clean} \
+        "$runs"/decoupled_{each,global}_{0,1,2} "${arms[@]}" \
+        --metrics="$faults,$distances,contrast,sharpness,colorfulness"
+    claims decoupled "$runs/decoupled/compare.json"
+}
