@@ -3,7 +3,7 @@
 #
 #     bash launch/study.sh autoencoders | set_size | steps | noise_offset | learning_rate | ema |
 #         stopping | families | adapter | adapter_rate | adapter_layers | adapter_eta |
-#         curation | curation_captions | rewards | decoupled
+#         curation | curation_captions | rewards | decoupled | four_steps
 #
 # The tables of feedback learning are in study_feedback.sh.
 #
@@ -263,7 +263,7 @@ case "${1:-}" in
         tuned captions_vague emoji/fluent "needle >= 0" --config.data.train.needles.captions=group
         claimed curation_captions "$pretrained" "$runs"/captions_{true,wrong,vague}_{0,1,2}
         ;;
-    rewards | decoupled)
+    rewards | decoupled | four_steps)
         source launch/study_feedback.sh
         "table_$1"
         ;;

@@ -139,3 +139,75 @@ table_decoupled() {
         --metrics="$faults,$distances,contrast,sharpness,colorfulness"
     claims decoupled "$runs/decoupled/compare.json"
 }
+
+# adversarial NAME TEACHER STEPS [--config...]: a reward learns with the generator, at all noise
+# levels and without guidance; from the generator under BASE.
+adversarial() {
+    local name="$1" teacher="$2" steps="$3"; shift 3
+    # shellcheck disable=SC2046
+    learn "$name" "feedback.py:size=tiny,stage=adversarial,data=emoji,teacher=$teacher" \
+        --config.init_from="$runs/four_base" --config.feedback.diffusion=0 \
+        $([[ "$teacher" == adversary ]] || reward_paths "$teacher") \
+        --config.teachers.adversary.path="$runs/reward_separate" \
+        --config.teachers.adversary.dimension=detail --config.train.steps="$steps" \
+        --config.train.validate_every=200 --config.measure.count=32 \
+        --config.train.preview_every=400 "$@"
+}
+
+frozen() {
+    adversarial "$1" adversary 800 --config.groups.discriminator.optimizer.learning_rate=0 "${@:2}"
+}
+
+alone() {
+    adversarial "$1" adversary 800 "${@:2}"
+}
+
+# drawn TABLE SAMPLER STEPS SCALE MODEL...: 200 kept concepts, two images each; not drawn twice.
+drawn() {
+    local table="$1" sampler="$2" steps="$3" scale="$4"; shift 4
+    local place="$table/${sampler}_${steps}_$scale"
+    records+=("$runs/$place/compare.json")
+    if [[ ! -e "${records[-1]}" ]]; then
+        judge "$place" "$@" --count="${COUNT:-200}" --sampler="$sampler" --steps="$steps" \
+            --guidance_scale="$scale" --label="$sampler $steps, scale $scale" --kept=
+    fi
+}
+
+# Few sampling steps. BASE is the generator, by default the shipped one; STOP=gate stops before the
+# training.
+table_four_steps() {
+    local steps scale seed
+    local -a records=() models=()
+    faulty_generator
+    for steps in 4 20; do
+        drawn four_steps_gate ddim "$steps" 2.5 "$pretrained" "$runs/faulty"
+    done
+    drawn four_steps_gate dpmpp_2m 4 2.5 "$pretrained" "$runs/faulty"
+    claims four_steps_gate "${records[@]}"
+    [[ "${STOP:-}" == gate ]] && return
+    table_rewards
+    part four_base
+    emu-jax export "${BASE:-$pretrained}" --out="$runs/four_base" --dtype=float32
+    each_seed alone four_adversary
+    each_seed frozen four_frozen
+    on_images four_images "$runs/four_base" 800
+    adversarial four_aesthetic each 800
+    adversarial four_fresh adversary 800 --config.teachers.adversary.dimension= \
+        --config.teachers.adversary.path=configs/reward.py:size=tiny,dimension=detail
+    adversarial four_phase adversary 400
+    adversarial four_phases adversary 400 --config.init_from="$runs/four_phase" \
+        --config.teachers.adversary.trajectory.sampling.steps=8 \
+        --config.teachers.adversary.trajectory.earliest=8
+    models=("$runs"/four_{base,images,aesthetic,fresh,phases})
+    for seed in 0 1 2; do
+        models+=("$runs"/four_{adversary,frozen}_"$seed")
+    done
+    records=()
+    for scale in 1 2.5; do
+        for steps in 1 2 4 8 20; do
+            drawn four_steps ddim "$steps" "$scale" "${models[@]}"
+        done
+        drawn four_steps dpmpp_2m 4 "$scale" "$runs/four_base"
+    done
+    claims four_steps "${records[@]}"
+}

@@ -39,6 +39,7 @@ def compare(
     sets: Sets,
     *,
     name: str = "compare",
+    label: str = "",
     prompts: PromptSet | None = None,
     columns: Sequence[str] = (),
     count: int | None = None,
@@ -56,16 +57,17 @@ def compare(
     """Draws the same prompts with the same noise by every model and writes the report into ``out``:
     ``index.html``, ``NAME.json`` with the same figures, ``figures.md``, ``grid.png``.
 
-    ``prompts`` None: ``count`` captions of ``sets``, by default at most 100. An empty name of a set
-    leaves it out: without captions the prompts are everyday concepts, without ``kept`` no loss is
-    measured. ``columns`` have another wording of the prompts for each model (:func:`contestants`);
-    what measures texts reads the prompts themselves. ``judge`` "": no measurements of images but
-    those of ``metrics``, whose networks are in the folder ``weights``. ``by`` is the column of the
-    prompts by which figures are broken down, by default :meth:`PromptSet.categories`. A ``parser``
-    reads whether images show what their prompts ask for (:func:`open_reader`). ``changes`` are
-    settings of sampling and adapters of all models. ``given`` are images that condition the models
-    that take them, by default those of the prompts. ``blind`` images are laid out for a person, too
-    (:func:`blind_sheet`). Returns the report's file.
+    ``label`` is part of the models' names. ``prompts`` None: ``count`` captions of ``sets``, by
+    default at most 100. An empty name of a set leaves it out: without captions the prompts are
+    everyday concepts, without ``kept`` no loss is measured. ``columns`` have another wording of the
+    prompts for each model (:func:`contestants`); what measures texts reads the prompts themselves.
+    ``judge`` "": no measurements of images but those of ``metrics``, whose networks are in the
+    folder ``weights``. ``by`` is the column of the prompts by which figures are broken down, by
+    default :meth:`PromptSet.categories`. A ``parser`` reads whether images show what their prompts
+    ask for (:func:`open_reader`). ``changes`` are settings of sampling and adapters of all models.
+    ``given`` are images that condition the models that take them, by default those of the prompts.
+    ``blind`` images are laid out for a person, too (:func:`blind_sheet`). Returns the report's
+    file.
 
     The images of all models are kept in memory.
     """
@@ -80,7 +82,7 @@ def compare(
     if prompts is None and (judge or sets.captions):
         prompts = kept_prompts(open_selection(sets.captions, sets.data_dir), count)
     prompts = (prompts or PromptSet(KEPT_CONCEPTS)).repeated(images_per_prompt)
-    entered = contestants(models, prompts, columns, given)
+    entered = contestants(models, prompts, columns, given, label)
     # The judge and the metrics read the prompts without the markup of weights.
     weighting = changes.get("prompt_weighting", "none")
     unmarked = replace(prompts, prompts=tuple(plain(prompts.prompts, weighting)))

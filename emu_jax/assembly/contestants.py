@@ -66,9 +66,10 @@ def contestants(
     prompts: PromptSet,
     columns: Sequence[str] = (),
     given: Given = NOTHING,
+    label: str = "",
 ) -> list[Contestant]:
     """The models with their prompts: all the same, or worded as the model's own of ``columns``, of
-    which the first is that of the prompts themselves.
+    which the first is that of the prompts themselves. ``label`` is part of all names.
 
     Raises:
       UserError: not one column for each model, a prompt is empty, or a model is named twice.
@@ -81,7 +82,8 @@ def contestants(
     labels = _labels(models)
     found: list[Contestant] = []
     for path, column in zip(models, columns or [""] * len(models), strict=True):
-        suffix = f" ({column})" if column else ""
+        said = ", ".join(filter(None, (column, label)))
+        suffix = f" ({said})" if said else ""
         texts = _wording(prompts, column if column != next(iter(columns), "") else "")
         named = path + suffix, labels[path] + suffix
         found.append(Contestant(path, *named, texts, prompts, given))

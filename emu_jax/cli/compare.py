@@ -58,6 +58,12 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
         "--by", default="", help="column of --prompts by which figures are broken down"
     )
     parser.add_argument(
+        "--label",
+        default="",
+        help="part of the models' names, such as '4 steps', where emu-jax claims reads several "
+        "comparisons of one model",
+    )
+    parser.add_argument(
         "--judge", type=path, help=f"default {JUDGE} for emoji models; empty: no judge"
     )
     parser.add_argument(
@@ -115,6 +121,7 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
         arguments.out,
         sets,
         name=program,
+        label=arguments.label,
         prompts=prompts,
         columns=columns if len(columns) > 1 else (),
         count=arguments.count,

@@ -8,6 +8,7 @@
                and of the haystack
     copied     nearer to a needle than different real images come
     contrast   the standard deviation of an image's luma, which noise offset widens
+    spread     of several images of a prompt: their mean distance from each other
 
 A judge is a small network with errors of its own: its figures for real images of the same prompts
 stand beside those of the models and show how far to trust it.
@@ -121,6 +122,15 @@ def per_image(found: Assessment) -> dict[str, Values]:
     }
 
 
+def spread(found: Assessment, repeats: int) -> Float[np.ndarray, " n"]:
+    """How far each image is from the other images of its prompt, in the judge's features: the mean
+    distance. It falls where a generator draws one image again and again.
+    """
+    x = found.features.reshape(-1, repeats, found.features.shape[-1])
+    apart = np.linalg.norm(x[:, :, None] - x[:, None], axis=-1)
+    return (apart.sum(-1) / (repeats - 1)).ravel()
+
+
 def figures(found: Assessment, by: Yardstick) -> dict[str, Interval]:
     """All figures with their 95 % intervals over prompts."""
     values = {key: by_prompt(x, by.repeats) for key, x in per_image(found).items()}
@@ -136,6 +146,8 @@ def figures(found: Assessment, by: Yardstick) -> dict[str, Interval]:
     }
     shares = {key: share_interval(values[key]) for key in SHARES}
     last = {"copied": shares.pop("copied"), "contrast": mean_interval(values["contrast"])}
+    if by.repeats > 1:
+        last["spread"] = mean_interval(by_prompt(spread(found, by.repeats), by.repeats))
     return {**shares, **distances, **last}
 
 

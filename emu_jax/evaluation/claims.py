@@ -9,7 +9,8 @@ A file of claims names the arms of an experiment and what must hold of them:
     ceiling = "builtin:scenes_64 (complex)"
     adapted = ["runs/adapted_0 (simple)", "runs/adapted_1 (simple)", "runs/adapted_2 (simple)"]
 
-    [[gates]]                           # premises: where one fails, no claim is decided
+    [[gates]]                           # premises: where one fails, no claim is decided; of those
+                                        # with one `name` one must hold
     says = "There is a gap to close."
     arm = "ceiling"
     against = "floor"
@@ -250,7 +251,10 @@ class Comparison:
 def decide(claims: Claims, found: Comparison) -> tuple[list[Verdict], list[Verdict]]:
     """The verdicts on gates and on claims."""
     gates = [_decided(one, claims, found) for one in claims.gates]
-    void = any(gate.result != HOLDS for gate in gates)
+    alternatives: dict[str | int, list[bool]] = {}
+    for i, gate in enumerate(gates):
+        alternatives.setdefault(gate.requirement.name or i, []).append(gate.result == HOLDS)
+    void = not all(map(any, alternatives.values()))
     verdicts = [_decided(one, claims, found) for one in claims.claims]
     if void:
         verdicts = [Verdict(one.requirement, one.measured, VOID) for one in verdicts]

@@ -22,6 +22,7 @@ from emu_jax.evaluation.assessment import (
     differences,
     duels,
     figures,
+    spread,
 )
 from emu_jax.evaluation.measuring import Meter
 from emu_jax.evaluation.metrics import Interval
@@ -48,7 +49,8 @@ _NOTE = """The judge is a small network with errors of its own; its figures for 
 same prompts show how far to trust it. Intervals are 95 %, over prompts. Faithful: among all
 prompts, the judge ranks the image's own prompt first. Finish: a probe classifies the image as
 finished like the needles. Copied: nearer to a needle than 99 % of real images that are not needles.
-Contrast: standard deviation of luma. Distances: small for similar sets of images."""
+Contrast: standard deviation of luma. Spread: mean distance of the images of one prompt. Distances:
+small for similar sets of images."""
 _PAIRED = """The first model minus the second, paired by prompt. If an interval excludes 0, the
 choice of prompts does not explain the difference."""
 _METRICS = "Intervals are 95 %, by bootstrap over prompts."
@@ -160,10 +162,7 @@ def judged(
         "figures": {name: _as_dicts(figure) for name, figure in measured.items()},
         "differences": by_pair(leads),
         "duels": by_pair(fights),
-        "pictures": {
-            name: {"faithful": one.top1.tolist(), "finish": one.finish.round(4).tolist()}
-            for name, one in found.items()
-        },
+        "pictures": {name: _of_images(one, by.repeats) for name, one in found.items()},
     }
     table = [
         [labels[name], *(word(key, figure[key]) for key in _IN_MARKDOWN)]
@@ -305,6 +304,13 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def word(key: str, figure: Interval) -> str:
     """A figure with its interval as text."""
     return f"{figure:.0%}" if key in SHARES else f"{figure:z.3g}"
+
+
+def _of_images(found: Assessment, repeats: int) -> dict[str, list[Any]]:
+    values = {"faithful": found.top1, "finish": found.finish.round(4)}
+    if repeats > 1:
+        values["spread"] = spread(found, repeats).round(4)
+    return {name: own.tolist() for name, own in values.items()}
 
 
 def _as_dicts(values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
