@@ -2,7 +2,8 @@
 # Tables of feedback learning, sourced by study.sh: table_NAME computes the table NAME. Gates and
 # claims are in configs/claims/NAME.toml. A run and a data set that several tables use is made once.
 #
-# STEPS=2 ends every training after two steps: it shows that each arm runs, and decides nothing.
+# STEPS=2 ends every training after two steps and caches no images: it shows that each arm runs, and
+# decides nothing.
 # STYLE=fluent trains the judge of faults on Fluent, where the font Noto Color Emoji is missing.
 
 : "${runs:?is set by study.sh}" "${pretrained:?is set by study.sh}"
@@ -12,12 +13,15 @@ things="group == animals-nature|food-drink|objects|travel-places|activities"
 faults="fault_color,fault_layout,fault_lighting,fault_detail,fault_mean,fault_worst"
 distances="palette_distance,placement_distance,luma_distance,detail_distance"
 
+brief=()
+[[ -n "${STEPS:-}" ]] && brief=(--config.train.steps="$STEPS" --config.data.cache_latents=False)
+
 # learn NAME CONFIG [--config...]: a training run, once.
 learn() {
     local name="$1" config="$2"; shift 2
     part "$name"
     emu-jax train --config="configs/$config" --workdir="$runs/$name" \
-        --config.data.data_dir="$EMU_JAX_DATA" "$@" ${STEPS:+--config.train.steps="$STEPS"}
+        --config.data.data_dir="$EMU_JAX_DATA" "$@" "${brief[@]}"
 }
 
 build() {
