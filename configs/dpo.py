@@ -9,6 +9,9 @@ Each record has an image and the further image `other` (docs/data.md): in a fold
 
 base=latent_diffusion, pixel_diffusion or masked (tokens: by their likelihood)
 
+pairs=finish: the shaded drawing of a thing is preferred over the flat one (data set
+    `finishes/preference`), over the shipped generator
+
 size=tiny: over a generator that `stage=compose` or `stage=pretrain` trained, on the data set
     `preferences`; 1,000 steps of 16
     hardware  2 CPU cores
@@ -29,15 +32,23 @@ from emu_jax.assembly.config import options, read, source
 from emu_jax.assembly.schema import section
 from emu_jax.assembly.sections.feedback import Dpo
 from emu_jax.errors import UserError
+from emu_jax.evaluation.references import KEPT
 
 SMALL, FAMILIES = ("tiny", "test"), ("latent_diffusion", "pixel_diffusion", "masked")
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    chosen = options(argument, size=(*SMALL, "sd15", "sdxl"), base=FAMILIES)
+    chosen = options(
+        argument,
+        size=(*SMALL, "sd15", "sdxl"),
+        base=FAMILIES,
+        pairs=("faults", "finish"),
+    )
     small = chosen.size in SMALL
     if not small and chosen.base != "latent_diffusion":
         raise UserError(f"base={chosen.base} is only available for size=tiny and size=test.")
+    if chosen.pairs == "finish" and not small:
+        raise UserError("pairs=finish is only available for size=tiny and size=test.")
     base = f"{Path(__file__).parent}/{chosen.base}.py:size={chosen.size}"
     config = read(base)
     if small:
@@ -45,6 +56,10 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.text.minilm.length = emoji.CAPTION_TOKENS
         config.data.train = _pairs("split == train")
         config.data.validation = dict(unseen=_pairs("split == validation"))
+        if chosen.pairs == "finish":
+            config.init_from = "builtin:latent_diffusion_64"
+            config.data.train = emoji.finish_pairs(emoji.TUNED)
+            config.data.validation = dict(unseen=emoji.finish_pairs(KEPT))
         config.measure.judge = ""
         config.groups.generator.optimizer.update(dict(learning_rate=1e-5, warmup=20))
         train = dict(steps=1000, batch_size=16, validate_every=200)

@@ -12,7 +12,8 @@ images goes on beside it (`--config.feedback.diffusion=0`: it does not).
 stage=perceptual: sampling starts from an image of the data at half noise, and the prediction is
     compared with what is known of the image
     teacher=structure: SOLO's loss with the true instances of `scenes` (the default)
-    teacher=style: VGG-16's Gram matrices of the image itself
+    teacher=style: VGG-16's Gram matrices of the image itself; `--config.teachers.style.path=random`
+        those of random filters, a control
     teacher=both: structure and style
     teacher=layout: DeepLab-V3's cross-entropy with the true label of every pixel
     teacher=all: the three of them
@@ -29,6 +30,9 @@ stage=adversarial: the reward of detail goes on learning, to tell predictions fr
 
 data=emoji: of single things, over a generator that `latent_diffusion.py:size=tiny,stage=faulty`
     trained; the validation draws kept concepts, which training never prompts, for the shipped judge
+
+data=finishes: of single things in six finishes, which their captions name, over a generator of
+    `latent_diffusion.py:size=tiny,stage=finishes`
 
 size=tiny: over a generator that `latent_diffusion.py:size=tiny,stage=compose` trained; 600 steps of
     16, 500 of the stage aesthetic
@@ -72,15 +76,15 @@ def get_config(argument: str | None = None) -> ConfigDict:
         size=(*SMALL, "sd15", "sdxl"),
         stage=("perceptual", "aesthetic", "adversarial"),
         teacher=("", *dict.fromkeys((*PERCEPTUAL, *AESTHETIC, "adversary"))),
-        data=("scenes", "emoji"),
+        data=("scenes", "emoji", "finishes"),
     )
     small, perceptual = chosen.size in SMALL, chosen.stage == "perceptual"
     base = f"{FOLDER}/latent_diffusion.py:size={chosen.size}"
     config = read(base)
     known, make = STAGES[chosen.stage]
     teacher = chosen.teacher or known[0]
-    if chosen.data == "emoji" and not small:
-        raise UserError("data=emoji is only available for size=tiny and size=test.")
+    if chosen.data != "scenes" and not small:
+        raise UserError(f"data={chosen.data} is only available for size=tiny and size=test.")
     if teacher not in known:
         raise UserError(
             f"teacher={teacher} is not of stage={chosen.stage}; use one of {', '.join(known)}."
@@ -113,8 +117,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.init_from = dict(perceptual="runs/compose", aesthetic="runs/feedback").get(
             chosen.stage, "runs/aesthetic"
         )
-        if chosen.data == "emoji":
-            _single(config, chosen.size)
+        if chosen.data != "scenes":
+            _single(config, chosen.data, chosen.size)
     else:
         stages.tune_large(config, base)
         known = [FURTHER[name] for name in FURTHER if name in teachers]
@@ -130,10 +134,13 @@ def get_config(argument: str | None = None) -> ConfigDict:
     return config
 
 
-def _single(config: ConfigDict, size: str) -> None:
+def _single(config: ConfigDict, data: str, size: str) -> None:
     """Prompts of single things, of concepts that the judge does not ask for."""
-    config.init_from = "runs/faulty"
-    config.data.train = emoji.mixture(select=emoji.TUNED, openmoji=0.9, fluent=0.1)
+    config.init_from = f"runs/{dict(emoji='faulty').get(data, data)}"
+    if data == "emoji":
+        config.data.train = emoji.mixture(select=emoji.TUNED, openmoji=0.9, fluent=0.1)
+    else:
+        config.data.train = emoji.finishes()
     config.data.validation = dict(kept=dict(openmoji=source("emoji/openmoji", select=KEPT)))
     config.measure.parser, config.measure.captions = "", f"emoji/openmoji:{KEPT}"
     if size == "tiny":

@@ -8,6 +8,9 @@ dimension=global: one reward of all pairs, whatever their dimension
 dimension=separate: one network with an output for each dimension, which also learns that a pair is
     a tie in all other dimensions
 
+pairs=finish: pairs of which the shaded drawing is preferred over the flat one of the same thing
+    (data set `finishes/preference`), as one preference (dimension=global)
+
 size=tiny: 64 x 64 pixels, a convolutional tower that attends to MiniLM's tokens, 2.3 M parameters
     hardware, time, result  not measured
 size=test: the same with a few thousand parameters, for tests
@@ -32,6 +35,8 @@ from emu_jax.assembly.sections.generation import AutoencoderCodec, BertTokens, M
 from emu_jax.assembly.sections.rewards import Blip, Preferences, Tower
 from emu_jax.assembly.sections.runs import RewardLearning
 from emu_jax.data.dimensions import DIMENSIONS
+from emu_jax.errors import UserError
+from emu_jax.evaluation.references import KEPT
 
 # ImageReward trains the last 30 % of each transformer's layers.
 _TRAINED = r"mlp/|text_encoder/encoder/layer/(8|9|1\d)/|visual_encoder/(norm|blocks/(1[6-9]|2\d))/"
@@ -39,8 +44,13 @@ _TRAINED = r"mlp/|text_encoder/encoder/layer/(8|9|1\d)/|visual_encoder/(norm|blo
 
 def get_config(argument: str | None = None) -> ConfigDict:
     chosen = options(
-        argument, size=("tiny", "test", "blip"), dimension=(*DIMENSIONS, "global", "separate")
+        argument,
+        size=("tiny", "test", "blip"),
+        dimension=(*DIMENSIONS, "global", "separate"),
+        pairs=("faults", "finish"),
     )
+    if chosen.pairs == "finish" and (chosen.size == "blip" or chosen.dimension != "global"):
+        raise UserError("pairs=finish needs dimension=global and size=tiny or size=test.")
     config = section(RewardLearning)
     config.preferences = section(
         Preferences,
@@ -49,7 +59,14 @@ def get_config(argument: str | None = None) -> ConfigDict:
         separate=chosen.dimension == "separate",
         indifference=float(chosen.dimension == "separate"),
     )
-    return _blip(config) if chosen.size == "blip" else _small(config, chosen.size == "tiny")
+    if chosen.size == "blip":
+        return _blip(config)
+    config = _small(config, chosen.size == "tiny")
+    if chosen.pairs == "finish":
+        config.preferences.dimensions = ()
+        config.data.train = emoji.finish_pairs(emoji.TUNED)
+        config.data.validation = dict(unseen=emoji.finish_pairs(KEPT))
+    return config
 
 
 def _small(config: ConfigDict, tiny: bool) -> ConfigDict:

@@ -5,7 +5,10 @@
 
 words=faults: in which of the dimensions color, layout, lighting and detail has the image a fault?
     Trained on drawings of a style that generators are not trained on (Noto), so that it is
-    independent of them and of rewards. `style=fluent` is for machines without the font
+    independent of them and of rewards
+
+words=finish: which of six finishes (data set `finishes/six`) has the image? `style` is not used
+style=fluent: of faults, for machines without the font
 
 size=tiny: 64 x 64 pixels, 2.0 M parameters; half of the images pass the shipped autoencoder,
     because it is to read generated images; 1,500 steps of 64
@@ -21,16 +24,25 @@ from emu_jax.assembly.schema import section
 from emu_jax.assembly.sections.generation import AutoencoderCodec
 from emu_jax.assembly.sections.runs import Tagging
 from emu_jax.assembly.sections.segmentation import Tagger, Tags
-from emu_jax.data.dimensions import DIMENSIONS
+from emu_jax.data.dimensions import DIMENSIONS, FINISHES
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     chosen = options(
-        argument, size=("tiny", "test"), words=("faults",), style=("noto", "fluent", "openmoji")
+        argument,
+        size=("tiny", "test"),
+        words=("faults", "finish"),
+        style=("noto", "fluent", "openmoji"),
     )
     tiny = chosen.size == "tiny"
     config = section(Tagging)
-    config.tags = section(Tags, words=DIMENSIONS, round_trip=0.5 if tiny else 0.0)
+    faults = chosen.words == "faults"
+    config.tags = section(
+        Tags,
+        column="dimensions" if faults else "finish",
+        words=DIMENSIONS if faults else FINISHES,
+        round_trip=0.5 if tiny else 0.0,
+    )
     if tiny:
         config.codec = section(AutoencoderCodec, path="builtin:autoencoder_64")
     else:
@@ -47,7 +59,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         )
     )
     config.data.flip = False
-    drawn = f"faulty/{chosen.style}"
+    drawn = f"faulty/{chosen.style}" if faults else "finishes/six"
     # Judged prompts are of the concepts kept: it learns from others.
     config.data.train = dict(drawn=source(drawn, select="part == tuned and group != flags|signs"))
     config.data.validation = dict(

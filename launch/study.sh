@@ -3,7 +3,8 @@
 #
 #     bash launch/study.sh autoencoders | set_size | steps | noise_offset | learning_rate | ema |
 #         stopping | families | adapter | adapter_rate | adapter_layers | adapter_eta |
-#         curation | curation_captions | rewards | decoupled | four_steps
+#         curation | curation_captions | rewards | decoupled | finish_preference |
+#         four_steps | style | structure | transfer
 #
 # The tables of feedback learning are in study_feedback.sh.
 #
@@ -263,12 +264,12 @@ case "${1:-}" in
         tuned captions_vague emoji/fluent "needle >= 0" --config.data.train.needles.captions=group
         claimed curation_captions "$pretrained" "$runs"/captions_{true,wrong,vague}_{0,1,2}
         ;;
-    rewards | decoupled | four_steps)
+    rewards | decoupled | finish_preference | four_steps | style | structure | transfer)
         source launch/study_feedback.sh
         "table_$1"
         ;;
     *)
-        sed -n '2,6p' "${BASH_SOURCE[0]}" | cut -c3- >&2
+        sed -n '2,7p' "${BASH_SOURCE[0]}" | cut -c3- >&2
         exit 2
         ;;
 esac

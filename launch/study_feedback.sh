@@ -4,7 +4,8 @@
 #
 # STEPS=2 ends every training after two steps and caches no images: it shows that each arm runs, and
 # decides nothing.
-# STYLE=fluent trains the judge of faults on Fluent, where the font Noto Color Emoji is missing.
+# Where the font Noto Color Emoji is missing, STYLE=fluent trains the judge of faults on Fluent, and
+# FINISHES=five leaves Noto out of the finishes.
 
 : "${runs:?is set by study.sh}" "${pretrained:?is set by study.sh}"
 export EMU_JAX_WEIGHTS="$ROOT/$runs/weights"  # of the judges of faults and of finishes
@@ -214,4 +215,124 @@ table_four_steps() {
         drawn four_steps dpmpp_2m 4 "$scale" "$runs/four_base"
     done
     claims four_steps "${records[@]}"
+}
+
+# A finish as one preference: a reward of Fluent over OpenMoji, the pairs themselves, or the images.
+table_finish_preference() {
+    local -a short=(--config.train.steps=500 --config.train.batch_size=16 --config.measure.judge=)
+    build finishes/preference
+    learn reward_finish reward.py:size=tiny,dimension=global,pairs=finish
+    learn finish_reward feedback.py:size=tiny,stage=aesthetic,data=emoji,teacher=global \
+        --config.init_from="$pretrained" --config.feedback.diffusion=0 \
+        --config.teachers.reward_global.path="$runs/reward_finish" --config.measure.count=32
+    learn finish_pairs dpo.py:size=tiny,pairs=finish "${short[@]}" --config.train.validate_every=250
+    learn finish_images latent_diffusion.py:size=tiny,stage=quality_tune "${short[@]}" \
+        --config.train.validate_every=250
+    compare finish_preference "$pretrained" "$runs"/finish_{reward,pairs,images} \
+        --images_per_prompt=2 --metrics=contrast,sharpness,colorfulness
+    claims finish_preference "$runs/finish_preference/compare.json"
+}
+
+# on_finishes NAME TEACHER [--config...]: feedback by Gram matrices from the generator of finishes.
+on_finishes() {
+    local name="$1" path="$2"; shift 2
+    learn "$name" feedback.py:size=tiny,stage=perceptual,teacher=style,data=finishes \
+        --config.init_from="$runs/finishes" --config.teachers.style.path="$path" \
+        --config.data.train.named.dataset="finishes/${FINISHES:-six}" \
+        --config.measure.count=32 "$@"
+}
+
+# The generator's own training on the same images, as long.
+images_of_finishes() {
+    local name="$1"; shift
+    learn "$name" latent_diffusion.py:size=tiny,stage=finishes \
+        --config.init_from="$runs/finishes" --config.data.train.plain.captions=named \
+        --config.data.train.plain.dataset="finishes/${FINISHES:-six}" \
+        --config.data.train.named.dataset="finishes/${FINISHES:-six}" \
+        --config.train.steps=600 --config.train.batch_size=16 --config.measure.judge= \
+        --config.groups.generator.optimizer.learning_rate=1e-4 \
+        --config.groups.generator.optimizer.schedule=constant "$@"
+}
+
+# Finishes that captions name: do Gram matrices teach them, and those of VGG-16 best?
+table_style() {
+    local set="finishes/${FINISHES:-six}" seed
+    local -a words=() models=("$runs/finishes")
+    [[ "$set" == finishes/five ]] &&
+        words=(--config.tags.words="('openmoji','fluent','lineless','pixels','pencil')")
+    build "$set"
+    learn finishes latent_diffusion.py:size=tiny,stage=finishes --config.measure.judge= \
+        --config.data.train.plain.dataset="$set" --config.data.train.named.dataset="$set"
+    learn tagger_finishes tagger.py:size=tiny,words=finish "${words[@]}" \
+        --config.data.train.drawn.dataset="$set" \
+        --config.data.validation.unseen.drawn.dataset="$set"
+    emu-jax export "$runs/tagger_finishes" --out="$EMU_JAX_WEIGHTS/finishes" --dtype=float32
+    each_seed images_of_finishes style_images
+    each_seed on_finishes style_gram ""
+    each_seed on_finishes style_random random
+    for seed in 0 1 2; do
+        models+=("$runs"/style_{images,gram,random}_"$seed")
+    done
+    compare style "${models[@]}" --judge= --metrics=finish_asked,contrast \
+        --prompts="$set:part == kept and $things" --prompt_column=named --by=finish \
+        --count_each=15 --images_per_prompt=8
+    claims style "$runs/style/compare.json"
+    judge style_kept "${models[@]}"
+    claims style_kept "$runs/style_kept/compare.json"
+}
+
+# Structure, from a generator of scenes (SCENES, by default the shipped one). The parser that teaches
+# has another seed than the one that judges.
+structured() {
+    local name="$1" weight="$2"; shift 2
+    learn "$name" feedback.py:size=tiny,stage=perceptual,teacher=structure \
+        --config.init_from="$runs/structure_base" \
+        --config.teachers.structure.path="$runs/parser_1" \
+        --config.teachers.structure.weight="$weight" --config.measure.count=32 "$@"
+}
+
+images_of_scenes() {
+    local name="$1"; shift
+    structured "$name" 0 "$@"
+}
+
+table_structure() {
+    local weight seed
+    local -a models=()
+    build scenes/openmoji scenes/fluent
+    part structure_base
+    emu-jax export "${SCENES:-$scenes}" --out="$runs/structure_base" --dtype=float32
+    learn parser_1 parser.py:size=tiny --config.train.seed=1
+    each_seed images_of_scenes structure_images
+    each_seed structured structure_0.1 0.1
+    for weight in 0.01 1; do
+        structured "structure_$weight" "$weight"
+    done
+    structured structure_alone 0.1 --config.feedback.diffusion=0
+    structured structure_index 0.1 --config.feedback.log_snr=0
+    for seed in 0 1 2; do
+        models+=("$runs"/structure_{images,0.1}_"$seed")
+    done
+    compare structure "$runs"/structure_{base,0.01,1,alone,index} "${models[@]}" --judge= \
+        --prompts="scenes/openmoji:split == test and kind == two" --prompt_column=complex \
+        --count="${COUNT:-200}" --images_per_prompt=2 --guidance_scale=1.5
+    claims structure "$runs/structure/compare.json"
+}
+
+# A LoRA of one finish, made for the generator before feedback, over those after it.
+table_transfer() {
+    local steps lora="$runs/transfer.safetensors"
+    local -a records=()
+    table_decoupled
+    table_four_steps
+    learn transfer latent_diffusion.py:size=tiny,stage=quality_tune --config.measure.judge= \
+        --config.lora.rank=8 --config.groups.generator.optimizer.learning_rate=1e-3
+    emu-jax export "$runs/transfer" --adapter --out="$lora"
+    for steps in 4 20; do
+        records+=("$runs/transfer_$steps/compare.json")
+        compare "transfer_$steps" "$pretrained" "$runs"/{decoupled_each_0,four_adversary_0} \
+            --adapter="$lora" --sampler=ddim --steps="$steps" --label="$steps steps" \
+            --images_per_prompt=2
+    done
+    claims transfer "${records[@]}"
 }

@@ -45,6 +45,11 @@ def scenes(select: str, captions: str = "captions", weight: float = 1.0) -> Conf
     )
 
 
+def finish_pairs(select: str) -> ConfigDict:
+    """Pairs of which Fluent's drawing is preferred over OpenMoji's."""
+    return ConfigDict({"finish": source("finishes/preference", select=select)})
+
+
 def preferences(select: str) -> ConfigDict:
     """Pairs of scenes in both styles, of equal weight, with their complex captions."""
     return ConfigDict(
@@ -71,6 +76,24 @@ def quality_tune(config: ConfigDict, init_from: str, judge: str = "builtin:judge
     stages.quality_tune(config, init_from)
     config.measure.judge = judge
     config.data.train = dict(needles=source("emoji/fluent", select=NEEDLES))
+
+
+def finishes(named: float = 1.0) -> ConfigDict:
+    """Things in six finishes, of concepts that a judge does not ask for. Of a share of ``named``
+    the captions say the finish.
+    """
+    plain = source("finishes/six", select=TUNED, weight=1 - named) if named < 1 else None
+    said = source("finishes/six", select=TUNED, captions="named", weight=named)
+    return ConfigDict({"plain": plain, "named": said} if plain else {"named": said})
+
+
+def vary_finishes(config: ConfigDict, init_from: str) -> None:
+    """Tunes a generator to draw six finishes, which its prompts hardly control."""
+    config.init_from = init_from
+    config.text.minilm.length = CAPTION_TOKENS
+    config.data.train = finishes(0.03)
+    config.train.update(dict(steps=1000, validate_every=500, preview_every=500))
+    config.groups.generator.optimizer.learning_rate = 3e-4
 
 
 def spoil(config: ConfigDict, init_from: str) -> None:

@@ -3,6 +3,8 @@
 from functools import partial
 from pathlib import Path
 
+import jax
+
 from emu_jax.assembly.networks import frozen_arrays, module
 from emu_jax.assembly.segmentation import deeplab, trained_segmentation, trained_semantic
 from emu_jax.data.coco_classes import IN_VOC, VOC
@@ -11,12 +13,14 @@ from emu_jax.errors import UserError
 from emu_jax.evaluation.frozen import read_tensors, to_params
 from emu_jax.nn.functional import Network
 from emu_jax.nn.perceptual import PACKAGE, Vgg16, load_lpips
+from emu_jax.nn.random_filters import RandomFilters
 from emu_jax.nn.resnet50 import DEPTHS
 from emu_jax.parallel.placement import Placement
 from emu_jax.tasks.base import Frozen
 from emu_jax.tasks.semantic import Labels, SemanticSegmentation
 from emu_jax.tasks.teachers import Segmenter, Style
 
+RANDOM = "random"  # in place of a path
 _FILES = (".pth", ".pt", ".safetensors")
 
 
@@ -65,8 +69,11 @@ def make_layout(
 
 
 def make_style(on: Placement, *, path: str, blocks: tuple[float, ...]) -> tuple[Style, Frozen]:
-    """VGG-16 of a file or folder as for LPIPS, or of the installed package."""
+    """VGG-16 of a file or folder as for LPIPS, or of the installed package; or random filters."""
     del on
+    if path == RANDOM:
+        network = Network(partial(module, RandomFilters, {}))
+        return Style(network, tuple(blocks)), frozen_arrays(RANDOM, network.init(jax.random.key(0)))
     network = Network(partial(module, Vgg16, {}))
     params = {
         name.removeprefix("net/"): x

@@ -40,6 +40,7 @@ BUILDERS = {
     "coco": "Coco",
     "emoji": "Emoji",
     "faulty": "Faulty",
+    "finishes": "Finishes",
     "folder": "Folder",
     "preferences": "Preferences",
     "scenes": "Scenes",

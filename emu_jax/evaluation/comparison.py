@@ -307,7 +307,7 @@ def word(key: str, figure: Interval) -> str:
 
 
 def _of_images(found: Assessment, repeats: int) -> dict[str, list[Any]]:
-    values = {"faithful": found.top1, "finish": found.finish.round(4)}
+    values = {"faithful": found.top1, "finish": found.finish.round(4), "copied": found.copied}
     if repeats > 1:
         values["spread"] = spread(found, repeats).round(4)
     return {name: own.tolist() for name, own in values.items()}

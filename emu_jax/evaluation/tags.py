@@ -6,6 +6,9 @@ mean of the four, and the largest. The tagger is the folder ``faults`` of the fo
     emu-jax export runs/tagger --out=WEIGHTS/faults
 
 It has learned from drawings of another style than generators do, and from no preference.
+
+Finish: whether an image has the finish that its prompt names, the most probable one of those that
+the tagger in the folder ``finishes`` knows (``words=finish``).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,13 +22,14 @@ from PIL import Image
 
 from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.foreign import described_by, require_fit
+from emu_jax.data.dimensions import PHRASES
 from emu_jax.errors import UserError
 from emu_jax.evaluation.frozen import DEFAULT_WEIGHTS_DIR, Frozen, Images, Remembered
 from emu_jax.evaluation.measuring import Batch
 from emu_jax.nn.functional import Network
 from emu_jax.nn.tagger import Tagger
 
-FAULTS = "faults"
+FAULTS, FINISH = "faults", "finishes"
 
 
 @cache
@@ -40,8 +44,8 @@ def open_tagger(
     place = Path(folder).expanduser() / name
     if not place.exists():
         raise UserError(
-            f"{place.parent} has no folder {name}: train configs/tagger.py:words={name} and export "
-            "it there (docs/metrics.md), or name another folder by --weights or EMU_JAX_WEIGHTS."
+            f"{place.parent} has no folder {name}: train configs/tagger.py and export it "
+            "there (docs/metrics.md), or name another folder by --weights or EMU_JAX_WEIGHTS."
         )
     model = load_model(str(place), dtype=np.float32)
     if model.config.get("task") != "tagging":
@@ -109,3 +113,29 @@ class Worst(_Fault):
     """The largest of all dimensions."""
 
     join = np.max
+
+
+class FinishAsked:
+    """1 where the image has the finish that its prompt names.
+
+    Raises:
+      UserError: a prompt names none.
+    """
+
+    def __init__(self, weights: str = DEFAULT_WEIGHTS_DIR):
+        self._words, self._tags = open_tagger(weights, FINISH)
+
+    def __call__(self, batch: Batch) -> Float[np.ndarray, " n"]:
+        best = np.argmax(self._tags(batch.images), axis=1)
+        return np.array(
+            [best[i] == self._asked(text) for i, text in enumerate(batch.prompts)], float
+        )
+
+    def _asked(self, prompt: str) -> int:
+        named = [i for i, word in enumerate(self._words) if prompt.endswith(f", {PHRASES[word]}")]
+        if not named:
+            raise UserError(
+                f"The metric finish_asked is of prompts that name a finish, unlike {prompt!r}: use "
+                "--prompts=finishes/six:CONDITION --prompt_column=named."
+            )
+        return named[0]

@@ -52,7 +52,12 @@ class Style(Teaching):
     """The distance to the original's Gram matrices of VGG-16."""
 
     kind: Literal["style"] = key("style", "The teacher.")
-    path: str = key("", "VGG-16 in a file or folder; empty: the installed package.", path=True)
+    path: str = key(
+        "",
+        "VGG-16 in a file or folder; empty: the installed package; random: random filters of 3, 7, "
+        "11, 15 and 19 pixels in place of its blocks.",
+        path=True,
+    )
     blocks: tuple[float, ...] = key(
         (1.0, 1.0, 1.0, 1.0, 0.0), "Weights of the blocks; 0: left out.", at_least=0, filled=True
     )
