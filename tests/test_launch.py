@@ -4,6 +4,7 @@ and what the scripts do when a run ends, by commands that stand in for gcloud an
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import kubernetes_validate
 import pytest
 import yaml
 from runs import ROOT
+
+from emu_jax.assembly.config import load
+from emu_jax.data.dimensions import DIMENSIONS
+from emu_jax.evaluation.claims import Claims
 
 LAUNCH = ROOT / "launch"
 
@@ -47,6 +52,60 @@ def called(tmp_path: Path, script: str, *arguments: str, **env: str):
         run.stderr,
         [call.strip() for call in (tmp_path / "calls").read_text().splitlines()],
     )
+
+
+# The study ----------------------------------------------------------------------------------------
+
+FEEDBACK = ("decoupled", "finish_preference", "four_steps", "style", "structure", "transfer")
+
+
+@pytest.fixture
+def study(tmp_path):
+    """``study(table)``: the emu-jax commands of a table, none of which runs."""
+    shutil.copytree(LAUNCH, tmp_path / "launch")  # its folder is not that of this checkout
+    for name in ("configs", "setup.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    binary = tmp_path / ".venv" / "bin"
+    binary.mkdir(parents=True)
+    program = f"#!/usr/bin/env bash\nprintf '%s\\0' \"$@\" $'\\n' >> '{tmp_path}/calls'\n"
+    for name in ("emu-jax", "python"):
+        (binary / name).write_text(program)
+        (binary / name).chmod(0o755)
+    stamp = f"sha256sum {tmp_path}/setup.py {tmp_path}/launch/setup_env.sh | sha256sum"
+    made = subprocess.run(["bash", "-c", stamp], capture_output=True, text=True, check=True)
+    (binary.parent / ".installed-quickstart").write_text(made.stdout)
+
+    def commands(table):
+        env = {**os.environ, "EMU_JAX_DATA": str(tmp_path / "data"), "STEPS": "2"}
+        script = ["bash", tmp_path / "launch" / "study.sh", table]
+        done = subprocess.run(script, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        calls = (tmp_path / "calls").read_text().split("\0\n\0")
+        return [call.split("\0") for call in calls if call]
+
+    return commands
+
+
+@pytest.mark.parametrize("table", FEEDBACK)
+def test_tables_of_feedback_train_and_compare_what_is_claimed(table, study, monkeypatch):
+    """Every override is a key of its config, and every arm of a claim has been compared."""
+    monkeypatch.chdir(ROOT)
+    trained, compared = set[str](), {"real pictures"}
+    for name, *arguments in study(table):
+        options = dict(x.split("=", 1) for x in arguments if x.startswith("--") and "=" in x)
+        if name == "train":
+            config, workdir = load(arguments, "emu-jax train")
+            assert (config.train.steps == 2 and workdir not in trained) or table == "transfer"
+            trained.add(workdir)
+        models = [x for x in arguments if not x.startswith("--")]
+        if name == "compare":
+            label = f" ({options['--label']})" if "--label" in options else ""
+            compared |= {model + label for model in models}
+        elif name == "rewards":
+            compared |= {f"{model}, {one}" for model in models for one in DIMENSIONS} | {*models}
+        elif name == "claims":
+            arms = Claims.read(models[0]).arms.values()
+            assert {model for arm in arms for model in arm} <= compared, models[0]
 
 
 # Slurm --------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Rewards by the real commands: learned from preferences, and as teachers of a generator."""
 
+import json
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from emu_jax.assembly.tasks import make_task
 from emu_jax.cli.main import main
 from emu_jax.data.dimensions import DIMENSIONS
 from emu_jax.errors import UserError
+from emu_jax.evaluation.claims import Comparison
 from emu_jax.parallel.placement import ONE_DEVICE
 from emu_jax.tasks.rewards import ALPHA, DEVIATION
 
@@ -41,8 +43,8 @@ def test_what_standardizes_a_reward_is_stored_with_it(reward_run, tmp_path):
     assert all(np.array_equal(own[path], x) for path, x in moved.tensors())
 
 
-def test_accuracies_are_a_table(reward_run, preferences, capsys):
-    assert main(["rewards", str(reward_run)]) == 0
+def test_accuracies_are_a_table_and_a_record(reward_run, preferences, tmp_path, capsys):
+    assert main(["rewards", str(reward_run), f"--out={tmp_path}"]) == 0
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert head == f"| reward | all pairs | {' | '.join(DIMENSIONS)} |" and len(rows) == 4
     (last,) = (
@@ -54,6 +56,13 @@ def test_accuracies_are_a_table(reward_run, preferences, capsys):
         cells = row.strip("| ").split(" | ")
         assert cells[0] == f"{reward_run}, {name}"
         assert cells[2 + i].startswith(f"{last[f'unseen/accuracy_{name}']:.1%} (")
+    found = Comparison([json.loads((tmp_path / "rewards.json").read_text())])
+    for name in DIMENSIONS:
+        right = found.values([f"{reward_run}, {name}"], "right", name)
+        assert right.mean() == pytest.approx(last[f"unseen/accuracy_{name}"])
+    assert [head, *rows] == [
+        line for line in (tmp_path / "figures.md").read_text().splitlines() if "---" not in line
+    ]
 
 
 def test_rewards_teach_a_generator(

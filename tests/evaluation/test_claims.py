@@ -190,3 +190,89 @@ def test_what_is_wrong_in_a_file_of_claims_is_named(file, old, new, said):
     file.write_text(FILE.replace(old, new, 1))
     with pytest.raises(UserError, match=said):
         Claims.read(file)
+
+
+SETS = """
+title = "Sets"
+[arms]
+floor = "before"
+ceiling = "ideal"
+ours = ["run_0", "run_1"]
+[[gates]]
+name = "gap"
+says = "It is twice as far,"
+arm = "floor"
+against = "ceiling"
+times = 2.0
+figure = "frechet_haystack"
+more_than = 0.0
+[[gates]]
+name = "gap"
+says = "or ten times."
+arm = "floor"
+against = "ceiling"
+times = 10.0
+figure = "frechet_haystack"
+more_than = 0.0
+[[claims]]
+name = "half"
+says = "Half of it is gone."
+arm = "ours"
+floor = "floor"
+against = "ceiling"
+figure = "frechet_haystack"
+more_than = 0.5
+[[claims]]
+name = "spread"
+says = "More than half is kept."
+arm = "ours"
+against = "floor"
+times = 0.5
+figure = "spread"
+more_than = 0.0
+[[tables]]
+figure = "frechet_haystack"
+"""
+
+
+def sets(values, reach, shares=(1.0, 1.0)):
+    """Distances of each model; the spread of the runs in shares of the first model's."""
+    names = ("before", "ideal", "run_0", "run_1")
+    spread = np.random.default_rng(0).uniform(1, 2, 30)
+    shares = dict(zip(names, (1.0, 1.0, *shares), strict=True))
+    return {
+        "prompts": [f"prompt {i}" for i in range(30)],
+        "models": dict.fromkeys(names),
+        "pictures": {name: {"spread": (shares[name] * spread).tolist()} for name in names},
+        "figures": {
+            name: {
+                "frechet_haystack": dict(value=x, low=x - reach, high=x + reach),
+                "spread": dict(value=1.0, low=1.0, high=1.0),  # the values of images count
+            }
+            for name, x in zip(names, values, strict=True)
+        },
+    }
+
+
+def test_distances_of_sets_are_claimed_by_their_intervals(tmp_path):
+    """The same results as by closed forms; of the two gates with one name one holds."""
+    path = tmp_path / "sets.toml"
+    path.write_text(SETS)
+    claims = Claims.read(path)
+    gates, (half, spread) = decide(claims, Comparison([sets((10, 2, 3, 4), 0.5, (0.6, 0.55))]))
+    assert [gate.result for gate in gates] == [HOLDS, FAILS]
+    (part,) = gates[0].measured
+    assert part.interval.value == 6 and part.seeds == [6]
+    width = np.hypot(0.5, 2 * 0.5)  # of a difference of normal variables
+    np.testing.assert_allclose(part.interval[1:], (6 - width, 6 + width), atol=0.05)
+    assert half.result == HOLDS and half.measured[0].seeds == [7 / 8, 6 / 8]
+    assert spread.result == HOLDS
+    _, (half, spread) = decide(claims, Comparison([sets((10, 2, 3, 4), 5.0, (0.6, 0.45))]))
+    assert half.result == VOID  # nothing is known of the distances
+    gates, (half, spread) = decide(claims, Comparison([sets((10, 2, 3, 7), 0.5, (0.6, 0.45))]))
+    assert gates[0].result == HOLDS and (half.result, spread.result) == (FAILS, FAILS)
+    (tmp_path / "sets.json").write_text(json.dumps(sets((10, 2, 3, 4), 0.5)))
+    assert main(["claims", str(path), f"{tmp_path}/sets.json", f"--out={tmp_path}/out"]) == 0
+    said = (tmp_path / "out" / "claims.md").read_text()
+    assert "(floor - 2 x ceiling > 0)" in said
+    assert "(share of floor to ceiling that ours reaches > 0.5)" in said

@@ -36,6 +36,8 @@ def test_images_are_to_reach_alpha_and_no_more():
     np.testing.assert_allclose(gradient, expected, rtol=1e-5)
     higher = Hinge(Redness(), alpha=6.0)  # the stored one is not read
     assert float(higher.loss(STANDARD, image, {})) == pytest.approx((7.2 + 0.8 + 6) / 3, rel=1e-5)
+    twice = Hinge(Redness(), alpha_scale=6.0)  # of the stored one, which is 1
+    assert float(twice.loss(STANDARD, image, {})) == float(higher.loss(STANDARD, image, {}))
     assert float(Hinge(Redness(), output=1, alpha=0.5).loss(STANDARD, image, {})) == 0.5
 
 
