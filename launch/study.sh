@@ -4,7 +4,7 @@
 #     bash launch/study.sh autoencoders | set_size | steps | noise_offset | learning_rate | ema |
 #         stopping | families | adapter | adapter_rate | adapter_layers | adapter_eta |
 #         curation | curation_captions | rewards | decoupled | finish_preference |
-#         four_steps | style | structure | transfer
+#         four_steps | style | structure | active_prompts | transfer
 #
 # The tables of feedback learning are in study_feedback.sh.
 #
@@ -129,6 +129,7 @@ needles() {
 part "virtual environment"
 extra=quickstart
 [[ "${1:-}" == curation* ]] && extra=quickstart,curation
+[[ "${1:-}" == active_prompts ]] && extra=quickstart,prompts
 setup_env "$extra"
 export PATH="$VENV/bin:$PATH"
 
@@ -264,7 +265,7 @@ case "${1:-}" in
         tuned captions_vague emoji/fluent "needle >= 0" --config.data.train.needles.captions=group
         claimed curation_captions "$pretrained" "$runs"/captions_{true,wrong,vague}_{0,1,2}
         ;;
-    rewards | decoupled | finish_preference | four_steps | style | structure | transfer)
+    rewards | decoupled | finish_preference | four_steps | style | structure | active_prompts | transfer)
         source launch/study_feedback.sh
         "table_$1"
         ;;

@@ -319,6 +319,43 @@ table_structure() {
     claims structure "$runs/structure/compare.json"
 }
 
+# from_prompts NAME SET [--config...]: four rewards, from the prompts of a set alone.
+from_prompts() {
+    local name="$1" set="$2" style; shift 2
+    local -a sources=()
+    for style in openmoji fluent; do
+        sources+=("--config.data.train.$style.dataset=prompts/$set"
+            "--config.data.train.$style.select=")
+    done
+    aesthetic "$name" each "${sources[@]}" "$@"
+}
+
+# Do rewards teach more from 500 prompts that differ than from 500 at random?
+table_active_prompts() {
+    local name seed
+    local -a models=("$runs/faulty") pool=("emoji/openmoji:part == tuned" "emoji/fluent:part == tuned")
+    faulty_generator
+    fault_judge
+    table_rewards
+    build scenes/openmoji
+    pool+=("scenes/openmoji:split == train")
+    part "active prompts"
+    emu-jax data prompts "${pool[@]}" --data_dir="$EMU_JAX_DATA" --count=500 \
+        --out="$runs/prompts/active.tsv"
+    emu-jax data prompts "${pool[@]}" --data_dir="$EMU_JAX_DATA" --count=500 --least=0 \
+        --similarity=1 --out="$runs/prompts/random.tsv"
+    for name in active random; do
+        emu-jax data build "prompts/$name" --path="$runs/prompts/$name.tsv" \
+            --data_dir="$EMU_JAX_DATA"
+        each_seed from_prompts "prompts_$name" "$name"
+        for seed in 0 1 2; do
+            models+=("$runs/prompts_${name}_$seed")
+        done
+    done
+    judge active_prompts "${models[@]}" --count=200 --metrics="$faults,$distances"
+    claims active_prompts "$runs/active_prompts/compare.json"
+}
+
 # A LoRA of one finish, made for the generator before feedback, over those after it.
 table_transfer() {
     local steps lora="$runs/transfer.safetensors"

@@ -56,7 +56,10 @@ def called(tmp_path: Path, script: str, *arguments: str, **env: str):
 
 # The study ----------------------------------------------------------------------------------------
 
-FEEDBACK = ("decoupled", "finish_preference", "four_steps", "style", "structure", "transfer")
+FEEDBACK = (
+    *("decoupled", "finish_preference", "four_steps", "style", "structure", "active_prompts"),
+    "transfer",
+)
 
 
 @pytest.fixture
@@ -73,7 +76,8 @@ def study(tmp_path):
         (binary / name).chmod(0o755)
     stamp = f"sha256sum {tmp_path}/setup.py {tmp_path}/launch/setup_env.sh | sha256sum"
     made = subprocess.run(["bash", "-c", stamp], capture_output=True, text=True, check=True)
-    (binary.parent / ".installed-quickstart").write_text(made.stdout)
+    for extra in ("quickstart", "quickstart,prompts"):
+        (binary.parent / f".installed-{extra}").write_text(made.stdout)
 
     def commands(table):
         env = {**os.environ, "EMU_JAX_DATA": str(tmp_path / "data"), "STEPS": "2"}

