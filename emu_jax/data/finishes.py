@@ -150,7 +150,8 @@ def _pixels(image: Image.Image) -> Image.Image:
 
 def _pencil(image: Image.Image) -> Image.Image:
     luma = np.asarray(image.convert("L").filter(ImageFilter.GaussianBlur(1)), np.float64)
-    slope = np.hypot(*np.gradient(luma))
+    down, right = np.gradient(luma)
+    slope = np.hypot(down, right)
     gray = np.rint(255 - np.clip(_DARK * slope, 0, 215)).astype(np.uint8)
     return Image.fromarray(np.repeat(gray[..., None], 3, -1))
 
