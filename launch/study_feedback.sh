@@ -100,7 +100,7 @@ reward_paths() {
 judge() {
     local table="$1"; shift
     compare "$table" "$@" --captions="emoji/openmoji:part == kept and $things" \
-        --images_per_prompt=2
+        --needles="emoji/fluent:needle >= 0" --kept= --judge=builtin:judge_64 --images_per_prompt=2
 }
 
 claims() {
@@ -174,7 +174,7 @@ drawn() {
     records+=("$runs/$place/compare.json")
     if [[ ! -e "${records[-1]}" ]]; then
         judge "$place" "$@" --count="${COUNT:-200}" --sampler="$sampler" --steps="$steps" \
-            --guidance_scale="$scale" --label="$sampler $steps, scale $scale" --kept=
+            --guidance_scale="$scale" --label="$sampler $steps, scale $scale"
     fi
 }
 

@@ -18,6 +18,8 @@ from emu_jax.data.source import find
 from emu_jax.evaluation.prompt_sets import PromptSet
 from emu_jax.evaluation.references import Sets
 
+_EMOJI = ("emoji/", "faulty/", "finishes/")  # data sets of emoji drawings
+
 
 def standards(
     models: Sequence[str],
@@ -55,7 +57,7 @@ def _own_data(model: str) -> Mapping[str, Any] | None:
     for stage in stages_of(model):
         with described_by(stage):
             data = open_model(locate(split_text_adapter(stage)[0])).config.get("data", {})
-            if any(not s["dataset"].startswith("emoji/") for s in _sources(data.get("train"))):
+            if any(not s["dataset"].startswith(_EMOJI) for s in _sources(data.get("train"))):
                 return data
     return None
 

@@ -19,6 +19,7 @@ OWN = {
 }
 MODELS = {
     "emoji": {"data_dir": "/emoji", "train": {"needles": {"dataset": "emoji/fluent"}}},
+    "drawn": {"train": {"openmoji": {"dataset": "faulty/openmoji"}}},
     "own": OWN,
     "exported": {name: value for name, value in OWN.items() if name != "data_dir"},
     "unvalidated": {"train": {"all": {"dataset": "folder/all"}}, "validation": {}},
@@ -37,7 +38,7 @@ def _stored(monkeypatch):
 
 
 def test_emoji_models_are_compared_on_emoji():
-    assert standards(["emoji", "imported"], NONE) == (Sets(DEFAULT_DATA_DIR), SHIPPED)
+    assert standards(["emoji", "drawn", "imported"], NONE) == (Sets(DEFAULT_DATA_DIR), SHIPPED)
     sets, judge = standards(["emoji"], NONE, judge="")
     assert (sets.captions, sets.kept, judge) == ("", "", "")
 
