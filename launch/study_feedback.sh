@@ -197,8 +197,10 @@ table_four_steps() {
     each_seed frozen four_frozen
     on_images four_images "$runs/four_base" 800
     adversarial four_aesthetic each 800
+    learn reward_fresh reward.py:size=tiny,dimension=detail --config.train.steps=1 \
+        --config.groups.reward.optimizer.learning_rate=0 --config.train.validate_every=0
     adversarial four_fresh adversary 800 --config.teachers.adversary.dimension= \
-        --config.teachers.adversary.path=configs/reward.py:size=tiny,dimension=detail
+        --config.teachers.adversary.path="$runs/reward_fresh"
     adversarial four_phase adversary 400
     adversarial four_phases adversary 400 --config.init_from="$runs/four_phase" \
         --config.teachers.adversary.trajectory.sampling.steps=8 \
