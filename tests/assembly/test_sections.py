@@ -13,7 +13,7 @@ from flax import nnx
 from emu_jax.assembly.schema import keys, sections
 from emu_jax.assembly.sections import autoencoding, data, generation, training
 from emu_jax.assembly.sections.denoisers import Denoiser, Remat
-from emu_jax.assembly.sections.runs import TASKS, Run
+from emu_jax.assembly.sections.runs import TASKS, Run, drawn_by
 from emu_jax.data.vectors import Control
 from emu_jax.evaluation.references import Sets
 from emu_jax.nn.autoencoder import Autoencoder
@@ -165,3 +165,8 @@ def test_the_reference_of_keys_is_up_to_date():
     """Else: python docs/site/config_keys.py"""
     script = runpy.run_path(f"{runs.ROOT}/docs/site/config_keys.py")
     assert script["PAGE"].read_text() == script["page"]()
+
+
+def test_a_model_draws_without_the_group_of_an_adversary():
+    config = {"task": "feedback", "teachers": {}, "groups": {"generator": 1, "discriminator": 2}}
+    assert drawn_by(config) == {"task": "generation", "groups": {"generator": 1}}

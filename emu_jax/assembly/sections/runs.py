@@ -242,13 +242,15 @@ class Tagging(Run):
 
 class TaskKind(NamedTuple):
     """The config of a task, and what builds it: ``make(config, placement)``, a
-    :class:`emu_jax.tasks.base.Task`. ``training``: sections that only training reads; without
-    them, what the task has trained is a model of task=generation.
+    :class:`emu_jax.tasks.base.Task`. ``training``: sections that only training reads, and
+    ``groups`` those of parameters that only training has; without them, what the task has trained
+    is a model of task=generation.
     """
 
     section: type[Run]
     make: Callable[..., Any]
     training: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 TASKS: dict[str, TaskKind] = {
@@ -259,6 +261,7 @@ TASKS: dict[str, TaskKind] = {
         FeedbackLearning,
         Lazy("emu_jax.assembly.feedback:make_feedback"),
         training=("feedback", "teachers"),
+        groups=("discriminator",),
     ),
     "reward": TaskKind(RewardLearning, Lazy("emu_jax.assembly.rewards:make_preferences")),
     "dpo": TaskKind(
@@ -286,7 +289,11 @@ def drawn_by(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = _kind_of(config)
     if kind is None or not kind.training:
         return dict(config)
-    return {k: v for k, v in config.items() if k not in kind.training} | {"task": "generation"}
+    kept = {k: v for k, v in config.items() if k not in kind.training} | {"task": "generation"}
+    if kind.groups and "groups" in kept:
+        groups = kept["groups"].items()
+        kept["groups"] = {name: own for name, own in groups if name not in kind.groups}
+    return kept
 
 
 def _kind_of(config: ConfigDict | Mapping[str, Any]) -> TaskKind | None:
