@@ -289,11 +289,11 @@ def drawn_by(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = _kind_of(config)
     if kind is None or not kind.training:
         return dict(config)
-    kept = {k: v for k, v in config.items() if k not in kind.training} | {"task": "generation"}
+    kept = {key: value for key, value in config.items() if key not in kind.training}
     if kind.groups and "groups" in kept:
         groups = kept["groups"].items()
         kept["groups"] = {name: own for name, own in groups if name not in kind.groups}
-    return kept
+    return kept | {"task": "generation"}
 
 
 def _kind_of(config: ConfigDict | Mapping[str, Any]) -> TaskKind | None:
