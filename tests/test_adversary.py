@@ -198,3 +198,13 @@ def test_what_cannot_be_an_adversary_is_named(changes, said, reward_run, autoenc
                 config.update_from_flattened_dict({name: value})
     with pytest.raises(UserError, match=said):
         make_task(config)
+
+
+def test_an_adversary_starts_from_a_trained_reward(autoencoder_run):
+    """A config file is enough to plan with. A run would record a path that no model may have."""
+    config = read(f"{CONFIG},teacher=adversary")
+    config.teachers.adversary.path = f"{runs.ROOT}/configs/reward.py:size=test"
+    config.codec.path = str(autoencoder_run)
+    task = make_task(config)
+    with pytest.raises(UserError, match="is a config file, which is enough to plan"):
+        dict(task.starts[ADVERSARY].tensors())

@@ -8,7 +8,6 @@ from emu_jax.assembly.adapters import make_adapters
 from emu_jax.assembly.generation import make_generation, make_sampling
 from emu_jax.assembly.registry import TEACHERS
 from emu_jax.assembly.rewards import read_texts
-from emu_jax.checkpoint.paths import is_config_file
 from emu_jax.data.mixture import Column
 from emu_jax.errors import UserError
 from emu_jax.parallel.placement import Placement
@@ -46,8 +45,7 @@ def make_feedback(config: ConfigDict, on: Placement) -> Feedback:
         teachers[name], weights_of_it = make(on, **arguments)
         if isinstance(teachers[name], Adversary):
             _check_adversary(config, name, trajectories[name], adversary)
-            adversary = name
-            start = None if is_config_file(arguments["path"]) else weights_of_it
+            adversary, start = name, weights_of_it
         else:
             frozen[name] = weights_of_it
     teachers, encoders, texts = read_texts(teachers, base.encoders)

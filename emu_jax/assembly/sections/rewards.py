@@ -101,8 +101,7 @@ class Adversary(Teaching):
     kind: Literal["adversary"] = key("adversary", "The teacher.")
     weight: float = key(1e-3, "Weight of its loss.", at_least=0)
     path: str = required(
-        "The reward that it starts from: a run or an exported model; a config file for one without "
-        "training.",
+        "The reward that it starts from: a run or an exported model; a config file, to plan with.",
         filled=True,
         path=True,
     )
