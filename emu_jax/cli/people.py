@@ -2,7 +2,7 @@
 
 emu-jax people compare A B --prompts=FILE --out=DIR
 emu-jax people serve DIR
-emu-jax people add DIR anna ben
+emu-jax people add DIR NAME ...
 emu-jax people report DIR --out=REPORT
 emu-jax people export DIR answers.csv
 emu-jax people import DIR answers.csv
