@@ -36,7 +36,7 @@ def test_options_are_read_and_default_to_their_first_choice():
     [
         (f"{FILE}:sise=tiny", "The config has no option 'sise'; did you mean size?"),
         (f"{FILE}:colour=red", "it has size, stage, resolution, denoiser and data."),
-        (f"{FILE}:stage=pretrian", "The option stage is 'pretrian'; use pretrain, quality_tune, compose, faulty or finishes"),
+        (f"{FILE}:stage=pretrian", "'pretrian'; use pretrain, quality_tune, compose, faulty or fi"),
         (f"{FILE}:resolution=256", "resolution=256 is only available for size=sdxl and size=emu."),
         (
             f"{FILE}:size=emu,denoiser=transformer",
