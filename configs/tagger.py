@@ -7,8 +7,9 @@ words=faults: in which of the dimensions color, layout, lighting and detail has 
     Trained on drawings of a style that generators are not trained on (Noto), so that it is
     independent of them and of rewards
 
-words=finish: which of six finishes (data set `finishes/six`) has the image? `style` is not used
-style=fluent: of faults, for machines without the font
+style=fluent, style=openmoji: faults in drawings of another style, for machines without the font
+
+words=finish: which of six finishes (data set `finishes/six`) has the image?
 
 size=tiny: 64 x 64 pixels, 2.0 M parameters; half of the images pass the shipped autoencoder,
     because it is to read generated images; 1,500 steps of 64
@@ -25,6 +26,7 @@ from emu_jax.assembly.sections.generation import AutoencoderCodec
 from emu_jax.assembly.sections.runs import Tagging
 from emu_jax.assembly.sections.segmentation import Tagger, Tags
 from emu_jax.data.dimensions import DIMENSIONS, FINISHES
+from emu_jax.errors import UserError
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -32,11 +34,13 @@ def get_config(argument: str | None = None) -> ConfigDict:
         argument,
         size=("tiny", "test"),
         words=("faults", "finish"),
-        style=("noto", "fluent", "openmoji"),
+        style=("", "noto", "fluent", "openmoji"),
     )
     tiny = chosen.size == "tiny"
     config = section(Tagging)
     faults = chosen.words == "faults"
+    if chosen.style and not faults:
+        raise UserError("style is only available for words=faults: words=finish has all styles.")
     config.tags = section(
         Tags,
         column="dimensions" if faults else "finish",
@@ -59,7 +63,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         )
     )
     config.data.flip = False
-    drawn = f"faulty/{chosen.style}" if faults else "finishes/six"
+    drawn = f"faulty/{chosen.style or 'noto'}" if faults else "finishes/six"
     # Judged prompts are of the concepts kept: it learns from others.
     config.data.train = dict(drawn=source(drawn, select="part == tuned and group != flags|signs"))
     config.data.validation = dict(

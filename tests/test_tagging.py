@@ -123,6 +123,11 @@ def test_what_is_no_tagger_is_named(tagger, generator_run, tmp_path):
         asked._asked("a fox")
 
 
+def test_finishes_have_no_style_of_their_own():
+    with pytest.raises(UserError, match="style is only available for words=faults"):
+        read(f"{runs.ROOT}/configs/tagger.py:size=test,words=finish,style=fluent")
+
+
 def test_the_loss_is_a_cross_entropy_of_each_word():
     """A row without a word, one with two, and augmentations that change neither colors nor
     sharpness.

@@ -11,7 +11,7 @@ from emu_jax.assembly.measure import Samples, measures
 from emu_jax.assembly.streams import previews, training_stream, validation_streams
 from emu_jax.assembly.tasks import open_task, unused_networks
 from emu_jax.evaluation.grids import grid
-from emu_jax.parallel.compiler import compiler
+from emu_jax.parallel.compiler import compiler, set_flags
 from emu_jax.parallel.distributed import initialize
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.tasks.base import Task, encoders_of
@@ -21,6 +21,7 @@ from emu_jax.training.trainer import Trainer, TrainSettings
 
 def prepare(config: ConfigDict, workdir: str = "") -> None:
     """What has to happen before any device is used: compiler flags, connecting the processes."""
+    set_flags()  # also where no command has done it
     if config.deterministic:
         flags = "--xla_gpu_exclude_nondeterministic_ops=true"
         given = os.environ.get("XLA_FLAGS", "")

@@ -59,8 +59,8 @@ METRICS: dict[str, Metric] = {
     "fault_lighting": Metric(Lazy(_TAGS + "Lighting"), "images", "lower"),
     "fault_detail": Metric(Lazy(_TAGS + "Detail"), "images", "lower"),
     "fault_mean": Metric(Lazy(_TAGS + "Mean"), "images", "lower"),
-    "finish_asked": Metric(Lazy(_TAGS + "FinishAsked"), _PAIR, "higher"),
     "fault_worst": Metric(Lazy(_TAGS + "Worst"), "images", "lower"),
+    "finish_asked": Metric(Lazy(_TAGS + "FinishAsked"), _PAIR, "higher"),
     # Of published networks (docs/metrics.md).
     "fid": Metric(
         Lazy(_INCEPTION + "Pooled"), _SET, "lower", Lazy("emu_jax.evaluation.metrics:frechet_to")

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -51,6 +52,18 @@ def test_a_run_says_what_it_compiles_and_from_which_step_it_resumes(tmp_path, ca
     assert capsys.readouterr().err.startswith(
         "resumed from step 2 of 4\ncompiling the training step\n"
     )
+
+
+def test_a_run_that_another_compiler_resumes_says_so(tmp_path, capsys):
+    def run(steps, jaxlib):
+        one = trainer(tmp_path, steps=steps)
+        replace(one, meta={**one.meta, "compiler": {"jaxlib": jaxlib}}).run()
+        return capsys.readouterr().err
+
+    run(2, "0.10.1")
+    assert "round differently" not in run(3, "0.10.1")
+    said = "the results may round differently from here on: jaxlib was '0.10.1' and is '0.10.2'"
+    assert said in run(4, "0.10.2")
 
 
 def test_validation_is_the_mean_over_all_valid_rows_with_averaged_weights(tmp_path):
