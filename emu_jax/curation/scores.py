@@ -136,7 +136,7 @@ class Scores:
 
     def read(self, shard: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
         """Columns of a shard: numbers as float64 (null: nan), 64-bit ones as int64 (null: 0),
-        vectors as float32 [n, d] (null: 0), texts and lists as objects (null: None).
+        vectors as float32 [n, d] (missing: 0), texts and lists as objects (null: None).
         """
         by_table: dict[str, list[str]] = {}
         for name in columns:
@@ -181,11 +181,8 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
 def _array(column: pa.Array) -> np.ndarray:
     kind = column.type
     if pa.types.is_fixed_size_list(kind):
-        flat = np.zeros((len(column), kind.list_size), np.float32)
-        there = ~np.asarray(column.is_null())
-        values = column.drop_null().flatten().to_numpy(zero_copy_only=False)
-        flat[there] = values.astype(np.float32).reshape(-1, kind.list_size)
-        return flat
+        values = column.flatten().to_numpy(zero_copy_only=False)
+        return values.astype(np.float32).reshape(-1, kind.list_size)
     if pa.types.is_int64(kind):  # bits of a hash, which a float would not hold
         return column.fill_null(0).to_numpy(zero_copy_only=False)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):

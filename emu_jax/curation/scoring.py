@@ -294,7 +294,10 @@ def _table(columns: Mapping[str, Sequence[Any]], schema: Mapping[str, pa.DataTyp
 
 
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    if pa.types.is_floating(kind):  # nan is what null is
+    if pa.types.is_fixed_size_list(kind):  # pyarrow below 26 cannot read null in such a column
+        missing = np.zeros(kind.list_size, np.float16)
+        values = [missing if x is None else x for x in values]
+    elif pa.types.is_floating(kind):  # nan is what null is
         values = [None if x is None or not np.isfinite(x) else float(x) for x in values]
     elif pa.types.is_integer(kind):
         values = [None if x is None else int(x) for x in values]

@@ -6,14 +6,18 @@ import re
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import runs
 from PIL import Image
 
 from emu_jax.cli.main import main
+from emu_jax.curation.scores import Scores, write_table
+from emu_jax.curation.scoring import score_shard
+from emu_jax.curation.sources import Folder
 from emu_jax.data.mixture import Captions, Selection
 from emu_jax.data.source import open_source
 from emu_jax.people.curating import with_verdicts
@@ -118,6 +122,27 @@ def test_a_pool_becomes_a_data_set(place, whole, capsys):
     for title in ("The funnel", "sharpness at its quantiles", "size: short_side at least 20"):
         assert title in page
     assert "3 groups of near-duplicates" in page and page.count("<img ") > 60
+
+
+class Corner:
+    """A filter with a vector: the first pixel."""
+
+    columns = MappingProxyType({"corner": pa.list_(pa.float16(), 3)})
+
+    def __call__(self, batch):
+        return {"corner": [image[0, 0].astype(np.float16) for image in batch.images]}
+
+
+def test_the_vector_of_a_damaged_image_is_zero(place, tmp_path):
+    config = SimpleNamespace(batch_size=4, side=64, background=(255, 255, 255))
+    source = Folder(str(place / "pool"), shard_size=7)
+    (name, table), *others = score_shard(config, source, 0, {"corner": Corner()})
+    assert name == "corner" and not others
+    scores = Scores(1, {"corner": f"{tmp_path}/corner"})
+    write_table(table, scores.path("corner", 0))
+    vectors = scores.read(0, ["corner"])["corner"]
+    assert vectors.shape == (7, 3) and vectors.dtype == np.float32
+    assert (vectors.any(1) == [i not in (4, 5) for i in range(7)]).all()
 
 
 def test_other_thresholds_need_no_scores(place, whole, capsys):

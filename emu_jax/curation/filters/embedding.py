@@ -16,7 +16,7 @@ class Embedding:
     ``embedding_hash``: 64 signs of it along fixed random directions.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     def __init__(self, model: str = "builtin:judge_64") -> None:
         self._tower = open_tower(model)
