@@ -122,6 +122,7 @@ setup(
         "emu_jax": [
             "py.typed",
             "weights/**",
+            "curation/*.json",
             "data/*.tsv",
             "evaluation/*.safetensors",
             "evaluation/*.tsv",

@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import logging
+import os
 import re
 import threading
 import time
@@ -43,6 +44,7 @@ from emu_jax.errors import UserError
 from emu_jax.registry import loaded
 
 _TIMES = "emu_jax.curation.times"
+_WORKER_OPTIONS = Path(__file__).with_name("worker_options.json")
 _COLUMNS: dict[str, pa.DataType] = {  # of the table images, before those of the source
     "key": pa.string(),
     "sha256": pa.string(),
@@ -114,6 +116,8 @@ def beam_options(workers: int, arguments: Sequence[str]) -> PipelineOptions:
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     if not any(argument.startswith("--runner") for argument in arguments):
         mode = "multi_processing" if workers > 1 else "in_memory"
+        # Processes of this runner read their log level here: otherwise each logs every step of it.
+        os.environ.setdefault("PIPELINE_OPTIONS_FILE", str(_WORKER_OPTIONS))
         local = ["--runner=FnApiRunner", f"--direct_num_workers={workers}"]
         arguments = [*local, f"--direct_running_mode={mode}", *arguments]
     return PipelineOptions(list(arguments), save_main_session=False)
