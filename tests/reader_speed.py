@@ -5,14 +5,17 @@
 JPEGs of 1024 x 1024 are decoded, cropped at random, resized and stacked into batches, by each
 reader in turn and several times. Printed are the images per second, and per second of CPU time
 (which other programs on the machine change less), the medians over the rounds, and the ratio to the
-first reader. torchvision's compiled decoder cannot be loaded beside a CPU build of torch, so both
-decode with Pillow.
+first reader. WebDataset, the reader of what img2dataset writes, is measured too if it is there
+(`pip install webdataset`). torchvision's compiled decoder cannot be loaded beside a CPU build of
+torch, so all decode with Pillow.
 """
 
 import argparse
+import importlib.util
 import io
 import os
 import resource
+import tarfile
 import tempfile
 import time
 from contextlib import closing
@@ -54,7 +57,7 @@ class Files(torch.utils.data.Dataset):
             return self.transform(image.convert("RGB"))
 
 
-def torch_reader(folder: Path, side: int, threads: int, interpolation: str):
+def transform(side: int, interpolation: str):
     transforms = torchvision_models.part("transforms")
     mode = getattr(transforms.InterpolationMode, interpolation)
     steps = [
@@ -63,13 +66,38 @@ def torch_reader(folder: Path, side: int, threads: int, interpolation: str):
         transforms.RandomHorizontalFlip(),
         transforms.PILToTensor(),
     ]
-    files = Files(folder, transforms.Compose(steps))
+    return transforms.Compose(steps)
+
+
+def torch_reader(folder: Path, side: int, threads: int, interpolation: str):
+    files = Files(folder, transform(side, interpolation))
 
     def read() -> int:
         loader = torch.utils.data.DataLoader(
             files, BATCH_SIZE, shuffle=True, num_workers=threads, drop_last=True
         )
         return sum(len(batch) for batch in loader)
+
+    return read
+
+
+def web_reader(folder: Path, side: int, threads: int, interpolation: str):
+    """A tar file for each process, in the order that WebDataset draws."""
+    import webdataset
+
+    files = sorted(folder.glob("*.jpg"))
+    tars = [str(folder.parent / f"{i:05}.tar") for i in range(threads)]
+    for i, name in enumerate(tars):
+        with tarfile.open(name, "w") as tar:
+            for file in files[i::threads]:
+                tar.add(file, file.name)
+    rows = webdataset.WebDataset(tars, shardshuffle=threads).shuffle(1000).decode("pilrgb")
+    rows = rows.to_tuple("jpg").map_tuple(transform(side, interpolation))
+
+    def read() -> int:
+        batches = rows.batched(BATCH_SIZE, partial=False)
+        loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=threads)
+        return sum(len(batch) for (batch,) in loader)
 
     return read
 
@@ -116,6 +144,11 @@ def main() -> None:
         readers = {
             "torch DataLoader, torchvision, bilinear": torch_reader(folder, *size, "BILINEAR"),
             "torch DataLoader, torchvision, Lanczos": torch_reader(folder, *size, "LANCZOS"),
+            **(
+                {"WebDataset, torchvision, bilinear": web_reader(folder, *size, "BILINEAR")}
+                if importlib.util.find_spec("webdataset")
+                else {}
+            ),
             "emu_jax, Lanczos": our_reader(source, *size),
             "emu_jax, scaled_decoding": our_reader(source, *size, scaled_decoding=True),
         }
