@@ -30,8 +30,9 @@ from emu_jax.process.registry import PROCESSES, SCHEDULES, make_sampler
 from emu_jax.registry import loaded, look_up
 from emu_jax.tasks.base import Frozen
 from emu_jax.tasks.codecs import Codec, TokenCodec
-from emu_jax.tasks.generation import Generation, Sampling
+from emu_jax.tasks.generation import Generation
 from emu_jax.tasks.image_conditions import Control, Editing, Inpainting, Spatial
+from emu_jax.tasks.sampling import Sampling
 from emu_jax.tasks.upsampling import LOW_CODEC, Low, LowResolution, LowTokens
 
 

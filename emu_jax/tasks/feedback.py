@@ -32,8 +32,8 @@ from emu_jax.process.guidance import Denoise
 from emu_jax.process.sampling import time_grid
 from emu_jax.tasks.adversary import Adversary
 from emu_jax.tasks.base import Context, Frozen, Loss, Rows, RowSpec, encoded_text, to_pixels
-from emu_jax.tasks.generation import Sampling
 from emu_jax.tasks.generator_task import GeneratorTask
+from emu_jax.tasks.sampling import Sampling
 from emu_jax.tasks.teachers import Teacher
 from emu_jax.text.encoder import TextEncoder
 

@@ -19,29 +19,19 @@ Sampling is composed of methods that other tasks also call separately:
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from emu_jax.errors import UserError
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.control import PREFIX as CONTROL
 from emu_jax.nn.functional import Network, Params, nest, subtree
-from emu_jax.process.gaussian import GaussianProcess
-from emu_jax.process.guidance import (
-    Denoise,
-    dynamic_threshold,
-    guided,
-    guided_by_image,
-    rising,
-    static_clip,
-)
+from emu_jax.process.guidance import Denoise
 from emu_jax.process.noise import fold_in
-from emu_jax.process.protocol import Data, Process, Transform
+from emu_jax.process.protocol import Data, Process
 from emu_jax.process.sampling import sample, time_grid
-from emu_jax.process.self_attention import self_attention_guided
 from emu_jax.tasks.base import (
     Context,
     Latents,
@@ -55,15 +45,8 @@ from emu_jax.tasks.base import (
     to_unit_range,
 )
 from emu_jax.tasks.codecs import Codec
-from emu_jax.tasks.image_conditions import (
-    Control,
-    Editing,
-    Images,
-    Spatial,
-    blank,
-    dropped,
-    without_image,
-)
+from emu_jax.tasks.image_conditions import Control, Editing, Images, Spatial, blank, dropped
+from emu_jax.tasks.sampling import Conditions, Sampling, Start
 from emu_jax.tasks.upsampling import Low
 from emu_jax.text.encoder import TextEncoder, blank_output, null_output
 
@@ -72,99 +55,6 @@ TIME_BINS = 5
 # start image: no sampler has such steps.
 _LOW = 2**31
 _START = 2**31 + 2
-
-THRESHOLDS = ("none", "static", "dynamic")
-
-# What the denoiser reads beside x and t: keyword -> array with the batch in front. The conditioner
-# gives "context", "mask" and "vector"; a low-resolution image gives "spatial" (concatenated to x)
-# and "level", or "low"; other images give "spatial" too, or "control" (features of the hint of a
-# ControlNet, whose residuals are computed in each call). Further entries reach the denoiser under
-# their own names.
-Conditions = dict[str, Array]
-
-
-class Start(NamedTuple):
-    """What sampling starts from in place of noise: clean data, of which some may stay.
-
-    ``keep`` is the share of each position that stays. ``skip`` is the number of sampling steps that
-    are left out from the beginning: with none x0 matters only where it stays, with all of them it
-    is the result.
-    """
-
-    x0: Data
-    keep: Float[Array, "b h w"]
-    skip: int = 0
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How images are sampled: a sampler, its steps and their spacing, classifier-free guidance.
-
-    ``image_guidance_scale``: classifier-free guidance by the image before an edit.
-    ``guidance_ramp``: the guidance scale rises from 1 to its value during sampling. ``sag_scale``:
-    the scale of self-attention guidance (``process.self_attention``), 0 for none.
-    ``threshold`` keeps every predicted x0 within the range of pixels (``process.guidance``); the
-    dynamic one uses the quantile ``threshold_quantile``, which is itself limited to
-    ``threshold_limit`` (0: no limit).
-    """
-
-    sampler: Any
-    steps: int = 25
-    spacing: Literal["trailing", "uniform", "leading", "karras"] = "trailing"
-    guidance_scale: float = 5.0
-    image_guidance_scale: float = 1.0
-    guidance_rescale: float = 0.0
-    guidance_ramp: bool = False
-    sag_scale: float = 0.0
-    threshold: Literal["none", "static", "dynamic"] = "none"
-    threshold_quantile: float = 0.995
-    threshold_limit: float = 0.0
-
-    def __post_init__(self):
-        if self.threshold not in THRESHOLDS:
-            raise UserError(
-                f"sampling.threshold is {self.threshold!r}; use one of {', '.join(THRESHOLDS)}."
-            )
-        if not self.guidance_scale >= 0:
-            raise UserError(f"sampling.guidance_scale is {self.guidance_scale}; use 0 or more.")
-        if not self.image_guidance_scale >= 0:
-            raise UserError(
-                f"sampling.image_guidance_scale is {self.image_guidance_scale}; use 0 or more."
-            )
-        if not 0 <= self.sag_scale < float("inf"):
-            raise UserError(f"sampling.sag_scale is {self.sag_scale}; use 0 or more.")
-        if not 0 < self.threshold_quantile <= 1:
-            raise UserError(
-                f"sampling.threshold_quantile is {self.threshold_quantile}; use a value above 0 "
-                "and at most 1."
-            )
-        if self.threshold_limit and self.threshold_limit < 1:
-            raise UserError(
-                f"sampling.threshold_limit is {self.threshold_limit}; use 0 (no limit) or 1 and "
-                "above."
-            )
-
-    @property
-    def transform(self) -> Transform | None:
-        """The function of x0 that ``threshold`` names."""
-        match self.threshold:
-            case "static":
-                return static_clip
-            case "dynamic":
-                return partial(
-                    dynamic_threshold, quantile=self.threshold_quantile, limit=self.threshold_limit
-                )
-            case _:
-                return None
-
-    @property
-    def calls(self) -> int:
-        """Evaluations of the denoiser for one image; classifier-free guidance needs two at a time,
-        self-attention guidance and guidance by an image one more each.
-        """
-        together = 1 if self.guidance_scale == self.image_guidance_scale == 1 else 2
-        together += bool(self.sag_scale) + (self.image_guidance_scale != 1)
-        return self.sampler.calls(self.steps) * together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,43 +273,9 @@ class Generation(Task):
         null: Conditions | None,
         sampling: Sampling | None = None,
     ) -> Denoise:
-        """``denoise(x, t)`` with classifier-free guidance away from ``null``, without if None; with
-        self-attention guidance, and with guidance by the image of editing, if sampling has it.
-        """
-        sampling = sampling or self.sampling
-        scale = sampling.guidance_scale
-        scale = rising(scale) if sampling.guidance_ramp else scale
-        if sampling.sag_scale:
-            assert isinstance(self.process, GaussianProcess), "tokens have no such guidance"
-
-            def watched(x: Array, t: Array, conditions: Conditions) -> tuple[Array, Array]:
-                timestep = self.process.timestep_input(t)
-                return self._call(params, x, timestep, conditions, attention=True)
-
-            return self_attention_guided(
-                *(watched, self.process, conditions, null, sampling.sag_scale),
-                *(scale, sampling.guidance_rescale),
-            )
-
-        def network(x: Array, t: Array, conditions: Conditions) -> Array:
-            return self.denoise(params, x, self.process.timestep_input(t), conditions)
-
-        if isinstance(self.spatial, Editing) and null and sampling.image_guidance_scale != 1:
-            return guided_by_image(
-                network,
-                (conditions, null, without_image(null)),
-                scale,
-                sampling.image_guidance_scale,
-                self.process.split_output,
-            )
-        return guided(
-            network,
-            conditions,
-            null,
-            scale,
-            sampling.guidance_rescale,
-            self.process.split_output,
-        )
+        """``denoise(x, t)`` with the guidance of ``sampling``, away from ``null``."""
+        call = partial(self.denoise, params)
+        return (sampling or self.sampling).guide(call, self.process, conditions, null, self.spatial)
 
     def times(self, sampling: Sampling | None = None) -> Float[Array, " n_plus_1"]:
         """The times that sampling visits."""
@@ -578,20 +434,17 @@ class Generation(Task):
         return {name: value for name, value in named if value is not None}
 
     def denoise(
-        self, params: Params, x: Data, timestep: Float[Array, "b"], conditions: Conditions
-    ) -> Float[Array, "b *o"]:
-        """One evaluation of the denoiser in the compute dtype; the output is fp32."""
-        return self._call(params, x, timestep, conditions)
-
-    def _call(
         self,
         params: Params,
         x: Data,
         timestep: Float[Array, "b"],
         conditions: Conditions,
-        **more: Any,
+        *,
+        attention: bool = False,
     ) -> Any:
-        """:meth:`denoise` with further arguments; everything that it returns is fp32."""
+        """One evaluation of the denoiser in the compute dtype; the output is fp32. With
+        ``attention``, also the attention that each position of its middle block gets.
+        """
         network, x = cast((subtree(params, "denoiser"), x), self.compute_dtype)
         inputs: dict[str, Any] = dict(conditions)
         spatial, features = inputs.pop("spatial", None), inputs.pop("control", None)
@@ -599,7 +452,9 @@ class Generation(Task):
             inputs["residuals"] = self.control.residuals(params, x, timestep, features, inputs)
         if spatial is not None:
             x = jnp.concatenate([x, spatial.astype(x.dtype)], axis=-1)
-        return cast(self.denoiser(network, x, timestep, **inputs, **more), jnp.float32)
+        if attention:
+            inputs["attention"] = True
+        return cast(self.denoiser(network, x, timestep, **inputs), jnp.float32)
 
 
 def _shown(image: UInt8[Array, "b H W *k"]) -> UInt8[Array, "b H W 3"]:

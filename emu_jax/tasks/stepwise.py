@@ -20,8 +20,9 @@ from emu_jax.nn.functional import Params
 from emu_jax.process import sampling as loop
 from emu_jax.process.protocol import Data
 from emu_jax.tasks.base import to_pixels
-from emu_jax.tasks.generation import Conditions, Generation, Start
+from emu_jax.tasks.generation import Generation
 from emu_jax.tasks.image_conditions import Images
+from emu_jax.tasks.sampling import Conditions, Start
 
 
 class Unfinished(NamedTuple):

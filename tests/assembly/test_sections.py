@@ -33,8 +33,8 @@ from emu_jax.process.registry import DISCRETE, SCHEDULES
 from emu_jax.registry import loaded
 from emu_jax.tasks.bottlenecks import Quantizer
 from emu_jax.tasks.distillation import Distillation
-from emu_jax.tasks.generation import Sampling
 from emu_jax.tasks.image_conditions import Editing
+from emu_jax.tasks.sampling import Sampling
 from emu_jax.tasks.upsampling import LowResolution
 from emu_jax.text.clip import _SIZES as CLIP_SIZES
 from emu_jax.text.clip import make_clip

@@ -23,7 +23,7 @@ from emu_jax.process.gaussian import GaussianProcess, Prediction
 from emu_jax.process.guidance import guided
 from emu_jax.process.schedules import Discrete
 from emu_jax.process.self_attention import blur, self_attention_guided
-from emu_jax.tasks.generation import Sampling
+from emu_jax.tasks.sampling import Sampling
 
 STEP, TIME, SCALE, SAG = 300, 301 / 1000, 3.0, 0.75
 TRAITS = dict(in_channels=4, out_channels=4, widths=(32, 64), blocks=1, heads=2, context_width=8)

@@ -22,7 +22,8 @@ from emu_jax.process.schedules import Cosine
 from emu_jax.tasks import generation
 from emu_jax.tasks.base import Context, Group, Task, cast, to_unit_range
 from emu_jax.tasks.codecs import AutoencoderCodec, IdentityCodec
-from emu_jax.tasks.generation import TIME_BINS, Generation, Sampling
+from emu_jax.tasks.generation import TIME_BINS, Generation
+from emu_jax.tasks.sampling import Sampling
 from emu_jax.text.encoder import TextEncoder
 from emu_jax.training.state import init_state
 from emu_jax.training.step import make_step

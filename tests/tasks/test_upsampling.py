@@ -19,7 +19,8 @@ from emu_jax.process.noise import normal
 from emu_jax.process.schedules import Cosine, Discrete
 from emu_jax.tasks.base import Context
 from emu_jax.tasks.codecs import CODEBOOK, TokenCodec
-from emu_jax.tasks.generation import Generation, Sampling
+from emu_jax.tasks.generation import Generation
+from emu_jax.tasks.sampling import Sampling
 from emu_jax.tasks.upsampling import LOW_CODEC, LowResolution, LowTokens, shrink
 
 KEY = jax.random.key(3)
