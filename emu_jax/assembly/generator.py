@@ -36,7 +36,7 @@ from emu_jax.data.pipeline import make_stream
 from emu_jax.errors import UserError
 from emu_jax.nn.functional import Params
 from emu_jax.nn.stack import relaid
-from emu_jax.parallel.mesh import make_mesh
+from emu_jax.parallel.mesh import images_at_once, sampling_mesh
 from emu_jax.parallel.sharding import fetch, process_rows, put_batch, shard_params
 from emu_jax.planning.flops import count_flops
 from emu_jax.process.noise import fold_in
@@ -68,7 +68,8 @@ class Drawer:
     """Draws from parameters that are handed in, compiled once: a generator in training, say.
     Where several processes share the mesh all must draw, and all get the images.
 
-    ``batch_size`` is rounded up to a multiple of the devices. ``prompt_weighting`` is the syntax of
+    ``batch_size`` is rounded up to a multiple of the devices, unless these divide images too
+    (:func:`emu_jax.parallel.mesh.sampling_mesh`). ``prompt_weighting`` is the syntax of
     weights in prompts and negative prompts (:mod:`emu_jax.text.weighting`).
     """
 
@@ -91,7 +92,7 @@ class Drawer:
             codec = replace(codec, tile=tile)
         self._generator: Generation = replace(generator, codec=codec)
         self.config, self._task, self._mesh, self._frozen = config, task, mesh, frozen
-        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self.batch_size = images_at_once(batch_size, mesh)
         self.prompt_weighting = prompt_weighting
         self._generate = jax.jit(self._draw_batch, static_argnames=("decode", "size", "skip"))
         self._begin = jax.jit(self._begin_batch, static_argnames=("size", "skip"))
@@ -339,7 +340,7 @@ class Generator(Drawer):
             config.adapter.eta = eta
         config.sampling.update({k: v for k, v in changes.items() if v is not None})
         # Of several processes each draws by itself, with its own devices.
-        mesh = make_mesh(devices=jax.local_devices())
+        mesh = sampling_mesh(batch_size, jax.local_devices())
         task, frozen = open_task(config, mesh, adapters=texts)
         super().__init__(task, config, mesh, frozen, batch_size, prompt_weighting)
         self.step, self.chosen = model.meta.get("step"), model.meta.get("chosen")

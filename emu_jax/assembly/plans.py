@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from emu_jax.assembly.cost import model_flops, step_batch
 from emu_jax.assembly.tasks import make_task, unused_networks
 from emu_jax.errors import UserError
-from emu_jax.parallel.mesh import make_mesh
+from emu_jax.parallel.mesh import make_mesh, sampling_mesh
 from emu_jax.parallel.placement import placement
 from emu_jax.parallel.sharding import abstract_params
 from emu_jax.planning.chips import Topology
@@ -39,10 +39,15 @@ def plan(config: ConfigDict, topology: Topology) -> Plan:
 
 def plan_sampling(config: ConfigDict, topology: Topology, images: int = 1) -> Plan:
     """The config's sampler on one topology: ``images`` at once, rounded up to a multiple of the
-    chips, with the parameters in the compute dtype. It reads the outputs of the text encoders where
-    training does (``data.cache_text``), else it encodes the prompts.
+    chips, with the parameters in the compute dtype. Fewer images than chips are divided themselves,
+    and every chip has all parameters (:func:`emu_jax.parallel.mesh.sampling_mesh`). It reads the
+    outputs of the text encoders where training does (``data.cache_text``), else it encodes the
+    prompts.
     """
-    mesh = make_mesh(**{**config.mesh, "slices": topology.slices}, devices=topology.devices)
+    if images < len(topology.devices):
+        mesh = sampling_mesh(images, topology.devices)
+    else:
+        mesh = make_mesh(**{**config.mesh, "slices": topology.slices}, devices=topology.devices)
     task = make_task(config, placement(mesh, config.attention)).prepare(None)
     if task.generator is None:
         raise UserError(f"The task {config.task} draws no images: use --measure=train.")

@@ -17,7 +17,8 @@ A kernel is compared with XLA's form before its first use (:mod:`emu_jax.paralle
 fails is replaced by it, or is an error if it was selected by name. cuDNN is compared a second time
 over a text, whose tokens are padded for it, by the same rule: XLA replaces it in these calls only.
 
-On several devices a kernel runs inside ``shard_map``: each device has its own rows and all heads.
+On several devices a kernel runs inside ``shard_map``: each device has its own rows and all heads,
+or some queries of a row and all its keys where several devices share a row.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from emu_jax.errors import UserError
 from emu_jax.nn.attention import Attend, attend
 from emu_jax.parallel.checks import usable
 from emu_jax.parallel.flash import flash
-from emu_jax.parallel.mesh import AXES
+from emu_jax.parallel.sharding import division
 
 KINDS = ("auto", "xla", "flash", "cudnn")
 # From this number of tokens on, moving the weights through memory costs more than the arithmetic.
@@ -134,7 +135,7 @@ def _attend(
     v: Float[Array, "b m h d"],
     mask: Bool[Array, "#b #h #n m"] | None = None,
 ) -> Float[Array, "b n h d"]:
-    if q.shape[1] < LONG or k.shape[1] < shortest or q.shape[0] % mesh.size:
+    if q.shape[1] < LONG or k.shape[1] < shortest or division(q.shape, mesh) is None:
         return attend(q, k, v, mask)
     reason = unsupported(kind, q, k, mask)
     if reason and named:
@@ -146,10 +147,9 @@ def _attend(
 
 
 def by_rows(kernel: Callable[..., Array], mesh: Mesh) -> Callable[..., Array]:
-    """``kernel(q, k, v, keys)``, with each device computing its own rows."""
+    """``kernel(q, k, v, keys)``, with each device computing its own rows or queries."""
     if mesh.size == 1:
         return kernel
-    rows = P(AXES)
 
     def sharded(
         q: Float[Array, "b n h d"],
@@ -158,12 +158,15 @@ def by_rows(kernel: Callable[..., Array], mesh: Mesh) -> Callable[..., Array]:
         keys: Bool[Array, "b m"] | None,
     ) -> Float[Array, "b n h d"]:
         arrays = (q, k, v) if keys is None else (q, k, v, keys)
+        queries = division(q.shape, mesh)
+        assert queries is not None, f"{mesh.size} devices do not divide {q.shape[:2]}"
+        whole = P(queries[0])
         # Unchecked: Pallas does not declare how its results vary between devices.
         mapped = jax.shard_map(
             lambda *arrays: kernel(*arrays, *(None,) * (4 - len(arrays))),
             mesh=mesh,
-            in_specs=(rows,) * len(arrays),
-            out_specs=rows,
+            in_specs=(queries, *(whole,) * (len(arrays) - 1)),
+            out_specs=queries,
             check_vma=False,
         )
         return mapped(*arrays)

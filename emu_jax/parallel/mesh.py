@@ -1,10 +1,12 @@
-"""The mesh of devices: ``data`` x ``fsdp``.
+"""The mesh of devices: ``data`` x ``fsdp``, and in sampling also ``space``.
 
-Both axes divide the batch. ``fsdp`` also divides parameters and optimizer state, so its traffic
-(gathering weights, scattering gradients) should stay on the fast links inside a slice; ``data``
-crosses slices, between which only the sum of gradients is sent.
+``data`` and ``fsdp`` divide the batch. ``fsdp`` also divides parameters and optimizer state, so its
+traffic (gathering weights, scattering gradients) should stay on the fast links inside a slice;
+``data`` crosses slices, between which only the sum of gradients is sent. ``space`` divides the
+images themselves, where fewer are drawn at once than there are devices.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ from jax.sharding import AxisType, Mesh
 from emu_jax.errors import UserError
 
 AXES = ("data", "fsdp")
+SPACE = "space"
 
 
 def make_mesh(
@@ -53,6 +56,26 @@ def make_mesh(
     else:
         grid = mesh_utils.create_device_mesh((data, fsdp), devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def sampling_mesh(images: int, devices: Sequence[Any]) -> Mesh:
+    """A mesh to draw ``images`` at once: every device has all parameters and some of the images.
+
+    Of fewer images than devices each is divided too, by height. Classifier-free guidance evaluates
+    two rows per image, so ``data`` is the largest number of devices that divides these rows.
+    """
+    count = len(devices)
+    if images >= count:
+        return make_mesh(devices=devices)
+    data = math.gcd(2 * images, count)
+    shape = (data, 1, count // data)
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, (*AXES, SPACE), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def images_at_once(images: int, mesh: Mesh) -> int:
+    """``images``, rounded up to a multiple of the devices unless these divide each image."""
+    return images if SPACE in mesh.shape else -(-images // mesh.size) * mesh.size
 
 
 def _across(devices: Sequence[Any], slices: int, data: int, fsdp: int) -> np.ndarray:

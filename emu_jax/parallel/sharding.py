@@ -5,7 +5,8 @@ parameter under its path (EMA, the moments of Adam) has the sharding of the para
 needs no communication.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from jaxtyping import Int
 
 from emu_jax.errors import UserError
 from emu_jax.nn.stack import is_scanned
-from emu_jax.parallel.mesh import AXES
+from emu_jax.parallel.mesh import AXES, SPACE
 
 # Gathering an array of fewer elements costs more than replicating it.
 SMALL = 2**14
@@ -78,31 +79,52 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The batch rule: the leading axis divided over all devices."""
-    return NamedSharding(mesh, P(AXES))
+def batch_sharding(mesh: Mesh, rows: int | None = None) -> NamedSharding:
+    """The batch rule: the leading axis divided over all devices. ``rows`` that do not divide over a
+    mesh with ``space`` are on every device.
+    """
+    whole = SPACE in mesh.shape and rows is not None and rows % mesh.size
+    return replicated(mesh) if whole else NamedSharding(mesh, P(mesh.axis_names))
+
+
+def division(shape: Sequence[int], mesh: Mesh) -> P | None:
+    """How all devices divide an activation [b, ...]: by rows; on a mesh with ``space`` also rows
+    and height (of tokens, their number), or height alone. None: they do not divide it.
+    """
+    ways = [(mesh.axis_names, ())]
+    if SPACE in mesh.shape and len(shape) > 2:
+        ways += [(AXES, (SPACE,)), ((), mesh.axis_names)]
+
+    def fits(axes: Sequence[str], size: int) -> bool:
+        return size % math.prod(mesh.shape[axis] for axis in axes) == 0
+
+    for rows, height in ways:
+        if fits(rows, shape[0]) and (not height or fits(height, shape[1])):
+            return P(rows or None, height or None) if height else P(rows)
+    return None
 
 
 def constrain(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """A function that shards an activation [b, ...] by the batch rule, and lays tokens [b, n, c]
+    """A function that shards an activation [b, ...] by :func:`division`, and lays tokens [b, n, c]
     out with channels as the minor axis; networks call it between blocks.
 
     Without it the partitioner, because weights are sharded by features, reshards activations back
     and forth between batch and features, and the TPU compiler makes a long token axis the minor
     one, which it then copies for the attention kernels.
     """
-    rows, sharding = P(AXES), batch_sharding(mesh)
 
     def tokens_first(x: jax.Array) -> jax.Array:
         return with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
 
-    # In shard_map: for the layout alone the partitioner may gather all rows on every device.
-    sharded = jax.shard_map(tokens_first, mesh=mesh, in_specs=rows, out_specs=rows)
-
     def constrained(x: jax.Array) -> jax.Array:
-        if x.ndim == 3 and x.shape[0] % mesh.size == 0:
-            return sharded(x)
-        return x if mesh.size == 1 else jax.lax.with_sharding_constraint(x, sharding)
+        spec = division(x.shape, mesh)
+        if x.ndim == 3 and spec is not None:
+            # In shard_map: for the layout alone the partitioner may gather all rows everywhere.
+            return jax.shard_map(tokens_first, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+        if mesh.size == 1:
+            return x
+        sharding = batch_sharding(mesh) if spec is None else NamedSharding(mesh, spec)
+        return jax.lax.with_sharding_constraint(x, sharding)
 
     return constrained
 
@@ -129,10 +151,10 @@ def gather(mesh: Mesh) -> Callable[[Any], Any] | None:
 
 def abstract_batch(host_batch: Any, mesh: Mesh) -> Any:
     """The result of :func:`put_batch` as ShapeDtypeStructs, from a ``host_batch`` of them."""
-    sharding = batch_sharding(mesh)
 
     def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         _require_division(x.shape[0], mesh)
+        sharding = batch_sharding(mesh, x.shape[0])
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(place, host_batch)
@@ -145,8 +167,8 @@ def process_rows(rows: int, mesh: Mesh) -> Int[np.ndarray, "r"]:
     process index would therefore get other random numbers than on one host.
     """
     _require_division(rows, mesh)
-    local = batch_sharding(mesh).addressable_devices_indices_map((rows,))
-    return np.sort(np.concatenate([np.arange(rows)[index] for index in local.values() if index]))
+    local = batch_sharding(mesh, rows).addressable_devices_indices_map((rows,))
+    return np.unique(np.concatenate([np.arange(rows)[index] for index in local.values() if index]))
 
 
 def put_batch(host_batch: Any, mesh: Mesh) -> Any:
@@ -155,10 +177,10 @@ def put_batch(host_batch: Any, mesh: Mesh) -> Any:
     Every process gives the same number of rows, those of :func:`process_rows`. The devices divide
     the rows of all processes.
     """
-    sharding = batch_sharding(mesh)
 
     def put(array: np.ndarray) -> jax.Array:
         _require_division(len(array) * jax.process_count(), mesh)
+        sharding = batch_sharding(mesh, len(array))
         return jax.make_array_from_process_local_data(sharding, array)
 
     return jax.tree.map(put, host_batch)
@@ -172,7 +194,7 @@ def fetch(tree: Any) -> Any:
 
 
 def _require_division(rows: int, mesh: Mesh) -> None:
-    if rows % mesh.size:
+    if rows % mesh.size and SPACE not in mesh.shape:
         raise UserError(
             f"A batch of {rows} does not divide over {mesh.size} devices; use a multiple of "
             f"{mesh.size}."

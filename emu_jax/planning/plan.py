@@ -127,7 +127,7 @@ def plan_sampler(
     draw, names, rows, images = make_sampler(task, mesh, side, images, from_states)
     args = params, {name: frozen[name] for name in names if name in frozen}, rows
     flops = count_flops(draw, *args)
-    draw = jax.jit(draw, out_shardings=batch_sharding(mesh))
+    draw = jax.jit(draw, out_shardings=batch_sharding(mesh, images))
     return _make_plan(SAMPLER, draw, args, topology, mesh, images, flops, at_once=images)
 
 
@@ -208,7 +208,10 @@ def advise(
     rows_per_chip = rows // chips
     if held > _MAX_ARGUMENTS * chip.memory:
         within = chips // topology.slices
-        more = f"raise mesh.fsdp (now {fsdp})" if fsdp < within else "use a larger topology"
+        if what == SAMPLER and rows < chips:
+            more = f"draw {chips} or more images at once (--pictures) and raise mesh.fsdp"
+        else:
+            more = f"raise mesh.fsdp (now {fsdp})" if fsdp < within else "use a larger topology"
         kept = "parameters, optimizer state" if what == STEP else "parameters, frozen networks"
         change = (
             f"{kept} and batch alone take {held / GIB:.1f} GiB: {more}, so that more chips share "

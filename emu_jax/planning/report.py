@@ -45,9 +45,9 @@ counted twice."""
 
 def row(plan: Plan) -> list[object]:
     """The table row of one plan; entries that a step that does not fit cannot have are None."""
-    data, fsdp = plan.mesh["data"], plan.mesh["fsdp"]
     capacity = plan.topology.chip.memory / GIB
-    head: list[object] = [_name(plan), f"data {data} x fsdp {fsdp}"]
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    head: list[object] = [_name(plan), mesh]
     flops, compiled = plan.flops / plan.chips / 1e12, plan.compile_seconds
     memory = plan.memory
     if memory is None:

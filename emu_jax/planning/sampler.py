@@ -2,7 +2,6 @@
 with guidance, and the decoder.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 
 from emu_jax.nn.conditioner import Encoded
 from emu_jax.nn.functional import Params
+from emu_jax.parallel.mesh import images_at_once
 from emu_jax.parallel.sharding import abstract_batch
 from emu_jax.tasks.adapting import BASE
 from emu_jax.tasks.base import Task, to_pixels
@@ -35,13 +35,14 @@ class Sampler(NamedTuple):
 def make_sampler(
     adapted: Task, mesh: Mesh, side: int, images: int, from_states: bool = True
 ) -> Sampler:
-    """The sampler of ``images`` images of ``side`` pixels, rounded up to a multiple of the number
-    of devices; ``adapted`` has a generator. ``from_states``: the batch holds the outputs of the
-    text encoders; otherwise tokens. A super-resolution stage is conditioned on blank images.
+    """The sampler of ``images`` images of ``side`` pixels, or of as many as the devices draw at
+    once (:func:`emu_jax.parallel.mesh.images_at_once`); ``adapted`` has a generator.
+    ``from_states``: the batch holds the outputs of the text encoders; otherwise tokens. A
+    super-resolution stage is conditioned on blank images.
     """
     task = adapted.generator
     assert task is not None, "only a text-to-image task has a sampler"
-    images = math.ceil(images / mesh.size) * mesh.size
+    images = images_at_once(images, mesh)
     shape = side // task.codec.factor, side // task.codec.factor
 
     def draw(params: Params, frozen: Any, rows: Mapping[str, Any]) -> jax.Array:

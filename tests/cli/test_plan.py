@@ -94,7 +94,7 @@ def test_a_plan_of_a_sampler(tmp_path, capsys):
     assert main(["plan", config, *arguments, "--profile", *small]) == 0
     assert "v5e:2x2, sampler sends per sampler and chip" in capsys.readouterr().out
     (plan,) = json.loads((tmp_path / "plan.json").read_text())
-    assert plan["measure"] == "sampler" and plan["batch_size"] == 4 and plan["fits"]
+    assert plan["measure"] == "sampler" and plan["batch_size"] == 3 and plan["fits"]
     assert plan["memory"]["outputs"] >= 8 * 8 * 3 and plan["modelled_seconds"] > 0
     assert {"steps"} <= plan["profile"]["part"].keys() <= {"steps", "decoder", "rest"}
     assert main(["plan", config.replace("pixel_diffusion", "judge").split(",")[0], *arguments]) == 2

@@ -221,10 +221,14 @@ def test_the_batch_size_does_not_change_a_picture(drawn, generator_run, tmp_path
     assert levels(whole, pictures(drawn)) <= 1
 
 
-def test_the_number_of_devices_does_not_change_a_picture(drawn, generator_run, nursery, tmp_path):
+@pytest.mark.parametrize("batch_size", [1, 8])  # of one, the devices divide the image
+def test_the_number_of_devices_does_not_change_a_picture(
+    batch_size, drawn, generator_run, nursery, tmp_path
+):
     out = tmp_path / "out"
     command = ["sample", *PROMPTS, *SETTINGS, f"--checkpoint={generator_run}", f"--out={out}"]
-    nursery.run("sample_on_eight", command, devices=8)
+    command.append(f"--batch_size={batch_size}")
+    nursery.run(f"sample_on_eight_{batch_size}", command, devices=8)
     assert levels(pictures(out), pictures(drawn)) <= 1
 
 

@@ -23,7 +23,7 @@ SHARDED = """
     from emu_jax.nn.attention import attend
     from emu_jax.parallel.attention import by_rows
     from emu_jax.parallel.flash import flash
-    from emu_jax.parallel.mesh import make_mesh
+    from emu_jax.parallel.mesh import make_mesh, sampling_mesh
     from emu_jax.parallel.sharding import batch_sharding
     from emu_jax.planning.hlo import read_program
     from emu_jax.planning.traffic import traffic
@@ -44,6 +44,16 @@ SHARDED = """
         for ours, theirs in zip(compiled(q, k, v), expected):
             assert ours.sharding.is_equivalent_to(batch_sharding(mesh), 4), ours.sharding
             np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+    keys = np.arange(128) < np.array([[128], [70], [33], [9]])
+    for rows in (1, 2):  # fewer than devices: these divide the queries of a row
+        mesh = sampling_mesh(rows, jax.devices())
+        own = [x[:rows] for x in (q, k, v)]
+        for mask in (keys[:rows], None):
+            ours = jax.jit(by_rows(partial(flash, interpret=True), mesh))(*own, mask)
+            assert {x.data.size for x in ours.addressable_shards} == {ours.size // 4}
+            theirs = attend(*own, None if mask is None else mask[:, None, None])
+            np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
 """
 
 
@@ -56,7 +66,10 @@ def mesh_of(platform: str, capability: str = "9.0", size: int = 4):
     device = SimpleNamespace(
         platform=platform, compute_capability=capability, device_kind=f"a {platform}"
     )
-    return SimpleNamespace(devices=np.array([device]), size=size)
+    shape = {"data": size, "fsdp": 1}
+    return SimpleNamespace(
+        devices=np.array([device]), size=size, shape=shape, axis_names=tuple(shape)
+    )
 
 
 @pytest.fixture

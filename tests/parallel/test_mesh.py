@@ -11,12 +11,30 @@ import runs
 
 from emu_jax.errors import UserError
 from emu_jax.parallel import distributed
-from emu_jax.parallel.mesh import make_mesh
+from emu_jax.parallel.mesh import images_at_once, make_mesh, sampling_mesh
+from emu_jax.planning.chips import open_topology
 
 
 def run(program: str, devices: int = 8, env: dict[str, str] | None = None) -> subprocess.Popen:
     command = [sys.executable, "-c", textwrap.dedent(program)]
     return subprocess.Popen(command, env=runs.environment(devices) | (env or {}))
+
+
+@pytest.mark.parametrize(
+    ("images", "shape"),
+    [
+        (1, dict(data=2, fsdp=1, space=4)),  # two rows for guidance
+        (3, dict(data=2, fsdp=1, space=4)),
+        (4, dict(data=8, fsdp=1, space=1)),
+        (8, dict(data=8, fsdp=1)),
+        (20, dict(data=8, fsdp=1)),
+    ],
+)
+def test_devices_divide_few_images(images, shape):
+    pytest.importorskip("libtpu")
+    mesh = sampling_mesh(images, open_topology("v5e:2x4").devices)
+    assert dict(mesh.shape) == shape
+    assert images_at_once(images, mesh) == (24 if images == 20 else images)
 
 
 def test_all_devices_by_default():

@@ -113,6 +113,61 @@ def test_no_chip_of_a_pod_ever_holds_the_whole_batch(remat):
     assert "[4,64,128]" in program and "[256,64,128]" not in program
 
 
+DIVIDED = """
+    import jax, numpy as np
+    from jax.sharding import PartitionSpec as P
+    from emu_jax.nn.functional import Network
+    from emu_jax.nn.unet import UNet
+    from emu_jax.parallel.mesh import sampling_mesh
+    from emu_jax.parallel.placement import ONE_DEVICE, placement
+    from emu_jax.parallel.sharding import batch_sharding, division, process_rows, put_batch
+
+    def unet(placed):
+        return Network(lambda rngs: UNet(
+            in_channels=4, out_channels=4, widths=(16, 32), blocks=1, transformer_depth=(0, 1),
+            head_width=8, context_width=12, groups=8, constrain=placed.constrain,
+            gather=placed.gather, rngs=rngs,
+        ))
+
+    key = jax.random.key(1)
+    params = {name: x + 0.1 * jax.random.normal(key, x.shape)
+              for name, x in unet(ONE_DEVICE).init(key).items()}
+    draw = np.random.default_rng(0)
+    for images, rows in ((1, 2), (1, 1), (3, 6), (3, 3)):
+        mesh = sampling_mesh(images, jax.devices())
+        inputs = dict(x=draw.normal(size=(rows, 16, 8, 4)), t=draw.uniform(size=rows),
+                      context=draw.normal(size=(rows, 5, 12)))
+        inputs = {name: value.astype("f") for name, value in inputs.items()}
+        assert process_rows(rows, mesh).tolist() == list(range(rows))
+
+        def run(placed, inputs):
+            network = unet(placed)
+            program = jax.jit(lambda x, t, context: network(params, x, t, context=context))
+            compiled = program.lower(**inputs).compile()
+            return np.asarray(compiled(**inputs)), compiled.cost_analysis()["flops"]
+
+        wanted, work = run(ONE_DEVICE, inputs)
+        got, own = run(placement(mesh, "xla"), put_batch(inputs, mesh))
+        assert np.std(wanted) > 0.1
+        np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
+        assert own < 0.35 * work, (images, rows, own / work)
+    rows, every = ("data", "fsdp"), ("data", "fsdp", "space")
+    mesh = sampling_mesh(1, jax.devices())
+    for shape, spec in {
+        (8, 6, 6, 3): P(every), (2, 6, 6, 3): P(rows, "space"), (3, 8, 6, 3): P(None, every),
+        (2, 4, 7): P(rows, "space"), (3, 6, 6, 3): None, (2, 8): None,
+    }.items():
+        assert division(shape, mesh) == spec, (shape, division(shape, mesh))
+    assert batch_sharding(mesh, 1).spec == P() and batch_sharding(mesh, 4).spec == P(every)
+"""
+
+
+def test_devices_divide_the_height_of_few_images():
+    """The same output, and every device does about its share of the work."""
+    command = [sys.executable, "-c", textwrap.dedent(DIVIDED)]
+    subprocess.run(command, env=runs.environment(4), check=True)
+
+
 STEP = """
     import jax, jax.numpy as jnp, numpy as np
     from emu_jax.errors import UserError
