@@ -20,7 +20,10 @@ def mesh_of(platform: str, processes: int = 1):
     """A mesh of devices that this machine does not have."""
     kinds = dict(platform=platform, compute_capability="9.0", device_kind=f"a {platform}")
     devices = [SimpleNamespace(process_index=i, **kinds) for i in range(processes)]
-    return SimpleNamespace(devices=np.array(devices), size=processes)
+    shape = {"data": processes, "fsdp": 1}
+    return SimpleNamespace(
+        devices=np.array(devices), size=processes, shape=shape, axis_names=tuple(shape)
+    )
 
 
 @pytest.fixture
