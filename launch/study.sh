@@ -96,12 +96,12 @@ adapted() {
 }
 
 # curate TABLE NAME OPTIONS [--config...]: the data set curated/NAME from the pool of a table, by
-# configs/curation.py:OPTIONS. A table's scores are computed once.
+# configs/curation.py:OPTIONS. Its report is runs/study/TABLE/NAME/report.html.
 curate() {
     local table="$1" name="$2" options="$3"; shift 3
     part "curated/$name"
     emu-jax data curate --config="configs/curation.py:$options" --workers=2 \
-        --config.source.path="$runs/$table/pool" --out="$runs/$table" \
+        --config.source.path="$runs/$table/pool" --out="$runs/$table/$name" \
         --data_dir="$EMU_JAX_DATA" --config.name="$name" "$@"
 }
 
