@@ -13,7 +13,7 @@ from emu_jax.assembly.tasks import make_task
 from emu_jax.cli.main import main
 from emu_jax.data.dimensions import DIMENSIONS
 from emu_jax.errors import UserError
-from emu_jax.evaluation.claims import Comparison
+from emu_jax.evaluation.decisions import Comparison
 from emu_jax.parallel.placement import ONE_DEVICE
 from emu_jax.tasks.rewards import ALPHA, DEVIATION
 

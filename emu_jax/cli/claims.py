@@ -20,7 +20,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from emu_jax.checkpoint.foreign import read_json
-    from emu_jax.evaluation.claims import Claims, Comparison, decide, gaps, overview
+    from emu_jax.evaluation.claims import Claims
+    from emu_jax.evaluation.decisions import Comparison, decide, gaps, overview
     from emu_jax.evaluation.report import write_report
     from emu_jax.evaluation.verdicts import report
 

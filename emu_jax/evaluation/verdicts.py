@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from emu_jax.evaluation.claims import Gap, Measured, Requirement, Verdict
+from emu_jax.evaluation.claims import Gap, Requirement
 from emu_jax.evaluation.comparison import markdown
+from emu_jax.evaluation.decisions import Measured, Verdict
 from emu_jax.evaluation.report import Section, Table
 
 _COLUMNS = ("", "requirement", "figure", "kind", "measured", "each seed", "p, t-test", "result")

@@ -7,7 +7,8 @@ import pytest
 
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
-from emu_jax.evaluation.claims import FAILS, HOLDS, VOID, Claims, Comparison, decide, gaps
+from emu_jax.evaluation.claims import Claims
+from emu_jax.evaluation.decisions import FAILS, HOLDS, VOID, Comparison, decide, gaps
 
 FILE = """
 title = "Does it help?"
@@ -184,12 +185,29 @@ def test_arms_may_come_from_several_comparisons_of_the_same_prompts(file, tmp_pa
         ("within = 0.1", "within = ", "is not a file of claims"),
         ('floor = "base (simple)"', "floor = 3", "The arm floor of .* is 3"),
         ('ours = ["run_0", "run_1"]', "ours = []", "The arm ours"),
+        ('ours = ["run_0", "run_1"]', 'ours = "run_{seed}"', "a variable seed: name it in the arm"),
+        ("[arms]", "each = 3\n[arms]", r"\[each\] of .* is 3"),
     ],
 )
 def test_what_is_wrong_in_a_file_of_claims_is_named(file, old, new, said):
     file.write_text(FILE.replace(old, new, 1))
     with pytest.raises(UserError, match=said):
         Claims.read(file)
+
+
+def test_an_arm_stands_for_all_values_of_its_variables(file):
+    several = """[each]
+steps = [4, 20]
+scale = ["1.50"]
+
+[arms]
+"at {steps}, {scale}" = ["run_0 ({steps}, {scale})", "run_1 ({steps}, {scale})"]
+"""
+    file.write_text(FILE.replace("[arms]\n", several, 1))
+    arms = Claims.read(file).arms
+    assert [name for name in arms if name.startswith("at")] == ["at 4, 1.50", "at 20, 1.50"]
+    assert arms["at 20, 1.50"] == ["run_0 (20, 1.50)", "run_1 (20, 1.50)"]
+    assert arms["ours"] == ["run_0", "run_1"]
 
 
 SETS = """
