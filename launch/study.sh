@@ -114,10 +114,13 @@ tuned() {
     done
 }
 
-# claimed TABLE MODEL...: compares models and decides the claims of the table.
+# claimed TABLE MODEL...: compares models and decides the claims of the table. The judge and its sets
+# are named, because models of other data sets than emoji have none by default.
 claimed() {
     local table="$1"
-    compare "$@"
+    local kept="part == kept and group == animals-nature|food-drink|objects|travel-places|activities"
+    compare "$@" --judge=builtin:judge_64 --captions="emoji/fluent:$kept" \
+        --needles="emoji/fluent:needle >= 0" --kept=
     part "$table: claims"
     emu-jax claims "configs/claims/$table.toml" "$runs/$table/compare.json" --out="$runs/$table"
 }
