@@ -39,12 +39,12 @@ def plan(config: ConfigDict, topology: Topology) -> Plan:
 
 def plan_sampling(config: ConfigDict, topology: Topology, images: int = 1) -> Plan:
     """The config's sampler on one topology: ``images`` at once, rounded up to a multiple of the
-    chips, with the parameters in the compute dtype. Fewer images than chips are divided themselves,
-    and every chip has all parameters (:func:`emu_jax.parallel.mesh.sampling_mesh`). It reads the
-    outputs of the text encoders where training does (``data.cache_text``), else it encodes the
-    prompts.
+    chips, with the parameters in the compute dtype. Fewer images than chips of one slice are
+    divided themselves, and every chip has all parameters
+    (:func:`emu_jax.parallel.mesh.sampling_mesh`). It reads the outputs of the text encoders where
+    training does (``data.cache_text``), else it encodes the prompts.
     """
-    if images < len(topology.devices):
+    if images < len(topology.devices) and topology.slices == 1:
         mesh = sampling_mesh(images, topology.devices)
     else:
         mesh = make_mesh(**{**config.mesh, "slices": topology.slices}, devices=topology.devices)

@@ -41,7 +41,7 @@ from emu_jax.data.hashing import BUCKET, SOURCE, mix, uniform
 
 _CHUNK = 4096  # batches whose counts are computed at a time
 _CHUNKS_AHEAD = 8  # chunks that are summed at a time on the way to a far one
-_CELLS = 4096
+_CELLS = 4096  # of [0, 1), in which a batch's bucket is looked up
 _MODULUS = 1 << 64
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, odd
 

@@ -206,12 +206,13 @@ def advise(
     else:
         needs = f"more than the {capacity} of {topology.name}"
     rows_per_chip = rows // chips
+    # Chips that divide images hold all parameters each.
+    several = f"draw {chips} or more images at once (--pictures) and " if rows < chips else ""
     if held > _MAX_ARGUMENTS * chip.memory:
         within = chips // topology.slices
-        if what == SAMPLER and rows < chips:
-            more = f"draw {chips} or more images at once (--pictures) and raise mesh.fsdp"
-        else:
-            more = f"raise mesh.fsdp (now {fsdp})" if fsdp < within else "use a larger topology"
+        more = "use a larger topology"
+        if fsdp < within:
+            more = f"{several}raise mesh.fsdp (now {fsdp})"
         kept = "parameters, optimizer state" if what == STEP else "parameters, frozen networks"
         change = (
             f"{kept} and batch alone take {held / GIB:.1f} GiB: {more}, so that more chips share "
@@ -219,7 +220,7 @@ def advise(
         )
     elif what == SAMPLER:
         fewer = "draw fewer images at once (--pictures), " if rows_per_chip > 1 else ""
-        change = f"{fewer}give the text states (data.cache_text=True), or raise mesh.fsdp"
+        change = f"{fewer}give the text states (data.cache_text=True), or {several}raise mesh.fsdp"
     elif rows_per_chip > 1:
         change = (
             f"each chip processes {rows_per_chip} images at once: lower train.batch_size, raise "
