@@ -179,6 +179,15 @@ def generator_run(shared, pictures, autoencoder_run):
     )
 
 
+@pytest.fixture(scope="session")
+def control_run(shared, pictures, autoencoder_run, generator_run):
+    """The workdir of a ControlNet of ``generator_run``'s that follows edges."""
+    import runs
+
+    given = pictures, generator_run, autoencoder_run
+    return shared("control", lambda workdir: runs.train_control(workdir, *given))
+
+
 @pytest.fixture
 def movable_run(autoencoder_run, generator_run, pictures, tmp_path):
     """Copies of a generator's ``run`` and of its ``codec`` and ``text`` encoder, in a folder that a

@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from emu_jax.checkpoint.adapters import write_adapter
+from emu_jax.checkpoint.export import load_model
 from emu_jax.checkpoint.manager import Checkpoints
+from emu_jax.nn.lora import DOWN, UP, factor, factor_shapes
 from emu_jax.text.encoder import make_encoder
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +119,33 @@ def train(config: str, workdir: Path, data_dir: Path, *more: str) -> None:
     from emu_jax.cli.main import main
 
     assert main(command(config, workdir, data_dir, *more)) == 0
+
+
+def train_control(workdir: Path, data_dir: Path, base: Path, codec: Path) -> None:
+    """A ControlNet of ``base``'s, on latents and texts from caches; edges are computed from the
+    images beside them.
+    """
+    from emu_jax.cli.main import main
+
+    arguments = command("latent_diffusion", workdir, data_dir)
+    config = f"--config={ROOT}/configs/control.py:size=test"
+    settings = (
+        *(f"init_from={base}", f"codec.path={codec}", f"data.cache_dir={workdir}/cache"),
+        *("data.cache_latents=True", "data.cache_text=True", "sampling.previews=2"),
+        *(f"train.{key}=4" for key in ("steps", "validate_every", "preview_every")),
+        "groups.control.optimizer.learning_rate=0.1",
+    )
+    arguments = [config if a.startswith("--config=") else a for a in arguments]
+    assert main([*arguments, *(f"--config.{setting}" for setting in settings)]) == 0
+
+
+def write_lora(base: Path, file: Path) -> None:
+    """A LoRA file for one kernel of the generator ``base``, which changes its images."""
+    kernel = "denoiser/mid_block/resnets/0/conv1/kernel"
+    shapes = factor_shapes(kernel, load_model(str(base)).params[kernel].shape, rank=2)
+    named = zip((DOWN, UP), shapes, strict=True)
+    factors = {factor(kernel, name): np.full(shape, 0.1) for name, shape in named}
+    write_adapter(str(file), factors, 2.0, prefix="unet", dtype=np.float32)
 
 
 def train_parser(workdir: Path, data_dir: Path, network: str = "solo") -> None:

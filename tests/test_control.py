@@ -8,39 +8,14 @@ from diffusers import ControlNetModel
 from PIL import Image
 
 from emu_jax.assembly.models import open_model
-from emu_jax.checkpoint.adapters import write_adapter
 from emu_jax.checkpoint.export import load_model
 from emu_jax.cli.main import main
-from emu_jax.nn.lora import DOWN, UP, factor, factor_shapes
-
-
-def train(workdir, pictures, base, codec, *more):
-    """On latents and texts from caches; edges are computed from the images beside them."""
-    arguments = runs.command("latent_diffusion", workdir, pictures, *more)
-    config = f"--config={runs.ROOT}/configs/control.py:size=test"
-    arguments = [config if a.startswith("--config=") else a for a in arguments]
-    return main(
-        [
-            *arguments,
-            f"--config.init_from={base}",
-            f"--config.codec.path={codec}",
-            f"--config.data.cache_dir={workdir.parent}/cache",
-            "--config.data.cache_latents=True",
-            "--config.data.cache_text=True",
-            "--config.train.steps=4",
-            "--config.train.validate_every=4",
-            "--config.train.preview_every=4",
-            "--config.sampling.previews=2",
-            "--config.groups.control.optimizer.learning_rate=0.1",
-        ]
-    )
 
 
 def test_a_control_network_from_training_to_a_comparison(
-    pictures, autoencoder_run, generator_run, tmp_path, capsys
+    pictures, generator_run, control_run, tmp_path, capsys
 ):
-    run = tmp_path / "run"
-    assert train(run, pictures, generator_run, autoencoder_run) == 0
+    run = control_run
     expected = runs.arrays(run)
     own = {path for path in expected if path.startswith("params/")}
     assert own and all(path.startswith("params/control/") for path in own)
@@ -86,11 +61,23 @@ def test_a_control_network_from_training_to_a_comparison(
     assert "add --control" in refused(base, hint)
     assert "has no ControlNet" in refused(base, f"--control={generator_run}", hint)
 
+    # From a start image, whose edges are followed unless a file says otherwise.
+    photo, out = str(pictures / "source" / "00.png"), tmp_path / "restyled"
+    own = (base, f"--control={alone}", f"--image={photo}", "--strength=1")
+    followed = drawn(*own)
+    assert np.any(drawn(*own, hint) != followed)
+    files = {*place.iterdir()}
+    again = ["sample", "a red disc", f"--out={place}", "--steps=2", f"--control_image={photo}"]
+    assert main([*again, *own]) == 0 and {*place.iterdir()} == files  # the same hint and name
+    restyle = ["restyle", photo, "a red disc", base, f"--control={alone}", "--strength=1"]
+    assert main([*restyle, "--steps=2", f"--out={out}"]) == 0
+    restyled = Image.open(out / "00_a_red_disc_0.png")
+    np.testing.assert_array_equal(np.asarray(restyled), followed)
+    assert restyled.text["control"] == "canny"
+
     # With a LoRA over two models in one command: the prompts' own images give the edges.
-    kernel, lora = "denoiser/mid_block/resnets/0/conv1/kernel", tmp_path / "lora"
-    shapes = factor_shapes(kernel, load_model(str(generator_run)).params[kernel].shape, 2)
-    factors = {factor(kernel, n): np.full(x, 0.1) for n, x in zip((DOWN, UP), shapes, strict=True)}
-    write_adapter(str(lora), factors, 2.0, prefix="unet", dtype=np.float32)
+    lora = tmp_path / "lora"
+    runs.write_lora(generator_run, lora)
     report, models = tmp_path / "report", [str(generator_run), f"{generator_run}@2"]
     command = ["compare", *models, f"--adapter={lora}", f"--control={alone}@0.8", "--kept="]
     command += ["--prompts=folder/tiny:part != none", f"--data_dir={pictures}", "--count=2"]

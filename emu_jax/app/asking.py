@@ -12,6 +12,7 @@ from emu_jax.errors import UserError
 
 ACTIONS = ("draw", "restyle", "backdrop", "stickers", "side by side")
 OF_A_PHOTO = ("restyle", "backdrop")
+CONTROLLED = ("draw", "restyle")
 ALONE, PAINTED, BOXED = "what is found on its own", "what I paint", "in the box around the paint"
 SUBJECTS = (ALONE, PAINTED, BOXED)
 _LONGEST = 2000  # characters of a prompt
@@ -68,6 +69,11 @@ class Asked:
             raise UserError("Write a prompt first: what the image shows.")
         if max(len(self.prompt), len(self.negative)) > _LONGEST:
             raise UserError(f"A prompt has at most {_LONGEST:,} characters; shorten it.")
+        if self.control and self.action in ACTIONS and self.action not in CONTROLLED:
+            raise UserError(
+                f"A ControlNet is for {' and '.join(CONTROLLED)}, not for {self.action}: "
+                "choose none."
+            )
 
     @property
     def needs_photo(self) -> bool:
@@ -83,9 +89,12 @@ class Asked:
         per_prompt = (f"--per_prompt={self.count}",)
         match self.action:
             case "draw":
-                return [Command("sample", (*per_prompt, *common, *self._control(photo)), (prompt,))]
+                control = self._control()
+                if control:
+                    control = (*control, f"--control_image={photo}")
+                return [Command("sample", (*per_prompt, *common, *control), (prompt,))]
             case "restyle":
-                options = (f"--strength={self.strength:g}", *per_prompt, *common)
+                options = (f"--strength={self.strength:g}", *per_prompt, *common, *self._control())
                 return [Command("restyle", options, (photo, prompt))]
             case "backdrop":
                 options = (f"--strength={self.strength:g}", *per_prompt, *common)
@@ -117,11 +126,8 @@ class Asked:
             for name, value in shown.items()
         )
 
-    def _control(self, photo: str) -> tuple[str, ...]:
-        if not self.control:
-            return ()
-        strength = str(float(self.control_strength))
-        return f"--control={self.control}@{strength}", f"--control_image={photo}"
+    def _control(self) -> tuple[str, ...]:
+        return (f"--control={self.control}@{float(self.control_strength)}",) if self.control else ()
 
     def _subject(self, mask: str) -> tuple[str, ...]:
         segmenter = (f"--segmenter={self.segmenter}",) if self.segmenter else ()

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image as pillow
 
 from emu_jax.assembly.generator import Generator, Size, require_multiples
-from emu_jax.assembly.given import NOTHING, Given
+from emu_jax.assembly.given import NOTHING, Cropped, Given, Laid
 from emu_jax.assembly.previews import Previews
 from emu_jax.assembly.starting import Start, StartImage, draw_from
 from emu_jax.data.mixture import Selection
@@ -65,15 +65,15 @@ class Cascade:
     @property
     def shapes(self) -> list[Size]:
         """(height, width) in pixels of the images that it was trained on."""
-        return [(self._factor * h, self._factor * w) for h, w in self.stages[0].shapes]
+        return [(self.factor * h, self.factor * w) for h, w in self.stages[0].shapes]
 
     @property
     def multiple(self) -> int:
         """Height and width of an image are multiples of it."""
-        return self._factor * self.stages[0].multiple
+        return self.factor * self.stages[0].multiple
 
     @property
-    def _factor(self) -> int:
+    def factor(self) -> int:
         """How many times larger all stages make the image of the first one."""
         return self.side // self.stages[0].side
 
@@ -111,7 +111,7 @@ class Cascade:
         """
         previews = previews and previews.through(self._enlarged)
         if start:
-            start, size = start.shrunk(self._factor), start.size
+            start, size = start.shrunk(self.factor), start.size
         first = self.first_size(size) if size else None
         for row in range(0, len(prompts), self.batch_size):
             rows, drawn = slice(row, row + self.batch_size), None
@@ -127,14 +127,13 @@ class Cascade:
 
     def _enlarged(self, image: Image) -> UInt8[np.ndarray, "_ _ 3"]:
         """An image of the first stage in the size of the last one's."""
-        across = (self._factor * image.shape[1], self._factor * image.shape[0])
+        across = (self.factor * image.shape[1], self.factor * image.shape[0])
         return np.asarray(pillow.fromarray(image).resize(across, pillow.Resampling.BICUBIC))
 
     def first_size(self, size: Size) -> Size:
         """The size of the first stage's images for one of the last stage's."""
-        factor = self.side // self.stages[0].side
-        require_multiples(size, factor * self.stages[0].codec_factor)
-        return size[0] // factor, size[1] // factor
+        require_multiples(size, self.multiple)
+        return size[0] // self.factor, size[1] // self.factor
 
     @property
     def further(self) -> tuple[str, ...]:
@@ -174,17 +173,36 @@ def named_with(name: str, text_adapter: str) -> str:
 
 
 def conditioning(
-    generator: Generator | Cascade, given: Given, prompts: PromptSet, size: Size | None = None
+    generator: Generator | Cascade,
+    given: Given,
+    prompts: PromptSet,
+    size: Size | None = None,
+    start: StartImage | None = None,
 ) -> dict[str, list[Any]]:
-    """The images of ``given`` for every prompt, as :meth:`draw_each` takes them."""
-    first = generator
-    if isinstance(generator, Cascade):
-        first, size = generator.stages[0], size and generator.first_size(size)
+    """The images of ``given`` for every prompt, as :meth:`draw_each` takes them.
+
+    Raises:
+      UserError: one is missing, or the model takes others than a hint and there is a ``start``.
+    """
+    first = generator.stages[0] if isinstance(generator, Cascade) else generator
     if not first.further and given == NOTHING:
         return {}
     background = tuple(first.config.data.background)
-    size = size or (first.side, first.side)
-    return given.images(first.further, first.hint, prompts, size, background)
+    if start:
+        others = [name for name in first.further if name != first.hint]
+        if others:
+            raise UserError(
+                f"The model takes {' and '.join(others)} beside the prompt, which cannot be "
+                "combined with an image to start from: leave out --image."
+            )
+        placed = start.placement(generator, size)
+        factor = generator.factor if isinstance(generator, Cascade) else 1
+        laid = Laid(start, placed, factor, background)
+        return given.images(first.further, first.hint, prompts, laid)
+    if isinstance(generator, Cascade):
+        size = size and generator.first_size(size)
+    shown = Cropped(size or (first.side, first.side), background)
+    return given.images(first.further, first.hint, prompts, shown)
 
 
 def open_generator(name: str, batch_size: int = 16, **changes: Any) -> Generator | Cascade:

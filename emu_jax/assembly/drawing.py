@@ -70,12 +70,7 @@ def draw_prompts(
     index, shards = shard or (jax.process_index(), jax.process_count())
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    images = conditioning(generator, given, prompts, size)
-    if start and images:
-        raise UserError(
-            f"The model takes {' and '.join(images)} beside the prompt, which cannot be combined "
-            "with an image to start from: leave out --image."
-        )
+    images = conditioning(generator, given, prompts, size, start)
     settings = [generator.recipe, size, negative, *([start.recipe] if start else [])]
     recipe = json.dumps(settings, sort_keys=True, default=str)
     recipes = [recipe] * len(prompts)

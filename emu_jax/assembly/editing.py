@@ -8,13 +8,16 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
+from emu_jax.assembly.cascade import conditioning
 from emu_jax.assembly.drawing import provenance, save_image, words_of
 from emu_jax.assembly.generator import Size
+from emu_jax.assembly.given import NOTHING, Given
 from emu_jax.assembly.hosting import ALONE, Host
 from emu_jax.assembly.starting import StartImage, draw_from, read_image, to_pixels
 from emu_jax.assembly.subject import Subject
 from emu_jax.errors import UserError
 from emu_jax.evaluation.grids import grid
+from emu_jax.evaluation.prompt_sets import PromptSet
 from emu_jax.progress import watch
 from emu_jax.text.weighting import plain
 
@@ -35,6 +38,7 @@ def edit_images(
     per_prompt: int = 1,
     negative: str = "",
     size: Size | None = None,
+    given: Given = NOTHING,
     host: Host = ALONE,
     **changes: Any,
 ) -> list[str]:
@@ -42,7 +46,8 @@ def edit_images(
     a ``margin`` around the image.
 
     Writes ``NAME_PROMPT_SEED.png``, and ``NAME_PROMPT.png``: the file and its images side by side.
-    Returns the names of the images. ``changes`` are those of :class:`Generator`.
+    Returns the names of the images. ``given`` has the file of a ControlNet's hint, by default that
+    of each file itself; ``changes`` are those of :class:`Generator`.
 
     Raises:
       UserError: two files have the same name.
@@ -59,15 +64,17 @@ def edit_images(
     sources = [source.widened(margin) if margin else source for source in sources]
     changes["batch_size"] = min(changes.get("batch_size", per_prompt), per_prompt)
     generator = host.open(checkpoint, **changes)
-    made_by = provenance(checkpoint, generator) | {"strength": strength}
+    made_by = provenance(checkpoint, generator, given) | {"strength": strength}
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     names: list[str] = []
     seeds = [seed + i for i in range(per_prompt)]
-    given = zip(files, stems, sources, strict=True)
-    for file, name, source in watch(given, "images", len(files)):
-        sampled = (generator, source, [prompt] * per_prompt, seeds, negative, size)
-        drawn = draw_from(*sampled, previews=host.previews)
+    prompts = PromptSet((prompt,) * per_prompt)
+    every = zip(files, stems, sources, strict=True)
+    for file, name, source in watch(every, "images", len(files)):
+        hints = conditioning(generator, given, prompts, size, source)
+        sampled = (generator, source, prompts.prompts, seeds, negative, size)
+        drawn = draw_from(*sampled, images=hints, previews=host.previews)
         stem, images = f"{name}_{words_of(prompt)}", []
         for own, image in zip(seeds, drawn, strict=True):
             about = {"prompt": prompt, "negative_prompt": negative, "seed": own, "from": file}

@@ -62,7 +62,36 @@ class Start:
         """The same at 1 / ``factor`` of the size."""
         height, width = self.size
         shape = (height // factor, width // factor)
-        return replace(self, image=_resized(self.image, shape), keep=_resized(self.keep, shape))
+        return replace(self, image=resized(self.image, shape), keep=resized(self.keep, shape))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """An image has the size ``inside``, in the middle of the ``shape`` that is drawn."""
+
+    inside: Shape
+    shape: Shape
+
+    def lay(self, image: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """The image in its place, and its edges around."""
+        return np.pad(resized(image, self.inside), (*self._padding, (0, 0)), "edge")
+
+    def lay_mask(self, mask: Float[np.ndarray, "_ _"] | None) -> Share:
+        """The share that stays: nothing without a mask, nor around the image."""
+        inside = np.zeros(self.inside) if mask is None else resized(mask, self.inside)
+        return np.pad(inside.astype(np.float32), self._padding)
+
+    def cut(self, drawn: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
+        """The image's part of what was drawn."""
+        (top, _), (left, _) = self._padding
+        return drawn[top : top + self.inside[0], left : left + self.inside[1]]
+
+    @property
+    def _padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Pixels (above, below) and (left, right)."""
+        (above, left) = ((n - m) // 2 for n, m in zip(self.shape, self.inside, strict=True))
+        below, right = self.shape[0] - self.inside[0] - above, self.shape[1] - self.inside[1] - left
+        return (above, below), (left, right)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,30 +141,40 @@ class StartImage:
         image = np.pad(self.image, padding, constant_values=255)
         return replace(self, image=image, keep=np.pad(keep, around))
 
-    def placed(self, inside: Shape, shape: Shape) -> Start:
-        """The image with the size ``inside`` in the middle of ``shape``, and its edges around."""
-        image = np.pad(_resized(self.image, inside), (*_padding(inside, shape), (0, 0)), "edge")
-        keep = np.zeros(inside) if self.keep is None else _resized(self.keep, inside)
-        keep = np.pad(keep.astype(np.float32), _padding(inside, shape))
-        return Start(image, keep, self.strength)
+    def placement(self, model: "Draws", size: Shape | None = None) -> Placement:
+        """Where ``model`` draws it: so that it fits into ``size``, by default into the shape of the
+        model whose aspect ratio is nearest.
+        """
+        if size:  # sides that the model does not have are padded, and cut off again
+            inside = self._fitted(size)
+            down, across = (-(-n // model.multiple) * model.multiple for n in inside)
+            return Placement(inside, (down, across))
+        height, width = self.image.shape[:2]
+        (index,) = assign(np.array([width]), np.array([height]), model.shapes)
+        shape = model.shapes[index]
+        return Placement(self._fitted(shape), shape)
 
-    def fitted(self, shape: Shape) -> Shape:
+    def placed(self, placement: Placement) -> Start:
+        """The image and its mask in their place."""
+        keep = placement.lay_mask(self.keep)
+        return Start(placement.lay(self.image), keep, self.strength)
+
+    def restored(
+        self, drawn: UInt8[np.ndarray, "h w 3"], placement: Placement
+    ) -> UInt8[np.ndarray, "_ _ 3"]:
+        """The result, from an image that was drawn from :meth:`placed`."""
+        drawn = placement.cut(drawn)
+        if self.keep is None:
+            return drawn
+        drawn = resized(drawn, self.image.shape[:2])
+        feather = FEATHER * min(drawn.shape[:2]) if self.feather is None else self.feather
+        return blended(self.image, drawn, feathered(self.keep, feather))
+
+    def _fitted(self, shape: Shape) -> Shape:
         """The largest size of the image's aspect ratio inside ``shape``."""
         height, width = self.image.shape[:2]
         scale = min(shape[0] / height, shape[1] / width)
         return max(1, round(height * scale)), max(1, round(width * scale))
-
-    def restored(
-        self, drawn: UInt8[np.ndarray, "_ _ 3"], inside: Shape
-    ) -> UInt8[np.ndarray, "_ _ 3"]:
-        """The result, from an image that was drawn from :meth:`placed`."""
-        (top, _), (left, _) = _padding(inside, (drawn.shape[0], drawn.shape[1]))
-        drawn = drawn[top : top + inside[0], left : left + inside[1]]
-        if self.keep is None:
-            return drawn
-        drawn = _resized(drawn, self.image.shape[:2])
-        feather = FEATHER * min(drawn.shape[:2]) if self.feather is None else self.feather
-        return blended(self.image, drawn, feathered(self.keep, feather))
 
 
 class Draws(Protocol):
@@ -181,26 +220,16 @@ def draw_from(
         more: dict[str, Any] = dict(images=images, previews=previews)
         yield from model.draw_each(prompts, seeds, negative, size=size, **more)
         return
-    if size:
-        # Sides that the model does not have are padded, and cut off again.
-        inside = source.fitted(size)
-        down, across = (-(-n // model.multiple) * model.multiple for n in inside)
-        shape = (down, across)
-    else:
-        height, width = source.image.shape[:2]
-        (index,) = assign(np.array([width]), np.array([height]), model.shapes)
-        shape = model.shapes[index]
-        inside = source.fitted(shape)
-    start = source.placed(inside, shape)
+    placement = source.placement(model, size)
     if source.strength == 0:
-        same = source.image if source.keep is not None else _resized(source.image, inside)
+        same = source.image if source.keep is not None else resized(source.image, placement.inside)
         yield from (same for _ in prompts)
         return
     if previews:
-        previews = previews.through(lambda image: source.restored(image, inside))
-    more = dict(start=start, images=images, previews=previews)
+        previews = previews.through(lambda image: source.restored(image, placement))
+    more = dict(start=source.placed(placement), images=images, previews=previews)
     for drawn in model.draw_each(prompts, seeds, negative, **more):
-        yield source.restored(drawn, inside)
+        yield source.restored(drawn, placement)
 
 
 def feathered(mask: Float[np.ndarray, "h w"], feather: float) -> Float[np.ndarray, "h w"]:
@@ -248,7 +277,7 @@ def to_pixels(image: Image.Image, background: Color = _WHITE) -> UInt8[np.ndarra
     return np.asarray(compose(image, background))
 
 
-def _resized(values: np.ndarray, shape: Shape) -> np.ndarray:
+def resized(values: np.ndarray, shape: Shape) -> np.ndarray:
     """An image (Lanczos) or a mask (box filter where it is reduced, else bilinear)."""
     if values.shape[:2] == tuple(shape):
         return values
@@ -257,9 +286,3 @@ def _resized(values: np.ndarray, shape: Shape) -> np.ndarray:
         return np.asarray(Image.fromarray(values).resize(across, Image.Resampling.LANCZOS))
     image = Image.fromarray(np.asarray(values, np.float32))
     return np.asarray(image.resize(across, Image.Resampling.BILINEAR))
-
-
-def _padding(inside: Shape, shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Pixels (above, below) and (left, right) of the padding."""
-    (above, left) = ((n - m) // 2 for n, m in zip(shape, inside, strict=True))
-    return (above, shape[0] - inside[0] - above), (left, shape[1] - inside[1] - left)

@@ -195,8 +195,8 @@ def add_adapters(parser: Parser, what: str) -> None:
     add_text_adapter(parser, what)
 
 
-def add_control(parser: Parser, what: str) -> None:
-    """A ControlNet that is laid over ``what``, and conditioning images."""
+def add_control(parser: Parser, what: str, default: str) -> None:
+    """A ControlNet that is laid over ``what``; ``default`` says whose hint it follows otherwise."""
     parser.add_argument(
         "--control",
         type=path,
@@ -210,8 +210,12 @@ def add_control(parser: Parser, what: str) -> None:
         type=path,
         default="",
         help="image whose hint it follows (edges are computed); hint:FILE is the hint itself, "
-        "canny:FILE an image for edges; default: the images of the prompts' data set",
+        f"canny:FILE an image for edges; default: {default}",
     )
+
+
+def add_given(parser: Parser) -> None:
+    """Conditioning images of models that take others than a hint."""
     parser.add_argument(
         "--given",
         type=named_file,
@@ -239,7 +243,7 @@ def adapter_changes(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def given_images(arguments: argparse.Namespace) -> "Given":
-    """The images of :func:`add_control`."""
+    """The images of :func:`add_control` and :func:`add_given`."""
     from emu_jax.assembly.given import Given
 
     return Given(arguments.control_image, dict(arguments.given))

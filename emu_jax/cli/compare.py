@@ -18,6 +18,7 @@ from emu_jax.cli.arguments import (
     adapter_changes,
     add_adapters,
     add_control,
+    add_given,
     add_out,
     add_prompt_arguments,
     add_sampling_arguments,
@@ -46,7 +47,8 @@ def report(argv: Sequence[str], program: str, description: str | None, default_o
         "models", nargs="+", type=path, help="runs, exported models or builtin:NAME"
     )
     add_adapters(parser, "every model")
-    add_control(parser, "every model")
+    add_control(parser, "every model", "the images of the prompts' data set")
+    add_given(parser)
     add_prompt_arguments(parser, "default all of --prompts, without it 100", of_each="models")
     parser.add_argument(
         "--count_each", type=positive, help="number of prompts of each value of --by"

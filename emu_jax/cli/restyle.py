@@ -1,7 +1,8 @@
 """``emu-jax restyle PHOTO ... PROMPT``: draws photographs and drawings anew in a described style.
 
 The prompt describes the result, best with what is in the photograph: "a dog as a watercolor".
-``--strength`` says how much of the photograph may change. For each PHOTO the command writes one
+``--strength`` says how much of the photograph may change; with ``--control`` its edges stay even
+where all else does not. For each PHOTO the command writes one
 image per seed, and a sheet with the photograph and its images side by side.
 """
 
@@ -10,6 +11,7 @@ from typing import Any
 
 from emu_jax.assembly.arguments import Parser, path, positive
 from emu_jax.cli.arguments import (
+    add_control,
     add_generator_arguments,
     add_out,
     add_sampling_arguments,
@@ -32,10 +34,12 @@ def main(argv: Sequence[str], **host: Any) -> int:
     add_out(parser, "runs/restyled", "folder for the images")
     add_sampling_arguments(parser)
     add_generator_arguments(parser)
+    add_control(parser, "the checkpoint", "each photograph")
     arguments = parser.parse_args(argv)
     require_images(*arguments.photo)
 
     from emu_jax.assembly.editing import edit_images
+    from emu_jax.assembly.given import Given
 
     names = edit_images(
         arguments.checkpoint,
@@ -47,6 +51,8 @@ def main(argv: Sequence[str], **host: Any) -> int:
         per_prompt=arguments.per_prompt,
         negative=arguments.negative,
         size=largest(arguments),
+        given=Given(arguments.control_image),
+        control=arguments.control,
         **generator_changes(arguments),
         **host,
     )

@@ -17,6 +17,7 @@ from emu_jax.cli.arguments import (
     add_data_dir,
     add_feather,
     add_generator_arguments,
+    add_given,
     add_out,
     add_prompt_arguments,
     add_sampling_arguments,
@@ -42,7 +43,8 @@ def main(argv: Sequence[str], **host: Any) -> int:
     add_data_dir(parser)
     add_sampling_arguments(parser)
     add_generator_arguments(parser)
-    add_control(parser, "the checkpoint")
+    add_control(parser, "the checkpoint", "--image, else those of the prompts' data set")
+    add_given(parser)
     parser.add_argument(
         "--per_prompt", type=positive, default=1, help="number of images per prompt"
     )

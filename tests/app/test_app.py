@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+import runs
 from browsing import CHROMIUM, chromium, open_page, served
 from PIL import Image, ImageDraw
 from starlette.applications import Starlette
@@ -52,6 +53,7 @@ def test_an_action_is_a_command(tmp_path):
     assert controlled.endswith("--control=C@1.0 --control_image=p.png 'a fox'")
     restyled = f"emu-jax restyle --strength=0.6 --per_prompt=4 {common} p.png 'a fox'"
     assert line("restyle") == restyled
+    assert " --control=C@0.5 p.png" in line("restyle", control="C", control_strength=0.5)
     kept = restyled.replace("restyle --", "backdrop {} --")
     assert line("backdrop", subject=PAINTED) == kept.format(f"--mask={mask}")
     assert line("backdrop", subject=BOXED) == kept.format("--box=3,2,9,7")
@@ -60,6 +62,8 @@ def test_an_action_is_a_command(tmp_path):
     for action, prompt in (("draw", " "), ("draw", "a" * 2001), ("dance", "a fox")):
         with pytest.raises(UserError):
             line(action, prompt)
+    with pytest.raises(UserError, match="for draw and restyle, not for stickers"):
+        line("stickers", control="C")
 
 
 def test_the_history_is_what_is_on_disk(tmp_path):
@@ -122,7 +126,7 @@ def test_the_guard_lets_nothing_else_through(monkeypatch):
 
 
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
-def test_a_person_draws_and_keeps_a_subject(generator_run, tmp_path):
+def test_a_person_draws_keeps_a_subject_and_restyles(generator_run, control_run, tmp_path):
     """With previews; the command that is shown repeats the images bit for bit."""
     pytest.importorskip("gradio")
     from emu_jax.app.page import Choices
@@ -133,8 +137,11 @@ def test_a_person_draws_and_keeps_a_subject(generator_run, tmp_path):
     ImageDraw.Draw(photo).ellipse((10, 5, 30, 25), fill="red")
     photo.save(tmp_path / "disc.png")
     out = tmp_path / "history"
-    studio = Studio({name: command(name) for name in ("sample", "backdrop")})
-    app = make_app(studio, History(str(out)), Choices([str(generator_run)]))
+    studio = Studio({name: command(name) for name in ("sample", "backdrop", "restyle")})
+    lora = tmp_path / "lora"
+    runs.write_lora(generator_run, lora)
+    choices = Choices([str(generator_run)], adapters=[str(lora)], controls=[str(control_run)])
+    app = make_app(studio, History(str(out)), choices)
     prompt = "a <b>red</b> disc <img src=x onerror=\"document.title='broken'\">"
     problems, asked = [], []
     with served(app) as address, chromium() as browser:
@@ -154,10 +161,14 @@ def test_a_person_draws_and_keeps_a_subject(generator_run, tmp_path):
 
         def drawn(images):
             page.get_by_role("button", name="Draw", exact=True).click()
-            page.wait_for_function(f"() => window.said.at(-1)?.startsWith('{images} images')")
+            page.wait_for_function(
+                "images => { const previews = window.said.lastIndexOf('After 5 of 6 steps.'); "
+                "return previews >= 0 && window.said.at(-1).startsWith(`${images} images`) "
+                "&& document.querySelectorAll('#images .thumbnail-item img').length === images }",
+                arg=images,
+            )
             line = page.locator("#command textarea").input_value()
-            assert page.locator("#images .thumbnail-item img").count() == images
-            assert "After 5 of 6 steps." in page.evaluate("() => window.said.splice(0)")
+            page.evaluate("() => window.said.splice(0)")
             return shlex.split(line)
 
         line = drawn(2)
@@ -175,28 +186,40 @@ def test_a_person_draws_and_keeps_a_subject(generator_run, tmp_path):
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] * 0.7, middle, steps=4)
         page.mouse.up()
-        page.evaluate("() => { window.said.length = 0; }")
         backdrop = drawn(2)
+        page.get_by_label("restyle").check()
+        for label, choice, strength in (("LoRA", lora, "0.5"), ("ControlNet", control_run, "0.75")):
+            page.get_by_label(label, exact=False).first.click()
+            page.get_by_role("option", name=str(choice)).click()
+            row = page.locator(".row", has=page.get_by_label(label, exact=False)).last
+            row.get_by_label("number input for its strength").fill(strength)
+        restyle = drawn(2)
         page.reload()
         page.wait_for_function(
-            "() => document.querySelectorAll('#history .thumbnail-item img').length === 4"
+            "() => document.querySelectorAll('#history .thumbnail-item img').length === 6"
         )
     assert problems == [] and all(one.startswith((address, "data:")) for one in asked)
     # Sampling in one piece, from the shell.
     assert line[:2] == ["emu-jax", "sample"] and line[-1] == prompt
     assert main(["sample", f"--out={tmp_path / 'again'}", *line[2:]]) == 0
     records = History(str(out)).records()
-    for record in records[2:]:
+    for record in records[4:]:
         name = record.file.partition("/")[2]
         first, again = (Image.open(folder / name) for folder in (out / "0001", tmp_path / "again"))
         np.testing.assert_array_equal(first, again)
         assert shlex.split(record.command) == line
-    assert [one.seed for one in records] == [2, 1, 1, 0]
+    assert [one.seed for one in records] == [2, 1, 2, 1, 1, 0]
+    adapted = [f"--adapter={lora}", "--adapter_scale=0.5", f"--control={control_run}@0.75"]
+    assert restyle[1] == "restyle" and all(option in restyle for option in adapted)
+    assert main(["restyle", f"--out={tmp_path / 'restyled'}", *restyle[2:]]) == 0
+    for name in (record.file.partition("/")[2] for record in records[:2]):
+        first, again = (Image.open(one / name) for one in (out / "0003", tmp_path / "restyled"))
+        np.testing.assert_array_equal(first, again)
     assert backdrop[1] == "backdrop" and f"--mask={out / '0002' / 'mask.png'}" in backdrop
     painted = np.asarray(Image.open(out / "0002" / "mask.png")) > 0
     assert painted[15, 13:27].all() and not painted[:3].any()
     result, source = (
-        np.asarray(Image.open(one)) for one in (out / records[0].file, tmp_path / "disc.png")
+        np.asarray(Image.open(one)) for one in (out / records[2].file, tmp_path / "disc.png")
     )
     inside = np.zeros_like(painted)
     inside[15, 15:25] = True

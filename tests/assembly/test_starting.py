@@ -5,7 +5,14 @@ import pytest
 from PIL import Image
 
 from emu_jax.assembly.editing import edit_images
-from emu_jax.assembly.starting import StartImage, blended, draw_from, feathered, read_mask
+from emu_jax.assembly.starting import (
+    Placement,
+    StartImage,
+    blended,
+    draw_from,
+    feathered,
+    read_mask,
+)
 from emu_jax.errors import UserError
 
 
@@ -74,16 +81,16 @@ def test_an_image_of_any_size_is_drawn_whole(shape, size, drawn, result):
     assert not model.start.keep.any()
     # Its middle is the image, and what surrounds it are the image's edges.
     source = StartImage(image, 0.5)
-    middle = source.restored(model.start.image, result)
+    middle = source.restored(model.start.image, Placement(result, drawn))
     small = Image.fromarray(image).resize(result[::-1], Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(middle, np.asarray(small))
     np.testing.assert_array_equal(model.start.image[0, -1], middle[0, -1])
 
 
 def test_strength_is_a_share_of_the_steps_and_one_remains():
-    start = StartImage(photo(), 0.4).placed((32, 53), (32, 64))
+    start = StartImage(photo(), 0.4).placed(Placement((32, 53), (32, 64)))
     assert (start.skipped(25), start.skipped(1)) == (15, 0)
-    assert StartImage(photo(), 1.0).placed((32, 53), (32, 64)).skipped(25) == 0
+    assert StartImage(photo(), 1.0).placed(Placement((32, 53), (32, 64))).skipped(25) == 0
     assert start.shrunk(2).image.shape == (16, 32, 3) and start.shrunk(2).strength == 0.4
 
 
