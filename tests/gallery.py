@@ -1,4 +1,4 @@
-"""The gallery of docs/use.md: ``python tests/gallery.py FOLDER``. A helper, not a test.
+"""The images of docs/use.md and docs/control.md: ``python tests/gallery.py FOLDER``. Not a test.
 
 FOLDER has the files of the Debian packages tuxpaint-stamps-default and mate-backgrounds:
 
@@ -16,12 +16,14 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from emu_jax.assembly.cascade import open_generator
+from emu_jax.assembly.cascade import conditioning, open_generator
+from emu_jax.assembly.given import NOTHING
 from emu_jax.assembly.starting import StartImage, draw_from, read_image, to_pixels
 from emu_jax.assembly.stickers import sticker
 from emu_jax.assembly.subject import Subject
 from emu_jax.errors import UserError
 from emu_jax.evaluation.grids import grid
+from emu_jax.evaluation.prompt_sets import PromptSet
 
 OUT = Path(__file__).parents[1] / "docs" / "images"
 STAMPS, NATURE = "usr/share/tuxpaint/stamps", "usr/share/backgrounds/mate/nature"
@@ -105,6 +107,28 @@ def stickers(folder: Path) -> None:
     save([*zip(*rows, strict=True)], "use_sticker.webp", columns=4)
 
 
+def control(folder: Path) -> None:
+    """What the edges of each input make of its prompt, from noise and from the input."""
+    rows: list[list] = []
+    plain = open_generator(FAMILIES["latent"], batch_size=1)
+    follows = open_generator(FAMILIES["latent"], batch_size=1, control="builtin:control_64")
+    for file, what, *_ in INPUTS:
+        image = to_pixels(read_image(epath.Path(folder / file)))
+        rows.append([(shown(image), what)])
+        for model, strength, name in (
+            *((plain, 1.0, "the prompt alone"), (follows, 1.0, "with the edges")),
+            *((plain, 0.8, "restyled, 0.8"), (follows, 0.8, "the same with edges")),
+        ):
+            start = StartImage(image, strength)
+            hints = conditioning(model, NOTHING, PromptSet((what,)), start=start)
+            if strength == 1 and hints:
+                edges = start.placement(model).cut(hints["canny"][0])
+                rows[-1].insert(1, (shown(edges), "edges"))
+            (drawn,) = draw_from(model, start, [what], [0], images=hints)
+            rows[-1].append((shown(drawn), name))
+    save([*zip(*rows, strict=True)], "use_control.webp")
+
+
 def shown(pixels: np.ndarray, ground: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
     """An image in the middle of a square."""
     image = Image.fromarray(pixels).convert("RGBA")
@@ -125,6 +149,7 @@ def save(cells: list, name: str, columns: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[2:] or ("restyle", "backdrop", "stickers")
+    chosen = sys.argv[2:] or ("restyle", "backdrop", "stickers", "control")
+    makers = dict(restyle=restyle, backdrop=backdrop, stickers=stickers, control=control)
     for make in chosen:
-        {"restyle": restyle, "backdrop": backdrop, "stickers": stickers}[make](Path(sys.argv[1]))
+        makers[make](Path(sys.argv[1]))

@@ -169,6 +169,25 @@ def port(text: str) -> int:
     return number
 
 
+def add_editing(parser: Parser, strength: float, out: str) -> None:
+    """Photographs, a prompt, and how they are drawn anew; ``strength`` and ``out`` are defaults."""
+    parser.add_argument("photo", nargs="+", type=path, help="image files")
+    parser.add_argument("prompt", help="what the result looks like")
+    add_strength(parser, strength)
+    parser.add_argument("--per_prompt", type=positive, default=1, help="images of each photograph")
+    add_size(parser, "as in training")
+    add_out(parser, out, "folder for the images")
+    add_sampling_arguments(parser)
+    add_generator_arguments(parser)
+
+
+def editing_changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of :func:`add_editing`, for ``edit_images``."""
+    names = ("strength", "seed", "per_prompt", "negative")
+    own = {name: getattr(arguments, name) for name in names}
+    return own | {"size": largest(arguments)} | generator_changes(arguments)
+
+
 def require_images(*files: str) -> None:
     """Raises a UserError for a local image that does not exist."""
     for file in files:

@@ -3,23 +3,18 @@
 The subject is what ``--mask`` shows in white; else what is opaque, where a photograph is
 transparent; else what a segmenter cuts out. Without ``--segmenter`` that is the thing on a plain
 background, or the thing in ``--box`` by its colors. Segment Anything needs ``--box`` or
-``--click``. The result has the photograph's size,
-and the subject's pixels are those of the photograph, except along its edge.
+``--click``. The result has the photograph's size, and the subject's pixels are those of the
+photograph, except along its edge.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from emu_jax.assembly.arguments import Parser, path, positive, scale
+from emu_jax.assembly.arguments import Parser, path, scale
 from emu_jax.cli.arguments import (
+    add_editing,
     add_feather,
-    add_generator_arguments,
-    add_out,
-    add_sampling_arguments,
-    add_size,
-    add_strength,
-    generator_changes,
-    largest,
+    editing_changes,
     numbers,
     require_images,
 )
@@ -28,8 +23,7 @@ from emu_jax.cli.arguments import (
 def main(argv: Sequence[str], **host: Any) -> int:
     """``host``: as ``host=``, a :class:`~emu_jax.assembly.hosting.Host`."""
     parser = Parser("emu-jax backdrop", description=__doc__)
-    parser.add_argument("photo", nargs="+", type=path, help="image files")
-    parser.add_argument("prompt", help="what the result looks like")
+    add_editing(parser, 1.0, "runs/backdrops")
     parser.add_argument(
         "--mask", type=path, default="", help="image: white where the subject is, black elsewhere"
     )
@@ -49,13 +43,7 @@ def main(argv: Sequence[str], **host: Any) -> int:
         default=0.0,
         help="room to draw around the photograph, as a share of its longer side; default 0",
     )
-    add_strength(parser, 1.0)
     add_feather(parser)
-    parser.add_argument("--per_prompt", type=positive, default=1, help="images of each photograph")
-    add_size(parser, "as in training")
-    add_out(parser, "runs/backdrops", "folder for the images")
-    add_sampling_arguments(parser)
-    add_generator_arguments(parser)
     arguments = parser.parse_args(argv)
     require_images(*arguments.photo, arguments.mask)
 
@@ -67,15 +55,10 @@ def main(argv: Sequence[str], **host: Any) -> int:
         arguments.photo,
         arguments.prompt,
         arguments.out,
-        strength=arguments.strength,
         subject=Subject(arguments.mask, arguments.box, arguments.click, arguments.segmenter),
         feather=arguments.feather,
         margin=arguments.margin,
-        seed=arguments.seed,
-        per_prompt=arguments.per_prompt,
-        negative=arguments.negative,
-        size=largest(arguments),
-        **generator_changes(arguments),
+        **editing_changes(arguments),
         **host,
     )
     print(f"{len(names):,} images in {arguments.out}")

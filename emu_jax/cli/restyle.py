@@ -9,31 +9,14 @@ image per seed, and a sheet with the photograph and its images side by side.
 from collections.abc import Sequence
 from typing import Any
 
-from emu_jax.assembly.arguments import Parser, path, positive
-from emu_jax.cli.arguments import (
-    add_control,
-    add_generator_arguments,
-    add_out,
-    add_sampling_arguments,
-    add_size,
-    add_strength,
-    generator_changes,
-    largest,
-    require_images,
-)
+from emu_jax.assembly.arguments import Parser
+from emu_jax.cli.arguments import add_control, add_editing, editing_changes, require_images
 
 
 def main(argv: Sequence[str], **host: Any) -> int:
     """``host``: as ``host=``, a :class:`~emu_jax.assembly.hosting.Host`."""
     parser = Parser("emu-jax restyle", description=__doc__)
-    parser.add_argument("photo", nargs="+", type=path, help="image files")
-    parser.add_argument("prompt", help="what the result looks like")
-    add_strength(parser, 0.6)
-    parser.add_argument("--per_prompt", type=positive, default=1, help="images of each photograph")
-    add_size(parser, "as in training")
-    add_out(parser, "runs/restyled", "folder for the images")
-    add_sampling_arguments(parser)
-    add_generator_arguments(parser)
+    add_editing(parser, 0.6, "runs/restyled")
     add_control(parser, "the checkpoint", "each photograph")
     arguments = parser.parse_args(argv)
     require_images(*arguments.photo)
@@ -46,14 +29,9 @@ def main(argv: Sequence[str], **host: Any) -> int:
         arguments.photo,
         arguments.prompt,
         arguments.out,
-        strength=arguments.strength,
-        seed=arguments.seed,
-        per_prompt=arguments.per_prompt,
-        negative=arguments.negative,
-        size=largest(arguments),
         given=Given(arguments.control_image),
         control=arguments.control,
-        **generator_changes(arguments),
+        **editing_changes(arguments),
         **host,
     )
     print(f"{len(names):,} images in {arguments.out}")
