@@ -16,7 +16,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from emu_jax.assembly.cascade import conditioning, open_generator
+from emu_jax.assembly.cascade import Cascade, conditioning, open_generator
+from emu_jax.assembly.generator import Generator
 from emu_jax.assembly.given import NOTHING
 from emu_jax.assembly.starting import StartImage, draw_from, read_image, to_pixels
 from emu_jax.assembly.stickers import sticker
@@ -108,25 +109,59 @@ def stickers(folder: Path) -> None:
 
 
 def control(folder: Path) -> None:
-    """What the edges of each input make of its prompt, from noise and from the input."""
+    """What the edges of each input make of its prompt, and of none."""
     rows: list[list] = []
-    plain = open_generator(FAMILIES["latent"], batch_size=1)
-    follows = open_generator(FAMILIES["latent"], batch_size=1, control="builtin:control_64")
+    plain, follows = open_generator(FAMILIES["latent"], batch_size=1), follower()
     for file, what, *_ in INPUTS:
-        image = to_pixels(read_image(epath.Path(folder / file)))
-        rows.append([(shown(image), what)])
-        for model, strength, name in (
-            *((plain, 1.0, "the prompt alone"), (follows, 1.0, "with the edges")),
-            *((plain, 0.8, "restyled, 0.8"), (follows, 0.8, "the same with edges")),
-        ):
-            start = StartImage(image, strength)
-            hints = conditioning(model, NOTHING, PromptSet((what,)), start=start)
-            if strength == 1 and hints:
-                edges = start.placement(model).cut(hints["canny"][0])
-                rows[-1].insert(1, (shown(edges), "edges"))
-            (drawn,) = draw_from(model, start, [what], [0], images=hints)
-            rows[-1].append((shown(drawn), name))
+        start = StartImage(to_pixels(read_image(epath.Path(folder / file))), 1.0)
+        (drawn,) = draw_from(plain, start, [what], [0])
+        edges, followed = along_edges(follows, start, what)
+        _, outlined = along_edges(follows, start, "")
+        cells = [(start.image, what), (edges, "edges"), (drawn, "the prompt alone")]
+        cells += [(followed, "prompt and edges"), (outlined, "edges alone")]
+        rows.append([(shown(image), name) for image, name in cells])
     save([*zip(*rows, strict=True)], "use_control.webp")
+
+
+def follower() -> Generator | Cascade:
+    """Guidance away from no text would lead away from the edges too."""
+    more = dict(control="builtin:control_64", guidance_scale=1.0)
+    return open_generator(FAMILIES["latent"], batch_size=1, **more)
+
+
+def along_edges(
+    model: Generator | Cascade, start: StartImage, prompt: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The edges of an image, and what is drawn along them."""
+    hints = conditioning(model, NOTHING, PromptSet((prompt,)), start=start)
+    (drawn,) = draw_from(model, start, [prompt], [0], images=hints)
+    return start.placement(model).cut(hints["canny"][0]), drawn
+
+
+def overview(folder: Path) -> None:
+    """The README's: three inputs for each use, chosen because they show it well."""
+    plain, follows = open_generator(FAMILIES["latent"], batch_size=1), follower()
+    rows: list[list] = [[], [], [], []]
+    for index, strength in ((1, 0.4), (5, 0.4), (7, 0.4)):
+        file, what, *_ = INPUTS[index]
+        image = to_pixels(read_image(epath.Path(folder / file)))
+        (drawn,) = draw_from(plain, StartImage(image, strength), [what], [0])
+        rows[0] += [(shown(image), "photograph or drawing"), (shown(drawn), f"restyled: {what}")]
+    for index in (0, 3, 4):
+        file, _, behind, box = INPUTS[index]
+        image = read_image(epath.Path(folder / file))
+        source = StartImage(to_pixels(image), 1.0, Subject(box=box).of(image, file)).widened(0.4)
+        (drawn,) = draw_from(plain, source, [behind], [0])
+        rows[1] += [(shown(to_pixels(image)), "subject"), (shown(drawn), f"backdrop: {behind}")]
+    for index in (0, 6, 7):
+        file, what, *_ = INPUTS[index]
+        start = StartImage(to_pixels(read_image(epath.Path(folder / file))), 1.0)
+        edges, drawn = along_edges(follows, start, what)
+        rows[2] += [(shown(edges), "edges"), (shown(drawn), f"drawn: {what}")]
+    for prompt in STICKERS[1:]:
+        for drawn in plain.draw_each([prompt] * 2, [0, 1]):
+            rows[3].append((shown(sticker(drawn), (205, 221, 232)), f"sticker: {prompt}"))
+    save([*zip(*rows, strict=True)], "use.webp", columns=6)
 
 
 def shown(pixels: np.ndarray, ground: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
@@ -149,7 +184,8 @@ def save(cells: list, name: str, columns: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[2:] or ("restyle", "backdrop", "stickers", "control")
+    chosen = sys.argv[2:] or ("restyle", "backdrop", "stickers", "control", "overview")
     makers = dict(restyle=restyle, backdrop=backdrop, stickers=stickers, control=control)
+    makers |= dict(overview=overview)
     for make in chosen:
         makers[make](Path(sys.argv[1]))

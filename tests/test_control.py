@@ -7,7 +7,7 @@ import runs
 from diffusers import ControlNetModel
 from PIL import Image
 
-from emu_jax.assembly.models import open_model
+from emu_jax.assembly.models import WEIGHTS, open_model, with_control
 from emu_jax.checkpoint.export import load_model
 from emu_jax.cli.main import main
 
@@ -85,3 +85,13 @@ def test_a_control_network_from_training_to_a_comparison(
     assert main(command) == 0
     record = json.loads((report / "compare.json").read_text())
     assert record["metrics"]["edge_f1"]["figures"].keys() >= {*models}
+
+
+def test_the_shipped_one_fits_the_shipped_generator():
+    model = with_control(open_model("builtin:latent_diffusion_64"), "builtin:control_64@0.5")
+    assert model.config["control"]["hint"] == "canny" and model.config["control"]["strength"] == 0.5
+    own = {path: x for path, x in model.params.items() if path.startswith("control/")}
+    assert sum(x.size for x in own.values()) == 1_964_976
+    # Trained: its convolutions to the U-Net started at zero.
+    assert np.abs(own["control/controlnet_mid_block/kernel"]).max() > 0.01
+    assert (WEIGHTS / "control_64" / "model.safetensors").stat().st_size < 4e6

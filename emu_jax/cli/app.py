@@ -3,7 +3,7 @@ make stickers, and see two models side by side.
 
 The images appear during sampling. ``--out`` keeps all of them, with the command that repeats each.
 The page offers the models and adapters that are named here and no others; without a name the
-shipped models. It needs the extra ``app``: pip install "emu_jax[app]".
+shipped models and ControlNet. It needs the extra ``app``: pip install "emu_jax[app]".
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ SHIPPED = (
     "builtin:masked_64",
     "builtin:pixel_diffusion_32+builtin:pixel_super_64",
 )
+SHIPPED_CONTROLS = ("builtin:control_64",)  # for the first of them
 _PACKAGES = ("gradio", "fastapi", "starlette", "uvicorn")
 _DRAWING = ("sample", "restyle", "backdrop", "sticker")
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         arguments.checkpoints or SHIPPED,
         arguments.adapter,
         arguments.text_adapter,
-        arguments.control,
+        arguments.control or (() if arguments.checkpoints else SHIPPED_CONTROLS),
         arguments.segmenter,
     )
     mains = {name: command(name) for name in _DRAWING}
