@@ -93,5 +93,5 @@ def test_the_shipped_one_fits_the_shipped_generator():
     own = {path: x for path, x in model.params.items() if path.startswith("control/")}
     assert sum(x.size for x in own.values()) == 1_964_976
     # Trained: its convolutions to the U-Net started at zero.
-    assert np.abs(own["control/controlnet_mid_block/kernel"]).max() > 0.01
+    assert np.abs(own["control/controlnet_down_blocks/0/kernel"]).max() > 0.01
     assert (WEIGHTS / "control_64" / "model.safetensors").stat().st_size < 4e6

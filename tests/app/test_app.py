@@ -188,6 +188,7 @@ def test_a_person_draws_keeps_a_subject_and_restyles(generator_run, control_run,
         page.mouse.up()
         backdrop = drawn(2)
         page.get_by_label("restyle").check()
+        page.get_by_label("Steps").fill("10")  # of which a strength of 0.6 takes six
         for label, choice, strength in (("LoRA", lora, "0.5"), ("ControlNet", control_run, "0.75")):
             page.get_by_label(label, exact=False).first.click()
             page.get_by_role("option", name=str(choice)).click()
