@@ -6,7 +6,7 @@ FOLDER has the files of the Debian packages tuxpaint-stamps-default and mate-bac
     for package in *.deb; do dpkg -x $package FOLDER; done
 
 Every image is what ``emu-jax restyle``, ``backdrop`` or ``sticker`` draws with the same options and
-seed 0; each model is opened once. Nothing is selected by hand.
+seed 0; each model is opened once. Only the inputs of the overview are selected by hand.
 """
 
 import sys

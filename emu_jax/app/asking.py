@@ -69,7 +69,7 @@ class Asked:
             raise UserError("Write a prompt first: what the image shows.")
         if max(len(self.prompt), len(self.negative)) > _LONGEST:
             raise UserError(f"A prompt has at most {_LONGEST:,} characters; shorten it.")
-        if self.control and self.action in ACTIONS and self.action not in CONTROLLED:
+        if self.control and self.action not in CONTROLLED:
             raise UserError(
                 f"A ControlNet is for {' and '.join(CONTROLLED)}, not for {self.action}: "
                 "choose none."

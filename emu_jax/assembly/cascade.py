@@ -192,8 +192,8 @@ def conditioning(
         others = [name for name in first.further if name != first.hint]
         if others:
             raise UserError(
-                f"The model takes {' and '.join(others)} beside the prompt, which cannot be "
-                "combined with an image to start from: leave out --image."
+                f"The model takes {' and '.join(others)} beside the prompt, and cannot start from "
+                "another image: use emu-jax sample with --given, without --image."
             )
         placed = start.placement(generator, size)
         factor = generator.factor if isinstance(generator, Cascade) else 1

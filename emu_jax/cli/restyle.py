@@ -1,8 +1,8 @@
 """``emu-jax restyle PHOTO ... PROMPT``: draws photographs and drawings anew in a described style.
 
 The prompt describes the result, best with what is in the photograph: "a dog as a watercolor".
-``--strength`` says how much of the photograph may change; with ``--control`` its edges stay even
-where all else does not. For each PHOTO the command writes one
+``--strength`` says how much of the photograph may change; with ``--control`` the result follows
+its edges. For each PHOTO the command writes one
 image per seed, and a sheet with the photograph and its images side by side.
 """
 

@@ -1,13 +1,18 @@
 """The images beside a prompt: where they lie when an image to start from is padded."""
 
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from emu_jax.assembly.given import Given, Laid
+from emu_jax.assembly.cascade import conditioning
+from emu_jax.assembly.given import NOTHING, Given, Laid
 from emu_jax.assembly.starting import Placement, StartImage
 from emu_jax.data.canny import canny
+from emu_jax.errors import UserError
 from emu_jax.evaluation.prompt_sets import PromptSet
 
 PLACED = Placement(inside=(32, 48), shape=(48, 48))
@@ -51,3 +56,11 @@ def test_the_first_stage_of_a_cascade_takes_it_smaller():
     data = io.BytesIO()
     Image.fromarray(square(64, 96)).save(data, "PNG")
     np.testing.assert_array_equal(laid(2)(data.getvalue(), "canny"), laid(2).own["canny"])
+
+
+def test_an_inpainting_model_starts_from_no_other_image(unchecked_arrays):
+    config = SimpleNamespace(data=SimpleNamespace(background=(255, 255, 255)))
+    model: Any = SimpleNamespace(further=("image", "mask"), hint="", config=config)
+    start = StartImage(square(64, 96))
+    with pytest.raises(UserError, match="takes image and mask beside the prompt, and cannot start"):
+        conditioning(model, NOTHING, PromptSet(("a square",)), start=start)
