@@ -27,8 +27,8 @@ _FILES = (".pth", ".pt", ".safetensors")
 def make_structure(on: Placement, *, path: str) -> tuple[Segmenter, Frozen]:
     """A segmenter's run, exported model or builtin:NAME."""
     del on  # a small network: nothing is sharded inside
-    segmentation, weights, _ = trained_segmentation(path)
-    return Segmenter(segmentation), weights
+    segmentation, weights, config = trained_segmentation(path)
+    return Segmenter(segmentation, config.data.image_size), weights
 
 
 def make_layout(
@@ -41,8 +41,8 @@ def make_layout(
     """
     del on
     if not path.endswith(_FILES):
-        segmentation, weights, _ = trained_semantic(path)
-        return Segmenter(segmentation), weights
+        segmentation, weights, config = trained_semantic(path)
+        return Segmenter(segmentation, config.data.image_size), weights
     tensors = {
         name: x
         for name, x in read_tensors(Path(path).expanduser()).items()

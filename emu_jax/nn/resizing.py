@@ -5,9 +5,9 @@ Pixel i of the result has the source position
     (i + 1/2) n_in / n_out - 1/2    as in torch and PIL (``half_pixel``)                   (1)
     i n_in / n_out                  as in TensorFlow 1                                     (2)
 
-:func:`bilinear` and :func:`bicubic` do not filter before they shrink. :func:`cropped` and
-:func:`padded` do, as PIL does; they bring images to the input of a network inside a training step,
-differentiably.
+:func:`bilinear` and :func:`bicubic` do not filter before they shrink. :func:`resized`,
+:func:`cropped` and :func:`padded` do, as PIL does; they bring images to the input of a network
+inside a training step, differentiably.
 """
 
 import jax
@@ -30,6 +30,14 @@ def bicubic(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "
     return _apply(x, size, cubic_weights)
 
 
+def resized(
+    x: Float[Array, "b h w c"], size: tuple[int, int], method: str
+) -> Float[Array, "b i j c"]:
+    """``x`` in ``size`` (height, width); ``method`` of ``jax.image.resize``."""
+    b, h, w, c = x.shape
+    return x if (h, w) == size else jax.image.resize(x, (b, *size, c), method, antialias=True)
+
+
 def cropped(
     x: Float[Array, "b h w c"], side: int, method: str = "cubic"
 ) -> Float[Array, "b {side} {side} c"]:
@@ -37,7 +45,7 @@ def cropped(
     h, w = x.shape[1:3]
     other = int(side * max(h, w) / min(h, w))
     h, w = (side, other) if h <= w else (other, side)
-    x = _filtered(x, (h, w), method)
+    x = resized(x, (h, w), method)
     top, left = (round((n - side) / 2) for n in (h, w))
     return x[:, top : top + side, left : left + side]
 
@@ -48,15 +56,10 @@ def padded(
     """The longer side resized, the rest filled with ``value``."""
     scale = side / max(x.shape[1:3])
     h, w = (round(n * scale) for n in x.shape[1:3])
-    x = _filtered(x, (h, w), method)
+    x = resized(x, (h, w), method)
     top, left = (side - h) // 2, (side - w) // 2
     around = ((0, 0), (top, side - h - top), (left, side - w - left), (0, 0))
     return jnp.pad(x, around, constant_values=value)
-
-
-def _filtered(x: Float[Array, "b h w c"], size: tuple[int, int], method: str) -> Array:
-    b, h, w, c = x.shape
-    return x if (h, w) == size else jax.image.resize(x, (b, *size, c), method, antialias=True)
 
 
 def _apply(x: Float[Array, "b h w c"], size: tuple[int, int], weights) -> Float[Array, "b i j c"]:

@@ -15,15 +15,18 @@ F_l [h w, c] the features after the last relu of block l, the Gram matrix and th
 The paper gives neither layers nor weights nor the scale of (1); these are a config's.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from emu_jax.data.mixture import Column
 from emu_jax.nn.functional import Network, Params
+from emu_jax.nn.resizing import resized
 from emu_jax.tasks.base import Rows, to_unit_range
 from emu_jax.tasks.segmentation import Segmentation
 from emu_jax.tasks.semantic import SemanticSegmentation
@@ -45,9 +48,14 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class Segmenter:
-    """Structure and layout: the loss of a trained segmenter with what is known of the original."""
+    """Structure and layout: the loss of a trained segmenter with what is known of the original.
+
+    Images of more than ``side`` x ``side`` pixels are reduced to as many, since a segmenter knows
+    things of the size in which training has shown them. None: they are not.
+    """
 
     segmentation: Segmentation | SemanticSegmentation
+    side: int | None = None
     originals: bool = False
     further: tuple[str, ...] = field(init=False)
     columns: Mapping[str, Column] = field(init=False)
@@ -58,6 +66,16 @@ class Segmenter:
         object.__setattr__(self, "columns", rows.columns)
 
     def loss(self, frozen: Params, image: Float[Array, "b h w 3"], rows: Rows) -> Float[Array, ""]:
+        h, w = image.shape[1:3]
+        if self.side and h * w > self.side**2:
+            scale = self.side / math.sqrt(h * w)
+            size = round(h * scale), round(w * scale)
+            image = resized(image, size, "lanczos3")
+            maps = {name: rows["further"][name] for name in self.further}
+            maps = {
+                name: jax.image.resize(x, (len(x), *size), "nearest") for name, x in maps.items()
+            }
+            rows = {**rows, "further": {**rows["further"], **maps}}
         return self.segmentation.asks(frozen, image, rows)
 
 

@@ -69,6 +69,24 @@ def test_loss_and_gradient_equal_those_of_torch():
     assert (jnp.abs(gradient).sum((1, 2, 3)) > 0).all()
 
 
+def test_a_teacher_reduces_images_and_maps_to_its_own_size():
+    """Images of one color, and maps in blocks of 2 x 2 pixels, are the same in half the size."""
+    random = np.random.default_rng(0)
+    small = deeplab(4, dict(depths=(1, 1, 1, 1), width=2, rates=(1, 2), channels=4))
+    task = SemanticSegmentation(network=small, labels=Labels(), groups={}, frozen={})
+    params, _ = task.init(jax.random.key(0))
+    image = jnp.tile(jnp.asarray(random.uniform(-1, 1, (2, 1, 1, 3)), jnp.float32), (1, 20, 20, 1))
+    labels = random.choice([0, 1, 2, 3, IGNORED], (2, 20, 20)).astype(np.uint8)
+    own = {"further": {"mask": labels}}
+    large = {"further": {"mask": labels.repeat(2, 1).repeat(2, 2)}}
+    double = jnp.tile(image, (1, 2, 2, 1))
+    expected = Segmenter(task, 20).loss(params, image, own)
+    assert float(Segmenter(task, 30).loss(params, image, own)) == float(expected)
+    assert not np.isclose(Segmenter(task).loss(params, double, large), expected, rtol=1e-3)
+    reduced = Segmenter(task, 20).loss(params, double, large)
+    assert float(reduced) == pytest.approx(float(expected), rel=1e-4)
+
+
 def of_torch(logits, labels):
     labels = torch.tensor(np.asarray(labels, np.int64))
     return torch_cross_entropy(logits.permute(0, 3, 1, 2), labels, ignore_index=IGNORED)
