@@ -1,7 +1,6 @@
 """The SUR-adapter: a frozen generator is taught to read a plain sentence as an elaborate prompt.
 
-    emu-jax train --config=configs/adapter.py:size=tiny --workdir=runs/adapter \\
-        --config.init_from=runs/compose
+    emu-jax train --config=configs/adapter.py:size=tiny --workdir=runs/adapter
 
 An adapter on the states of every text encoder trains, and nothing else (Zhong et al. 2023,
 arXiv:2305.05189; docs/adapter.md). Every record of the data has a simple and a complex prompt, in
@@ -10,13 +9,13 @@ distillation losses: a language model's vector of the simple prompt, and the sta
 one. A weight of 0 (`--config.distillation.llm=0`, `--config.distillation.prompt=0`) leaves a loss
 out, and its data are not read.
 
-size=tiny: images of the data set `scenes`, over a generator that `latent_diffusion.py:size=tiny,
-    stage=compose` trained; adapter 384 wide, 2,000 steps of 32. The vectors are SmolLM2-135M's,
-    computed when the run starts
+size=tiny: flat images of the data set `scenes`, over `builtin:scenes_96`; adapter 384 wide, 2,000
+    steps of 32. The vectors are SmolLM2-135M's, computed when the run starts
     hardware  2 CPU cores
     time, result  not measured
 size=test: the same with a few thousand parameters and without a language model, for tests.
-base=pixel_diffusion or masked: another family of these sizes.
+base=pixel_diffusion or masked: another family of these sizes, over a generator of
+    `--config.init_from`.
 
 stage=cross_attention trains no adapter but the cross-attention of the denoiser itself, on the same
 simple prompts: what an adapter must be compared with. A checkpoint holds the whole generator.
@@ -73,6 +72,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.groups = groups(**{chosen.stage: own})
     if chosen.size in SMALL:
         _scenes(config, chosen.size, chosen.stage)
+        if chosen.base == "latent_diffusion":
+            emoji.draw_scenes(config)
     else:
         _published(config, base, chosen.stage)
     return config
@@ -90,10 +91,10 @@ def _published(config: ConfigDict, base: str, stage: str) -> None:
 
 
 def _scenes(config: ConfigDict, size: str, stage: str) -> None:
-    config.init_from = "runs/compose"
+    config.init_from = "builtin:scenes_96"
     config.text.minilm.length = emoji.CAPTION_TOKENS
-    config.data.train = emoji.scenes("split == train", "simple")
-    config.data.validation = dict(scenes=emoji.scenes("split == validation", "simple"))
+    config.data.train = emoji.flat_scenes("split == train", "simple")
+    config.data.validation = dict(scenes=emoji.flat_scenes("split == validation", "simple"))
     config.measure.judge = ""
     config.groups[stage].optimizer.learning_rate = 1e-4
     if size == "tiny":

@@ -12,8 +12,8 @@ base=latent_diffusion, pixel_diffusion or masked (tokens: by their likelihood)
 pairs=finish: the shaded drawing of a thing is preferred over the flat one (data set
     `finishes/preference`), over the shipped generator
 
-size=tiny: over a generator that `stage=compose` or `stage=pretrain` trained, on the data set
-    `preferences`; 1,000 steps of 16
+size=tiny: over `builtin:scenes_96` on the data set `preferences`; another family over a generator
+    of `--config.init_from`; 1,000 steps of 16
     hardware  2 CPU cores
     time, result  not measured
 size=test: the same with a few thousand parameters, for tests
@@ -52,7 +52,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     base = f"{Path(__file__).parent}/{chosen.base}.py:size={chosen.size}"
     config = read(base)
     if small:
-        stages.quality_tune(config, "runs/compose")
+        stages.quality_tune(config, "builtin:scenes_96")
         config.text.minilm.length = emoji.CAPTION_TOKENS
         config.data.train = _pairs("split == train")
         config.data.validation = dict(unseen=_pairs("split == validation"))
@@ -60,6 +60,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
             config.init_from = "builtin:latent_diffusion_64"
             config.data.train = emoji.finish_pairs(emoji.TUNED)
             config.data.validation = dict(unseen=emoji.finish_pairs(KEPT))
+        elif chosen.base == "latent_diffusion":
+            emoji.draw_scenes(config)
         config.measure.judge = ""
         config.groups.generator.optimizer.update(dict(learning_rate=1e-5, warmup=20))
         train = dict(steps=1000, batch_size=16, validate_every=200)

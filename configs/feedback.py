@@ -34,8 +34,8 @@ data=emoji: of single things, over a generator that `latent_diffusion.py:size=ti
 data=finishes: of single things in six finishes, which their captions name, over a generator of
     `latent_diffusion.py:size=tiny,stage=finishes`
 
-size=tiny: over a generator that `latent_diffusion.py:size=tiny,stage=compose` trained; 600 steps of
-    16, 500 of the stage aesthetic
+size=tiny: over `builtin:scenes_96` on flat images of the data set `scenes`; 600 steps of 16, 500 of
+    the stage aesthetic
     hardware  2 CPU cores
     time, result  not measured
 size=test: the same with a few thousand parameters, for tests.
@@ -102,9 +102,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     if small:
         config.text.minilm.length = emoji.CAPTION_TOKENS
-        config.data.train = emoji.scenes("split == train and kind != person", "complex")
+        config.data.train = emoji.flat_scenes("split == train and kind != person", "complex")
         config.data.validation = dict(
-            scenes=emoji.scenes("split == validation and kind != person", "complex")
+            scenes=emoji.flat_scenes("split == validation and kind != person", "complex")
         )
         config.measure.judge = ""
         config.groups.generator.optimizer.learning_rate = 1e-4
@@ -114,10 +114,12 @@ def get_config(argument: str | None = None) -> ConfigDict:
             config.measure.parser, config.measure.images_per_prompt = "builtin:parser_64", 2
         else:
             config.feedback.earliest = 2
-        config.init_from = dict(perceptual="runs/compose", aesthetic="runs/feedback").get(
+        config.init_from = dict(perceptual="builtin:scenes_96", aesthetic="runs/feedback").get(
             chosen.stage, "runs/aesthetic"
         )
-        if chosen.data != "scenes":
+        if chosen.data == "scenes":
+            emoji.draw_scenes(config)
+        else:
             _single(config, chosen.data, chosen.size)
     else:
         stages.tune_large(config, base)

@@ -20,13 +20,13 @@ stage=quality_tune, size=tiny: starts from the averaged weights of a pre-trained
               on an H100, with `--config.deterministic=False` and other runs beside
     result    86 % faithful, 97 % finished as the needles (docs/records/study.md)
 
-stage=compose, size=tiny: tunes the shipped generator to draw scenes of several things, with images
-    and complex captions of the data set `scenes` (docs/data.md)
+stage=compose, size=tiny: tunes the shipped generator to draw scenes of several things in 96 x 96
+    pixels, with flat images and complex captions of the data set `scenes` (docs/data.md)
     hardware  2 CPU cores
-    time      about 95 minutes beside other work, 35 to 55 images per second
-    result    not enough: the layout is learned, small things are not recognizable. Of 135 test
-              prompts, ten images each, 7.0 % are right, things 8.3 %, count 59.2 % (real images
-              85.9, 86.7 and 96.3 %; docs/records/study.md)
+    time      65 minutes, 23 images per second
+    result    the shipped `builtin:scenes_96`, after a first part in 64 x 64 pixels (its model
+              card): of 135 test prompts, three images each, 45.9 % are right, things 52.1 %, count
+              81.5 % (real images 85.9, 87.4 and 97.0 %; docs/records/study.md)
 
 stage=faulty, size=tiny: tunes the shipped generator on drawings with faults of color, layout,
     lighting and detail, each in half of the images (data set `faulty`), so that feedback learning

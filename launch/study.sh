@@ -51,7 +51,7 @@ compare() {
 }
 
 # adapter NAME [--config...]: 2,000 steps of a text adapter over the generator of scenes.
-scenes="builtin:scenes_64"
+scenes="builtin:scenes_96"
 adapter() {
     local name="$1"; shift
     part "$name"
@@ -139,6 +139,7 @@ export PATH="$VENV/bin:$PATH"
 part "data sets"
 emu-jax data build emoji/openmoji --data_dir="$EMU_JAX_DATA"
 emu-jax data build emoji/fluent --data_dir="$EMU_JAX_DATA"
+[[ "${1:-}" == adapter* ]] && emu-jax data build scenes/openmoji --data_dir="$EMU_JAX_DATA"
 
 case "${1:-}" in
     autoencoders)

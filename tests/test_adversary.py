@@ -60,9 +60,8 @@ def trained(pictures, scenes, autoencoder_run, generator_run, reward_run, tmp_pa
         *(f"--config.teachers.{name}.path={reward_run}" for name in TEACHERS),
         *(f"--config.teachers.{name}.dimension={TEACHERS[name]}" for name in TEACHERS),
         *(
-            f"--config.data.{part}.{style}.dataset=scenes/openmoji_tiny"
+            f"--config.data.{part}.openmoji.dataset=scenes/openmoji_tiny"
             for part in ("train", "validation.scenes")
-            for style in ("openmoji", "fluent")
         ),
     ]
 

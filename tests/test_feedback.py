@@ -45,9 +45,8 @@ def trained(
         "--config.train.validate_every=2",
         "--config.train.preview_every=4",
         *(
-            f"--config.data.{part}.{style}.dataset=scenes/openmoji_tiny"
+            f"--config.data.{part}.openmoji.dataset=scenes/openmoji_tiny"
             for part in ("train", "validation.scenes")
-            for style in ("openmoji", "fluent")
         ),
     ]
 

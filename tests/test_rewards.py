@@ -87,9 +87,8 @@ def test_rewards_teach_a_generator(
         "--config.train.steps=1",
         "--config.train.validate_every=0",
         *(
-            f"--config.data.{part}.{style}.dataset=scenes/openmoji_tiny"
+            f"--config.data.{part}.openmoji.dataset=scenes/openmoji_tiny"
             for part in ("train", "validation.scenes")
-            for style in ("openmoji", "fluent")
         ),
     ]
     assert main(arguments) == 0

@@ -6,8 +6,8 @@ It names the arms of an experiment and what must hold of them
     title = "Short prompts understood"
 
     [arms]                              # models as compare.json names them; seeds make a list
-    floor   = "builtin:scenes_64 (simple)"
-    ceiling = "builtin:scenes_64 (complex)"
+    floor   = "builtin:scenes_96 (simple)"
+    ceiling = "builtin:scenes_96 (complex)"
     adapted = ["runs/adapted_0 (simple)", "runs/adapted_1 (simple)", "runs/adapted_2 (simple)"]
     "eta {eta}" = "runs/eta_{eta} (simple)"     # an arm for each eta
 
