@@ -23,7 +23,7 @@ stage=quality_tune, size=tiny: starts from the averaged weights of a pre-trained
 stage=compose, size=tiny: tunes the shipped generator to draw scenes of several things in 96 x 96
     pixels, with flat images and complex captions of the data set `scenes` (docs/data.md)
     hardware  2 CPU cores
-    time      65 minutes, 23 images per second
+    time      80 minutes with some other work; 23 images per second alone
     result    the shipped `builtin:scenes_96`, after a first part in 64 x 64 pixels (its model
               card): of 135 test prompts, three images each, 45.9 % are right, things 52.1 %, count
               81.5 % (real images 85.9, 87.4 and 97.0 %; docs/records/study.md)

@@ -120,7 +120,7 @@ def draw_scenes(config: ConfigDict) -> None:
 
 def compose(config: ConfigDict, init_from: str) -> None:
     """Tunes a generator of single things to draw flat scenes, with complex captions only. Three of
-    four images show several things.
+    four images are of the kinds that mostly show several things.
     """
     several = "split == train and kind == count|two|action"
     draw_scenes(config)

@@ -36,6 +36,8 @@ from emu_jax.data.scenes_things import ACTIONS, HUES, PERSONS, THINGS, plural
 from emu_jax.data.source import open_source
 from emu_jax.text.encoder import make_encoder
 
+OVER_SCENES = ("adapter", "feedback", "dpo")  # small configs that start from builtin:scenes_96
+
 
 @pytest.fixture(scope="module")
 def sprites():
@@ -176,14 +178,13 @@ def test_what_starts_from_the_shipped_generator_draws_as_it_does():
     folder = WEIGHTS / "scenes_96"
     shipped = ConfigDict(json.loads((folder / "config.json").read_text())["config"])
     assert (folder / "model.safetensors").stat().st_size < 17e6
-    of_scenes = ("latent_diffusion.py:size=tiny,stage=compose", "adapter.py:size=tiny")
-    for name in (*of_scenes, "feedback.py:size=tiny", "dpo.py:size=tiny"):
-        config = read(f"{runs.ROOT}/configs/{name}")
+    own = read(f"{runs.ROOT}/configs/latent_diffusion.py:size=tiny,stage=compose")
+    over = [read(f"{runs.ROOT}/configs/{name}.py:size=tiny") for name in OVER_SCENES]
+    assert {config.init_from for config in over} == {"builtin:scenes_96"}
+    for config in (own, *over):
         assert config.data.image_size == shipped.data.image_size
         assert config.sampling.guidance_scale == shipped.sampling.guidance_scale
         assert config.text.minilm.length == shipped.text.minilm.length
-        if name not in of_scenes[:1]:
-            assert config.init_from == "builtin:scenes_96"
 
 
 def test_exchanging_tones_recolors_exactly(sprites):
