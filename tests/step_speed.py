@@ -32,7 +32,7 @@ from emu_jax.planning.inputs import abstract_frozen, synthetic
 from emu_jax.training.state import abstract_state, fresh_params, start_state
 from emu_jax.training.step import jit_step
 
-TEXT_WIDTH, TOKENS, CHANNELS, SIDE = 384, 49, 16, 8
+TEXT_WIDTH, CHANNELS, FACTOR = 384, 16, 8
 
 
 def main() -> None:
@@ -54,8 +54,10 @@ def latent(batch: int) -> tuple[Any, torch.nn.Module, Callable[[Any], torch.Tens
     config.train.batch_size = batch
     sizes = dict(in_channels=CHANNELS, out_channels=CHANNELS, context_width=TEXT_WIDTH)
     network = UNet2DConditionModel(**public(unet.to_config({**config.denoiser, **sizes})))
-    x, noise = torch.randn(2, batch, CHANNELS, SIDE, SIDE).unbind()
-    text, t = torch.randn(batch, TOKENS, TEXT_WIDTH), torch.randint(0, 1000, (batch,))
+    side = config.data.image_size // FACTOR
+    x, noise = torch.randn(2, batch, CHANNELS, side, side).unbind()
+    text = torch.randn(batch, config.text.minilm.length, TEXT_WIDTH)
+    t = torch.randint(0, 1000, (batch,))
     return config, network, lambda module: ((module(x, t, text).sample - noise) ** 2).mean()
 
 
