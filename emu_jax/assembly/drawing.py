@@ -209,6 +209,7 @@ def provenance(
         "weights": generator.fingerprints["weights"],
         "sampler": sampling.sampler,
         "steps": sampling.steps,
+        "spacing": sampling.spacing,
         "guidance_scale": sampling.guidance_scale,
         "software": f"emu_jax {version('emu_jax')}",
     }

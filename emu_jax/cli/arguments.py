@@ -65,6 +65,11 @@ def add_sampling_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--steps", type=positive, help="number of sampling steps")
     parser.add_argument("--sampler", help=f"{listed(SAMPLERS, 'or')}; parallel is for tokens")
+    parser.add_argument(
+        "--spacing",
+        choices=("trailing", "uniform", "leading", "karras"),
+        help="spacing of the steps' times; trailing is best for few steps",
+    )
     parser.add_argument("--guidance_scale", type=scale, help="scale of classifier-free guidance")
     parser.add_argument(
         "--image_guidance_scale",
@@ -89,8 +94,8 @@ def sampling_changes(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         name: getattr(arguments, name)
         for name in (
-            *("steps", "sampler", "guidance_scale", "image_guidance_scale", "sag_scale"),
-            *("batch_size", "prompt_weighting"),
+            *("steps", "sampler", "spacing", "guidance_scale", "image_guidance_scale"),
+            *("sag_scale", "batch_size", "prompt_weighting"),
         )
     }
 

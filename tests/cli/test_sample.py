@@ -20,7 +20,7 @@ from emu_jax.evaluation.prompt_sets import PromptSet, open_prompts
 PROMPTS = ("a red disc", "blue ball", "a green disc")
 # So drawn, a picture depends on both: after two steps a hardly trained denoiser leaves no trace of
 # the noise, and guidance makes the text count.
-SETTINGS = ("--per_prompt=2", "--steps=6", "--guidance_scale=20")
+SETTINGS = ("--per_prompt=2", "--steps=6", "--spacing=trailing", "--guidance_scale=20")
 
 
 def sample(checkpoint, out, *more: object) -> dict[str, np.ndarray]:
@@ -75,6 +75,7 @@ def test_a_file_says_how_its_image_was_made(drawn, generator_run):
     expected = {
         **{"prompt": "a red disc", "negative_prompt": "", "seed": "1", "steps": "6"},
         **{"model": str(generator_run), "guidance_scale": "20.0", "sampler": "dpmpp_2m"},
+        **{"spacing": "trailing"},
     }
     assert {name: text[name] for name in expected} == expected
     assert len(text["weights"]) == 64 and text["software"].startswith("emu_jax ")
@@ -146,7 +147,9 @@ def test_images_are_written_as_they_come_and_not_kept(tmp_path):
         side, recipe, fingerprints, prompt_weighting = 8, {}, {"weights": "w"}, "none"
         further, hint = (), ""
         config = SimpleNamespace(
-            sampling=SimpleNamespace(sampler="ddim", steps=1, guidance_scale=1.0)
+            sampling=SimpleNamespace(
+                sampler="ddim", steps=1, spacing="trailing", guidance_scale=1.0
+            )
         )
 
         def draw_each(self, prompts, seeds, negative, size, images, previews):
