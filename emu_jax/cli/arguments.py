@@ -21,7 +21,7 @@ from emu_jax.assembly.arguments import (
 from emu_jax.assembly.schema import listed, one_of
 from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.errors import UserError
-from emu_jax.process.registry import SAMPLERS
+from emu_jax.process.registry import SAMPLERS, SPACINGS
 
 SHIPPED = "builtin:latent_diffusion_64"
 _NO_LIMIT = 2**20  # pixels
@@ -67,7 +67,7 @@ def add_sampling_arguments(parser: Parser) -> None:
     parser.add_argument("--sampler", help=f"{listed(SAMPLERS, 'or')}; parallel is for tokens")
     parser.add_argument(
         "--spacing",
-        choices=("trailing", "uniform", "leading", "karras"),
+        choices=SPACINGS,
         help="spacing of the steps' times; trailing is best for few steps",
     )
     parser.add_argument("--guidance_scale", type=scale, help="scale of classifier-free guidance")

@@ -7,7 +7,7 @@ Code outside this package adds its own by an entry:
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from emu_jax.registry import Lazy, loaded, look_up
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:  # This module does not import JAX.
 GAUSSIAN = Lazy("emu_jax.process.gaussian:GaussianProcess")
 MASKING = Lazy("emu_jax.process.masking:MaskingProcess")
 _DISCRETE = Lazy("emu_jax.process.schedules:Discrete")
+
+# The time grids of emu_jax.process.sampling.
+Spacing = Literal["trailing", "uniform", "leading", "karras"]
+SPACINGS: tuple[str, ...] = get_args(Spacing)
 
 
 class ProcessKind(NamedTuple):

@@ -18,7 +18,7 @@ bit. ``key`` may be one key, or one per row (``emu_jax.process.noise``).
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from emu_jax.process.gaussian import GaussianProcess
 from emu_jax.process.guidance import Denoise
 from emu_jax.process.noise import Keys, fold_in
 from emu_jax.process.protocol import Data, Process, Sampler, Transform, as_data
+from emu_jax.process.registry import SPACINGS, Spacing
 
 KARRAS_RHO = 7.0
 KARRAS_RATIOS = (0.002, 80.0)
@@ -170,11 +171,7 @@ def _held(process: Process, mask: Mask, t: Float[Array, ""]) -> Bool[Array, "...
     return mask if mask.dtype == bool else process.held_at(mask, t)
 
 
-def time_grid(
-    process: Process,
-    n: int,
-    spacing: Literal["trailing", "uniform", "leading", "karras"] = "trailing",
-) -> Float[Array, " n_plus_1"]:
+def time_grid(process: Process, n: int, spacing: Spacing = "trailing") -> Float[Array, " n_plus_1"]:
     """n steps within the bounds of the process: n + 1 decreasing times, the last of them 0.
 
     "trailing": equal steps from the upper bound to 0. "trailing" in diffusers (which rounds to
@@ -220,6 +217,4 @@ def time_grid(
             # The prior is the distribution of x at the upper bound, not at a ratio of 80.
             times = schedule.at_log_snr(-2 * jnp.log(ratios)).at[0].set(high)
             return jnp.append(times, 0)
-    raise UserError(
-        f"sampling.spacing is {spacing!r}; use one of trailing, uniform, leading, karras."
-    )
+    raise UserError(f"sampling.spacing is {spacing!r}; use one of {', '.join(SPACINGS)}.")

@@ -20,6 +20,7 @@ from emu_jax.process.guidance import (
     static_clip,
 )
 from emu_jax.process.protocol import Data, Process, Transform
+from emu_jax.process.registry import Spacing
 from emu_jax.process.self_attention import self_attention_guided
 from emu_jax.tasks.image_conditions import Editing, Spatial, without_image
 
@@ -60,7 +61,7 @@ class Sampling:
 
     sampler: Any
     steps: int = 25
-    spacing: Literal["trailing", "uniform", "leading", "karras"] = "trailing"
+    spacing: Spacing = "trailing"
     guidance_scale: float = 5.0
     image_guidance_scale: float = 1.0
     guidance_rescale: float = 0.0

@@ -9,7 +9,7 @@ from emu_jax.assembly.registry import CODECS
 from emu_jax.assembly.schema import Section, key, required
 from emu_jax.evaluation.references import Sets
 from emu_jax.evaluation.registry import METRICS
-from emu_jax.process.registry import DISCRETE, PROCESSES, SAMPLERS, SCHEDULES
+from emu_jax.process.registry import DISCRETE, PROCESSES, SAMPLERS, SCHEDULES, Spacing
 from emu_jax.text.registry import ENCODERS
 
 Dtype = Literal["float32", "bfloat16"]
@@ -279,9 +279,7 @@ class Sampling(Section):
 
     sampler: Annotated[str, SAMPLERS] = required("The sampler; parallel is for tokens.")
     steps: int = key(25, "Number of sampling steps.", at_least=1)
-    spacing: Literal["trailing", "uniform", "leading", "karras"] = key(
-        "trailing", "Spacing of the times."
-    )
+    spacing: Spacing = key("trailing", "Spacing of the times.")
     guidance_scale: float = key(5.0, "Scale of classifier-free guidance; 1: none.", at_least=0)
     image_guidance_scale: float = key(
         1.0, "Scale of guidance by the image before the edit, of editing; 1: none.", at_least=0
