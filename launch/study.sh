@@ -70,7 +70,7 @@ seeds() {
 }
 
 # contents TABLE SPLIT NAME MODEL... [--option]: what the images of 45 prompts of each type show,
-# ten images of each prompt; nothing is drawn twice.
+# IMAGES (default ten) of each prompt; nothing is drawn twice.
 contents() {
     local table="$1" split="$2" name="$3"; shift 3
     records+=("$runs/$table/$name/compare.json")
@@ -78,7 +78,8 @@ contents() {
         part "$table: $name"
         emu-jax compare --data_dir="$EMU_JAX_DATA" --out="$runs/$table/$name" --judge= \
             --prompts="scenes/openmoji:split == $split and kind == count|two|action" --by=kind \
-            --count_each=45 --images_per_prompt=10 --metrics=contrast,colorfulness "$@"
+            --count_each=45 --images_per_prompt="${IMAGES:-10}" \
+            --metrics=contrast,colorfulness "$@"
     fi
 }
 
