@@ -101,6 +101,7 @@ def _scenes(config: ConfigDict, size: str, stage: str) -> None:
     if size == "tiny":
         config.train.update(dict(steps=2_000, batch_size=32, validate_every=500))
     if stage == "adapter":
+        config.distillation.simple_tokens = 24  # the longest simple prompt has 18
         config.adapter.hidden = 1024
         if size == "test":
             config.adapter.update(dict(layers=1, heads=2, hidden=16))

@@ -39,10 +39,16 @@ def make_text_adaptation(config: ConfigDict, on: Placement) -> TextAdaptation:
         widths = {name: encoder.width for name, encoder in base.encoders.items()}
         numbers = fixed_projections(model.width, widths)
         frozen[PROJECTION] = frozen_arrays("fixed random numbers", numbers)
+    if chosen.simple_tokens and not any(x.masks_padding for x in base.encoders.values()):
+        raise UserError(
+            f"distillation.simple_tokens is {chosen.simple_tokens}, but this generator attends to "
+            f"the padding of {', '.join(base.encoders)}: set it to 0."
+        )
     names = ("llm", "prompt", "target", "direction", "tokens", "column")
     return TextAdaptation(
         base=base,
         distillation=Distillation(**{name: chosen[name] for name in names}),
+        simple_tokens=chosen.simple_tokens,
         vectors=vectors,
         layer=layer,
         groups=base.groups,

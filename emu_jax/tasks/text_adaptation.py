@@ -34,10 +34,13 @@ _DROPOUT = 2**30  # folded into the step's key
 @dataclass(frozen=True, kw_only=True)
 class TextAdaptation(GeneratorTask):
     """``base`` has an adapted conditioner. ``vectors`` are what is distilled, and ``layer`` is the
-    place among the layers of their model.
+    place among the layers of their model. Of the simple prompts the first ``simple_tokens`` are
+    read (0: all), where the encoder masks padding: plain sentences are short, and an adapter costs
+    as much for padding as for words. The metric ``cut`` is the share of rows that lose tokens.
     """
 
     distillation: Distillation
+    simple_tokens: int = 0
     vectors: Vectors | None = None
     layer: int = -1
 
@@ -52,7 +55,7 @@ class TextAdaptation(GeneratorTask):
     def loss(self, group: str, context: Context) -> Loss:
         """Equation (1), and its three terms."""
         rows = context.batch[self.base.stream]
-        encoded = self.base.encode(context.frozen, rows)
+        encoded, cut = self.simple(context.frozen, rows)
         adapted = self.adapt(context.params, encoded, jax.random.fold_in(context.key, _DROPOUT))
         conditions = self.base.condition(
             context.params, with_states(encoded, adapted), rows["sizes"], "joined"
@@ -62,13 +65,13 @@ class TextAdaptation(GeneratorTask):
         terms = {name: jnp.mean(values) for name, values in distilled.items()}
         for name, term in terms.items():
             total += getattr(self.distillation, name) * term
-        return Loss(total, context.state, {"simple": simple, **terms})
+        return Loss(total, context.state, {"simple": simple, **terms, **cut})
 
     def validate(self, context: Context) -> dict[str, tuple[jax.Array, jax.Array]]:
         """The generator's loss with adapted texts, and the distillation losses."""
         rows = context.batch[self.base.stream]
         valid = rows["valid"].astype(jnp.float32)
-        encoded = self.base.encode(context.frozen, rows)
+        encoded, _ = self.simple(context.frozen, rows)
         adapted = self.adapt(context.params, encoded)
         distilled = self.distilled(context.frozen, rows, encoded, adapted)
         sums = {name: (jnp.sum(x * valid), jnp.sum(valid)) for name, x in distilled.items()}
@@ -76,6 +79,23 @@ class TextAdaptation(GeneratorTask):
 
     def preview(self, context: Context) -> dict[str, UInt8[Array, "n h w 3"]]:
         return self.base.preview(context)
+
+    def simple(
+        self, frozen: Mapping[str, Params], rows: Rows
+    ) -> tuple[dict[str, Encoded], dict[str, Float[Array, ""]]]:
+        """The states of the simple prompts, and the metric ``cut`` where they may be cut."""
+        encoded, length = self.base.encode(frozen, rows), self.simple_tokens
+        if not length:
+            return encoded, {}
+        short = [name for name, encoder in self.base.encoders.items() if encoder.masks_padding]
+        lost = [jnp.any(encoded[name].mask[:, length:], axis=1) for name in short]
+        cut = {
+            name: encoded[name]._replace(
+                states=encoded[name].states[:, :length], mask=encoded[name].mask[:, :length]
+            )
+            for name in short
+        }
+        return encoded | cut, {"cut": jnp.mean(jnp.any(jnp.stack(lost), axis=0))}
 
     def adapt(
         self, params: Params, encoded: Mapping[str, Encoded], key: jax.Array | None = None
@@ -112,13 +132,10 @@ class TextAdaptation(GeneratorTask):
             ]
         if chosen.prompt:
             complex_ = self.base.encode(frozen, rows["captions"][chosen.column])
-            found["prompt"] = [
-                prompt_loss(
-                    own.states,
-                    complex_[name].states,
-                    encoded[name].mask & complex_[name].mask,
-                    chosen.tokens,
-                )
-                for name, own in adapted.items()
-            ]
+            found["prompt"] = []
+            for name, own in adapted.items():
+                length = own.states.shape[1]
+                mask = encoded[name].mask & complex_[name].mask[:, :length]
+                wanted = complex_[name].states[:, :length]
+                found["prompt"].append(prompt_loss(own.states, wanted, mask, chosen.tokens))
         return {name: sum(terms, jnp.zeros(())) for name, terms in found.items()}

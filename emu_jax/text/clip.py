@@ -108,6 +108,10 @@ class Clip(Pretrained):
     def _rename(key: str) -> str | None:
         return tower_key("text", key)
 
+    @property
+    def masks_padding(self) -> bool:
+        return False
+
     def apply(self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Encoded:
         states, pooled = self.network(params, ids, layer=self.layer)
         return Encoded(states, jnp.ones_like(mask), pooled if self.pooled_width else None)

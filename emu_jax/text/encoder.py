@@ -89,6 +89,11 @@ class TextEncoder(ABC):
     def apply(self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Encoded:
         """Pure; computes in the dtype of ``params``."""
 
+    @property
+    def masks_padding(self) -> bool:
+        """Whether the mask of :meth:`apply` leaves out padding."""
+        return True
+
     @abstractmethod
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and dtype of every array of ``tensors``; reads no weights."""

@@ -122,10 +122,14 @@ class T5(Pretrained):
                 row[token] = origins[start], origins[end - 1] + 1
         return spans
 
+    @property
+    def masks_padding(self) -> bool:
+        return self.padding == "masked"
+
     def apply(self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Encoded:
         everything = jnp.ones_like(mask)
         states = self.network(params, ids, everything if self.padding == "read" else mask)
-        return Encoded(states, mask if self.padding == "masked" else everything)
+        return Encoded(states, mask if self.masks_padding else everything)
 
 
 def make_t5(

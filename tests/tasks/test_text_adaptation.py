@@ -27,6 +27,7 @@ from emu_jax.tasks.base import Context
 from emu_jax.tasks.text_adaptation import PROJECTION
 
 CONFIGS = runs.ROOT / "configs"
+SAMPLING = ("steps", "spacing", "guidance_scale")
 MODEL = dict(path="", size="smollm2_135m", layers=(0, 7))
 
 
@@ -47,15 +48,13 @@ def loss(task, params, frozen, batch):
     return found.value, found.metrics
 
 
-def test_the_loss_trains_the_adapter_alone_and_starts_from_the_bases():
-    config, mesh = config_of(init="kaiming"), make_mesh(devices=jax.devices()[:1])
-    task = make_task(config).prepare(None)
+def made_up(config, task):
+    """Frozen networks and a batch of cached latents and texts."""
+    mesh = make_mesh(devices=jax.devices()[:1])
     codec = abstract_frozen(task, mesh, (BASE, PROJECTION, "minilm"))
     shapes = training_batch(
         task, stream_specs(config, task), codec, mesh, cached_latents=True, cached_text=True
     )
-    assert shapes["train"]["vectors"].shape == (2, 2, 576)
-    assert shapes["train"]["captions"]["complex"]["text"].keys() == {"minilm"}
     batch, rng = synthetic(shapes, jax.random.key(6)), np.random.default_rng(5)
     latent = task.generator.codec.shapes()
     frozen = {
@@ -66,6 +65,15 @@ def test_the_loss_trains_the_adapter_alone_and_starts_from_the_bases():
         PROJECTION: {path: jnp.asarray(x) for path, x in task.frozen[PROJECTION].tensors()},
         "codec": {p: jnp.ones(latent[p].shape) for p in latent if p.startswith("latent/")},
     }
+    return frozen, batch
+
+
+def test_the_loss_trains_the_adapter_alone_and_starts_from_the_bases():
+    config = config_of(distillation=dict(simple_tokens=0), init="kaiming")
+    task = make_task(config).prepare(None)
+    frozen, batch = made_up(config, task)
+    assert batch["train"]["vectors"].shape == (2, 2, 576)
+    assert batch["train"]["captions"]["complex"]["text"].keys() == {"minilm"}
     assert not any(path.startswith(PREFIX) for path in frozen[BASE])
 
     params, state = jax.jit(task.init)(jax.random.key(0))
@@ -84,7 +92,7 @@ def test_the_loss_trains_the_adapter_alone_and_starts_from_the_bases():
     assert slope.keys() == params.keys() and still <= {f"{PREFIX}/minilm/key/bias"}
 
     # With a share of 0 the generator's loss is its own.
-    unmixed = make_task(config_of(eta=0.0)).prepare(None)
+    unmixed = make_task(config_of(distillation=dict(simple_tokens=0), eta=0.0)).prepare(None)
     found = jax.jit(lambda p: loss(unmixed, p, frozen, batch))(params)[1]["simple"]
     plain = read(f"{CONFIGS}/latent_diffusion.py:size=test")
     plain.data.image_size, plain.train.batch_size, plain.drop_text = 32, 2, 0.0
@@ -92,6 +100,33 @@ def test_the_loss_trains_the_adapter_alone_and_starts_from_the_bases():
     alone = make_task(plain).prepare(None)
     want, _ = jax.jit(lambda p: loss(alone, p, frozen, batch))(frozen[BASE])
     np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
+def test_padding_may_be_left_out_of_simple_prompts():
+    """The loss stays the same, and prompts that lose words are counted."""
+    found = {}
+    for tokens in (0, 24):
+        config = config_of(distillation=dict(simple_tokens=tokens), init="kaiming", dropout=0.0)
+        task = make_task(config).prepare(None)
+        frozen, batch = made_up(config, task)
+        params, _ = jax.jit(task.init)(jax.random.key(0))
+        step = jax.jit(lambda p, batch, task=task, frozen=frozen: loss(task, p, frozen, batch))
+        for words in (20, 30):
+            length = batch["train"]["text"]["minilm"]["mask"].shape[1]
+            kept = jnp.arange(length) < jnp.array([[words], [20]])
+            batch["train"]["text"]["minilm"]["mask"] = kept
+            found[tokens, words] = step(params, batch)
+    for name, value in found[0, 20][1].items():
+        np.testing.assert_allclose(found[24, 20][1][name], value, rtol=1e-5, err_msg=name)
+    assert found[24, 20][1]["cut"] == 0 and found[24, 30][1]["cut"] == 0.5
+    assert abs(found[24, 30][0] - found[0, 30][0]) > 1e-3 * abs(found[0, 30][0])
+
+
+def test_padding_that_a_generator_reads_is_not_left_out():
+    config = read(f"{CONFIGS}/adapter.py:size=sd15")
+    config.distillation.simple_tokens = 24
+    with pytest.raises(UserError, match="attends to the padding of clip"):
+        make_task(config)
 
 
 def test_a_loss_without_a_weight_reads_no_data():
@@ -124,7 +159,7 @@ def test_it_wraps_every_family(base):
     batch = training_batch(task, stream_specs(config, task), frozen, mesh)
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
     value, terms = jax.eval_shape(lambda *given: loss(task, *given), params, frozen, batch)
-    assert value.shape == () and terms.keys() == {"simple", "llm", "prompt"}
+    assert value.shape == () and terms.keys() == {"simple", "llm", "prompt", "cut"}
 
 
 def test_the_published_size():
@@ -186,7 +221,7 @@ def test_a_run_is_as_small_as_its_adapter_and_is_resumed(
                 f"--config.init_from={base}",
                 "--config.distillation.llm=1e-3",
                 f"--config.vectors.path={tmp_path}/llama",
-                f"--config.sampling.guidance_scale={config.sampling.guidance_scale}",
+                *(f"--config.sampling.{key}={config.sampling[key]}" for key in SAMPLING),
                 "--config.train.steps=4",
                 "--config.train.validate_every=4",
             ]

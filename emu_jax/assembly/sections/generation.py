@@ -149,6 +149,12 @@ class Distillation(Section):
     )
     tokens: Literal["sum", "mean"] = key("sum", "How divergences are reduced over tokens.")
     column: str = key("complex", "The manifest's column of complex prompts.", filled=True)
+    simple_tokens: int = key(
+        0,
+        "Tokens of a simple prompt that training reads, of encoders that mask padding; longer "
+        "prompts are cut. 0: all.",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
