@@ -44,11 +44,9 @@ def make_text_adaptation(config: ConfigDict, on: Placement) -> TextAdaptation:
             f"distillation.simple_tokens is {chosen.simple_tokens}, but this generator attends to "
             f"the padding of {', '.join(base.encoders)}: set it to 0."
         )
-    names = ("llm", "prompt", "target", "direction", "tokens", "column")
     return TextAdaptation(
         base=base,
-        distillation=Distillation(**{name: chosen[name] for name in names}),
-        simple_tokens=chosen.simple_tokens,
+        distillation=Distillation(**chosen),
         vectors=vectors,
         layer=layer,
         groups=base.groups,

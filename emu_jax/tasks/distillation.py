@@ -38,7 +38,9 @@ class Distillation:
     """The weights ``llm`` of (2) and ``prompt`` of (3), and which of their forms is computed.
 
     ``column`` is the manifest's column of complex prompts. A loss of weight 0 is not computed, and
-    its data are not read.
+    its data are not read. Where the encoder masks padding, the first ``simple_tokens`` of the
+    simple prompts are read (0: all): plain sentences are short, and an adapter costs as much for
+    padding as for words.
     """
 
     llm: float = 1e-5
@@ -47,6 +49,7 @@ class Distillation:
     direction: Literal["student", "teacher"] = "student"
     tokens: Tokens = "sum"
     column: str = "complex"
+    simple_tokens: int = 0
 
 
 def divergence(first: Float[Array, "*b d"], second: Float[Array, "*#b d"]) -> Float[Array, "*b"]:

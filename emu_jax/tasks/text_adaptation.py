@@ -34,13 +34,11 @@ _DROPOUT = 2**30  # folded into the step's key
 @dataclass(frozen=True, kw_only=True)
 class TextAdaptation(GeneratorTask):
     """``base`` has an adapted conditioner. ``vectors`` are what is distilled, and ``layer`` is the
-    place among the layers of their model. Of the simple prompts the first ``simple_tokens`` are
-    read (0: all), where the encoder masks padding: plain sentences are short, and an adapter costs
-    as much for padding as for words. The metric ``cut`` is the share of rows that lose tokens.
+    place among the layers of their model. The metric ``cut`` is the share of rows that lose tokens
+    to ``distillation.simple_tokens``.
     """
 
     distillation: Distillation
-    simple_tokens: int = 0
     vectors: Vectors | None = None
     layer: int = -1
 
@@ -84,7 +82,7 @@ class TextAdaptation(GeneratorTask):
         self, frozen: Mapping[str, Params], rows: Rows
     ) -> tuple[dict[str, Encoded], dict[str, Float[Array, ""]]]:
         """The states of the simple prompts, and the metric ``cut`` where they may be cut."""
-        encoded, length = self.base.encode(frozen, rows), self.simple_tokens
+        encoded, length = self.base.encode(frozen, rows), self.distillation.simple_tokens
         if not length:
             return encoded, {}
         short = [name for name, encoder in self.base.encoders.items() if encoder.masks_padding]
