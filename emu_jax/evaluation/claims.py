@@ -4,6 +4,8 @@ It names the arms of an experiment and what must hold of them
 (:mod:`emu_jax.evaluation.decisions`):
 
     title = "Short prompts understood"
+    kinds = ["count", "two", "action"]  # optional; gates without kinds of their own are decided for
+                                        # each: kinds that fail one are left out of claims and gaps
 
     [arms]                              # models as compare.json names them; seeds make a list
     floor   = "builtin:scenes_96 (simple)"
@@ -140,6 +142,7 @@ class Claims:
 
     title: str
     arms: Mapping[str, Sequence[str]]
+    kinds: Sequence[str] = ()
     gates: Sequence[Requirement] = ()
     claims: Sequence[Requirement] = ()
     gaps: Sequence[Gap] = ()

@@ -10,13 +10,16 @@ whole interval lies between -within and within (an equivalence test: that a diff
 significant says nothing); the p-value of the t-test on independent means, which papers print in its
 place, stands beside it.
 
+Where the file of claims names kinds of prompts, a kind that fails a gate is left out: claims and
+gaps are of the other kinds, separately or together.
+
 A distance between sets, such as Frechet's, has no value per image. Its requirements are decided by
 draws from normal distributions with the intervals of the comparisons, each arm by itself: as if the
 prompts were not shared, so that intervals are rather too wide.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,9 +38,9 @@ HOLDS, FAILS, VOID = "holds", "does not hold", "void: a gate failed"
 
 @dataclass(frozen=True)
 class Measured:
-    """A value with its interval, of one kind or of all together, and of every seed."""
+    """A value with its interval, of one kind or of several together, and of every seed."""
 
-    kind: str
+    kind: str  # "count", "count, two"; of all prompts: ""
     interval: Interval
     seeds: Sequence[float]
     p: float | None = None  # of the t-test on independent means
@@ -64,13 +67,14 @@ class Comparison:
         if any(one != asked[0] for one in asked):
             raise UserError("The comparisons are of different prompts: compare on the same.")
 
-    def values(self, models: Sequence[str], figure: str, kind: str = "") -> Seeds:
-        """The mean of every prompt's images, of prompts of a kind or of all that have the figure.
+    def values(self, models: Sequence[str], figure: str, kinds: Sequence[str] = ()) -> Seeds:
+        """The mean of every prompt's images, of prompts of these kinds or of all that have the
+        figure.
 
         Raises:
           UserError: no comparison has the model, or the figure.
         """
-        found = [self._images(model, figure, kind) for model in models]
+        found = [self._images(model, figure, kinds) for model in models]
         prompts = np.array([*found[0]]) // self.records[0].get("images_per_prompt", 1)
         _, rows, count = np.unique(prompts, return_inverse=True, return_counts=True)
         means = [np.bincount(rows, np.array([*own.values()], float)) / count for own in found]
@@ -81,35 +85,54 @@ class Comparison:
         found = (_of_set(record, model, figure) for model in models for record in self.records)
         return [Interval(**entry) for entry in found if entry]
 
-    def _images(self, model: str, figure: str, kind: str) -> Mapping[int, float]:
+    def _images(self, model: str, figure: str, kinds: Sequence[str]) -> Mapping[int, float]:
         for record in self.records:
-            found = dict(_read(record, model, figure, kind))
+            found = dict(_read(record, model, figure, kinds))
             if found:
                 return found
         known = sorted({name for record in self.records for name in record["models"]})
         if model not in known:
             raise UserError(f"No comparison has a model {model!r}; they have {', '.join(known)}.")
-        of = f" of the kind {kind!r}" if kind else ""
+        of = f" of the kinds {', '.join(kinds)}" if kinds else ""
         raise UserError(f"The comparison has no figure {figure!r} of {model}{of}.")
 
 
 def decide(claims: Claims, found: Comparison) -> tuple[list[Verdict], list[Verdict]]:
     """The verdicts on gates and on claims."""
-    gates = [_decided(one, claims, found) for one in claims.gates]
+    gates, left = _gates(claims, found), kinds_left(claims, found)
     alternatives: dict[str | int, list[bool]] = {}
     for i, gate in enumerate(gates):
-        alternatives.setdefault(gate.requirement.name or i, []).append(gate.result == HOLDS)
-    void = not all(map(any, alternatives.values()))
-    verdicts = [_decided(one, claims, found) for one in claims.claims]
+        alternatives.setdefault(gate.requirement.name or i, []).append(gate.result != FAILS)
+    void = not all(map(any, alternatives.values())) or (claims.kinds and not left)
+    verdicts = [_decided(one, claims, found, left) for one in claims.claims]
     if void:
-        verdicts = [Verdict(one.requirement, one.measured, VOID) for one in verdicts]
+        verdicts = [replace(one, result=VOID) for one in verdicts]
     return gates, verdicts
+
+
+def kinds_left(claims: Claims, found: Comparison) -> list[str]:
+    """Those of ``claims.kinds`` that fail no gate."""
+    failed = {
+        part.kind
+        for gate in _gates(claims, found)
+        if not gate.requirement.kinds
+        for part in gate.measured
+        if not _holds(gate.requirement, part)
+    }
+    return [kind for kind in claims.kinds if kind not in failed]
 
 
 def gaps(claims: Claims, found: Comparison) -> list[tuple[Gap, list[Measured]]]:
     """The shares of gaps that arms close."""
+    left = kinds_left(claims, found)
     return [
-        (gap, [_gap(gap, claims, found, kind) for kind in gap.kinds or [""]]) for gap in claims.gaps
+        (
+            gap,
+            _marked(
+                [_gap(gap, claims, found, part) for part in _parts(gap.kinds, left)], claims, left
+            ),
+        )
+        for gap in claims.gaps
     ]
 
 
@@ -117,34 +140,68 @@ def overview(table: Overview, claims: Claims, found: Comparison) -> dict[str, li
     """The figure of every arm: of all prompts together, and of every kind."""
     return {
         arm: [
-            _measured(Requirement("", arm, table.figure, more_than=0.0), claims, found, kind)
-            for kind in ("", *table.kinds)
+            _measured(Requirement("", arm, table.figure, more_than=0.0), claims, found, kinds)
+            for kinds in [[], *_parts(table.kinds, [])]
         ]
         for arm in table.arms or claims.arms
     }
 
 
-def _decided(one: Requirement, claims: Claims, found: Comparison) -> Verdict:
-    measured = [_measured(one, claims, found, kind) for kind in one.kinds or [""]]
-    holding = sum(_holds(one, part) for part in measured)
-    enough = holding >= (one.at_least or len(measured))
-    return Verdict(one, measured, HOLDS if enough else FAILS)
+def _gates(claims: Claims, found: Comparison) -> list[Verdict]:
+    """Those without kinds of their own are decided for each of ``claims.kinds``."""
+    verdicts = []
+    for one in claims.gates:
+        parts = _parts(one.kinds or claims.kinds, [])
+        measured = [_measured(one, claims, found, kinds) for kinds in parts]
+        holding = [part.kind for part in measured if _holds(one, part)]
+        result = HOLDS if len(holding) >= (one.at_least or len(measured)) else FAILS
+        if result == FAILS and holding and not one.kinds:
+            result = f"{HOLDS} for {', '.join(holding)}"
+        verdicts.append(Verdict(one, measured, result))
+    return verdicts
 
 
-def _measured(one: Requirement, claims: Claims, found: Comparison, kind: str) -> Measured:
+def _decided(one: Requirement, claims: Claims, found: Comparison, left: Sequence[str]) -> Verdict:
+    measured = [_measured(one, claims, found, kinds) for kinds in _parts(one.kinds, left)]
+    counted = [part for part in measured if part.kind in left or part.kind not in claims.kinds]
+    holding, needed = sum(_holds(one, part) for part in counted), one.at_least or len(counted)
+    marked = _marked(measured, claims, left)
+    if not 0 < needed <= len(counted):
+        return Verdict(one, marked, VOID)
+    return Verdict(one, marked, HOLDS if holding >= needed else FAILS)
+
+
+def _parts(kinds: Sequence[str], otherwise: Sequence[str]) -> list[list[str]]:
+    """The sets of kinds for which something is measured: each, or all of ``otherwise``."""
+    return [[kind] for kind in kinds] or [[*otherwise]]
+
+
+def _marked(measured: Sequence[Measured], claims: Claims, left: Sequence[str]) -> list[Measured]:
+    """Kinds that fail a gate are reported, but not counted."""
+    out = set(claims.kinds).difference(left)
+    return [
+        replace(part, kind=f"{part.kind} (left out)") if part.kind in out else part
+        for part in measured
+    ]
+
+
+def _measured(
+    one: Requirement, claims: Claims, found: Comparison, kinds: Sequence[str]
+) -> Measured:
     if found.distances(claims.arms[one.arm], one.figure):
         return _of_sets(one, claims, found)
-    ours = found.values(claims.arms[one.arm], one.figure, kind)
+    ours = found.values(claims.arms[one.arm], one.figure, kinds)
+    name = ", ".join(kinds)
     if not one.against:
-        return Measured(kind, mean_interval(ours.mean(0)), ours.mean(1).tolist())
+        return Measured(name, mean_interval(ours.mean(0)), ours.mean(1).tolist())
     if one.floor:
-        return _gap(Gap(one.arm, one.floor, one.against, one.figure), claims, found, kind)
-    theirs = one.times * found.values(claims.arms[one.against], one.figure, kind)
+        return _gap(Gap(one.arm, one.floor, one.against, one.figure), claims, found, kinds)
+    theirs = one.times * found.values(claims.arms[one.against], one.figure, kinds)
     each = ours - theirs if len(ours) == len(theirs) else ours - theirs.mean(0)
     a, b = ours.mean(0), theirs.mean(0)
     p = float(stats.ttest_ind(a, b).pvalue) if np.ptp(a) and np.ptp(b) else None
     lead = mean_interval(a - b)
-    return Measured(kind, lead, each.mean(1).tolist(), p)
+    return Measured(name, lead, each.mean(1).tolist(), p)
 
 
 def _of_sets(one: Requirement, claims: Claims, found: Comparison) -> Measured:
@@ -179,14 +236,15 @@ def _holds(one: Requirement, part: Measured) -> bool:
     return part.interval.low > one.more_than and min(part.seeds) > one.more_than
 
 
-def _gap(gap: Gap, claims: Claims, found: Comparison, kind: str) -> Measured:
+def _gap(gap: Gap, claims: Claims, found: Comparison, kinds: Sequence[str]) -> Measured:
     arm, floor, ceiling = (
-        found.values(claims.arms[name], gap.figure, kind)
+        found.values(claims.arms[name], gap.figure, kinds)
         for name in (gap.arm, gap.floor, gap.ceiling)
     )
     low, high = floor.mean(0), ceiling.mean(0)
     share = ratio_interval(arm.mean(0) - low, high - low)
-    return Measured(kind, share, ((arm - low).mean(1) / (high - low).mean()).tolist())
+    seeds = (arm - low).mean(1) / (high - low).mean()
+    return Measured(", ".join(kinds), share, seeds.tolist())
 
 
 def _of_set(record: Record, model: str, figure: str) -> Mapping[str, float] | None:
@@ -198,12 +256,15 @@ def _of_set(record: Record, model: str, figure: str) -> Mapping[str, float] | No
     return record.get("figures", {}).get(model, {}).get(figure)
 
 
-def _read(record: Record, model: str, figure: str, kind: str) -> Iterator[tuple[int, float]]:
+def _read(
+    record: Record, model: str, figure: str, kinds: Sequence[str]
+) -> Iterator[tuple[int, float]]:
     """(image, value) of those images that have the figure."""
-    for image in record.get("contents", {}).get("images", {}).get(model, []):
-        if kind in ("", image["kind"]) and figure in image:
+    shown = record.get("contents", {}).get("images", {}).get(model, [])
+    for image in shown:
+        if figure in image and (not kinds or image["kind"] in kinds):
             yield image["image"], float(image[figure])
-    if not kind:
-        metric = record.get("metrics", {}).get(figure, {}).get("columns", {}).get(model, [])
-        yield from enumerate(metric)
-        yield from enumerate(record.get("pictures", {}).get(model, {}).get(figure, []))
+    of_kinds = {image["image"] for image in shown if image["kind"] in kinds}
+    metric = record.get("metrics", {}).get(figure, {}).get("columns", {}).get(model, [])
+    for column in (metric, record.get("pictures", {}).get(model, {}).get(figure, [])):
+        yield from ((i, x) for i, x in enumerate(column) if not kinds or i in of_kinds)

@@ -144,6 +144,39 @@ def test_where_a_gate_fails_nothing_is_decided(file):
     assert gate.result == FAILS and {one.result for one in verdicts} == {VOID}
 
 
+def test_a_kind_of_prompts_that_fails_a_gate_is_left_out(file):
+    """Contrast, too, is then of the prompts of the other kinds."""
+    ours = 'kinds = ["count", "two"]\n'
+    text = FILE.replace("[arms]", f"{ours}[arms]").replace(
+        f"more_than = 0.15\n{ours}", "more_than = 0.15\n"
+    )
+    assert text != FILE.replace("[arms]", f"{ours}[arms]")
+    file.write_text(text)
+    shallow = record({**SHARES, "base (complex)": (0.9, 0.3), "run_0": (0.6, 0.9)})
+    contrast = shallow["metrics"]["contrast"]["columns"]
+    for name in ("run_0", "run_1"):
+        contrast[name][100:] = [1.0] * 100  # of images of the kind that is left out
+    claims, found = Claims.read(file), Comparison([shallow])
+    (gate,), (helps, kept) = decide(claims, found)
+    assert gate.result == "holds for count" and helps.result == kept.result == HOLDS
+    assert [part.kind for part in helps.measured] == ["count", "two (left out)"]
+    assert helps.measured[1].interval.low > 0.1 and kept.measured[0].kind == "count"
+    ((_, (gap,)),) = gaps(claims, found)
+    rows = {name: own[:100] for name, own in shallow["contents"]["images"].items()}
+    low, *ours, high = (
+        np.mean([one["right"] for one in rows[name]])
+        for name in ("base (simple)", "run_0", "run_1", "base (complex)")
+    )
+    assert gap.interval.value == pytest.approx((np.mean(ours) - low) / (high - low))
+
+    file.write_text(text.replace("at_least = 1", "at_least = 2"))
+    _, (helps, kept) = decide(Claims.read(file), found)
+    assert (helps.result, kept.result) == (VOID, HOLDS)
+    nowhere = record({**SHARES, "base (complex)": (0.3, 0.3)})
+    (gate,), verdicts = decide(claims, Comparison([nowhere]))
+    assert gate.result == FAILS and {one.result for one in verdicts} == {VOID}
+
+
 def test_arms_may_come_from_several_comparisons_of_the_same_prompts(file, tmp_path, capsys):
     whole = record()
     parts = [dict(whole, models=dict.fromkeys(names)) for names in (["run_0"], SHARES)]
