@@ -6,8 +6,6 @@ Feedback learning from noise, with `feedback.diffusion=0`, reads no image (docs/
 record's image is 64 x 64 white pixels; `emu-jax data prompts` writes such tables.
 """
 
-import csv
-import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,12 +15,11 @@ from PIL import Image
 
 from emu_jax.data.builder import ImageBuilder
 from emu_jax.data.images import png
-from emu_jax.data.textfile import read_text
+from emu_jax.data.textfile import DELIMITERS, read_lines, read_table
 from emu_jax.errors import UserError
 
 SIDE = 64
 _COLUMN = "prompt"
-_DELIMITERS = {".tsv": "\t", ".csv": ","}
 
 
 class Prompts(ImageBuilder):
@@ -56,13 +53,12 @@ def read_prompts(file: epath.Path) -> list[str]:
     """The prompts of a file, in its order.
 
     Raises:
-      UserError: it is not UTF-8, or a table without the column.
+      UserError: it is not UTF-8, no table, or a table without the column.
     """
-    text, delimiter = read_text(file), _DELIMITERS.get(file.suffix.lower(), "")
-    if not delimiter:
-        return [line for line in map(str.strip, text.splitlines()) if line]
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    rows = csv.DictReader(io.StringIO(text, ""), delimiter=delimiter, quoting=quoting)
-    if _COLUMN not in (rows.fieldnames or ()):
+    if file.suffix.lower() not in DELIMITERS:
+        return [line for line in map(str.strip, read_lines(file)) if line]
+    header, rows = read_table(file)
+    if _COLUMN not in header:
         raise UserError(f"{file} has no column {_COLUMN!r}: name it in the first line.")
-    return [prompt for row in rows if (prompt := (row[_COLUMN] or "").strip())]
+    index = header.index(_COLUMN)
+    return [prompt for row in rows if (prompt := row[index].strip())]

@@ -10,8 +10,6 @@ Every other column of a table or of a manifest is kept: a text per prompt, under
 case, with `_` for spaces. Lists in a cell are separated by `|`.
 """
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +26,7 @@ from emu_jax.data.manifest import Manifest
 from emu_jax.data.mixture import Selection
 from emu_jax.data.places import DEFAULT_DATA_DIR
 from emu_jax.data.source import Source, find, open_source
-from emu_jax.data.textfile import read_lines, read_text
+from emu_jax.data.textfile import DELIMITERS, read_lines, read_table
 from emu_jax.errors import UserError
 from emu_jax.evaluation import geneval
 
@@ -36,7 +34,6 @@ FORMS = "FILE (.txt, .tsv, .csv), parti:FILE, geneval:FILE, sur, or DATASET:COND
 CATEGORIES = ("category", "challenge", "kind", "type")  # the columns that usually name them
 WHITE = (255, 255, 255)
 MOST_CATEGORIES = 50
-_DELIMITERS = {".tsv": "\t", ".csv": ","}
 _PARTI = ("prompt", "category", "challenge")
 _SUR = "sur_prompts.tsv"
 
@@ -189,7 +186,7 @@ def read_prompts(path: str, column: str = "") -> PromptSet:
     file = epath.Path(path).expanduser()
     if not file.exists() or file.is_dir():
         raise UserError(f"There is no file of prompts {path}; --prompts takes {FORMS}.")
-    if file.suffix.lower() in _DELIMITERS:
+    if file.suffix.lower() in DELIMITERS:
         return _from_table(file, column)
     if column:
         raise UserError(
@@ -238,7 +235,7 @@ def _open(text: str, column: str, data_dir: epath.PathLike) -> PromptSet:
     if (
         is_file
         or not re.fullmatch(r"[^/:]+/[^/:]+", form)
-        or _suffix(form) in (".txt", *_DELIMITERS)
+        or _suffix(form) in (".txt", *DELIMITERS)
     ):
         return read_prompts(text, column)
     if not rest and find(form, data_dir) is None:
@@ -281,22 +278,8 @@ def _from_table(
     file: epath.Path, column: str = "", delimiter: str = "", needed: Sequence[str] = ()
 ) -> PromptSet:
     """The rows of a table that have a prompt; a row may end before its last columns."""
-    delimiter, wanted = delimiter or _DELIMITERS[file.suffix.lower()], column or "prompt"
-    # A quote in a TSV is a character like any other; in a CSV it encloses commas and lines.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(io.StringIO(read_text(file), ""), delimiter=delimiter, quoting=quoting)
-    rows: list[list[str]] = []
-    try:
-        header = next(reader, [])
-        for cells in reader:
-            if any(cell.strip() for cell in cells[len(header) :]):
-                raise UserError(
-                    f"{file}, line {reader.line_num} has {len(cells)} values for {len(header)} "
-                    "columns; in a .csv file put text that contains commas in quotation marks."
-                )
-            rows.append(cells + [""] * (len(header) - len(cells)))
-    except csv.Error as error:
-        raise UserError(f"{file} is not a table of prompts: {error}.") from error
+    header, rows = read_table(file, delimiter)
+    wanted = column or "prompt"
     names = [_named(name) for name in header]
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
