@@ -54,12 +54,14 @@ def compare_autoencoders(
     *,
     judge: str = "",
     parser: str = "",
+    image_size: int | None = None,
     data_dir: str,
     batch_size: int = 16,
 ) -> epath.Path:
     """Reconstructs the images of ``sets`` (``DATASET`` or ``DATASET:CONDITION``) by every model and
-    writes the report into ``out``. A ``parser`` reads what the originals and the reconstructions of
-    scenes show. Returns the report's file.
+    writes the report into ``out``. ``image_size`` is in pixels per side (None: that of the first
+    model's training). A ``parser`` reads what the originals and the reconstructions of scenes show.
+    Returns the report's file.
     """
     scorer = Judge(judge) if judge else None
     segmenter = Segmenter(parser) if parser else None
@@ -69,14 +71,8 @@ def compare_autoencoders(
     found: dict[str, _Found] = {}
     originals = None
     for name in watch(models, "autoencoders", len(models), unit="models"):
-        reconstruct, side, background, facts = _autoencoder(name, batch_size)
-        images = _read(sets, data_dir, side, background)
-        if originals is not None and originals.shape != images.shape:
-            raise UserError(
-                f"{name} works on images of {side} pixels, and {models[0]} on another size: "
-                "compare autoencoders of one size."
-            )
-        originals = images
+        reconstruct, image_size, background, facts = _autoencoder(name, batch_size, image_size)
+        images = originals = _read(sets, data_dir, image_size, background)
         drawn = reconstruct(images)
         found[name] = _Found(facts, drawn, _figures(images, drawn, scorer))
     assert originals is not None, "argparse asks for at least one model"
@@ -105,7 +101,8 @@ def compare_autoencoders(
         folder / "index.html",
         "Reconstructions",
         sections,
-        subtitle=f"{len(originals)} images: {', '.join(sets)}",
+        subtitle=f"{len(originals)} images of {image_size} x {image_size} pixels: "
+        f"{', '.join(sets)}",
     )
     (folder / "figures.md").write_text(table)
     (folder / "reconstruct.json").write_text(json.dumps(record, indent=1))
@@ -154,9 +151,9 @@ def _image_table(originals: Images, found: Mapping[str, _Found]) -> ImageTable:
 
 @blaming("name")
 def _autoencoder(
-    name: str, batch_size: int
+    name: str, batch_size: int, image_size: int | None
 ) -> tuple[Callable[[Images], Images], int, tuple[int, int, int], dict[str, Any]]:
-    """(images -> reconstructions, side in pixels, background, facts for the report)."""
+    """(images -> reconstructions, their pixels per side, background, facts for the report)."""
     model = load_model(locate(name), dtype=np.float32)
     config = ConfigDict(model.config)
     if config.get("task") != "autoencoding":
@@ -181,8 +178,12 @@ def _autoencoder(
             rows.append(np.asarray(encoded_and_decoded(params, state, images[index])))
         return np.concatenate(rows)[: len(images)]
 
-    side = config.data.image_size
-    small = side // autoencoder_factor(config)
+    side, factor = image_size or config.data.image_size, autoencoder_factor(config)
+    if side % factor:
+        raise UserError(
+            f"{name} divides images by {factor}, and --image_size is {side}: use a multiple."
+        )
+    small = side // factor
     facts = {
         "step": model.meta.get("step"),
         "weights": model.fingerprint,

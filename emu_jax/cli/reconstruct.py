@@ -34,6 +34,9 @@ def main(argv: Sequence[str]) -> int:
         default="",
         help="a model of configs/parser.py, for --pictures=scenes/...",
     )
+    parser.add_argument(
+        "--image_size", type=positive, help="pixels per side; default: as the first was trained"
+    )
     add_data_dir(parser)
     parser.add_argument("--batch_size", type=positive, default=16, help="images at once")
     add_out(parser, "runs/reconstructions", "folder for the report")
@@ -47,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
         arguments.out,
         judge=arguments.judge,
         parser=arguments.parser,
+        image_size=arguments.image_size,
         data_dir=arguments.data_dir,
         batch_size=arguments.batch_size,
     )

@@ -59,11 +59,18 @@ def test_only_autoencoders_are_taken(generator_run, pictures, tmp_path, capsys):
     assert "is not an autoencoder" in capsys.readouterr().err
 
 
-def test_a_parser_reads_scenes_before_and_after(autoencoder_run, parser_run, scenes, tmp_path):
+def test_a_parser_reads_scenes_before_and_after(
+    autoencoder_run, parser_run, scenes, tmp_path, capsys
+):
     chosen = "scenes/openmoji_tiny:kind != single"
     sets = [f"--pictures={chosen}", f"--data_dir={scenes}", f"--parser={parser_run}"]
-    assert main(["reconstruct", str(autoencoder_run), "--judge=", *sets, f"--out={tmp_path}"]) == 0
-    record = json.loads((tmp_path / "reconstruct.json").read_text())["contents"]
+    command = ["reconstruct", str(autoencoder_run), "--judge=", *sets, f"--out={tmp_path}"]
+    assert main([*command, "--image_size=20"]) == 2
+    assert "divides images by 8, and --image_size is 20" in capsys.readouterr().err
+    assert main([*command, "--image_size=24"]) == 0
+    record = json.loads((tmp_path / "reconstruct.json").read_text())
+    assert record[str(autoencoder_run)]["latents"] == [3, 3, 16]  # trained on 16 x 16 pixels
+    record = record["contents"]
     manifest = open_source("scenes/openmoji_tiny", scenes).manifest
     rows = manifest.select("kind != single")
     read = [i for i, row in enumerate(rows) if manifest.column("kind")[row] != "person"]
