@@ -81,6 +81,17 @@ class Nursery:
         os.kill(pid, number)
         return self.wait([pid])[0]
 
+    def resume(self, name: str, command: list[str], workdir: Path) -> None:
+        """Trains in ``workdir`` to the end, after SIGKILL when the first checkpoint was complete.
+        Nothing is validated or previewed, which changes no array.
+        """
+        nothing = [f"--config.train.{name}_every=0" for name in ("validate", "preview")]
+        command = [*command, f"--workdir={workdir}", *nothing]
+        code = self.interrupt(f"{name}_killed", command, runs.KILL, runs.saved(workdir))
+        assert code == -9, self.log(f"{name}_killed").read_text()
+        self.run(name, command)
+        assert "resumed from step" in self.log(name).read_text()
+
     def log(self, name: str, index: int = 0) -> Path:
         return self.folder / f"{name}.{index}.log"
 
@@ -127,10 +138,10 @@ def note_reads(path: Path) -> None:
 
     read, make, thread = Source.read, Loader.__call__, threading.local()
 
-    def noted_read(self, index):
+    def noted_read(self, index, further=""):
         if hasattr(thread, "read"):  # else it is read for something else than a batch
             thread.read.append(int(index))
-        return read(self, index)
+        return read(self, index, further)
 
     def noted_make(self, n):
         thread.read = []

@@ -226,6 +226,12 @@ def saving(workdir: Path):
     return lambda: folder.exists() and any("tmp" in path.name for path in folder.iterdir())
 
 
+def saved(workdir: Path):
+    """Whether a checkpoint is complete."""
+    folder = workdir / "checkpoints"
+    return lambda: folder.exists() and any(path.name.isdecimal() for path in folder.iterdir())
+
+
 def lines(path: Path) -> list[dict]:
     """The complete lines of a metrics file, without their wall-clock time."""
     found = []

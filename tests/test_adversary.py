@@ -1,7 +1,6 @@
 """Adversarial feedback by the real commands: two groups in one step, resumption, what is left."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import jax
@@ -37,9 +36,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def trained(pictures, scenes, autoencoder_run, generator_run, reward_run, tmp_path_factory):
-    """(what trains it, its workdir after three steps), beside a frozen reward that sees other
-    images.
-    """
+    """(the command, its workdir after three steps), beside a frozen reward on other images."""
     folder = tmp_path_factory.mktemp("adversarial")
     workdir, config = folder / "run", folder / "few_teachers.py"
     config.write_text(FEW)
@@ -54,7 +51,7 @@ def trained(pictures, scenes, autoencoder_run, generator_run, reward_run, tmp_pa
         "--config.denoiser.widths=(8,)",
         "--config.train.steps=3",
         "--config.train.validate_every=0",
-        "--config.train.checkpoint_every=2",
+        "--config.train.checkpoint_every=1",
         "--config.train.preview_every=3",
         "--config.groups.discriminator.optimizer.learning_rate=1e-2",
         *(f"--config.teachers.{name}.path={reward_run}" for name in TEACHERS),
@@ -65,24 +62,22 @@ def trained(pictures, scenes, autoencoder_run, generator_run, reward_run, tmp_pa
         ),
     ]
 
-    def train(workdir):
-        return main([*arguments, f"--workdir={workdir}"])
-
-    assert train(workdir) == 0
-    return train, workdir
+    assert main([*arguments, f"--workdir={workdir}"]) == 0
+    return arguments, workdir
 
 
-def test_both_learn_and_training_resumes_bit_for_bit(trained, reward_run, tmp_path):
-    train, workdir = trained
+def test_both_learn_and_a_killed_run_equals_the_unbroken_one(
+    trained, reward_run, nursery, tmp_path
+):
+    arguments, workdir = trained
     logged = {key for line in runs.lines(workdir / "metrics.jsonl") for key in line}
     assert {f"generator/{name}" for name in TEACHERS} <= logged
     assert {f"discriminator/{name}" for name in ("loss", "real", "drawn", "accuracy")} <= logged
     shown = " ".join(path.name for path in (workdir / "images").iterdir())
     assert "feedback_0" in shown and "feedback_1_0" in shown  # one of each trajectory
-    shutil.copytree(workdir, tmp_path / "resumed")
-    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "3")
-    assert train(tmp_path / "resumed") == 0
-    unbroken, resumed = runs.arrays(workdir), runs.arrays(tmp_path / "resumed")
+    broken = tmp_path / "broken"
+    nursery.resume("adversary", arguments, broken)
+    unbroken, resumed = runs.arrays(workdir), runs.arrays(broken)
     assert unbroken.keys() == resumed.keys()
     assert all(np.array_equal(unbroken[path], resumed[path]) for path in unbroken)
     # It started as the reward, and has moved a little.

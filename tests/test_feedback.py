@@ -1,7 +1,6 @@
 """Perceptual feedback learning by the real commands: the steps, resumption, what draws."""
 
 import json
-import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -29,7 +28,7 @@ CONFIG = f"{runs.ROOT}/configs/feedback.py:size=test,teacher=both"
 def trained(
     pictures, scenes, autoencoder_run, generator_run, parser_run, deeplab_run, tmp_path_factory
 ):
-    """(what trains it to a step, its workdir after four steps)"""
+    """(the command, its workdir after four steps)"""
     workdir = tmp_path_factory.mktemp("feedback") / "run"
     arguments = [
         "train",
@@ -42,6 +41,8 @@ def trained(
         f"--config.text.minilm.path={pictures}/text_encoder",
         "--config.data.image_size=16",
         "--config.denoiser.widths=(8,)",
+        "--config.train.steps=4",
+        "--config.train.checkpoint_every=1",
         "--config.train.validate_every=2",
         "--config.train.preview_every=4",
         *(
@@ -50,25 +51,21 @@ def trained(
         ),
     ]
 
-    def train(workdir, *more):
-        return main([*arguments, f"--workdir={workdir}", *more])
-
-    assert train(workdir, "--config.train.steps=4") == 0
-    return train, workdir
+    assert main([*arguments, f"--workdir={workdir}"]) == 0
+    return arguments, workdir
 
 
-def test_every_term_is_logged_and_training_resumes_bit_for_bit(trained, tmp_path):
-    train, workdir = trained
+def test_every_term_is_logged_and_a_killed_run_equals_the_unbroken_one(trained, nursery, tmp_path):
+    arguments, workdir = trained
     logged = runs.lines(workdir / "metrics.jsonl")
     terms = {f"generator/{name}" for name in ("structure", "layout", "style", "diffusion")}
     assert terms <= {key for line in logged for key in line}
     for line in (line for line in logged if "generator/loss" in line):
         assert line["generator/loss"] == pytest.approx(sum(line[name] for name in terms), rel=1e-5)
     assert list(workdir.rglob("*feedback*.png"))
-    shutil.copytree(workdir, tmp_path / "resumed")
-    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "4")
-    assert train(tmp_path / "resumed", "--config.train.steps=4") == 0
-    unbroken, resumed = runs.arrays(workdir), runs.arrays(tmp_path / "resumed")
+    broken = tmp_path / "broken"
+    nursery.resume("feedback", arguments, broken)
+    unbroken, resumed = runs.arrays(workdir), runs.arrays(broken)
     assert unbroken.keys() == resumed.keys()
     assert all(np.array_equal(unbroken[path], resumed[path]) for path in unbroken)
 
