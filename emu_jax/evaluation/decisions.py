@@ -100,26 +100,35 @@ class Comparison:
 def decide(claims: Claims, found: Comparison) -> tuple[list[Verdict], list[Verdict]]:
     """The verdicts on gates and on claims."""
     gates, left = _gates(claims, found), kinds_left(claims, found)
-    alternatives: dict[str | int, list[bool]] = {}
-    for i, gate in enumerate(gates):
-        alternatives.setdefault(gate.requirement.name or i, []).append(gate.result != FAILS)
-    void = not all(map(any, alternatives.values())) or (claims.kinds and not left)
+    passed = _pass([(gate.requirement, gate.result != FAILS) for gate in gates])
     verdicts = [_decided(one, claims, found, left) for one in claims.claims]
-    if void:
+    if not passed or (claims.kinds and not left):
         verdicts = [replace(one, result=VOID) for one in verdicts]
     return gates, verdicts
 
 
 def kinds_left(claims: Claims, found: Comparison) -> list[str]:
     """Those of ``claims.kinds`` that fail no gate."""
-    failed = {
-        part.kind
-        for gate in _gates(claims, found)
-        if not gate.requirement.kinds
-        for part in gate.measured
-        if not _holds(gate.requirement, part)
-    }
-    return [kind for kind in claims.kinds if kind not in failed]
+    gates = [gate for gate in _gates(claims, found) if not gate.requirement.kinds]
+
+    def passes(kind: str) -> bool:
+        parts = [
+            (gate.requirement, part)
+            for gate in gates
+            for part in gate.measured
+            if part.kind == kind
+        ]
+        return _pass([(one, _holds(one, part)) for one, part in parts])
+
+    return [kind for kind in claims.kinds if passes(kind)]
+
+
+def _pass(gates: Sequence[tuple[Requirement, bool]]) -> bool:
+    """Whether every gate holds; of those with the same name one is enough."""
+    alternatives: dict[str | int, list[bool]] = {}
+    for i, (one, holds) in enumerate(gates):
+        alternatives.setdefault(one.name or i, []).append(holds)
+    return all(map(any, alternatives.values()))
 
 
 def gaps(claims: Claims, found: Comparison) -> list[tuple[Gap, list[Measured]]]:
