@@ -181,7 +181,8 @@ def _autoencoder(
     side, factor = image_size or config.data.image_size, autoencoder_factor(config)
     if side % factor:
         raise UserError(
-            f"{name} divides images by {factor}, and --image_size is {side}: use a multiple."
+            f"{name} divides images by {factor}, and these have {side} pixels: choose a multiple "
+            "with --image_size."
         )
     small = side // factor
     facts = {

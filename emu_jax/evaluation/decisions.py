@@ -150,7 +150,7 @@ def overview(table: Overview, claims: Claims, found: Comparison) -> dict[str, li
     return {
         arm: [
             _measured(Requirement("", arm, table.figure, more_than=0.0), claims, found, kinds)
-            for kinds in [[], *_parts(table.kinds, [])]
+            for kinds in [[], *([kind] for kind in table.kinds)]
         ]
         for arm in table.arms or claims.arms
     }

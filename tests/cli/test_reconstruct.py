@@ -66,7 +66,7 @@ def test_a_parser_reads_scenes_before_and_after(
     sets = [f"--pictures={chosen}", f"--data_dir={scenes}", f"--parser={parser_run}"]
     command = ["reconstruct", str(autoencoder_run), "--judge=", *sets, f"--out={tmp_path}"]
     assert main([*command, "--image_size=20"]) == 2
-    assert "divides images by 8, and --image_size is 20" in capsys.readouterr().err
+    assert "divides images by 8, and these have 20 pixels" in capsys.readouterr().err
     assert main([*command, "--image_size=24"]) == 0
     record = json.loads((tmp_path / "reconstruct.json").read_text())
     assert record[str(autoencoder_run)]["latents"] == [3, 3, 16]  # trained on 16 x 16 pixels

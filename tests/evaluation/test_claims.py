@@ -1,6 +1,7 @@
 """Claims from a file, decided by the records of comparisons."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from emu_jax.cli.main import main
 from emu_jax.errors import UserError
 from emu_jax.evaluation.claims import Claims
-from emu_jax.evaluation.decisions import FAILS, HOLDS, VOID, Comparison, decide, gaps
+from emu_jax.evaluation.decisions import FAILS, HOLDS, VOID, Comparison, decide, gaps, overview
 
 FILE = """
 title = "Does it help?"
@@ -113,6 +114,10 @@ def test_claims_are_decided_by_intervals_over_prompts_and_by_every_seed(file):
     ours, low = np.mean([shares["run_0"], shares["run_1"]]), shares["base (simple)"]
     assert gap.interval.value == pytest.approx((ours - low) / (shares["base (complex)"] - low))
     assert gap.interval.low < gap.interval.value < gap.interval.high
+    (table,) = claims.tables
+    for kinds in ((), ("two",)):
+        rows = overview(replace(table, kinds=kinds), claims, found)
+        assert [part.kind for part in rows["ours"]] == ["", *kinds]
 
 
 def test_a_seed_that_disagrees_or_another_brightness_is_seen(file):
