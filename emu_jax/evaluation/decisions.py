@@ -80,6 +80,11 @@ class Comparison:
         means = [np.bincount(rows, np.array([*own.values()], float)) / count for own in found]
         return np.stack(means)
 
+    def kinds(self) -> list[str]:
+        """The kinds of the prompts whose images were read."""
+        images = [one.get("contents", {}).get("images", {}) for one in self.records]
+        return sorted({x["kind"] for own in images for rows in own.values() for x in rows})
+
     def distances(self, models: Sequence[str], figure: str) -> list[Interval]:
         """The figure of sets of images of each model; none if it is no such figure."""
         found = (_of_set(record, model, figure) for model in models for record in self.records)
@@ -108,7 +113,18 @@ def decide(claims: Claims, found: Comparison) -> tuple[list[Verdict], list[Verdi
 
 
 def kinds_left(claims: Claims, found: Comparison) -> list[str]:
-    """Those of ``claims.kinds`` that fail no gate."""
+    """Those of ``claims.kinds`` that fail no gate.
+
+    Raises:
+      UserError: no prompt of the comparison is of a kind.
+    """
+    known = found.kinds()
+    for kind in claims.kinds:
+        if kind not in known:
+            raise UserError(
+                f"The claims are about prompts of the kind {kind!r}, and the comparison has none; "
+                f"its kinds are {', '.join(known) or 'none'}."
+            )
     gates = [gate for gate in _gates(claims, found) if not gate.requirement.kinds]
 
     def passes(kind: str) -> bool:

@@ -177,6 +177,8 @@ def test_a_kind_of_prompts_that_fails_a_gate_is_left_out(file):
     file.write_text(text.replace("at_least = 1", "at_least = 2"))
     _, (helps, kept) = decide(Claims.read(file), found)
     assert (helps.result, kept.result) == (VOID, HOLDS)
+    with pytest.raises(UserError, match=r"of the kind 'twoo', .* its kinds are count, two"):
+        decide(replace(claims, kinds=["count", "twoo"], gates=[]), found)
     nowhere = record({**SHARES, "base (complex)": (0.3, 0.3)})
     (gate,), verdicts = decide(claims, Comparison([nowhere]))
     assert gate.result == FAILS and {one.result for one in verdicts} == {VOID}
